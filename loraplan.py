@@ -21,10 +21,10 @@ from sim.errors import InputError, LoraplanError, OutputError, ScenarioError, Se
 from sim.version import __version__
 
 if TYPE_CHECKING:
-    from reports.text.answer_text import Answer
     from sim.api import ComparisonResults, PlanResults, Results, compare, load_scenario, plan, run, sweep
     from sim.results.point import Metric, Point
     from sim.spec.scenario_file import LoadedScenario
+    from sim.studies.run.answer import Answer
 
 __all__ = [
     "Answer",
@@ -52,7 +52,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import verbs and result types on first use."""
     if name == "Answer":
-        from reports.text.answer_text import Answer
+        from sim.studies.run.answer import Answer
 
         return Answer
     if name not in __all__:

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from calibrate.device.devices import Call, Device, UnavailableError, out_of_memory
 from calibrate.device.hardware import DisturbanceMonitor
 from calibrate.samples import Configuration, SampleLog, Visit
+from reports.document import Report
+from reports.table import Table
 from sim.errors import InputError
+from sim.spec.units import human_seconds
 
 CANARY = "canary"
 _CANARY_EVERY = 8
@@ -52,10 +57,32 @@ QUICK = Method(rounds=3, least=20, half_width=0.05, limit_s=0.25, warmup=1)
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a suite is timed.
+
+    :ivar seed: of the order, and of what is random in the grid.
+    :ivar method: in place of that of a quick or of a full run.
+    :ivar parts: of the suite: what this run times, in this order; none: everything, in random order.
+    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
+    """
+
+    quick: bool = False
+    seed: int = 1
+    method: Method | None = None
+    parts: tuple[str, ...] = ()
+    ends_at: float = math.inf
+    overwrite: bool = False
+
+    @property
+    def how(self) -> Method:
+        """The method."""
+        return self.method or (QUICK if self.quick else Method())
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A configuration ready to be timed.
 
-    :ivar call: what is timed.
     :ivar before: runs before every sample, untimed (puts things back; drops caches).
     :ivar seconds: in place of timing ``call``: runs it and returns (seconds, wall seconds), for work that must stop
         its own clock.
@@ -90,21 +117,17 @@ def median_half_width(samples: Sequence[float]) -> float:
 class TimedWork:
     """What is to be timed.
 
-    :ivar configurations: all of the suite.
     :ivar opens: sets a configuration up; if it fails for lack of memory, or because the device can't do it, the
         configuration is skipped and the log says so.
     :ivar canary: the same work throughout the run, to notice that the device changes.
-    :ivar flush: push data out of the caches before every sample.
-    :ivar parts: what this run times, one part after the other; None: all configurations as one part.
-    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
+    :ivar parts: what this run times, one part after the other; none: all configurations as one part.
     """
 
     configurations: Sequence[Configuration]
     opens: Open
     canary: Prepared
+    parts: Sequence[Sequence[Configuration]] = ()
     flush: bool = True
-    parts: Sequence[Sequence[Configuration]] | None = None
-    ends_at: float = math.inf
 
 
 class _TimeIsUpError(Exception):
@@ -115,9 +138,7 @@ def measure(
     work: TimedWork,
     device: Device,
     log: SampleLog,
-    method: Method,
-    *,
-    seed: int = 1,
+    sampling: Sampling,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Time all configurations part by part, each once a round in random order; what the log has is not timed again.
@@ -125,17 +146,15 @@ def measure(
     The log's manifest then has ``flags`` (drift, throttling, a busy device, what was skipped), ``skipped`` (the reason
     by key) and ``untimed`` (how many configurations miss a visit); ``log.cut_short`` says whether time ran out.
 
-    :returns: the flags, in words.
     :raises InputError: if no configuration could be timed.
     """
-    parts = [work.configurations] if work.parts is None else work.parts
-    chosen = {one.key for part in parts for one in part}
-    visits = _Visits(work, device, log, method, chosen)
-    total, count = method.rounds * sum(len(part) for part in parts), 0
+    parts, rounds = work.parts or [work.configurations], sampling.how.rounds
+    visits = _Visits(work, device, log, sampling, {one.key for part in parts for one in part})
+    total, count = rounds * sum(len(part) for part in parts), 0
     try:
         for part in parts:
-            rng = np.random.default_rng(seed)
-            for turn in range(method.rounds):
+            rng = np.random.default_rng(sampling.seed)
+            for turn in range(rounds):
                 for place, index in enumerate(rng.permutation(len(part))):
                     visits.visit(part[index], turn, canary=place % _CANARY_EVERY == 0)
                     count += 1
@@ -149,13 +168,13 @@ class _Visits:
     """Visits configurations, unless the log has them, and knows what was skipped.
 
     :param chosen: keys of those that are tried now, whatever earlier runs skipped.
-    :ivar skipped: why, by key.
     """
 
     def __init__(
-        self, work: TimedWork, device: Device, log: SampleLog, method: Method, chosen: Collection[str]
+        self, work: TimedWork, device: Device, log: SampleLog, sampling: Sampling, chosen: Collection[str]
     ) -> None:
-        self._work, self._device, self._log, self._method = work, device, log, method
+        self._work, self._device, self._log, self._method = work, device, log, sampling.how
+        self._ends_at = sampling.ends_at
         earlier = log.manifest.get("skipped", {})
         self.skipped = {str(key): str(why) for key, why in earlier.items() if key not in chosen}
         self._done = log.done
@@ -172,7 +191,7 @@ class _Visits:
         """
         if (one.key, turn) in self._done:
             return
-        if time.monotonic() >= self._work.ends_at and self._made >= _LEAST_VISITS:
+        if time.monotonic() >= self._ends_at and self._made >= _LEAST_VISITS:
             raise _TimeIsUpError
         self._made += 1
         if canary:
@@ -203,7 +222,7 @@ class _Visits:
 
         :raises InputError: if no configuration could be timed.
         """
-        suite, counts = self._work.configurations, _counts(self._log.visits)
+        suite, counts = self._work.configurations, {key: len(samples) for key, samples in self._kept.items() if samples}
         if self.skipped and not any(one.key in counts for one in suite):
             raise InputError(
                 f"no configuration could be timed: {next(iter(self.skipped.values()))}",
@@ -224,14 +243,6 @@ class _Visits:
         return flags
 
 
-def _counts(visits: Sequence[Visit]) -> dict[str, int]:
-    """Return how many samples each configuration has, by key."""
-    counts: dict[str, int] = {}
-    for visit in visits:
-        counts[visit.configuration.key] = counts.get(visit.configuration.key, 0) + len(visit.seconds)
-    return counts
-
-
 def drift(visits: Sequence[Visit]) -> list[str]:
     """Return a sentence if the canary's median in some round differs from that of all rounds."""
     rounds: dict[int, list[float]] = {}
@@ -249,19 +260,13 @@ def drift(visits: Sequence[Visit]) -> list[str]:
 
 
 def _disturbed(visits: Sequence[Visit]) -> list[str]:
-    """Return a sentence for every kind of disturbance, with the share of visits it was seen in."""
-    counts: dict[str, int] = {}
-    for visit in visits:
-        for flag in visit.flags:
-            word = flag.partition(":")[0]
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(flag.partition(":")[0] for visit in visits for flag in visit.flags)
     return [f"{word}: in {count} of {len(visits)} visits" for word, count in counts.items()]
 
 
 def _sample(
     prepared: Prepared, device: Device, method: Method, turn: int, before: Sequence[float], flush: bool
 ) -> list[tuple[float, float]]:
-    """Sample one visit: at least its share, then until the median is known or the time is up."""
     for _ in range(method.warmup):
         if prepared.before is not None:
             prepared.before()
@@ -293,3 +298,57 @@ def _visit(
     seen = monitor.check()
     flags = [f"throttled: {seen.what}"] * seen.throttled + [f"busy device: {seen.what}"] * seen.busy
     return Visit(one, turn, order, [s for s, _ in samples], [w for _, w in samples], flags)
+
+
+def samples_report(log: SampleLog) -> Report:
+    """Return a row for each kind and backend (or stage of a load): how many, how long, how well known, how far off
+    the floor; of steps the device's measured ceilings, and how far backends are from float32."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    kinds: dict[str, dict[str, Configuration]] = defaultdict(dict)
+    for visit in log.visits:
+        one = visit.configuration
+        samples[one.key] += visit.seconds
+        kinds[_kind(one)][one.key] = one
+    rows = []
+    for kind, members in sorted(kinds.items(), key=lambda row: (row[0] == CANARY, row[0])):
+        medians = [float(np.median(samples[key])) for key in members]
+        width = float(np.median([median_half_width(samples[key]) for key in members]))
+        over = np.array(medians) / [float(one.parameters.get("floor_s", math.nan)) for one in members.values()]
+        rows.append(
+            [
+                kind,
+                f"{len(members):,}",
+                f"{sum(len(samples[key]) for key in members):,}",
+                human_seconds(min(medians)),
+                human_seconds(max(medians)),
+                f"{width:.1%}" if math.isfinite(width) else "unknown",
+                f"{np.nanmedian(over):.1f}" if np.isfinite(over).any() else "",
+            ]
+        )
+    head = ["what", "configurations", "samples", "fastest", "slowest", "half-width of the median", "times the floor"]
+    ceilings = [_ceilings(log.manifest)] if log.suite == "steps" else []
+    return Report(
+        kind=f"calibrate {log.suite}",
+        name=str(log.folder),
+        data=log.manifest,
+        terminal=[Table("Samples", head, rows), "", *ceilings, f"samples  {log.folder / f'{log.suite}.parquet'}"],
+        notes=log.manifest.get("flags", ()),
+    )
+
+
+def _ceilings(manifest: Mapping[str, Any]) -> str:
+    ceilings = manifest["ceilings"]
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in manifest["backend_errors"].items())
+    return (
+        f"ceilings: {ceilings['bytes_per_s'] / 1e9:,.4g} GB/s, {ceilings['flops_per_s'] / 1e12:,.4g} TFLOP/s in bf16; "
+        f"relative error against float32: {errors}"
+    )
+
+
+def _kind(one: Configuration) -> str:
+    if one.kind == CANARY:
+        return CANARY
+    how = ", graph" if one.parameters.get("graph") else ""
+    lora = f", LoRA by {one.parameters['backend']}" if one.parameters.get("backend") else ""
+    base = ", base" if "backend" in one.parameters and not lora and one.kind != "head" else ""
+    return f"{one.kind}{base}{lora}{how}"

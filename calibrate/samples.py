@@ -34,7 +34,6 @@ class Configuration:
 
     :ivar key: names it, such as ``decode b32 d8 r16 s32 kv512 grouped_mm eager``.
     :ivar kind: what it belongs to: ``decode``, ``prefill``, ``mixed``, ``head``, ``canary``, or a stage of a load.
-    :ivar parameters: everything that a fit needs to know of it.
     """
 
     key: str
@@ -103,7 +102,8 @@ class SampleLog:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or not isinstance(manifest.get("plan"), dict):
             raise OutputError("this is not a manifest of samples", file=str(path), hint="add --overwrite to start over")
-        different = [key for key in {**manifest["plan"], **plan} if manifest["plan"].get(key) != _plain(plan.get(key))]
+        wanted = json.loads(json.dumps(dict(plan)))
+        different = [key for key in {**manifest["plan"], **wanted} if manifest["plan"].get(key) != wanted.get(key)]
         if different:
             key = sorted(different)[0]
             raise InputError(
@@ -239,8 +239,3 @@ def _read(path: Path) -> Iterable[Visit]:
                 got=str(error),
                 hint="remove the line, or add --overwrite to start over",
             ) from None
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    return json.loads(json.dumps(value))

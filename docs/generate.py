@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reference.commands import command_sections
-from reference.engines import engine_rules, key_table, mode_tables, option_tables, version_table
+from reference.engines import engine_rules, mode_tables, option_tables, version_table
 from reference.metrics import metric_table
-from reference.profiles import built_profiles, profile_sections
 from reference.scenario import SCENARIO_PAGES, scenario_sections, scenario_table
 from reference.vetting import threshold_table
 
@@ -47,15 +46,11 @@ def pages() -> dict[Path, str]:
             for page in SCENARIO_PAGES
         },
         "metrics": ("metrics.md", metric_table),
-        "profiles": ("profile-sources.md", profile_sections),
-        "built-profiles": ("profiles.md", built_profiles),
-        "commands": ("commands.md", lambda: command_sections(measuring=False)),
-        "measuring-commands": ("commands-measuring.md", lambda: command_sections(measuring=True)),
+        "commands": ("commands.md", command_sections),
         "engine-rules": ("adapters.md", engine_rules),
-        "adapter-modes": ("engine-modes.md", mode_tables),
+        "adapter-modes": ("engine-flags.md", mode_tables),
         "engine-versions": ("engines.md", version_table),
         "options-to-keys": ("engine-flags.md", option_tables),
-        "keys-to-options": ("engine-flags.md", key_table),
         "thresholds": ("vet.md", threshold_table),
     }
     result: dict[Path, str] = {}

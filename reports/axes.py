@@ -172,6 +172,11 @@ def point_words(point: Point, axes: Sequence[Axis]) -> str:
     return ", ".join(axis.point_phrase(point) for axis in axes) or "this run"
 
 
+def label_of(point: Point, axes: Sequence[Axis]) -> str:
+    """Return a point's swept values: quantities with their key in words, names as they are."""
+    return ", ".join(axis.point_phrase(point) if axis.numeric else axis.point_label(point) for axis in axes)
+
+
 def shorten(text: str, most: int) -> str:
     """Return a text cut to this many letters, with an ellipsis where something was cut."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"

@@ -28,6 +28,14 @@ class Note(str):
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The first line of a result on the terminal, with a mark and a colour for the verdict on the SLO."""
+
+    text: str
+    verdict: str | None = None
+
+
+@dataclass(frozen=True)
 class Code:
     """Text to copy.
 
@@ -85,7 +93,7 @@ class File:
     """A file that a command leaves.
 
     :ivar content: text, or data to write as JSON; a function gets the folder. None: the command has written it.
-    :ivar label: what it is, where the terminal names it; empty: it does not.
+    :ivar label: what it is, where the terminal names it; empty: it does not. Files of one label share a line.
     :ivar hint: a line for the terminal below it; ``{}`` stands for its path.
     """
 
@@ -101,7 +109,7 @@ class Report:
 
     :ivar kind: the command, such as ``trace``; ``name``: of what it is about.
     :ivar data: as ``--json`` prints it.
-    :ivar terminal: lines and tables, in order.
+    :ivar terminal: lines and tables, in order; ``closing``: what stands below the files there.
     :ivar kicker: above the name on the page, after ``loraplan``; default: the kind.
     :ivar title: of the page, if it isn't the name.
     :ivar lead: what the page is for; ``setup``: on what it was simulated; ``swept``: over which values.
@@ -119,7 +127,7 @@ class Report:
     kind: str
     name: str
     data: Any
-    terminal: Sequence[str | Table]
+    terminal: Sequence[str | Table | Opening]
     kicker: str = ""
     title: str = ""
     lead: str = ""
@@ -135,5 +143,6 @@ class Report:
     sections: Callable[[], Sequence[Section]] = tuple
     files: Sequence[File] = ()
     margin: int = 8
+    closing: Sequence[str | Code] = ()
     notes: Sequence[str] = ()
     version: str = ""

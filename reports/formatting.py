@@ -158,6 +158,11 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= _TINY else f"below {_TINY:g}"
 
 
+def plural(count: float, word: str) -> str:
+    """Return a count with its word: ``1 slot``, ``1,808 sessions``."""
+    return f"{number(count)} {word}{'' if count == 1 else 's'}"
+
+
 def likelihood(probability: float) -> str:
     """Return a probability with two digits; one near an end as a bound."""
     if probability < 0.005:

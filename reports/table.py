@@ -24,6 +24,7 @@ class Table:
     :ivar verdicts: the verdict on the SLO that a cell shows, by row and column.
     :ivar optional: columns that a terminal too narrow for all of them leaves out, the first one first.
     :ivar keys: columns that name a row; a terminal that is still too narrow repeats them.
+    :ivar unmarked: in its place where a terminal shows no marks, and it needs them.
     """
 
     caption: str
@@ -34,6 +35,7 @@ class Table:
     verdicts: Mapping[tuple[int, int], str] = field(default_factory=dict)
     optional: tuple[int, ...] = ()
     keys: int = 1
+    unmarked: Table | None = None
 
 
 def numbers_table(caption: str, axis: Axis, points: Sequence[Point], names: Sequence[str]) -> Table:

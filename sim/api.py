@@ -15,9 +15,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from sim.errors import InputError
 from sim.results.point import Metric, Point
@@ -28,7 +28,7 @@ from sim.spec.scenario_file import load_scenario as _load
 from sim.study_results import ComparisonResults, PlanResults, Results
 
 if TYPE_CHECKING:
-    from sim.studies.backends.pool import Pool
+    from sim.studies import execution as studies
 
 __all__ = [
     "ComparisonResults",
@@ -77,71 +77,89 @@ def load_scenario(
     return _with_values(loaded, values, seed)
 
 
+class Execution(TypedDict, total=False):
+    """What the verbs that simulate take besides their question.
+
+    - ``evictions``: eviction policies of your own, such as ``{"mine": Mine}``: classes by the names that
+      ``cache.eviction`` may then have (docs/own-policy.md). ``routers``: the same for ``router.policy``.
+    - ``seed``: replaces ``run.seed``.
+    - ``out``: a run directory to keep; one that holds this run already is read, not simulated.
+    - ``jobs``: worker processes; -1, the default: one for each core.
+    - ``backend``: ``local``, ``dask`` or ``ray``; ``address``: of a cluster that is there already.
+    - ``progress``: called with the tasks done and all there are.
+    """
+
+    evictions: Policies | None
+    routers: Policies | None
+    seed: int | None
+    out: str | Path | None
+    jobs: int
+    backend: str
+    address: str | None
+    progress: Progress
+
+
 def run(
-    scenario: Source,
-    values: Mapping[str, Any] | None = None,
-    *,
-    headroom: bool = False,
-    evictions: Policies | None = None,
-    routers: Policies | None = None,
-    seed: int | None = None,
-    out: str | Path | None = None,
-    jobs: int = -1,
-    backend: str = "local",
-    address: str | None = None,
-    progress: Progress = lambda done, total: None,
+    scenario: Source, values: Mapping[str, Any] | None = None, *, headroom: bool = False, **how: Unpack[Execution]
 ) -> Results:
     """Simulate one scenario.
 
     :param scenario: a file, a bundled name, or what ``load_scenario`` gave.
     :param values: by dotted key.
     :param headroom: also simulate at what multiple of the traffic the SLO fails (``Results.headroom``).
-    :param evictions: eviction policies of your own, such as ``{"mine": Mine}``: classes by the names that
-        ``cache.eviction`` may then have (docs/own-policy.md). ``routers``: the same for ``router.policy``.
-    :param out: a run directory to keep; one that holds this run already is read, not simulated.
-    :param jobs: worker processes; -1: one for each core.
-    :param backend: ``local``, ``dask`` or ``ray``; ``address``: of a cluster that is there already.
-    :param progress: called with the tasks done and all there are.
+    :param how: see ``Execution``.
     :raises InputError: if the scenario can't be simulated.
     """
-    return _study(
-        _loaded(scenario, values, seed, Given.of(evictions, routers)),
-        [{}],
-        out,
-        _pool(backend, address, jobs),
-        progress,
-        headroom=headroom,
-    )
+    return simulated(_loaded(scenario, values, how), [{}], how.get("out"), _executing(how), headroom=headroom)
 
 
 def sweep(
     scenario: Source,
     over: Mapping[str, Iterable[Any]] | None = None,
     values: Mapping[str, Any] | None = None,
-    *,
-    evictions: Policies | None = None,
-    routers: Policies | None = None,
-    seed: int | None = None,
-    out: str | Path | None = None,
-    jobs: int = -1,
-    backend: str = "local",
-    address: str | None = None,
-    progress: Progress = lambda done, total: None,
+    **how: Unpack[Execution],
 ) -> Results:
-    """Simulate every combination of values; parameters as for ``run``.
+    """Simulate every combination of values; other parameters as for ``run``.
 
     :param over: values by dotted key; None: the scenario's ``sweep`` block.
     """
     from sim.studies.sweep import grid
 
-    loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
+    loaded = _loaded(scenario, values, how)
     axes = {key: list(values) for key, values in (over or {}).items()}
     for key, swept in axes.items():
         if not swept:
             raise InputError("no values to sweep", key=f"over: {key}", hint=_OVER)
     if not axes and not loaded.scenario.sweep:
         raise InputError("nothing to sweep", key="over", hint=f"{_OVER}, or write a sweep: block in the scenario")
-    return _study(loaded, grid(loaded, axes), out, _pool(backend, address, jobs), progress)
+    return simulated(loaded, grid(loaded, axes), how.get("out"), _executing(how))
+
+
+def simulated(
+    loaded: LoadedScenario,
+    sets: list[dict[str, Any]],
+    out: str | Path | None,
+    opened: AbstractContextManager[studies.Execution],
+    *,
+    overwrite: bool = False,
+    headroom: bool = False,
+) -> Results:
+    """Simulate points, or read those that a run directory holds already: what ``run``, ``sweep`` and their commands do.
+
+    :param sets: swept keys and values of each point; ``[{}]`` for a single run.
+    :param opened: opens what simulates, if anything is to be.
+    """
+    from sim.studies.study_identity import finished_study
+
+    with _folder(out) as folder:
+        # Looked for before anything opens: a study that is finished needs no simulator, which takes long to import.
+        finished = None if overwrite else finished_study(loaded, sets, folder, headroom=headroom)
+        if finished is None:
+            with opened as execution:
+                from sim.studies.sweep import run_study
+
+                finished = run_study(loaded, sets, folder, execution, overwrite=overwrite, headroom=headroom)
+    return Results(finished.run, kept=out is not None, reused=finished.reused, unchanged=finished.unchanged)
 
 
 def plan(
@@ -152,14 +170,7 @@ def plan(
     maximize: Mapping[str, Sequence[Any]] | None = None,
     what_if: bool = False,
     headroom: bool = False,
-    evictions: Policies | None = None,
-    routers: Policies | None = None,
-    seed: int | None = None,
-    out: str | Path | None = None,
-    jobs: int = -1,
-    backend: str = "local",
-    address: str | None = None,
-    progress: Progress = lambda done, total: None,
+    **how: Unpack[Execution],
 ) -> PlanResults:
     """Find the smallest or largest value that meets the SLO; other parameters as for ``run``.
 
@@ -168,17 +179,14 @@ def plan(
     :param what_if: also try one change at a time at the answer; ``progress`` counts these.
     :param headroom: also simulate how much more traffic fits into the answer.
     """
-    from sim.studies.execution import Execution
-    from sim.studies.planning.plan_study import make_plan
+    from sim.studies.plan.study import make_plan
 
-    loaded = _loaded(scenario, values, seed, Given.of(evictions, routers))
+    loaded = _loaded(scenario, values, how)
     if minimize is not None or maximize is not None:
         loaded = loaded.with_values(_question(minimize, maximize), Origin("maximize" if maximize else "minimize"))
-    with _folder(out) as folder, _pool(backend, address, jobs) as pool:
-        planned = make_plan(
-            loaded, folder, Execution(pool, on_progress=progress), and_what_if=what_if, headroom=headroom
-        )
-    return PlanResults(read_run(planned.path), kept=out is not None)
+    with _folder(how.get("out")) as folder, _executing(how) as execution:
+        planned = make_plan(loaded, folder, execution, and_what_if=what_if, headroom=headroom)
+    return PlanResults(read_run(planned.path), kept=how.get("out") is not None)
 
 
 def compare(one: Results | str | Path, other: Results | str | Path) -> ComparisonResults:
@@ -215,12 +223,13 @@ def _question(
     return {"plan": question}
 
 
-def _loaded(scenario: Source, values: Mapping[str, Any] | None, seed: int | None, given: Given) -> LoadedScenario:
+def _loaded(scenario: Source, values: Mapping[str, Any] | None, how: Execution) -> LoadedScenario:
+    given = Given.of(how.get("evictions"), how.get("routers"))
     if not isinstance(scenario, LoadedScenario):
         loaded = _load(str(scenario), given=given)
     else:
         loaded = scenario.with_policies(given) if given.evictions or given.routers else scenario
-    return _with_values(loaded, values, seed)
+    return _with_values(loaded, values, how.get("seed"))
 
 
 def _with_values(loaded: LoadedScenario, values: Mapping[str, Any] | None, seed: int | None) -> LoadedScenario:
@@ -228,27 +237,16 @@ def _with_values(loaded: LoadedScenario, values: Mapping[str, Any] | None, seed:
     return loaded if seed is None else loaded.with_values({"run.seed": seed}, _SEED)
 
 
-def _pool(backend: str, address: str | None, jobs: int) -> AbstractContextManager[Pool]:
+def _executing(how: Execution) -> AbstractContextManager[studies.Execution]:
+    """Return what opens the pool that the options select."""
     from sim.studies.backends.backend_choice import choose_backend, open_pool
+    from sim.studies.execution import executing
 
-    return open_pool(choose_backend([backend] if address is None else [backend, address]), jobs)
-
-
-def _study(
-    loaded: LoadedScenario,
-    sets: list[dict[str, Any]],
-    out: str | Path | None,
-    opened: AbstractContextManager[Pool],
-    progress: Progress,
-    *,
-    headroom: bool = False,
-) -> Results:
-    from sim.studies.execution import Execution
-    from sim.studies.sweep import run_study
-
-    with _folder(out) as folder, opened as pool:
-        finished = run_study(loaded, sets, folder, Execution(pool, on_progress=progress), headroom=headroom)
-    return Results(finished.run, kept=out is not None)
+    if unknown := how.keys() - Execution.__annotations__.keys():
+        raise TypeError(f"no such parameter: {', '.join(sorted(unknown))}")
+    backend, address = how.get("backend", "local"), how.get("address")
+    opened = open_pool(choose_backend([backend] if address is None else [backend, address]), how.get("jobs", -1))
+    return executing(opened, nullcontext(how.get("progress", lambda done, total: None)))
 
 
 @contextmanager

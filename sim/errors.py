@@ -16,7 +16,7 @@ An ``InputError`` prints as ``file:line: key.path: what is wrong (got X, allowed
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class LoraplanError(Exception):
@@ -105,6 +105,8 @@ class SeveralErrors(InputError):
         return "\n".join(str(error) for error in self.errors)
 
 
+_MOST_NESTED = 5
+"""Levels of lists and mappings that an error shows."""
 _SYNONYMS = {"alpha": "exponent", "completion": "output", "input": "prompt", "median": "p50"}
 
 
@@ -124,9 +126,23 @@ def install_hint(extra: str) -> str:
 
 
 def _shorten(value: object, limit: int = 80) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    text = repr(value) if isinstance(value, str) and (not value or value != value.strip()) else text
+    text = _written(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _written(value: object, depth: int = 0) -> str:
+    """Return a value as a scenario file has it, in one line."""
+    if isinstance(value, str):
+        return value if value and value == value.strip() else repr(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or not isinstance(value, (Mapping, list, tuple)):
+        return "null" if value is None else repr(value)
+    if depth == _MOST_NESTED:
+        return "…"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_written(item, depth + 1)}' for key, item in value.items())}}}"
+    return f"[{', '.join(_written(item, depth + 1) for item in value)}]"
 
 
 def _one_line(text: str) -> str:

@@ -16,8 +16,9 @@ from sim.results.verdict import MET, NO_SLO, verdict
 if TYPE_CHECKING:
     import pandas as pd
 
-    from reports.text.answer_text import Answer
+    from reports.document import Report
     from sim.studies.compare.study import Comparison
+    from sim.studies.run.answer import Answer
 
 
 class Results:
@@ -25,10 +26,11 @@ class Results:
 
     :ivar path: the run directory; a temporary one where no ``out`` was given, gone with this object.
     :ivar points: one for every combination of swept values; one for a run.
+    :ivar reused: how many of them were there already; ``unchanged``: whether all were, and the folder is as it was.
     """
 
-    def __init__(self, data: RunData, *, kept: bool) -> None:
-        self._data = data
+    def __init__(self, data: RunData, *, kept: bool, reused: int = 0, unchanged: bool = False) -> None:
+        self.data, self.reused, self.unchanged = data, reused, unchanged
         if not kept:
             weakref.finalize(self, shutil.rmtree, data.path.parent, ignore_errors=True)
         self.path = data.path
@@ -38,22 +40,24 @@ class Results:
     @property
     def headroom(self) -> Headroom | None:
         """At what multiple of the traffic the SLO fails; None where that was not simulated."""
-        return self._data.headroom
+        return self.data.headroom
 
     @property
     def point(self) -> Point:
         """The point of a run; of a plan its answer; of a sweep the one to choose where there is a choice."""
-        from reports.answers.findings import sweep_focus
-        from reports.answers.plan_reading import PlanReading, is_plan
+        from sim.studies.run.findings import sweep_focus
 
-        if is_plan(self._data.manifest) and (chosen := PlanReading(self._data).chosen) is not None:
-            return chosen
         return self.points[0] if len(self.points) == 1 else sweep_focus(self.points, self._terms)
 
     @property
     def metrics(self) -> pd.DataFrame:
         """One row for each metric of ``point``: value, lo, hi, unit, settled, note."""
-        return _frame([(name, metric) for name, metric in self.point.metrics.items() if metric.applies])
+        import pandas as pd
+
+        columns = ("value", "lo", "hi", "unit", "settled", "note")
+        known = {name: metric for name, metric in self.point.metrics.items() if metric.applies}
+        rows = [{column: getattr(metric, column) for column in columns} for metric in known.values()]
+        return pd.DataFrame(rows, index=pd.Index(list(known), name="metric"))
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -85,9 +89,9 @@ class Results:
     @property
     def answer(self) -> Answer:
         """The answer in words, as the report's top box has it."""
-        from reports.pages.run_page import run_answer
+        from sim.studies.run.report import run_answer
 
-        return run_answer(self._data)
+        return run_answer(self.data)
 
     @property
     def meets_slo(self) -> bool | None:
@@ -117,20 +121,29 @@ class Results:
         index = pd.MultiIndex.from_arrays(columns, names=keys) if len(keys) > 1 else pd.Index(columns[0], name=keys[0])
         return pd.DataFrame(rows, index=index)
 
+    def document(self, *, every: bool = False) -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows.
+
+        :param every: whether a terminal shows every metric of a run.
+        """
+        from sim.studies.run.report import run_report
+
+        return run_report(self.data, every=every)
+
     def report(self) -> Path:
         """Write ``report.html`` into the run directory and return its path."""
-        from reports.pages.run_page import write_report
+        from reports.render.html import write
 
-        return write_report(self._data, self.answer)
+        return write(self.document(), self.path)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the answer, and the numbers behind it."""
-        from reports.pages.notebook import snippet
+        """Return what a notebook shows: the answer and a table, as a terminal shows them."""
+        from reports.render.html import snippet
 
-        return snippet(self._data, self.answer)
+        return snippet(self.document(every=True))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._data.manifest.get('name')}: {self.answer.headline}>"
+        return f"<{type(self).__name__} {self.data.manifest.get('name')}: {self.answer.headline}>"
 
 
 class PlanResults(Results):
@@ -152,18 +165,29 @@ class PlanResults(Results):
     @property
     def point(self) -> Point:
         """The point of the answer, or of the best that was found."""
-        from reports.answers.plan_reading import PlanReading
+        from sim.studies.plan.findings import PlanReading
 
-        chosen: Point | None = PlanReading(self._data).chosen
-        assert chosen is not None, "a finished plan has a best point"
-        return chosen
+        return PlanReading(self.data).chosen
+
+    @property
+    def answer(self) -> Answer:
+        """The answer in words, as the report's top box has it."""
+        from sim.studies.plan.findings import plan_answer
+
+        return plan_answer(self.data)
+
+    def document(self, *, every: bool = False) -> Report:
+        """Return the report as a value; ``every`` changes nothing."""
+        from sim.studies.plan.report import plan_report
+
+        return plan_report(self.data)
 
     @property
     def looks(self) -> pd.DataFrame:
         """What the search looked at, in order."""
         import pandas as pd
 
-        looks = self._data.manifest["plan"]["looks"]
+        looks = self.data.manifest["plan"]["looks"]
         return pd.DataFrame([{**look.pop("set"), **look} for look in [dict(each) for each in looks]])
 
     @property
@@ -172,7 +196,7 @@ class PlanResults(Results):
         import pandas as pd
 
         return pd.DataFrame(
-            [{**each.set, "verdict": each.verdict, "probability": each.probability} for each in self._data.plan.grades]
+            [{**each.set, "verdict": each.verdict, "probability": each.probability} for each in self.data.plan.grades]
         )
 
     @property
@@ -184,7 +208,7 @@ class PlanResults(Results):
         return pd.DataFrame(
             [
                 {"change": row["label"], "metric": name, **{key: found[key] for key in kept}}
-                for row in self._data.manifest.get("what_if") or []
+                for row in self.data.manifest.get("what_if") or []
                 for name, found in row["metrics"].items()
             ]
         )
@@ -205,6 +229,15 @@ class ComparisonResults:
         from sim.studies.compare.findings import headline
 
         return headline(self.comparison)
+
+    def document(self, command: str = "") -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows.
+
+        :param command: the command that makes it again.
+        """
+        from sim.studies.compare.report import compare_report
+
+        return compare_report(self.comparison, command)
 
     @property
     def differences(self) -> pd.DataFrame:
@@ -234,14 +267,6 @@ def _metric(point: Point, name: str) -> Metric:
     if name not in point.metrics:
         raise InputError("no such metric", key=name, allowed=", ".join(point.metrics))
     return point.metrics[name]
-
-
-def _frame(rows: list[tuple[str, Metric]]) -> pd.DataFrame:
-    import pandas as pd
-
-    columns = ("value", "lo", "hi", "unit", "settled", "note")
-    data = [{column: getattr(metric, column) for column in columns} for _, metric in rows]
-    return pd.DataFrame(data, index=pd.Index([name for name, _ in rows], name="metric"))
 
 
 def _hashable(value: Any) -> Any:

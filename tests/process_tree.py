@@ -7,7 +7,7 @@ from pathlib import Path
 
 THERE = Path("/proc/self/stat").exists()
 
-COMPUTES = ("ray::answer", "spawn_main")
+COMPUTES = ("ray::run_on_worker", "spawn_main")
 """In the command of a process that runs tasks: Ray's and Dask's."""
 
 

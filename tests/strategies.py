@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from sim.errors import ScenarioError
 from sim.spec.engines import ENGINES
+from sim.spec.policies import ROUTERS as ROUTER_POLICIES
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 
@@ -149,6 +150,15 @@ def build(**sections: Any) -> Scenario:
         if key in preset:
             sections["fleet"].setdefault(key, False)
     return Scenario.model_validate({"schema_version": 1, "name": "test", **sections})
+
+
+def services(rows: Sequence[tuple[float, int]], seconds: float = 1.0, **sections: Any) -> Scenario:
+    """Return services of so many seconds on engine ``fixed``, with four slots and no time for loads unless sections say
+    so; rows are arrivals and adapters."""
+    given = {"adapters": {"size": "1 MB"}, "cache": {"gpu": {"slots": 4}}, "storage": {"load": fixed_time(0.0)}}
+    fleet = {"engine": "fixed", "service": fixed_time(seconds), **sections.pop("fleet", {})}
+    trace = write_trace([(second, adapter, 1, 1) for second, adapter in rows])
+    return build(workload={"trace": {"file": trace}}, fleet=fleet, **(given | sections))
 
 
 def sampled_from(values: Sequence[T]) -> st.SearchStrategy[T]:
@@ -582,18 +592,24 @@ def designs(
     adapters: int = 2,
     routers: tuple[str, ...] = ROUTERS,
     instances: tuple[int, ...] = (1, 3),
+    several: bool = False,
 ) -> Scenario:
     """A scenario in which nothing changes, but something could.
 
     :param endless: whether it runs to the last token; None: either.
     :param sessions: whether its requests come in sessions; None: either.
     :param adapters: how many it has at least.
+    :param several: whether it has several replicas, and a router that pools can have.
     """
+    if several:
+        routers = tuple(name for name in routers if not ROUTER_POLICIES[name].places_adapters)
     scenario = draw(st.one_of(scenarios(), engine_scenarios()) if engine is None else scenarios(engine=engine))
     assume(scenario.cache.eviction != "belady")
     assume(endless is None or endless == (scenario.workload.duration is None))
     router = {"policy": draw(sampled_from(routers)), "instances": draw(sampled_from(instances))}
     sections: dict[str, Any] = {"router": router}
+    if several and scenario.fleet.replicas == 1:
+        sections["fleet"] = {"replicas": draw(sampled_from((2, 3)))}
     assume(not sessions or scenario.workload.trace is None)
     if scenario.workload.trace is None and (sessions or (sessions is None and draw(st.booleans()))):
         gap = seconds(draw(sampled_from((0.01, 0.1, 1.0))) * ODD)
@@ -742,9 +758,11 @@ def rollouts(
 
 
 @st.composite
-def faulty_scenarios(draw: st.DrawFn, *, kinds: tuple[str, ...] = BREAKAGES, endless: bool | None = None) -> Scenario:
+def faulty_scenarios(
+    draw: st.DrawFn, *, kinds: tuple[str, ...] = BREAKAGES, endless: bool | None = None, several: bool = False
+) -> Scenario:
     """A scenario with one to three of these faults, often a rollout, sometimes requests at the wrong adapter."""
-    scenario = draw(designs(endless=endless))
+    scenario = draw(designs(endless=endless, several=several))
     changes: dict[str, Any] = {"faults": []}
     failing = False
     for kind in draw(st.lists(sampled_from(kinds), min_size=1, max_size=3)):
@@ -820,9 +838,10 @@ def rollout_scenarios(
     endless: bool | None = None,
     engine: str | None = None,
     sessions: bool | None = None,
+    several: bool = False,
 ) -> Scenario:
     """A scenario with up to ``most`` rollouts, often of the same adapters one after the other."""
-    scenario = draw(rollout_designs(sessions, endless=endless, engine=engine))
+    scenario = draw(rollout_designs(sessions, endless=endless, engine=engine, several=several))
     traffic = build_world(scenario).traffic
     places, horizon_s = traffic.places, traffic.expected_s()
     grid = draw(st.integers(0, 2)) == 0

@@ -108,7 +108,6 @@ class Disturbance:
 
     :ivar throttled: the device ran slower than it can (heat, power, a CPU quota).
     :ivar busy: other processes used it.
-    :ivar what: in words.
     """
 
     throttled: bool
@@ -160,7 +159,6 @@ def _nvidia(fields: dict[str, str]) -> dict[str, str]:
 
 
 def _smi(query: str) -> list[str]:
-    """Return the lines that nvidia-smi answers for our GPU; none where it is missing or does not know a field."""
     if shutil.which("nvidia-smi") is None or not torch.cuda.is_available():
         return []
     # Its own numbers for GPUs don't heed CUDA_VISIBLE_DEVICES.

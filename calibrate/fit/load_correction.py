@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sim.rng import stream
 from sim.spec.profile import FRONT_END, Draw, Profile, Provenance, StepCost
-from sim.studies.fidelity.predicted_service import predict_service, predicted_values
+from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
 
 Floats = NDArray[np.float64]
@@ -116,10 +116,6 @@ class LoadCorrection:
     checked: tuple[CheckedTarget, ...]
     draws: tuple[tuple[float, float | None], ...]
 
-    def step(self, profile: Profile) -> StepCost:
-        """Return the corrected costs of a step."""
-        return scaled_step(profile.step, self.factor.value, None if self.fixed_s is None else self.fixed_s.value)
-
 
 def scaled_step(step: StepCost, factor: float, fixed_s: float | None) -> StepCost:
     """Return step costs times a factor; the fixed seconds replaced, if they are given."""
@@ -163,7 +159,10 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     steps = [0.03, max(0.05 * fixed_s, 1e-4), front_end_step_s] if with_fixed else [0.03, front_end_step_s]
     before = residuals(np.array(begin))
     solution, after, slopes = _solved(residuals, np.array(begin), np.array(steps))
-    covariance = _covariance(slopes, after, np.array(steps))
+    scaled, free = slopes * steps, len(after) - len(steps)
+    # With as many unknowns as values, the covariance comes from the deviations alone.
+    excess = max(1.0, float(after @ after) / free) if free > 0 else 1.0
+    covariance = np.asarray(np.linalg.pinv(scaled.T @ scaled) * excess * np.outer(steps, steps))
     variance = np.diag(covariance).copy()
     variance[-1] += blur_s**2 / 12  # of a uniform law
     spread = NORMAL * np.sqrt(variance)
@@ -257,14 +256,6 @@ def _predicted(
     return found
 
 
-def _covariance(jacobian: Floats, residuals: Floats, scale: Floats) -> Floats:
-    """Return the covariance of the solution; with as many unknowns as values, it comes from the deviations alone."""
-    scaled = jacobian * scale
-    free = len(residuals) - len(scale)
-    excess = max(1.0, float(residuals @ residuals) / free) if free > 0 else 1.0
-    return np.asarray(np.linalg.pinv(scaled.T @ scaled) * excess * np.outer(scale, scale))
-
-
 def _draws(solution: Floats, covariance: Floats, *, with_fixed: bool) -> tuple[tuple[float, float | None], ...]:
     rows = stream(1, 0, "load-correction").multivariate_normal(solution, covariance, size=DRAWS, method="svd")
     factors = np.exp(np.clip(rows[:, 0], -_MOST_LOG, _MOST_LOG))  # where the fit itself has to stay
@@ -279,9 +270,9 @@ def corrected_profile(
 
     :param files: what was measured, by names that differ; ``loads``: the runs in them.
     """
-    change = f"times {correction.factor.value:.3g}"
-    if correction.fixed_s is not None:
-        change += f", fixed {correction.fixed_s.value * 1e3:.3g} ms"
+    change, fixed = f"times {correction.factor.value:.3g}", correction.fixed_s
+    if fixed is not None:
+        change += f", fixed {fixed.value * 1e3:.3g} ms"
     note = f"step costs of {profile.name} {change}, by {len(loads)} measured {'load' if len(loads) == 1 else 'loads'}"
     worst = {
         metric: max(abs(each.after) for each in correction.checked if each.metric == metric)
@@ -292,7 +283,7 @@ def corrected_profile(
             "name": f"{profile.name}-corrected",
             "status": "derived" if profile.status == "measured" else profile.status,
             "status_note": f"{note}; {profile.status_note}" if profile.status_note else note,
-            "step": correction.step(profile),
+            "step": scaled_step(profile.step, correction.factor.value, fixed.value if fixed else None),
             "sources": {
                 key: f"{source}; {change}, by the measured loads" if key.split(".")[0] == "step" else source
                 for key, source in profile.sources.items()

@@ -75,13 +75,10 @@ class ConcurrentLoads:
 
 @dataclass(frozen=True, slots=True)
 class LoadFit:
-    """Fitted loads.
+    """Fitted loads: the law of both tiers, errors on what was not fitted, and bootstrap draws over configurations.
 
-    :ivar cost: the law of both tiers.
     :ivar residuals: median absolute relative error of the fit by tier, as ``load.storage`` and ``load.host``.
-    :ivar hold_out: errors on what was not fitted.
     :ivar concurrent: what loads at the same time do to each other; the law itself is of one load alone.
-    :ivar draws: bootstrap draws, fitted to configurations drawn with replacement.
     :ivar slow_down: factor on a step while copies run; None where it wasn't timed.
     """
 
@@ -99,7 +96,6 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
     Non-negative least squares of relative errors over the medians of configurations.
 
     :param frame: samples, as ``read_samples`` gives them: key, kind, parameters, seconds, wall_s.
-    :param manifest: of the same suite.
     :raises InputError: if a tier has too few configurations; the hint gives the manifest's reason.
     """
     cells = {tier: _cells(frame, kind, manifest) for tier, kind in TIERS.items()}
@@ -124,7 +120,6 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
 
 
 def _cells(frame: pd.DataFrame, kind: str, manifest: Mapping[str, Any]) -> list[LoadConfiguration]:
-    """Return the configurations of one kind of complete load, by key."""
     found = []
     for key, rows in frame[frame["kind"] == kind].groupby("key", observed=True):
         p = rows["parameters"].iloc[0]
@@ -201,7 +196,6 @@ def _odd_even(tier: Tier, cells: Sequence[LoadConfiguration]) -> list[HoldOut]:
 
 
 def _half(cell: LoadConfiguration, first: int) -> LoadConfiguration:
-    """Return every other sample of a configuration; all where there is but one."""
     part = slice(first, None, 2) if len(cell.seconds) > 1 else slice(None)
     return replace(cell, seconds=cell.seconds[part], wall_s=cell.wall_s[part])
 

@@ -57,22 +57,13 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
                 f"the {suite} were timed for another model",
                 key="--model",
                 got=model or name,
-                allowed=str(timed),
+                allowed=timed,
                 file=str(folder / f"{suite}.json"),
             )
     backend = str(step_facts["plan"]["backends"][0])
     steps = timed_steps(step_frame, step_facts, backend)
-    _require_every_kind(steps, folder)
+    _require_enough(steps, backend, folder / "steps.parquet")
     terms = StepTerms.of(steps)
-    adapted = int((steps.column("distinct") > 0).sum())
-    if adapted < len(LORA):
-        raise InputError(
-            "too few steps with LoRA to fit its costs",
-            file=str(folder / "steps.parquet"),
-            got=adapted,
-            allowed=f"at least {len(LORA)}, of the backend {backend}",
-            hint="steps.json lists what was skipped and why",
-        )
     problem = terms.problem(steps)
     found = solve(problem)
     loads = fit_load_samples(load_frame, load_facts)
@@ -115,15 +106,24 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     )
 
 
-def _require_every_kind(steps: TimedSteps, folder: Path) -> None:
-    """Refuse steps of which a kind is missing: its terms would be fitted to zero."""
+def _require_enough(steps: TimedSteps, backend: str, file: Path) -> None:
+    """Refuse steps of which a kind is missing: its terms would be fitted to zero; or with fewer adapted than terms."""
+    adapted = int((steps.column("distinct") > 0).sum())
     for kind in CLASSES:
         if not np.any(steps.classes == kind):
             raise InputError(
                 f"no {kind} were timed",
-                file=str(folder / "steps.parquet"),
+                file=str(file),
                 hint="time them: loraplan calibrate steps prefill (or base-decode, lora-decode), with the same options",
             )
+    if adapted < len(LORA):
+        raise InputError(
+            "too few steps with LoRA to fit its costs",
+            file=str(file),
+            got=adapted,
+            allowed=f"at least {len(LORA)}, of the backend {backend}",
+            hint="steps.json lists what was skipped and why",
+        )
 
 
 def step_hold_outs(problem: Problem, terms: StepTerms) -> tuple[HoldOut, ...]:
@@ -185,7 +185,6 @@ def _sources(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _concurrent(loads: LoadFit) -> dict[str, str]:
-    """Return what loads at the same time do to each other: measured, but not part of the law."""
     sources = {}
     if loads.slow_down is not None:
         sources["load"] = (
@@ -204,7 +203,6 @@ def _concurrent(loads: LoadFit) -> dict[str, str]:
 
 
 def _words(hold_out: tuple[HoldOut, ...]) -> str:
-    """Return the errors in one sentence."""
     lines = [f"{one.what} {one.mean:.1%}" for one in hold_out if one.method == LEFT_OUT and one.form != MULTIPLICATIVE]
     return f"mean error on configurations left out of the fit: {', '.join(lines)}; not compared with a server"
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.device.lora_backends import REFERENCE
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, StepCost, StepResidual
 from sim.studies.fidelity.least_squares import (
@@ -57,51 +56,35 @@ def ramps(values: Floats, knots: Sequence[float]) -> Floats:
     return rising
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A multiplicative cost: ``known + (base features @ base) · (1 + factor features @ factor)``.
-
-    :ivar base: coefficients, seconds; ``factor``: coefficients, without unit.
-    """
-
-    base_terms: tuple[str, ...]
-    factor_terms: tuple[str, ...]
-    base: Floats
-    factor: Floats
-
-    def __call__(self, problem: Problem) -> Floats:
-        base = problem.columns(self.base_terms).features @ self.base
-        return np.asarray(problem.known + base * (1 + problem.columns(self.factor_terms).features @ self.factor))
-
-
 def multiplicative(base: Sequence[str], factor: Sequence[str]) -> Form:
     """Return the rival form, as the digital twin and BLIS have it: what a step costs anyway, times a factor for LoRA.
 
     Both are fitted in turn, each with Huber's loss while the other stays fixed, until predictions move by less than
     1e-5. The first base is fitted where no factor applies, if such rows are there.
 
-    :param base: the terms of the base cost.
     :param factor: the terms that the factor is linear in, such as distinct adapters.
     """
 
     def fit(problem: Problem) -> Predictor:
         plain, lora = problem.columns(base), problem.columns(factor)
         without = ~np.any(lora.features > 0, axis=1) & (problem.weight > 0)
-        found = Product(
-            tuple(base), tuple(factor), solve(plain.rows(without) if without.any() else plain), np.zeros(len(factor))
-        )
-        before = found(problem)
+        by_base, by_factor = solve(plain.rows(without) if without.any() else plain), np.zeros(len(factor))
+
+        def predicted(rows: Problem) -> Floats:
+            times = 1 + rows.columns(factor).features @ by_factor
+            return np.asarray(rows.known + rows.columns(base).features @ by_base * times)
+
+        before = predicted(problem)
         for _ in range(_ALTERNATIONS):
-            seconds = plain.features @ found.base
-            scaled = replace(lora, features=lora.features * seconds[:, None], known=lora.known + seconds)
-            found = replace(found, factor=solve(scaled))
-            times = 1 + lora.features @ found.factor
-            found = replace(found, base=solve(replace(plain, features=plain.features * times[:, None])))
-            now = found(problem)
+            seconds = plain.features @ by_base
+            by_factor = solve(replace(lora, features=lora.features * seconds[:, None], known=lora.known + seconds))
+            times = 1 + lora.features @ by_factor
+            by_base = solve(replace(plain, features=plain.features * times[:, None]))
+            now = predicted(problem)
             if np.max(np.abs(now / before - 1)) < _SETTLED:
                 break
             before = now
-        return found
+        return predicted
 
     return fit
 
@@ -161,7 +144,6 @@ def sample_residual(
     """Return how single samples spread around what is predicted for their configuration.
 
     :param measured: seconds, (n,), in the order of measurement; ``predicted``: the same of the fit.
-    :param configuration: of each sample.
     :param quantiles: how many of measured over predicted, equally spaced from 0 to 1.
     """
     ratios = measured / predicted
@@ -196,7 +178,6 @@ class TimedSteps:
 
     :ivar keys: of the configurations; ``classes``: which of ``CLASSES`` each is; (n,).
     :ivar seconds: (n,) medians.
-    :ivar parameters: of each, as the grid wrote them.
     :ivar samples: all samples of each, in full depth, in the order in which they were taken.
     """
 
@@ -211,7 +192,7 @@ class TimedSteps:
         return np.array([float(one[name]) for one in self.parameters])
 
 
-def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str = REFERENCE) -> TimedSteps:
+def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str) -> TimedSteps:
     """Return the steps that one LoRA backend's profile is fitted to: base steps and its own, on all linear layers.
 
     Where decodes were timed both eagerly and as graphs, graphs count: it is what serving engines run. Steps of fewer
@@ -253,7 +234,13 @@ def timed_steps(frame: pd.DataFrame, manifest: Mapping[str, Any], backend: str =
         samples.append(seconds)
     return TimedSteps(
         keys=chosen,
-        classes=np.array([_class(kinds[key], parameters[key]) for key in chosen]),
+        classes=np.array(
+            [
+                f"{'LoRA' if parameters[key]['distinct'] else 'base'} "
+                f"{'decode' if kinds[key] == 'decode' else 'prefill'} steps"
+                for key in chosen
+            ]
+        ),
         seconds=np.array([float(np.median(one)) for one in samples]),
         parameters=[parameters[key] for key in chosen],
         samples=samples,
@@ -323,7 +310,3 @@ class StepTerms:
 
 def _twin(key: str) -> str:
     return key.rsplit(" ", 1)[0]
-
-
-def _class(kind: str, parameters: Mapping[str, Any]) -> str:
-    return f"{'LoRA' if parameters['distinct'] else 'base'} {'decode' if kind == 'decode' else 'prefill'} steps"

@@ -58,7 +58,6 @@ def _format_of(given: Mapping[str, Any]) -> str | None:
 
 
 def _compressed(groups: object) -> str | None:
-    """Return the one format of the groups of layers of a checkpoint by llm-compressor."""
     listed = groups.values() if isinstance(groups, Mapping) else ()
     weights = [each.get("weights") if isinstance(each, Mapping) else None for each in listed]
     found = {
@@ -117,7 +116,14 @@ class BaseModel:
 
     def config(self) -> dict[str, Any]:
         """Return its ``config.json``, as far as kernel tables need it."""
-        shape = self.shape
+        shape, kinds = self.shape, ("sliding_attention", "full_attention")
+        mixture = {
+            "num_local_experts": shape.experts,
+            "num_experts_per_tok": shape.active_experts,
+            "experts_per_token": shape.active_experts,
+            "sliding_window": self.window,
+            "layer_types": [kinds[layer % 2] for layer in range(shape.layers)],
+        }
         return {
             # Mistral's layers are Llama's; the kernel tables know the latter.
             "architectures": [self.architecture.replace("Mistral", "Llama")],
@@ -130,17 +136,7 @@ class BaseModel:
             "vocab_size": shape.vocab,
             "max_position_embeddings": self.context,
             "torch_dtype": "bfloat16",
-            **(self._mixture() if shape.experts else {}),
-        }
-
-    def _mixture(self) -> dict[str, Any]:
-        kinds = ("sliding_attention", "full_attention")
-        return {
-            "num_local_experts": self.shape.experts,
-            "num_experts_per_tok": self.shape.active_experts,
-            "experts_per_token": self.shape.active_experts,
-            "sliding_window": self.window,
-            "layer_types": [kinds[layer % 2] for layer in range(self.shape.layers)],
+            **(mixture if shape.experts else {}),
         }
 
     def parameters(self) -> tuple[int, int]:
@@ -234,7 +230,6 @@ def _from_file(path: Path, name: str | None) -> BaseModel:
 
 
 def _name_of(shape: ModelShape, context: int, path: Path) -> str:
-    """Return the known model of a shape, by the folder's name or the longest sequence where there are several."""
     folder = path.resolve().parent.name.lower()
     alike = [known for known, other in SHAPES.items() if other == shape]
     named = [known for known in alike if is_model(folder, known)]

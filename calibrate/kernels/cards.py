@@ -9,10 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from sim.errors import InputError, did_you_mean
-from sim.spec.gpus import gpu_named
+from sim.spec.gpus import GPUS, gpu_named
 
 MIB = 1 << 20
-DATA_SHEETS = "the maker's data sheets; memory as nvidia-smi shows it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,74 +20,47 @@ class Card:
 
     :ivar name: as in ``--gpu`` and in the names of profiles.
     :ivar system: its name in the kernel tables.
-    :ivar label: as its maker calls it.
     :ivar memory_bytes: what the driver reports, with ECC.
-    :ivar bandwidth_bytes_per_s: of its memory, from the data sheet.
-    :ivar multiprocessors: streaming multiprocessors, from the data sheet.
     :ivar batch_sequences: most sequences of a batch that vLLM allows unless told otherwise (``max_num_seqs``).
     :ivar kernels_of: the card that its kernels were measured on; unset: itself.
-    :ivar architecture: of its multiprocessors: ``hopper``, ``blackwell``, ``ampere`` or ``ada``.
     :ivar caution: where its kernel tables are off, against measured servers; goes on after a semicolon.
+
+    Numbers are from the maker's data sheets; memory as nvidia-smi shows it.
     """
 
     name: str
     system: str
-    label: str
     memory_bytes: int
     bandwidth_bytes_per_s: float
     multiprocessors: int
+    architecture: str
     batch_sequences: int = 1024
     kernels_of: Card | None = None
-    architecture: str = ""
     caution: str = ""
 
+    @property
+    def label(self) -> str:
+        """As its maker calls it."""
+        return GPUS[self.name].label
 
+
+_A100 = "; the A100's tables are 9 to 14 % slow at batch 1 and too fast above 40"
 CARDS = {
     card.name: card
     for card in (
-        Card(
-            "a100-80gb",
-            "a100_sxm",
-            "NVIDIA A100-SXM4-80GB",
-            81920 * MIB,
-            2.039e12,
-            108,
-            256,
-            architecture="ampere",
-            caution="; the A100's tables are 9 to 14 % slow at batch 1 and too fast above 40",
-        ),
-        Card("b200", "b200_sxm", "NVIDIA B200", 183359 * MIB, 8.0e12, 148, architecture="blackwell"),
-        Card("h100-80gb", "h100_sxm", "NVIDIA H100 80GB HBM3", 81559 * MIB, 3.35e12, 132, architecture="hopper"),
-        Card("h200", "h200_sxm", "NVIDIA H200", 143771 * MIB, 4.8e12, 132, architecture="hopper"),
-        Card("l40s", "l40s", "NVIDIA L40S", 46068 * MIB, 0.864e12, 142, 256, architecture="ada"),
+        Card("a100-80gb", "a100_sxm", 81920 * MIB, 2.039e12, 108, "ampere", 256, caution=_A100),
+        Card("b200", "b200_sxm", 183359 * MIB, 8.0e12, 148, "blackwell"),
+        Card("h100-80gb", "h100_sxm", 81559 * MIB, 3.35e12, 132, "hopper"),
+        Card("h200", "h200_sxm", 143771 * MIB, 4.8e12, 132, "hopper"),
+        Card("l40s", "l40s", 46068 * MIB, 0.864e12, 142, "ada", 256),
     )
 }
 """Cards with kernel tables of their own."""
 SCALED = {
     card.name: card
     for card in (
-        Card(
-            "a100-40gb",
-            "a100_sxm",
-            "NVIDIA A100-SXM4-40GB",
-            40960 * MIB,
-            1.555e12,
-            108,
-            256,
-            architecture="ampere",
-            kernels_of=CARDS["a100-80gb"],
-        ),
-        Card(
-            "h100-64gb",
-            "h100_sxm",
-            "NVIDIA H100 64GB",
-            65247 * MIB,
-            2.0e12,
-            132,
-            256,
-            architecture="hopper",
-            kernels_of=CARDS["h100-80gb"],
-        ),
+        Card("a100-40gb", "a100_sxm", 40960 * MIB, 1.555e12, 108, "ampere", 256, CARDS["a100-80gb"]),
+        Card("h100-64gb", "h100_sxm", 65247 * MIB, 2.0e12, 132, "hopper", 256, CARDS["h100-80gb"]),
     )
 }
 """Cards that compute like one of these and have a slower memory."""
@@ -137,7 +109,7 @@ class OtherMemory:
 
     def __init__(self, handle: Any, ratio: float) -> None:
         self._handle, self._ratio = handle, ratio
-        self._products_of_one = {name: ms for name, ms in self._shared(_ONE) if _is_product(name)}
+        self._of_one = dict(self._shared(_ONE))
         self._shared_extra_ms = lru_cache(maxsize=None)(self._uncached_shared_extra_ms)
         self._kv_token_ms = lru_cache(maxsize=None)(self._uncached_kv_token_ms)
 
@@ -155,20 +127,13 @@ class OtherMemory:
     def _uncached_shared_extra_ms(self, tokens: int) -> float:
         extra = 0.0
         for name, ms in self._shared(tokens):
-            if _is_product(name):
-                extra += max(self._ratio * self._products_of_one[name] - ms, 0.0)
+            if name.endswith("_gemm"):
+                extra += max(self._ratio * self._of_one[name] - ms, 0.0)
             elif not name.endswith(_LINKS):
                 extra += (self._ratio - 1) * ms
         return extra
 
     def _uncached_kv_token_ms(self, decoding: int) -> float:
-        short, long = (self._attention_ms(decoding, context) for context in (_SHORT, _LONG))
+        attention = (self._handle.mixed_step_breakdown_per_op(_ONE, decoding, n, 2)[2] for n in (_SHORT, _LONG))
+        short, long = (float(sum(ms for _, ms, *_ in each)) for each in attention)
         return max(long - short, 0.0) / (decoding * (_LONG - _SHORT))
-
-    def _attention_ms(self, decoding: int, context: int) -> float:
-        _, _, attention = self._handle.mixed_step_breakdown_per_op(_ONE, decoding, context, 2)
-        return float(sum(ms for _, ms, *_ in attention))
-
-
-def _is_product(name: str) -> bool:
-    return name.endswith("_gemm")

@@ -164,7 +164,7 @@ class KernelTables:
             if (measured := deployment.card.kernels_of) is not None:
                 ratio = measured.bandwidth_bytes_per_s / deployment.card.bandwidth_bytes_per_s
                 self._memory = OtherMemory(self._handle, ratio)
-        self._aligned_correction_ms = lru_cache(maxsize=None)(self._uncached_correction_ms)
+        self._correction_ms = lru_cache(maxsize=None)(self._uncached_correction_ms)
 
     def step_s(self, decoding: int, context: int, prompts: int = 0, prompt_tokens: int = 0, before: int = 0) -> float:
         """Return the seconds of one step's kernels.
@@ -186,7 +186,7 @@ class KernelTables:
 
     def _step_ms(self, decoding: int, context: int, prompts: int, prompt_tokens: int, before: int) -> float:
         tokens = decoding + prompts * prompt_tokens
-        around = self._aligned_ms(tokens)
+        around = self._correction_ms(tokens)
         if self._memory is not None:
             around += self._memory.extra_ms(tokens, decoding, context)
         if not prompts:
@@ -199,7 +199,7 @@ class KernelTables:
             total += self._decoding.mixed_step_breakdown(1, decoding, context, 2)[3]
         return float(total)
 
-    def _aligned_ms(self, tokens: int) -> float:
+    def _uncached_correction_ms(self, tokens: int) -> float:
         """Return what to add to the sums of a step, so that products of sizes that are not aligned don't count.
 
         With quantised weights, products of 257, 513 or 769 tokens take up to twice as long in the tables as those of
@@ -208,9 +208,6 @@ class KernelTables:
         """
         if self.deployment.weights == "bf16" or tokens <= _ALIGNED[0]:
             return 0.0
-        return self._aligned_correction_ms(tokens)
-
-    def _uncached_correction_ms(self, tokens: int) -> float:
         low = max(size for size in _ALIGNED if size <= tokens)
         high = min((size for size in _ALIGNED if size >= tokens), default=tokens)
         share = (tokens - low) / (high - low) if high > low else 0.0
@@ -254,7 +251,6 @@ class KernelTables:
         return {"moe_quant_mode": _EXPERTS[deployment.weights], **split}
 
     def _check_experts(self) -> None:
-        """Refuse what the table of experts has no row for."""
         deployment = self.deployment
         shape = deployment.model.shape
         if not shape.experts:
@@ -319,7 +315,6 @@ class KernelTables:
             )
 
     def _offered(self, formats: Sequence[str]) -> list[str]:
-        """Return the formats of weights that this model can have, of those that matrix products were measured with."""
         model = self.deployment.model
         fitting = [name for name in model.formats or WEIGHTS if WEIGHTS[name] in formats]
         return [name for name in fitting if (name in _EXPERTS if model.shape.experts else name not in EXPERTS_ALONE)]
@@ -367,7 +362,7 @@ def asked_version(system: str, engine: str) -> str:
 
 @lru_cache(maxsize=16)
 def _slots(system: str, engine: str) -> tuple[str, str]:
-    """Return the package's current version of an engine on a card, and its newest."""
+    """Return the package's current version and its newest."""
     resolve = import_module(f"{_package()[0]}.sdk.perf_database").resolve_query_version
     with _quiet():
         try:
@@ -436,7 +431,6 @@ def _package() -> tuple[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the package, which logs every table that it doesn't have."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from math import prod
 
-from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import CARDS, MIB, SCALED
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, Deployment
 from sim.errors import InputError
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.policies.slot_memory import unused_bytes
+from sim.policies.replica_memory import unused_bytes
 from sim.spec.profile import Memory
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import ATTENTION, MODULES, GpuSplit
@@ -108,7 +107,6 @@ def memory_of(deployment: Deployment) -> Memory:
 
 
 def _smaller(deployment: Deployment) -> str | None:
-    """Return what makes a model fit: what wasn't given yet."""
     shape, gpus = deployment.model.shape, deployment.tensor_parallel
     ways = ["a larger --tp"] if any(shape.fits(more) for more in NCCL_BYTES if more > gpus) else []
     largest = max(card.memory_bytes for card in (*CARDS.values(), *SCALED.values()))
@@ -136,27 +134,17 @@ def _overhead_on_gpu(deployment: Deployment) -> int:
     """Return the bytes on each GPU that neither weights, slots nor KV cache take."""
     model, gpus, sequences = deployment.model, deployment.tensor_parallel, deployment.card.batch_sequences
     unused = unused_bytes(model.shape, GpuSplit(gpus)) if deployment.weights == "bf16" and not model.tied else 0
+    shape, blocks = model.shape, -(-model.context // _KV_BLOCK)
+    # A full step in its widest layer: gate and up, their product, the residual and its sum.
+    wide = shape.intermediate * max(shape.active_experts, 1)
+    widest = 2 * STEP_TOKENS * (3 * wide // gpus + 2 * shape.hidden)
+    # Buffers that last: the block table, the rotary table, and the last hidden states.
+    lasting = sequences * blocks * 4 + model.context * shape.head_dim * 2 + sequences * shape.hidden * 2
     return (
         CONTEXT_BYTES
         + LIBRARY_BYTES
-        + max(SAMPLER_BYTES * sequences * model.shape.vocab, _activations(model, gpus))
-        + _buffers(model, sequences)
+        + max(SAMPLER_BYTES * sequences * model.shape.vocab, widest)
+        + lasting
         + NCCL_BYTES[gpus]
         + unused
     )
-
-
-def _activations(model: BaseModel, gpus: int) -> int:
-    """Return the bytes of a full step in its widest layer: gate and up, their product, the residual and its sum."""
-    return 2 * STEP_TOKENS * (3 * _wide(model) // gpus + 2 * model.shape.hidden)
-
-
-def _wide(model: BaseModel) -> int:
-    """Return the numbers of a token inside the MLP, or the experts that it passes."""
-    return model.shape.intermediate * max(model.shape.active_experts, 1)
-
-
-def _buffers(model: BaseModel, sequences: int) -> int:
-    """Return the bytes of buffers that last: the block table, the rotary table, and the last hidden states."""
-    shape, blocks = model.shape, -(-model.context // _KV_BLOCK)
-    return sequences * blocks * 4 + model.context * shape.head_dim * 2 + sequences * shape.hidden * 2

@@ -8,10 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from calibrate.kernels import load_law, lora_terms, memory_model
+from calibrate.kernels import memory_model
+from calibrate.kernels.around_kernels import (
+    LOAD_SOURCE,
+    LOAD_SPREAD,
+    LORA_SOURCES,
+    MARK,
+    EngineOverhead,
+    drawn_load,
+    drawn_lora,
+    load_cost,
+    lora_cost,
+    overhead_of,
+    spread_on,
+    was_measured,
+)
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import Card
-from calibrate.kernels.engine_overhead import EngineOverhead, overhead_of, was_measured
 from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
 from sim.errors import InputError
@@ -67,8 +80,8 @@ def build_profile(deployment: Deployment, command: str) -> Built:
     envelope = envelope_of(deployment, memory)
     surrogate = fit_surrogate(tables.step_s, envelope)
     overhead = overhead_of(deployment)
-    lora = lora_terms.lora_cost(model, card, deployment.tensor_parallel)
-    load = load_law.load_cost(model)
+    lora = lora_cost(model, card, deployment.tensor_parallel)
+    load = load_cost(model)
     engine = f"{ENGINES[deployment.engine]} {tables.version}"
     gpus = f"{deployment.tensor_parallel} x " if deployment.tensor_parallel > 1 else ""
     around = "engine overhead fitted on measured points" if overhead.source else "without engine overhead"
@@ -78,7 +91,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         status="derived",
         status_note=_status_note(overhead, deployment),
         description=f"{model.name} with {deployment.weights} weights on {gpus}{card.label} under {engine}: kernel "
-        f"tables added up, {around}; {lora_terms.MARK}.{_experts(model)}",
+        f"tables added up, {around}; {MARK}.{_experts(model)}",
         device=f"{gpus}{card.label}",
         model=model.name,
         dtype=deployment.weights,
@@ -162,13 +175,9 @@ def check_faster(tables: KernelTables) -> None:
 
 
 def _status_note(overhead: EngineOverhead, deployment: Deployment) -> str:
-    """Return what the status leaves out: where LoRA's terms are from, and whether steps are off too far to plan with.
-
-    Where errors are normally distributed, half of them are below 0.67 of their standard deviation.
-    """
-    off = float(np.expm1(norm.ppf(0.75) * overhead.spread))
+    off = float(np.expm1(norm.ppf(0.75) * overhead.spread))  # the median of errors that are normally distributed
     flag = f"steps of this class are off by more than {FLAG:.0%} in the median: {UNFIT}"
-    adapted = f"{lora_terms.MARK}, on attention alone" if deployment.model.shape.experts else lora_terms.MARK
+    adapted = f"{MARK}, on attention alone" if deployment.model.shape.experts else MARK
     return f"{adapted}; {flag}" if off > FLAG else adapted
 
 
@@ -219,8 +228,8 @@ def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
     return {
         "step": f"{kernels}; {overhead.source}" if overhead.source else kernels,
         "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes, measured under vLLM 0.8.5",
-        **lora_terms.SOURCES,
-        "load": load_law.SOURCE,
+        **LORA_SOURCES,
+        "load": LOAD_SOURCE,
         **memory_model.sources_of(deployment.engine),
         "envelope": "sequences and tokens: the engine's defaults; adapters, rank and slots: where LoRA was measured",
     }
@@ -230,14 +239,14 @@ def cost_draws(
     kernels: StepCost, overhead: EngineOverhead, lora: LoraCost, load: LoadCost, card: Card
 ) -> tuple[Draw, ...]:
     """Return draws of all costs: each uncertain factor takes evenly spaced quantiles in an order of its own."""
-    lora_spread = lora_terms.spread_on(card)
-    orders = _orders(("steps", *lora_spread, *load_law.SPREAD))
+    lora_spread = spread_on(card)
+    orders = _orders(("steps", *lora_spread, *LOAD_SPREAD))
     found = []
     for number in range(DRAWS):
         normals = {name: float(order[number]) for name, order in orders.items()}
         step = overhead.added_to(kernels, float(np.exp(overhead.spread * normals["steps"])))
-        more = {"lora": lora_terms.drawn_lora(lora, lora_spread, normals), "per_passed_s": PASSED_S}
-        found.append(Draw(step=step.model_copy(update=more), load=load_law.drawn_load(load, normals)))
+        more = {"lora": drawn_lora(lora, lora_spread, normals), "per_passed_s": PASSED_S}
+        found.append(Draw(step=step.model_copy(update=more), load=drawn_load(load, normals)))
     return tuple(found)
 
 

@@ -23,36 +23,9 @@ Floats = NDArray[np.float64]
 StepSeconds = Callable[[int, int, int, int, int], float]
 """Seconds of a step by decoding sequences, their context, prompts, tokens of each in this step, and before it."""
 
-_TOKENS = (
-    1,
-    2,
-    8,
-    16,
-    24,
-    32,
-    48,
-    64,
-    65,
-    80,
-    96,
-    112,
-    128,
-    129,
-    144,
-    160,
-    161,
-    192,
-    193,
-    224,
-    256,
-    257,
-    320,
-    384,
-    385,
-)
-_MANY_TOKENS = (448, 512, 513, 640, 768, 769, 896, 1024, 1025, 1152, 1280, 1281, 1408, 1536, 1537, 1792, 2048, 2049)
-_PROMPTS = (3072, 4096, 6144, 8192)
-KNOTS = (*_TOKENS, *_MANY_TOKENS, *_PROMPTS, 12288, 16384)
+_FEW_TOKENS = (1, 2, 8, 16, 24, 32, 48, 64, 65, 80, 96, 112, 128, 129, 144, 160, 161, 192, 193, 224, 256, 257)
+_TOKENS = (320, 384, 385, 448, 512, 513, 640, 768, 769, 896, 1024, 1025, 1152, 1280, 1281, 1408, 1536, 1537, 1792)
+KNOTS = (*_FEW_TOKENS, *_TOKENS, 2048, 2049, 3072, 4096, 6144, 8192, 12288, 16384)
 """Tokens of a step between which its cost is linear. Matrix products come in tiles, so that one token more than a
 multiple of 64 may cost a step, 16 % of the whole at 1,025: these have two knots."""
 _BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
@@ -68,13 +41,8 @@ what a kernel takes to start outweighs what it computes, which step costs don't 
 
 @dataclass(frozen=True, slots=True)
 class StepEnvelope:
-    """The steps over which costs are fitted and judged.
-
-    :ivar sequences: most sequences of a step.
-    :ivar tokens: most tokens of a step.
-    :ivar context: most tokens of a sequence.
-    :ivar kv_tokens: KV tokens that fit in memory.
-    """
+    """The steps over which costs are fitted and judged: the most sequences and tokens of a step, tokens of a sequence,
+    and KV tokens in memory."""
 
     sequences: int
     tokens: int

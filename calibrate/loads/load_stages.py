@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -83,16 +84,8 @@ class Slots:
                 buffer[: tensor.shape[0], : tensor.shape[1]].copy_(tensor, non_blocking=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A stage for some adapters.
-
-    :ivar calls: one for each adapter.
-    :ivar before: what puts things back before every sample.
-    """
-
-    calls: Sequence[Call]
-    before: Call | None = None
+Work = tuple[Sequence[Call], Call | None]
+"""A stage for some adapters: a call for each of them, and what puts things back before every sample."""
 
 
 @dataclass(slots=True)
@@ -115,10 +108,10 @@ class Bench:
         :raises MemoryError: if the stage would not fit into the memory that is free.
         """
         self.require_memory(*self.needs(stage, len(files), max_rank, dtype, size))
-        work = self._work(stage, files, max_rank, dtype)
+        calls, before = self._work(stage, files, max_rank, dtype)
         self.device.synchronize()
-        with one_thread(), together(work.calls, self.device) as seconds:
-            yield Prepared(call=lambda: seconds(), before=work.before, seconds=seconds)
+        with one_thread(), together(calls, self.device) as seconds:
+            yield Prepared(call=lambda: seconds(), before=before, seconds=seconds)
         self.device.synchronize()
 
     def needs(self, stage: Stage, count: int, max_rank: int, dtype: str, size: int) -> tuple[int, int]:
@@ -144,43 +137,40 @@ class Bench:
 
     def _work(self, stage: Stage, files: Sequence[Path], max_rank: int, dtype: str) -> Work:
         if stage == "open":
-            return Work([lambda path=path: _open(path) for path in files])  # type: ignore[misc]
+            return [partial(_open, path) for path in files], None
         if stage in ("read cold", "read warm"):
-            reads: list[Call] = [lambda path=path: read_tensors(path) for path in files]  # type: ignore[misc]
-            return Work(reads, self._cooling(stage, files))
+            return [partial(read_tensors, path) for path in files], self._cooling(stage, files)
         if stage in ("pin", "copy per tensor", "copy one buffer"):
-            return self._transfer(stage, files)
+            return self._transfer(stage, files), None
         slots = Slots(self.shape, len(files), max_rank, DTYPES[dtype], self.device.torch_device)
         if stage == "evict":
-            return Work([lambda slot=slot: slots.clear(slot) for slot in range(len(files))])  # type: ignore[misc]
+            return [partial(slots.clear, slot) for slot in range(len(files))], None
         if stage == "load storage":
-            loads: list[Call] = [
-                lambda slot=slot, path=path: slots.write(slot, self._pinned(load_file(path)))  # type: ignore[misc]
-                for slot, path in enumerate(files)
-            ]
-            return Work(loads, self._cooling(stage, files))
+
+            def load(slot: int, path: Path) -> None:
+                slots.write(slot, self._pinned(load_file(path)))
+
+            return [partial(load, *each) for each in enumerate(files)], self._cooling(stage, files)
         sources = [self._pinned(load_file(path)) for path in files]
         if stage != "load host":  # a slot write is the part that is left when the tensors are on the device
             sources = [{n: t.to(self.device.torch_device) for n, t in tensors.items()} for tensors in sources]
-        return Work([lambda slot=slot: slots.write(slot, sources[slot]) for slot in range(len(files))])  # type: ignore[misc]
+        return [partial(slots.write, slot, source) for slot, source in enumerate(sources)], None
 
-    def _transfer(self, stage: Stage, files: Sequence[Path]) -> Work:
-        """Return the work of a stage between host and device memory, slots aside."""
+    def _transfer(self, stage: Stage, files: Sequence[Path]) -> Sequence[Call]:
         hosts = [read_tensors(path) for path in files]
         if stage == "pin":
-            return Work([lambda host=host: self._pinned(host) for host in hosts])  # type: ignore[misc]
+            return [partial(self._pinned, host) for host in hosts]
         if stage == "copy one buffer":
             flats = [torch.cat([tensor.flatten().view(torch.uint8) for tensor in host.values()]) for host in hosts]
             hosts = [{"all": flat} for flat in flats]
         sources = [list(self._pinned(host).values()) for host in hosts]
         targets = [[torch.empty_like(tensor, device=self.device.torch_device) for tensor in s] for s in sources]
-        return Work([lambda s=s, t=t: _copy(s, t) for s, t in zip(sources, targets, strict=True)])  # type: ignore[misc]
+        return [partial(_copy, *each) for each in zip(sources, targets, strict=True)]
 
     def _pinned(self, tensors: Mapping[str, torch.Tensor]) -> Tensors:
         return {name: self.device.pin(tensor) for name, tensor in tensors.items()}
 
     def _cooling(self, stage: Stage, files: Sequence[Path]) -> Call:
-        """Return what puts files into the state that a stage starts from."""
         if stage not in COLD:
             for path in files:
                 path.read_bytes()

@@ -20,8 +20,7 @@ from calibrate.device.hardware import describe
 from calibrate.device.host_memory import SCOPE, why_not_cold
 from calibrate.loads.load_stages import COLD, Bench, Stage, one_thread
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, adapter_bytes, group_name, synthesize
-from calibrate.measure import QUICK as QUICK_METHOD
-from calibrate.measure import Method, Prepared, TimedWork, measure
+from calibrate.measure import Prepared, Sampling, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog, Value, Visit
 from calibrate.steps.step_timing import decode_step
 from sim.errors import InputError, OutputError
@@ -119,36 +118,16 @@ class LoadGrid:
 QUICK = LoadGrid(ranks=(8, 32), targets=(("q", "v"), "all-linear"), concurrency=(1, 4))
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """What is timed of loads.
-
-    :ivar model: a key of ``SHAPES``.
-    :ivar method, grid: by default those for ``quick`` or for a full run.
-    :ivar step: what copies may slow down; by default a decode step of the model's first layers.
-    :ivar keep: leave the adapters on disk.
-    :ivar parts: keys of ``PARTS``: what this run times, in this order; none: everything, in random order.
-    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
-    """
-
-    model: str
-    quick: bool = False
-    seed: int = 1
-    method: Method | None = None
-    grid: LoadGrid | None = None
-    step: Prepared | None = None
-    keep: bool = False
-    parts: tuple[str, ...] = ()
-    ends_at: float = math.inf
-
-
 def time_loads(
-    options: LoadOptions,
+    model: str,
     device: Device,
     out: Path,
+    sampling: Sampling,
     *,
+    grid: LoadGrid | None = None,
+    step: Prepared | None = None,
+    keep: bool = False,
     command: str = "",
-    overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SampleLog:
     """Time loads stage by stage, or the rest of an interrupted run in ``out``; the log's manifest says how it went.
@@ -157,40 +136,43 @@ def time_loads(
     next, and so does one that ran out of time. The manifest holds ``slow_down``, the factor on a step while copies run
     at the same time; None if that was not timed.
 
+    :param model: a key of ``SHAPES``.
+    :param grid: in place of that of a quick or of a full run.
+    :param step: what copies may slow down; by default a decode step of the model's first layers.
+    :param keep: leave the adapters on disk.
     :raises InputError: for an unknown model or part, too little disk or memory, or samples of another run in ``out``.
     :raises OutputError: if the disk fills up; samples so far stay.
     """
-    model, seed, keep = options.model, options.seed, options.keep
     if model not in SHAPES or SHAPES[model].experts:
         raise InputError("unknown model", key="--model", got=model, allowed=", ".join(SHAPES))
-    for part in options.parts:
+    for part in sampling.parts:
         if part not in PARTS:
             raise InputError("unknown part of the loads", key="PART", got=part, allowed=", ".join(PARTS))
-    method = options.method or (QUICK_METHOD if options.quick else Method())
-    grid = options.grid or (QUICK if options.quick else LoadGrid())
+    grid = grid or (QUICK if sampling.quick else LoadGrid())
     bench = Bench(device, SHAPES[model])
     facts = describe(device)
     plan = {
         "model": model,
-        "seed": seed,
+        "seed": sampling.seed,
         "device": facts["name"],
         "torch": facts["torch"],
         "grid": asdict(grid),
-        "step": "given" if options.step else "decode",
-        **asdict(method),
+        "step": "given" if step else "decode",
+        **asdict(sampling.how),
     }
     configurations = [*load_configurations(bench.shape, grid), *interference_configurations(device)]
     _require_memory(bench, configurations)
-    log = SampleLog.open(out, "loads", plan, overwrite=overwrite)
+    log = SampleLog.open(out, "loads", plan, overwrite=sampling.overwrite)
     log.once(command=command, date=f"{datetime.date.today()}", device=facts)
-    scratch = _ScratchAdapters(out / "adapters", model, seed, configurations)
+    done, rounds = log.done, range(sampling.how.rounds)
+    scratch = _ScratchAdapters(out / "adapters", model, sampling.seed, configurations)
     try:
-        scratch.write(_unfinished(_chosen(configurations, options), log, method))
+        left = [one for one in configurations if any((one.key, turn) not in done for turn in rounds)]
+        scratch.write([one for one in left if one.kind != INTERFERENCE and _part_of(one) in (sampling.parts or PARTS)])
         timed, flags = _without_cold(configurations, scratch)
-        opens = _opener(bench, scratch, device, options.step or decode_step(model, device))
-        parts = [_in_part(timed, part) for part in options.parts]
-        work = TimedWork(timed, opens, _canary(device), parts=parts if parts else None, ends_at=options.ends_at)
-        flags += measure(work, device, log, method, seed=seed, progress=progress)
+        opens = _opener(bench, scratch, device, step or decode_step(model, device))
+        parts = [[one for one in timed if _part_of(one) == part] for part in sampling.parts]
+        flags += measure(TimedWork(timed, opens, _canary(device), parts), device, log, sampling, progress)
         keep = keep or log.cut_short
     except KeyboardInterrupt:
         keep = True  # the same command resumes with them
@@ -228,17 +210,6 @@ def _part_of(one: Configuration) -> str:
     if one.kind == INTERFERENCE or (one.kind in _LOADS and one.parameters["concurrency"] != 1):
         return "concurrent"
     return "whole" if one.kind in _LOADS else "stages"
-
-
-def _in_part(configurations: Sequence[Configuration], part: str) -> list[Configuration]:
-    return [one for one in configurations if _part_of(one) == part]
-
-
-def _chosen(configurations: Sequence[Configuration], options: LoadOptions) -> Sequence[Configuration]:
-    """Return what this run times."""
-    if not options.parts:
-        return configurations
-    return [one for part in options.parts for one in _in_part(configurations, part)]
 
 
 def _configuration(stage: Stage, adapter: SyntheticAdapter, max_rank: int, count: int) -> Configuration:
@@ -331,16 +302,9 @@ def _targets(named: str) -> Targets:
     return "all-linear" if named == "all-linear" else cast(Targets, tuple(named.split(",")))
 
 
-def _unfinished(configurations: Sequence[Configuration], log: SampleLog, method: Method) -> list[Configuration]:
-    """Return what adapters are needed for: configurations with rounds to go."""
-    loads = [one for one in configurations if one.kind != INTERFERENCE]
-    return [one for one in loads if any((one.key, turn) not in log.done for turn in range(method.rounds))]
-
-
 def _without_cold(
     configurations: list[Configuration], scratch: _ScratchAdapters
 ) -> tuple[list[Configuration], list[str]]:
-    """Leave cold stages out where the page cache can't be dropped; the flag gives the reason."""
     file = scratch.any_file()
     why = why_not_cold(file) if file is not None else None
     if why is None:

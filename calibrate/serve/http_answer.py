@@ -93,7 +93,7 @@ class AnswerReader:
         return self.complete
 
     def _step(self, pieces: list[bytes]) -> bool:
-        """Read as much as belongs together; return whether there may be more to read."""
+        """Read a part; return whether there may be more to read."""
         if self._state == "head":
             return self._read_head()
         if self._state == "size":
@@ -204,14 +204,13 @@ class AnswerReader:
 
 
 def _headers(lines: list[str]) -> dict[str, str]:
-    """Return headers by their name in lower case; the values of one that stands twice are joined, as HTTP says."""
     values: dict[str, list[str]] = {}
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not _NAME.fullmatch(name):
             raise Broken("what answers is not HTTP: a header without a name")
         values.setdefault(name.lower(), []).append(value.strip(" \t"))
-    return {name: ", ".join(several) for name, several in values.items()}
+    return {name: ", ".join(several) for name, several in values.items()}  # of one that stands twice, as HTTP says
 
 
 def _length(text: str) -> int:

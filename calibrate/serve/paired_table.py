@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.serve.client import COMPLETE
+from calibrate.serve.client import COMPLETE, PlannedRequest
 from calibrate.serve.drive import LiveRun
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_metrics import ObservedRun, over_run
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
@@ -35,27 +34,26 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-# By hand: a plain list of names reads better in lines than one name a line.
-METRICS = (
-    "throughput_rps",
-    "output_tokens_per_s",
-    "ttft_p50_s",
-    "ttft_p90_s",
-    "ttft_p99_s",
-    "ttft_mean_s",
-    "itl_p50_s",
-    "itl_mean_s",
-    "itl_p99_s",
-    "e2e_p50_s",
-    "e2e_p90_s",
-    "e2e_p99_s",
-    "e2e_mean_s",
-    "loads_per_request",
-    "miss_ratio",
-    "in_flight_mean",
-    "preemptions",
-)
-"""What is compared, in the order of the table."""
+METRICS = {
+    "throughput_rps": "throughput",
+    "output_tokens_per_s": "output tokens",
+    "in_flight_mean": "requests in the server",
+    "ttft_p50_s": "p50 TTFT",
+    "ttft_p90_s": "p90 TTFT",
+    "ttft_p99_s": "p99 TTFT",
+    "ttft_mean_s": "mean TTFT",
+    "itl_p50_s": "p50 ITL",
+    "itl_mean_s": "mean ITL",
+    "itl_p99_s": "p99 ITL",
+    "e2e_p50_s": "p50 E2E",
+    "e2e_p90_s": "p90 E2E",
+    "e2e_p99_s": "p99 E2E",
+    "e2e_mean_s": "mean E2E",
+    "loads_per_request": "loads per request",
+    "miss_ratio": "miss ratio",
+    "preemptions": "preemptions",
+}
+"""What is compared, and what a page calls it, in order."""
 
 WANTED = {
     "loads_per_request": 0.10,
@@ -184,7 +182,6 @@ class ServePrediction:
 
     :ivar ttft_s, e2e_s: (requests,) means of all simulations; NaN for a request that was refused.
     :ivar metrics: by name, means of all simulations.
-    :ivar notes: the simulator's notes on the scenario.
     """
 
     ttft_s: Floats
@@ -200,7 +197,6 @@ def predict(
 
     As on the server, each adapter is requested once before the traffic, in order; those requests are not counted.
 
-    :param count: adapters.
     :param sent_s: (requests,) seconds after the run's start.
     :param settings: of the fleet, in place of the scenario's: profile, engine, the reported size of the KV cache.
     """
@@ -246,7 +242,7 @@ def scenario_of(
 
 
 def _times(run: Recording, first: int) -> tuple[Floats, Floats]:
-    """Return TTFT and E2E of the traffic's requests in their order; NaN where one never ended."""
+    """Return TTFT and E2E of the traffic's requests, (requests,); NaN where one never ended."""
     r = run.requests
     good = r["status"][first:] == COMPLETED
     arrival = r["arrival_s"][first:].astype(np.float64)

@@ -6,51 +6,136 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calibrate.serve.charts import distributions, request_scatter
-from reports.charts.svg import Chart
+import numpy as np
+
+from calibrate.serve.paired_table import METRICS
+from reports.charts.axis_ticks import scale_log, seconds_tick, x_title, y_title
+from reports.charts.fidelity_charts import BAND, draw_agreement, is_within
+from reports.charts.svg import SERIES, Chart, drawing, place, row_tips, spot_tips, to_svg
 from reports.document import File, Provenance, Report, Section, method
 from reports.table import Table
 from sim.spec.units import human_seconds
 
-METRICS = {
-    "throughput_rps": "throughput",
-    "output_tokens_per_s": "output tokens",
-    "in_flight_mean": "requests in the server",
-    "ttft_p50_s": "p50 TTFT",
-    "ttft_p90_s": "p90 TTFT",
-    "ttft_p99_s": "p99 TTFT",
-    "ttft_mean_s": "mean TTFT",
-    "itl_p50_s": "p50 ITL",
-    "itl_mean_s": "mean ITL",
-    "itl_p99_s": "p99 ITL",
-    "e2e_p50_s": "p50 E2E",
-    "e2e_p90_s": "p90 E2E",
-    "e2e_p99_s": "p99 E2E",
-    "e2e_mean_s": "mean E2E",
-    "loads_per_request": "loads per request",
-    "miss_ratio": "miss ratio",
-    "preemptions": "preemptions",
-}
-"""Names of the compared metrics, in the order of the page."""
+# Charts of a live server's requests: each against its prediction, and both distributions.
+
+_SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 30, 16, 52
+_MOST_MARKS = 3000
+_MARGIN = 1.2
+_WORST = 20
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+def request_scatter(ident: str, title: str, what: str, points: Sequence[tuple[int, float, float]]) -> Chart:
+    """Draw every request's predicted against its measured time, both on logarithmic axes.
+
+    :param points: request number, measured and predicted seconds, all above 0.
+    """
+    within = sum(is_within(measured, predicted) for _, measured, predicted in points)
+    caption = (
+        f"One mark a request. On the line prediction and measurement agree; the band is a factor of {BAND} either way "
+        f"and holds {within / len(points):.0%} of {len(points):,} requests."
+    )
+    desc = f"{what}: {within:,} of {len(points):,} requests lie within a factor of {BAND} of their prediction."
+    step = math.ceil(len(points) / _MOST_MARKS)
+    shown = points[::step]
+    times = [value for _, *pair in points for value in pair]
+    low, high = min(times) / _MARGIN, max(times) * _MARGIN
+    with drawing(_SIDE, _SIDE + 60) as figure:
+        ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
+        draw_agreement(ax, low, high)
+        ax.plot(
+            [m for _, m, _ in shown],
+            [p for _, _, p in shown],
+            "o",
+            color=SERIES[0],
+            markersize=3.6,
+            alpha=0.5,
+            markeredgewidth=0,
+        )
+        for axis in ("x", "y"):
+            scale_log(ax, axis, low, high, seconds_tick)
+        ax.grid(True)
+        y_title(ax, f"predicted {what}", _LEFT - 8)
+        x_title(ax, f"measured {what}")
+        said = [(f"request {n}", f"measured {human_seconds(m)}", f"predicted {human_seconds(p)}") for n, m, p in shown]
+        svg = to_svg(figure, ident, title, desc, spot_tips(ax, [(m, p) for _, m, p in shown], said))
+    return Chart(ident, title, caption, desc, svg, _worst(what, points))
+
+
+def distributions(
+    ident: str, title: str, what: str, measured: Sequence[Sequence[float]], predicted: Sequence[float]
+) -> Chart:
+    """Draw the share of requests that took at most a given time, for each measured run and the prediction.
+
+    :param measured: seconds, one sequence a run.
+    """
+    values = [value for run in (*measured, predicted) for value in run]
+    rows = [
+        [f"{q:.0%}", *(human_seconds(float(np.quantile(run, q))) for run in (*measured, predicted))] for q in _QUANTILES
+    ]
+    names = ["measured", "measured again"][: len(measured)]
+    desc = f"{title} " + " ".join(f"{row[0]} of requests: measured {row[1]}, predicted {row[-1]}." for row in rows)
+    table = Table(title, ["requests", *names, "predicted"], rows)
+    caption = "The share of requests that took at most this long."
+    if len(measured) > 1:
+        caption += " No prediction can be closer than two measured runs of the same requests are to each other."
+    lines = [(run, SERIES[1], 1.8 if number == 0 else 1.0, "-") for number, run in enumerate(measured)]
+    with drawing(330) as figure:
+        ax = place(figure, 58, _TOP, 24, _BOTTOM)
+        for run, colour, width, style in (*lines, (predicted, SERIES[0], 1.8, "--")):
+            ordered = sorted(run)
+            ax.plot(
+                ordered,
+                [(i + 1) / len(ordered) for i in range(len(ordered))],
+                style,
+                color=colour,
+                linewidth=width,
+                drawstyle="steps-post",
+            )
+        scale_log(ax, "x", min(values) / _MARGIN, max(values) * _MARGIN, seconds_tick)
+        ax.set_ylim(0, 1.01)
+        ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        ax.grid(True)
+        y_title(ax, "requests")
+        x_title(ax, what)
+        svg = to_svg(figure, ident, title, desc, row_tips(ax, _QUANTILES, table))
+    legend = [(" and ".join(names), "var(--s2)"), ("predicted (dashed)", "var(--s1)")]
+    return Chart(ident, title, caption, desc, svg, table, legend, ["line", "dashed"])
+
+
+def _worst(what: str, points: Sequence[tuple[int, float, float]]) -> Table:
+    order = sorted(points, key=lambda point: -abs(math.log(point[2] / point[1])))[:_WORST]
+    rows = [[str(n), human_seconds(m), human_seconds(p), f"{p / m:.2f}"] for n, m, p in order]
+    return Table(
+        f"{what}: the {len(rows)} requests that are furthest off",
+        ["request", "measured", "predicted", "ratio"],
+        rows,
+        "requests.parquet has all of them.",
+    )
+
 
 _UNITS = {"throughput_rps": " requests/s", "output_tokens_per_s": " tokens/s"}
 _HEADLINE = ("throughput_rps", "ttft_p50_s", "e2e_p50_s", "loads_per_request")
 
 Times = Mapping[str, Sequence[tuple[int, float, float]]]
-"""Of each request of a run: its number, measured and predicted seconds, by ``ttft`` and ``e2e``; NaN where there is
+"""Of each request of a run: its number, measured and predicted seconds, by ``ttft_s`` and ``e2e_s``; NaN where there is
 no such value."""
 
 
 def serve_report(
-    summary: Mapping[str, Any], description: str, times: Times, again: Mapping[str, Sequence[float]], command: str
+    summary: Mapping[str, Any],
+    description: str,
+    times: Times,
+    again: Mapping[str, Sequence[Sequence[float]]],
+    command: str,
 ) -> Report:
     """Return how close the prediction comes.
 
     :param summary: as ``loraplan calibrate serve --json`` prints it.
-    :param description: of the scenario.
-    :param again: seconds of a second identical run, by ``ttft`` and ``e2e``; empty without one.
+    :param again: seconds of further identical runs, by the same names.
     """
     name, table, server = summary["scenario"], metrics_table(summary), server_table(summary)
+    cautions = _cautions(summary)
     return Report(
         kind="calibrate serve",
         name=f"{name}: served and predicted",
@@ -58,7 +143,7 @@ def serve_report(
         lead=f"{description} Every request was sent to {summary['engine']} at its time, and simulated from the same "
         "time, adapter and lengths.",
         headline=headline(summary),
-        statements=_findings(summary),
+        statements=[*_findings(summary), *cautions],
         data=summary,
         terminal=[table],
         sections=lambda: [
@@ -71,7 +156,7 @@ def serve_report(
             File("requests.parquet", None, "requests"),
             *([File("profile.json", None, "profile")] if summary["profile"]["fitted"] else []),
         ],
-        notes=_notes(summary),
+        notes=cautions,
         margin=10,
     )
 
@@ -99,42 +184,33 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
     ]
     if noisy:
         found.append(f"Identical runs differed as much in: {', '.join(noisy)}.")
+    return found
+
+
+def _cautions(summary: Mapping[str, Any]) -> list[str]:
+    cautions = []
     if any(summary["failed"]):
-        total = summary["requests"] * summary["repeat"]
         words = "; ".join(summary["problems"])
-        found.append(f"{sum(summary['failed'])} of {total:,} requests were not served and are left out: {words}")
+        cautions.append(f"{sum(summary['failed'])} requests were not served and are in no metric: {words}")
     if summary["late_p99_s"] > 0.01:
-        found.append(
+        cautions.append(
             f"1 % of the requests were sent more than {human_seconds(summary['late_p99_s'])} late: the client's "
             "machine was busy. Predictions take the times at which they were sent."
         )
-    return [*found, *summary["notes"]]
+    return [*cautions, *summary["notes"]]
 
 
-def _notes(summary: Mapping[str, Any]) -> list[str]:
-    notes = [*summary["notes"]]
-    if any(summary["failed"]):
-        words = "; ".join(summary["problems"])
-        notes.append(f"{sum(summary['failed'])} requests were not served and are in no metric: {words}")
-    if summary["late_p99_s"] > 0.01:
-        notes.append(
-            f"1 % of the requests were sent more than {summary['late_p99_s'] * 1e3:.0f} ms late: this machine was "
-            "busy; the prediction takes the times at which they were sent"
-        )
-    return notes
-
-
-def _charts(times: Times, again: Mapping[str, Sequence[float]]) -> list[Chart]:
+def _charts(times: Times, again: Mapping[str, Sequence[Sequence[float]]]) -> list[Chart]:
     charts = []
     for name, what, title in (
         ("ttft", "TTFT", "How close is the first token?"),
         ("e2e", "E2E", "How close is the whole answer?"),
     ):
-        points = [point for point in times[name] if point[1] > 0 and point[2] > 0]
+        points = [point for point in times[f"{name}_s"] if point[1] > 0 and point[2] > 0]
         if not points:
             continue
-        second = [value for value in again.get(name, ()) if value > 0]
-        measured = [[point[1] for point in points], *([second] if second else [])]
+        others = [[value for value in run if value > 0] for run in again[f"{name}_s"]]
+        measured = [[point[1] for point in points], *filter(None, others)]
         charts.append(request_scatter(f"scatter-{name}", title, what, points))
         charts.append(
             distributions(f"cdf-{name}", f"Is {what} spread as predicted?", what, measured, [p[2] for p in points])
@@ -178,7 +254,7 @@ def show_value(name: str, value: float | None) -> str:
         return "–"
     if name.endswith("_s") and name not in _UNITS:
         return human_seconds(value)
-    if name == "miss_ratio":
+    if name == "miss_ratio" or name.startswith("kv_usage"):
         return f"{value:.1%}"
     return f"{value:,.3g}{_UNITS.get(name, '')}" if value < 1000 else f"{value:,.0f}{_UNITS.get(name, '')}"
 
@@ -213,7 +289,7 @@ def server_table(summary: Mapping[str, Any]) -> Table | None:
     }
     runs = summary["server"]
     rows = [
-        [label, *(_reported(name, run.get(name)) for run in runs)]
+        [label, *(show_value(name, run.get(name)) for run in runs)]
         for name, label in words.items()
         if any(name in run for run in runs)
     ]
@@ -222,12 +298,6 @@ def server_table(summary: Mapping[str, Any]) -> Table | None:
     head = ["metric", *(f"run {number}" for number in range(1, len(runs) + 1))]
     note = "From its metrics page: gauges read every 2 seconds, means of its histograms."
     return Table("Counters of the server", head, rows, note)
-
-
-def _reported(name: str, value: float | None) -> str:
-    if value is not None and name.startswith("kv_usage"):
-        return f"{value:.1%}"
-    return show_value(name, value)
 
 
 def _provenance(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,23 +7,23 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibrate.serve import engine, ladder, ladder_fit, paired_table
-from calibrate.serve.client import COMPLETE, served_models
+from calibrate.serve import engine, ladder, paired_table
+from calibrate.serve.client import COMPLETE, PlannedRequest, longest_request, plan_requests, served_models
 from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.drive import Driver, LiveRun
 from calibrate.serve.http_answer import ServerError
-from calibrate.serve.paired_table import ServePrediction, predict
-from calibrate.serve.planned_requests import PlannedRequest, longest_request, plan_requests
+from calibrate.serve.paired_table import predict
+from calibrate.serve.report import serve_report
 from calibrate.serve.server_metrics import ObservedRun, observed_between, over_run, read_page
 from sim.errors import InputError
 from sim.results.run_directory.result_files import write_atomically, write_json, write_text
-from sim.spec.engine_versions import versions_of
-from sim.spec.engines import ENGINES
+from sim.spec.engines import ENGINES, nearest_version, versions_of
 from sim.spec.profile import load_profile
 from sim.spec.profile_choice import profile_choice
 from sim.spec.scenario_file import LoadedScenario
@@ -31,36 +31,15 @@ from sim.spec.units import human_bytes
 from sim.traffic.adapters import model_shape
 from sim.traffic.generate import Traffic
 
+if TYPE_CHECKING:
+    from calibrate.serve.command import ServeOptions
+    from reports.document import Report
+
 COMPARISON, REQUESTS, KEPT = "comparison.json", "requests.parquet", "requests-{}.jsonl"
 PROFILE, LADDER = "profile.json", "ladder.json"
 STEADY = 1.2
 """A server's speed has changed if a step takes more than this many times as long as in the ladder, or less than 1 over
 that."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """Options of a study, apart from the scenario.
-
-    :ivar url: of a live server; None: start one.
-    :ivar adapters: what adapter number ``{}`` is called there; None: as the server lists them.
-    :ivar repeat: identical runs.
-    :ivar settings: the values of ``--set``.
-    """
-
-    url: str | None
-    key: str | None
-    adapters: str | None
-    profile: str | None
-    fit: bool
-    repeat: int
-    stall_s: float
-    server_python: Path | None
-    settings: tuple[str, ...] = ()
-
-
-Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -90,33 +69,11 @@ class ServerMeasurement:
 
 
 @dataclass(frozen=True, slots=True)
-class ServeResult:
-    """Results: what was written to the folder, and what the page shows."""
-
-    folder: Path
-    summary: dict[str, Any]
-    measured: ServerMeasurement
-    times: Sequence[paired_table.RequestTimes]
-    prediction: ServePrediction
-
-    def compared(self) -> tuple[dict[str, list[tuple[int, float, float]]], dict[str, list[float]]]:
-        """Return number, measured and predicted seconds of each request of the first run, and seconds of a second one.
-
-        Both by ``ttft`` and ``e2e``; the second is empty if there was one run.
-        """
-        sent = [row.request.index for row in self.measured.runs[0].sent]
-        found, again = {}, {}
-        for name in ("ttft", "e2e"):
-            first, predicted = (getattr(each, f"{name}_s") for each in (self.times[0], self.prediction))
-            found[name] = [(index, first[index], predicted[index]) for index in sent]
-            for run in self.times[1:2]:
-                again[name] = getattr(run, f"{name}_s").tolist()
-        return found, again
-
-
-@dataclass(frozen=True, slots=True)
 class ServeStudy:
-    """A study, ready to begin."""
+    """A study, checked as far as can be without the server.
+
+    :ivar begin: makes the folder, once the server is known to do.
+    """
 
     loaded: LoadedScenario
     options: ServeOptions
@@ -125,7 +82,8 @@ class ServeStudy:
     planned: list[PlannedRequest]
     profile: str
     folder: Path
-    say: Say
+    begin: Callable[[], None]
+    say: Callable[[str], None]
 
     @property
     def adapters(self) -> int:
@@ -133,20 +91,35 @@ class ServeStudy:
         return len(self.traffic.population)
 
 
-def serve(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say, progress: Progress) -> ServeResult:
+def serve(
+    loaded: LoadedScenario,
+    options: ServeOptions,
+    folder: Path,
+    begin: Callable[[Path], None],
+    command: str,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> Report:
     """Run a study; every finished request is on disk, even if the study fails.
 
+    :param begin: makes the folder; is given the profile that the study reads from there.
     :raises InputError: where scenario, server and options don't fit together.
     :raises ServerError: where the server refuses, stalls or dies.
     """
-    job = _job(loaded, options, folder, say)
+    job = _job(loaded, options, folder, begin, say)
     with _server(job) as (driver, running, installed):
         driver.progress = progress
         measured = run_or_stop(_measure(job, driver, running, installed))
-    return _conclude(job, measured)
+    return _conclude(job, measured, command)
 
 
-def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) -> ServeStudy:
+def _job(
+    loaded: LoadedScenario,
+    options: ServeOptions,
+    folder: Path,
+    begin: Callable[[Path], None],
+    say: Callable[[str], None],
+) -> ServeStudy:
     scenario = loaded.scenario
     if scenario.fleet.engine == "fixed":
         raise InputError(
@@ -177,10 +150,10 @@ def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) 
             got=scenario.fleet.replicas,
             hint="set fleet.replicas=1, or give --url of a router",
         )
-    profile = str(folder / PROFILE) if options.fit else options.profile or profile_choice(scenario).name
-    base_model = scenario.adapters.base_model
+    base_model, read = scenario.adapters.base_model, ""
     if not options.fit or base_model is None:  # a wrong name must fail before the measurement
-        known = load_profile(profile_choice(scenario).name if options.fit else profile)[0].model
+        read = options.profile or profile_choice(scenario).name
+        known = load_profile(read)[0].model
         base_model = base_model or known
         if not options.fit and known != base_model:
             raise InputError(
@@ -191,7 +164,10 @@ def _job(loaded: LoadedScenario, options: ServeOptions, folder: Path, say: Say) 
                 hint="--fit makes a profile of the server itself",
             )
     traffic = Traffic(scenario, base_model)
-    return ServeStudy(loaded, options, traffic, base_model, plan_requests(scenario, traffic), profile, folder, say)
+    planned = plan_requests(scenario, traffic)
+    profile = str(folder / PROFILE) if options.fit else read
+    begins = partial(begin, Path(read))
+    return ServeStudy(loaded, options, traffic, base_model, planned, profile, folder, begins, say)
 
 
 @contextlib.contextmanager
@@ -199,7 +175,7 @@ def _server(job: ServeStudy) -> Iterator[tuple[Driver, engine.RunningServer | No
     """Yield a driver for the server, and the server itself where it was started here."""
     options, scenario = job.options, job.loaded.scenario
     if options.url is not None:
-        yield Driver(Host(options.url, options.key), (), options.stall_s), None, None
+        yield Driver(Host(options.url, options.key), (), options.stall), None, None
         return
     installed = engine.find_vllm(options.server_python)
     longest = scenario.fleet.max_model_len or max(1024, longest_request(job.planned))
@@ -207,14 +183,15 @@ def _server(job: ServeStudy) -> Iterator[tuple[Driver, engine.RunningServer | No
     if installed.cpu:
         engine.check_memory(scenario, shape, population)
     with tempfile.TemporaryDirectory(prefix="loraplan-model-") as model:
+        arguments = engine.server_arguments(scenario, job.traffic.population, Path(model), longest, installed)
+        job.begin()
         size = human_bytes(int(population.size_bytes.sum()))
         job.say(f"writing {job.adapters} random adapters ({size}) for {job.base_model} into {model}")
         engine.write_model(Path(model), scenario, shape, population, longest)
-        arguments = engine.server_arguments(scenario, job.traffic.population, Path(model), longest, installed)
         job.say(f"starting {installed.name} with {job.adapters} adapters; its log: {job.folder / 'server.log'}")
         with engine.launched(installed, arguments, job.folder) as running:
             names = [engine.adapter_name(index) for index in range(job.adapters)]
-            yield Driver(Host(running.url), names, options.stall_s, running.died), running, installed
+            yield Driver(Host(running.url), names, options.stall, running.died), running, installed
 
 
 async def _measure(
@@ -224,13 +201,15 @@ async def _measure(
         bases, listed = await served_models(driver.host, driver.stall_s)
         if not driver.names:
             driver.names = _names(job.options.adapters, listed, bases, job.adapters)
+        if running is None:
+            job.begin()
         page = await read_page(driver.host, driver.page_limit_s)
         kv: dict[str, int] = {}
         if page is not None and page.kv_tokens and page.block_size:
             kv = {"kv_tokens": page.kv_tokens, "block_size": page.block_size}
         name = installed.name if installed else bases[0] if bases else "server"
         caches = page.prefix_caching if page is not None else None
-        preset = engine.nearest_preset(installed.version) if installed else None
+        preset = nearest_version(f"vllm-{installed.version}").preset if installed else None
         measured = ServerMeasurement(name, preset, kv, caches)
         rungs = None
         if job.options.fit:
@@ -248,12 +227,11 @@ async def _measure(
 async def _run(
     job: ServeStudy, driver: Driver, measured: ServerMeasurement, number: int, observed: Path | None
 ) -> None:
-    """Request every adapter once, so that the caches' state is known, then send the traffic."""
     job.say(
         f"run {number} of {job.options.repeat}: asking for every adapter once, then {len(job.planned):,} requests over "
         f"{job.planned[-1].at_s:.0f} s"
     )
-    for adapter in range(job.adapters):
+    for adapter in range(job.adapters):  # so that the caches' state is known
         await driver.one(PlannedRequest(adapter, 0.0, adapter, 8, 1))
     run = await driver.run(job.planned, job.folder / KEPT.format(number))
     measured.runs.append(run)
@@ -272,16 +250,23 @@ async def _fit(job: ServeStudy, driver: Driver, measured: ServerMeasurement) -> 
             where=driver.host.url,
             hint="turn off what collects streams, such as a buffering proxy",
         )
-    scenario, population = job.loaded.scenario, job.traffic.population
-    command = ladder_fit.public_command(scenario.name, launched=job.options.url is None, settings=job.options.settings)
-    server = ladder_fit.MeasuredServer(job.base_model, population, measured.engine, measured.kv.get("kv_tokens"))
-    fitted = ladder_fit.fit_profile(rungs, scenario, server, command)
+    scenario = job.loaded.scenario
+    command = ladder.public_command(scenario.name, launched=job.options.url is None, settings=job.options.set_ or ())
+    fitted = ladder.fit_profile(
+        rungs,
+        scenario,
+        command,
+        base_model=job.base_model,
+        population=job.traffic.population,
+        engine=measured.engine,
+        kv_tokens=measured.kv.get("kv_tokens"),
+    )
     write_text(job.folder / PROFILE, fitted.model_dump_json(indent=2) + "\n")
     return rungs
 
 
 def _names(pattern: str | None, listed: Sequence[str], bases: Sequence[str], count: int) -> list[str]:
-    """Return what each adapter is called.
+    """Return what each adapter is called there.
 
     :raises InputError: where the server has too few, or none at all.
     """
@@ -344,7 +329,7 @@ def drift_notes(slowdowns: Sequence[float | None]) -> list[str]:
     return notes
 
 
-def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
+def _conclude(job: ServeStudy, measured: ServerMeasurement, command: str) -> Report:
     import pyarrow.parquet as parquet
 
     times = [paired_table.times_of(run, len(job.planned)) for run in measured.runs]
@@ -388,4 +373,10 @@ def _conclude(job: ServeStudy, measured: ServerMeasurement) -> ServeResult:
     write_json(job.folder / COMPARISON, summary)
     table = paired_table.request_table(measured.runs, times, prediction)
     write_atomically(job.folder / REQUESTS, lambda file: parquet.write_table(table, file))
-    return ServeResult(job.folder, summary, measured, times, prediction)
+    order = [row.request.index for row in measured.runs[0].sent]
+    first, again = {}, {}
+    for name in ("ttft_s", "e2e_s"):
+        found, predicted = getattr(times[0], name), getattr(prediction, name)
+        first[name] = [(index, found[index], predicted[index]) for index in order]
+        again[name] = [getattr(run, name).tolist() for run in times[1:2]]
+    return serve_report(summary, job.loaded.scenario.description, first, again, command)

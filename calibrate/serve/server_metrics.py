@@ -13,8 +13,8 @@ import numpy as np
 
 from calibrate.serve.connection import Host
 from calibrate.serve.http_answer import Broken
-from sim.studies.dashboards import engine_metrics
-from sim.studies.dashboards.engine_metrics import (
+from sim.studies.observe import engine_metrics
+from sim.studies.observe.engine_metrics import (
     CACHE_CONFIG,
     Role,
     cache_config,
@@ -90,7 +90,6 @@ def parse_page(text: str, at: float) -> MetricsPage:
 
 
 def _names(there: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield our names and those of the page."""
     for roles, find in ((_GAUGES, gauge_name), (_COUNTERS, counter_name)):
         for role in roles:
             name = find(role, there)
@@ -145,17 +144,12 @@ def over_run(pages: list[MetricsPage]) -> dict[str, float]:
 class ObservedRun:
     """What the observer inside a server saw during a run.
 
-    :ivar loads: loads into slots, those of cascades too; ``reads``: adapter files read.
+    :ivar loads: into slots, those of cascades too.
     :ivar misses: requests that found their adapter in no slot and were the first of their step to need it.
     """
 
-    steps: int
     loads: int
-    reads: int
-    evictions: int
     misses: int
-    preemptions: int
-    load_s: float
 
 
 def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float) -> ObservedRun | str:
@@ -174,12 +168,4 @@ def observed_between(rows: Iterable[Mapping[str, Any]], start: float, end: float
         place = bisect_right(begins, load["load"]) - 1
         if place >= 0 and load["adapter"] in steps[place]["new"]:
             missed.add((place, load["adapter"]))
-    return ObservedRun(
-        steps=len(steps),
-        loads=len(loads),
-        reads=sum(start <= row.get("read", -1.0) <= end for row in rows),
-        evictions=sum(start <= row.get("eviction", -1.0) <= end for row in rows),
-        misses=len(missed),
-        preemptions=sum(row["preempted"] for row in steps),
-        load_s=float(sum(row["seconds"] for row in loads)),
-    )
+    return ObservedRun(loads=len(loads), misses=len(missed))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention.bias import causal_lower_right
 
-from calibrate.device.lora_backends import BACKENDS, PACKED, Routing
+from calibrate.device.lora_backends import BACKENDS, PACKED, Routing, vllm_kernels
 from sim.traffic.adapters import MODULES, ModelShape
 
 _NORM_EPS = 1e-5
@@ -162,12 +162,9 @@ class Decoder:
         names: Sequence[str],
         widths: Sequence[int],
     ) -> None:
-        """Add the adapters' part to the columns of ``y`` that belong to each module."""
         if lora is None:
             return
         if lora.backend == PACKED:
-            from calibrate.device.vllm_lora import vllm_kernels
-
             if any(name in lora.targets for name in names):
                 slots = [self.slots(layer, name, lora.slots, lora.max_rank) for name in names]
                 vllm_kernels().apply(y, x, slots, lora.prepared)

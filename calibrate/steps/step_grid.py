@@ -92,10 +92,6 @@ class StepSpec:
         """Return what names it and everything that a fit must know."""
         decode = [group for group in self.groups if group.new == 1]
         prompts = [group for group in self.groups if group.new > 1]
-        rank = self.rank_of_slot()
-        tokens_of = [
-            (slot, group.new) for group, slots in zip(self.groups, self.adapters(), strict=True) for slot in slots
-        ]
         parameters = {
             "tokens": self.tokens,
             "sequences": self.sequences,
@@ -105,8 +101,8 @@ class StepSpec:
             "distinct": self.distinct,
             "slots": self.slots,
             "max_rank": self.max_rank,
-            "rank_sum": sum(rank.values()),
-            "rank_tokens": sum(rank[slot] * new for slot, new in tokens_of if slot >= 0),
+            "rank_sum": sum(self.rank_of_slot().values()),
+            "rank_tokens": self._token_ranks(),
             "targets": ",".join(self.targets) if self.distinct else "",
             "backend": self.backend if self.distinct else "",
             "graph": self.graph,
@@ -125,13 +121,16 @@ class StepSpec:
             return width * head, 2 * self.sequences * head
         linear, ranks = shape.linear_parameters(), self.rank_of_slot()
         per_rank = sum(sum(shape.module(name)) for name in self.targets)
-        assigned = zip(self.groups, self.adapters(), strict=True)
-        token_ranks = sum(group.new * ranks[slot] for group, slots in assigned for slot in slots if slot >= 0)
+        token_ranks = self._token_ranks()
         pairs = sum(group.count * group.new * (group.context + (group.new + 1) / 2) for group in self.groups)
         kv_numbers = 2 * self.kv_tokens * shape.kv_heads * shape.head_dim
         moved = width * (layers * (linear + per_rank * sum(ranks.values()) + kv_numbers) + head)
         of_layer = self.tokens * linear + per_rank * token_ranks + 2 * pairs * shape.heads * shape.head_dim
         return int(moved), int(2 * (layers * of_layer + self.sequences * head))
+
+    def _token_ranks(self) -> int:
+        ranks, assigned = self.rank_of_slot(), zip(self.groups, self.adapters(), strict=True)
+        return sum(group.new * ranks[slot] for group, slots in assigned for slot in slots if slot >= 0)
 
     def _key(self) -> str:
         batch = "+".join(f"{group.count}x{group.new}@{group.context}" for group in self.groups)
@@ -222,12 +221,12 @@ def parts_of(specs: Sequence[StepSpec], backend: str) -> dict[str, list[StepSpec
     graphs = {replace(one, graph=False)._key() for one in specs if one.graph}
     found: dict[str, list[StepSpec]] = {part: [] for part in PARTS}
     for one in specs:
-        found[_part_of(one, backend, twin=not one.graph and one._key() in graphs)].append(one)
+        twin = not one.graph and one._key() in graphs  # the same step is timed as a graph too
+        found[_part_of(one, backend, twin=twin)].append(one)
     return found
 
 
 def _part_of(one: StepSpec, backend: str, *, twin: bool) -> str:
-    """Return the part of a step; ``twin``: the same step is timed as a graph too."""
     if one.distinct and one.backend != backend:
         return "backends"
     if twin:
@@ -340,7 +339,6 @@ def _random(extent: Extent, backend: str, seed: int) -> list[StepSpec]:
 
 
 def _corner(extent: Extent, backend: str) -> StepSpec:
-    """Return the largest step that fits: most slots, adapters and sequences at once."""
     slots, context = max(extent.slots), extent.contexts[min(1, len(extent.contexts) - 1)]
     rank = max(rank for rank in extent.ranks if rank * slots <= extent.slot_ranks)
     batch = max(batch for batch in extent.batches if batch * (context + 1) <= extent.kv_tokens)

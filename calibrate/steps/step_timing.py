@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,17 @@ import torch
 
 from calibrate.device.devices import Device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe, measure_ceilings
-from calibrate.device.lora_backends import BACKENDS, PACKED, REFERENCE, TOLERANCE, check, route
-from calibrate.measure import QUICK as QUICK_METHOD
-from calibrate.measure import Method, Open, Prepared, TimedWork, measure
+from calibrate.device.lora_backends import (
+    BACKENDS,
+    PACKED,
+    REFERENCE,
+    TOLERANCE,
+    check,
+    check_vllm,
+    route,
+    vllm_kernels,
+)
+from calibrate.measure import Open, Prepared, Sampling, TimedWork, measure
 from calibrate.samples import Configuration, SampleLog
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup
 from calibrate.steps.step_grid import FULL, PARTS, QUICK, Extent, StepSpec, heads, make_grid, parts_of
@@ -25,28 +32,6 @@ from sim.traffic.adapters import DENSE, ModelShape, model_shape
 
 DTYPE = torch.bfloat16
 _WIDTH = 2
-
-
-@dataclass(frozen=True, slots=True)
-class StepOptions:
-    """What is timed.
-
-    :ivar model: a key of ``sim.traffic.adapters.DENSE``.
-    :ivar layers: decoder layers; None: all of the model's.
-    :ivar backends: ``REFERENCE`` first.
-    :ivar method: by default that of ``quick`` or of a full run.
-    :ivar parts: keys of ``PARTS``: what this run times, in this order; none: everything, in random order.
-    :ivar ends_at: on ``time.monotonic``: no visit starts later, after the first few.
-    """
-
-    model: str
-    layers: int | None = None
-    backends: tuple[str, ...] = (REFERENCE,)
-    quick: bool = False
-    seed: int = 1
-    method: Method | None = None
-    parts: tuple[str, ...] = ()
-    ends_at: float = math.inf
 
 
 def default_backends(device: Device) -> tuple[str, ...]:
@@ -61,32 +46,49 @@ def default_backends(device: Device) -> tuple[str, ...]:
 
 
 def time_steps(
-    options: StepOptions,
+    model: str,
     device: Device,
     out: Path,
+    sampling: Sampling,
     *,
-    command: str,
-    overwrite: bool = False,
+    layers: int | None = None,
+    backends: Sequence[str] = (REFERENCE,),
+    command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SampleLog:
     """Time the grid, or the rest of an interrupted run in ``out``; the log says how it went.
 
+    :param model: a key of ``DENSE``; ``layers``: decoder layers, None: all of the model's.
+    :param backends: of LoRA; the first is fitted.
     :raises InputError: for an unknown model, backend or part, or where not even the weights fit.
     """
-    shape, layers = _shape(options)
-    versions = _versions(options.backends, device)
-    method = options.method or (QUICK_METHOD if options.quick else Method())
-    extent = fitted_extent(QUICK if options.quick else FULL, shape, layers, device)
-    grid = make_grid(extent, options.backends, graphs=device.graphs, seed=options.seed)
+    shape, layers = _shape(model, layers, backends, sampling.parts)
+    # Those that come with another package are checked: whether they can run here.
+    versions = {PACKED: check_vllm(device.torch_device)} if PACKED in backends else {}
+    extent = fitted_extent(QUICK if sampling.quick else FULL, shape, layers, device)
+    grid = make_grid(extent, backends, graphs=device.graphs, seed=sampling.seed)
     specs = grid + heads(grid) * (layers < shape.layers)
-    log = SampleLog.open(out, "steps", _plan(options, device, method, layers), overwrite=overwrite)
-    errors = {name: check(name, device.torch_device, DTYPE, _fresh_seed()) for name in options.backends}
+    facts = describe(device)
+    plan = {
+        "model": model,
+        "layers": layers,
+        "backends": list(backends),
+        "quick": sampling.quick,
+        "seed": sampling.seed,
+        "device": facts["name"],
+        "torch": facts["torch"],
+        "dtype": "bf16",
+        **{name: getattr(sampling.how, name) for name in ("rounds", "least", "half_width", "limit_s")},
+    }
+    log = SampleLog.open(out, "steps", plan, overwrite=sampling.overwrite)
+    fresh = torch.Generator().seed()  # another one in every run: a backend must be right on any input
+    errors = {name: check(name, device.torch_device, DTYPE, fresh) for name in backends}
     _refuse_wrong(errors)
     if "ceilings" not in log.manifest:  # a resumed run keeps those that its floors were computed from
         log.once(ceilings=asdict(measure_ceilings(device, DTYPE)))
     ceilings = Ceilings(**log.manifest["ceilings"])
     log.once(
-        device=describe(device),
+        device=facts,
         date=f"{datetime.date.today()}",
         command=command,
         backend_errors=errors,
@@ -95,17 +97,15 @@ def time_steps(
         model_layers=shape.layers,
         memory_bytes=device.total_bytes(),
     )
-    bench = _bench(shape, layers, device, specs, options.seed)
+    bench = _bench(shape, layers, device, specs, sampling.seed)
     by_key = {one.configuration().key: one for one in specs}
     configurations = {one.configuration().key: with_floor(one, shape, layers, ceilings) for one in specs}
-    in_part = parts_of(specs, options.backends[0])
-    parts = [[configurations[one.configuration().key] for one in in_part[part]] for part in options.parts]
+    in_part = parts_of(specs, backends[0])
+    parts = [[configurations[one.configuration().key] for one in in_part[part]] for part in sampling.parts]
     opens = bench_opener(bench, by_key, device)
     with opens(canary_of(grid).configuration()) as canary:
-        work = TimedWork(
-            list(configurations.values()), opens, canary, parts=parts if parts else None, ends_at=options.ends_at
-        )
-        measure(work, device, log, method, seed=options.seed, progress=progress)
+        work = TimedWork(list(configurations.values()), opens, canary, parts)
+        measure(work, device, log, sampling, progress)
     log.finish()
     return log
 
@@ -195,8 +195,6 @@ def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -
             routing = route(groups, spec.rank_of_slot(), spec.slots, device.torch_device)
             prepared: tuple[Any, ...] = ()
             if spec.backend == PACKED:
-                from calibrate.device.vllm_lora import vllm_kernels
-
                 prepared = vllm_kernels().prepare(routing, len(x))
             lora = Lora(spec.backend, spec.targets, spec.slots, spec.max_rank, routing, prepared)
 
@@ -209,15 +207,6 @@ def bench_opener(decoder: Decoder, specs: dict[str, StepSpec], device: Device) -
         yield Prepared(device.capture(step) if spec.graph else step)
 
     return opens
-
-
-def _versions(backends: Sequence[str], device: Device) -> dict[str, str]:
-    """Return the versions of backends that come with another package, having checked that they can run."""
-    if PACKED not in backends:
-        return {}
-    from calibrate.device.vllm_lora import check_vllm
-
-    return {PACKED: check_vllm(device.torch_device)}
 
 
 def _refuse_wrong(errors: dict[str, float]) -> None:
@@ -233,47 +222,19 @@ def _refuse_wrong(errors: dict[str, float]) -> None:
         )
 
 
-def _shape(options: StepOptions) -> tuple[ModelShape, int]:
-    shape = model_shape(options.model)
+def _shape(model: str, wanted: int | None, backends: Sequence[str], parts: Sequence[str]) -> tuple[ModelShape, int]:
+    shape = model_shape(model)
     if shape.experts:
-        raise InputError(
-            "mixtures of experts can't be timed", key="--model", got=options.model, allowed=", ".join(DENSE)
-        )
-    layers = shape.layers if options.layers is None else options.layers
+        raise InputError("mixtures of experts can't be timed", key="--model", got=model, allowed=", ".join(DENSE))
+    layers = shape.layers if wanted is None else wanted
     if not 1 <= layers <= shape.layers:
         raise InputError(
             "the model does not have so many layers", key="--layers", got=layers, allowed=f"1 to {shape.layers}"
         )
-    for name in options.backends:
+    for name in backends:
         if name not in BACKENDS:
             raise InputError("unknown backend", key="--backend", got=name, allowed=", ".join(BACKENDS))
-    for part in options.parts:
+    for part in parts:
         if part not in PARTS:
             raise InputError("unknown part of the steps", key="PART", got=part, allowed=", ".join(PARTS))
     return shape, layers
-
-
-def _plan(options: StepOptions, device: Device, method: Method, layers: int) -> dict[str, object]:
-    """Return what must be equal for samples to be combined."""
-    facts = describe(device)
-    return {
-        "model": options.model,
-        "layers": layers,
-        "backends": list(options.backends),
-        "quick": options.quick,
-        "seed": options.seed,
-        "device": facts["name"],
-        "torch": facts["torch"],
-        "dtype": "bf16",
-        "rounds": method.rounds,
-        "least": method.least,
-        "half_width": method.half_width,
-        "limit_s": method.limit_s,
-    }
-
-
-def _fresh_seed() -> int:
-    """Return a seed that differs from run to run: a backend must be right on any input."""
-    generator = torch.Generator()
-    generator.seed()
-    return int(torch.randint(2**31, (1,), generator=generator).item())

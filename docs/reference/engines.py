@@ -8,7 +8,7 @@ from reference.markdown import table
 
 
 def engine_rules() -> str:
-    """Return what engines make of adapters, and the words of each rule that isn't plain support."""
+    """Return what engines make of adapters."""
     from sim.spec.engines import ENGINES
     from sim.training.files.engine_checks import rules_of
     from sim.training.files.engine_rules import EXTRAS
@@ -33,12 +33,7 @@ def engine_rules() -> str:
     rows.append(["a slot holds", *(slots[rules_by_engine[name].slots_hold] for name in real)])
     choices = [", ".join(map(str, rules_by_engine[name].rank_choices)) or "–" for name in real]
     rows.append(["largest rank, choices", *choices])
-    said = [
-        [name, extra, rule.words, f"`{rule.source}`" if rule.source else ""]
-        for name in real
-        for extra, rule in rules_by_engine[name].extras.items()
-    ]
-    return table(["", *real], rows) + "\n\n" + table(["engine", "extra", "the engine …", "read from"], said)
+    return table(["", *real], rows)
 
 
 def mode_tables() -> str:
@@ -60,7 +55,7 @@ def mode_tables() -> str:
 
 def version_table() -> str:
     """Return the preset of each version of an engine, or the nearest."""
-    from sim.spec.engine_versions import VERSIONS
+    from sim.spec.engines import VERSIONS
 
     rows = [
         [f"{name} {row.words}", f"`{row.preset}`" if row.simulated else f"none; `{row.preset}` is nearest", row.about]
@@ -72,10 +67,10 @@ def version_table() -> str:
 
 def option_tables() -> str:
     """Return a section for each engine: its options, and what a scenario has for each."""
-    from sim.spec.engine_flags.flag_tables import FLAGS
+    from sim.spec.engine_flags.options import flag_tables
 
     parts = []
-    for engine in FLAGS:
+    for engine in flag_tables():
         rows = [
             [
                 ", ".join(f"`{name}`" for name in _spellings(flag)),
@@ -91,34 +86,3 @@ def option_tables() -> str:
 def _spellings(flag: Any) -> list[str]:
     """Return the names of an option, without the last part of one that has the whole."""
     return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}"))]
-
-
-def key_table() -> str:
-    """Return the keys that options of engines stand for, each with these options."""
-    from sim.spec.engine_flags.flag_tables import FLAGS
-    from sim.spec.files.problems import known_keys
-    from sim.spec.scenario import Scenario
-
-    rows = []
-    for key in known_keys(Scenario):
-        cells = [
-            ", ".join(
-                _option_for(flag.name, setting)
-                for flag in engine.flags
-                for setting in flag.sets
-                if key == _key(setting)
-            )
-            for engine in FLAGS
-        ]
-        if any(cells):
-            rows.append([f"`{key}`", *(cell or "–" for cell in cells)])
-    return table(["key", *FLAGS.names], rows)
-
-
-def _key(setting: str) -> str:
-    return setting.partition(": ")[0]
-
-
-def _option_for(name: str, setting: str) -> str:
-    value = setting.partition(": ")[2]
-    return f"`{name}` ({value})" if value else f"`{name}`"

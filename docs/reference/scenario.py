@@ -14,25 +14,17 @@ POOLS = "fleet.pools[]"
 """The section that repeats keys of others: its table shows its own."""
 
 _UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
-_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-_PLAIN = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_PLAIN = {"integer": "integer", "number": "number", "string": "text", "boolean": "boolean"}
 
-SCENARIO_PAGES = {
-    "workload": ("workload", ()),
-    "laws": ("", ("arrivals", "popularity", "prompt", "service")),
-    "adapters": ("adapters", ()),
-    "fleet": ("fleet", ()),
-    "cache": ("cache", ()),
-    "storage": ("storage", ()),
-    "router": ("router", ()),
-    "rollouts": ("rollouts", ()),
-    "faults": ("", ("faults",)),
-    "slo": ("slo", ()),
-    "tenants": ("tenants", ()),
-    "run": ("run", ()),
-    "plan": ("plan", ()),
+SCENARIO_PAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "workload": (("workload", "adapters", "tenants"), ()),
+    "laws": ((), ("arrivals", "popularity", "prompt", "service")),
+    "fleet": (("fleet",), ()),
+    "cache": (("cache", "storage", "router"), ()),
+    "run": (("rollouts", "slo", "run", "plan"), ("faults",)),
 }
-"""For each page ``scenario-NAME.md``: the key whose sections it has, and the laws."""
+"""For each page ``scenario-NAME.md``: the keys whose sections it has, and the laws."""
 
 _LAWS = {
     "arrivals": "Arrival processes",
@@ -45,15 +37,16 @@ _LAWS = {
 
 def scenario_table() -> str:
     """Return the table of a scenario's top level, with links to the page of each section."""
-    from sim.spec.files.schema import scenario_schema
+    from sim.spec.scenario import scenario_schema
 
     models = scenario_schema()["$defs"]
     model = models["Scenario"]
     rows = [_field_row("", key, field, model, models) for key, field in model["properties"].items()]
     for row in rows:
         key = row[0].strip("`")
-        if key in SCENARIO_PAGES:
-            row[0] = f"[{row[0]}](scenario-{key}.md)"
+        page = next((page for page, (keys, laws) in SCENARIO_PAGES.items() if key in (*keys, *laws)), None)
+        if page:
+            row[0] = f"[{row[0]}](scenario-{page}.md)"
         elif "section" in row[1]:
             raise SystemExit(f"the section {key!r} has no page: add one to SCENARIO_PAGES")
     return "\n" + table(["key", "type", "default", "meaning"], rows) + "\n"
@@ -61,13 +54,13 @@ def scenario_table() -> str:
 
 def scenario_sections(page: str) -> str:
     """Return the tables of one page of the scenario reference: its sections in the order of the file, then its laws."""
-    from sim.spec.files.schema import scenario_schema
+    from sim.spec.scenario import scenario_schema
 
     models = scenario_schema()["$defs"]
     parts = []
-    key, laws = SCENARIO_PAGES[page]
+    keys, laws = SCENARIO_PAGES[page]
     for path, name in _sections(models):
-        if not key or path.partition(".")[0].removesuffix("[]") != key:
+        if path.partition(".")[0].removesuffix("[]") not in keys:
             continue
         model = models[name]
         elsewhere = models["Fleet"]["properties"].keys() - {"replicas"} if path == POOLS else ()
@@ -120,13 +113,13 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
         return " or ".join(f"`{word}`" for word in field["enum"])
     example = next(iter(field.get("examples", ())), None)
     if example in _UNIT_OF_EXAMPLE:
-        return f"{_UNIT_OF_EXAMPLE[example]}, such as `{example}`"
+        return _UNIT_OF_EXAMPLE[example]
     if "pattern" in field:
         return f"text such as `{example}`" if example else "text"
     options = field.get("anyOf") or field.get("oneOf")
     if options:
         if any("5%" in part.get("examples", ()) for part in options):
-            return "share, such as `5%`"
+            return "share"
         words = [_type(part, models) for part in options if part.get("type") != "null"]
         return " or ".join(dict.fromkeys(words))
     if "$ref" in field:
@@ -145,8 +138,8 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "type" not in field:
         return "any value"
     kind = _PLAIN.get(str(field.get("type")), str(field.get("type")))
-    bounds = [f"{word} {field[name]:,.12g}" for name, word in _BOUNDS.items() if name in field]
-    return f"{kind}, {' and '.join(bounds)}" if bounds and kind != "text" else kind
+    bounds = [f"{sign}\u00a0{field[name]:,.12g}" for name, sign in _BOUNDS.items() if name in field]
+    return f"{kind} {', '.join(bounds)}" if bounds and kind != "text" else kind
 
 
 def _default(field: dict[str, Any], kind: str) -> str:
@@ -184,7 +177,8 @@ _PLACES = {
 
 
 def _law_table(models: dict[str, Any], key: str) -> str:
-    rows = []
+    rows: list[list[str]] = []
+    known: list[list[str]] = []
     kinds = models[_PLACES[key]]["properties"][key]
     for name in _referred(kinds.get("items", kinds)):
         model = models[name]
@@ -195,7 +189,9 @@ def _law_table(models: dict[str, Any], key: str) -> str:
         about = str(model.get("description", ""))
         rows.append([word, "", "", "", about])
         for one, field in own:
-            rows.append(["", *_field_row("", one, field, model, models)])
+            row = _field_row("", one, field, model, models)
+            rows.append(["", *row[:-1], "As above." if row in known else row[-1]])
+            known.append(row)
             listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
             section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
             for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):

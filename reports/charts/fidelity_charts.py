@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, spot_tips, to_svg
@@ -24,19 +24,6 @@ REGIME_COLOURS = {
 BAND = 1.25
 """Factor up to which a prediction lies inside the band."""
 _SIDE, _LEFT, _TOP, _RIGHT, _BOTTOM = 430, 66, 20, 16, 52
-
-
-class SlotRun(Protocol):
-    """What a chart over slots needs of a run."""
-
-    @property
-    def slots(self) -> int: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def measured(self) -> Mapping[str, float]: ...
-    @property
-    def predicted(self) -> Mapping[str, float]: ...
 
 
 def is_within(measured: float, predicted: float) -> bool:
@@ -92,37 +79,40 @@ def scatter_chart(
     return Chart(ident, title, caption, desc, svg, table, legend, styles)
 
 
-def slots_chart(ident: str, runs: Sequence[SlotRun]) -> Chart:
-    """Draw p50 TTFT against slots of one workload, measured and predicted."""
-    slots = [run.slots for run in runs]
+def slots_chart(ident: str, label: str, runs: Sequence[tuple[int, Mapping[str, float], Mapping[str, float]]]) -> Chart:
+    """Draw p50 TTFT against slots of one workload.
+
+    :param runs: slots, what was measured with them, and what was predicted.
+    """
+    slots = [count for count, _, _ in runs]
     lines = (
-        ("measured p50", [run.measured["ttft_p50_ms"] / 1e3 for run in runs], SERIES[1], "o-"),
-        ("predicted p50", [run.predicted["ttft_p50_ms"] / 1e3 for run in runs], SERIES[0], "s--"),
+        ("measured p50", [measured["ttft_p50_ms"] / 1e3 for _, measured, _ in runs], SERIES[1], "o-"),
+        ("predicted p50", [predicted["ttft_p50_ms"] / 1e3 for _, _, predicted in runs], SERIES[0], "s--"),
     )
-    best = min(runs, key=lambda run: run.measured["ttft_p99_ms"])
-    title = f"How many slots for {runs[0].label}?"
-    chosen = min(runs, key=lambda run: run.predicted["ttft_p99_ms"])
-    same = "the same" if best.slots == chosen.slots else str(chosen.slots)
-    caption = f"p50 TTFT by slots. Best measured p99 TTFT: {best.slots} slots; predicted: {same}."
+    best, *_ = min(runs, key=lambda run: run[1]["ttft_p99_ms"])
+    title = f"How many slots for {label}?"
+    chosen, *_ = min(runs, key=lambda run: run[2]["ttft_p99_ms"])
+    same = "the same" if best == chosen else str(chosen)
+    caption = f"p50 TTFT by slots. Best measured p99 TTFT: {best} slots; predicted: {same}."
     head = ["slots", "p50 TTFT measured", "predicted", "p99 TTFT measured", "predicted "]
     rows = [
         [
-            str(run.slots),
+            str(count),
             *(
                 seconds_tick(float(f"{side[name] / 1e3:.3g}"))
                 for name in ("ttft_p50_ms", "ttft_p99_ms")
-                for side in (run.measured, run.predicted)
+                for side in sides
             ),
         ]
-        for run in runs
+        for count, *sides in runs
     ]
     desc = f"{title} " + " ".join(f"{row[0]} slots: measured {row[1]}, predicted {row[2]}." for row in rows)
     values = [value for _, ys, _, _ in lines for value in ys]
     table = Table(title, head, rows)
     with drawing(300) as figure:
         ax = place(figure, _LEFT, 30, 24, _BOTTOM)
-        for label, ys, colour, style in lines:
-            ax.plot(slots, ys, style, color=colour, label=label, markersize=5)
+        for name, ys, colour, style in lines:
+            ax.plot(slots, ys, style, color=colour, label=name, markersize=5)
         ax.set_xscale("log")
         ax.set_xticks(slots, _thinned(slots))
         ax.set_xticks([], minor=True)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from reports.answers.bottleneck import is_fixed
-from reports.answers.findings import varies
+from reports.answers.points import Contrast, find_extremes
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
 from reports.charts.svg import (
@@ -28,6 +27,7 @@ from reports.charts.svg import (
 )
 from reports.formatting import metric_words, percent, show
 from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
+from reports.text.limit_text import is_fixed
 from sim.results.catalogue import SHARES, UNITS
 from sim.results.point import COUNTS, Metric, Point
 from sim.results.verdict import unserved
@@ -35,6 +35,8 @@ from sim.results.verdict import unserved
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+VISIBLE = 0.1
+"""Share of a value by which it must differ between points to be drawn."""
 LATENCIES = ("ttft_p99_s", "e2e_p99_s")
 RATIOS = {
     "miss_ratio": ("misses", SERIES[1]),
@@ -64,6 +66,15 @@ class Line:
     colour: str
     name: str
     points: Sequence[Point]
+
+
+def varies(points: Sequence[Point], name: str) -> bool:
+    """Return whether a metric differs between points by more than chance, and by enough to be seen in a chart."""
+    found = find_extremes(points, name)
+    if found is None or found.contrast in (Contrast.EQUAL, Contrast.UNCLEAR):
+        return False
+    low, high = (point.metrics[name].value or 0.0 for point in (found.low, found.high))
+    return high - low > VISIBLE * abs(high)
 
 
 def bands_note(points: Sequence[Point]) -> str:

@@ -40,8 +40,17 @@ def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
     return found
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write a report's page and its files, each as a whole."""
+def snippet(report: Report) -> str:
+    """Return what a terminal shows of a result, down to its first table, for notebooks: in their style, no script."""
+    opening, *rest = report.terminal
+    sentences = itertools.takewhile(bool, rest)
+    found = next((part for part in rest if isinstance(part, Table)), None)
+    table = found if found is None or found.unmarked is None else found.unmarked
+    return template("notebook.html.j2").render(opening=opening, sentences=list(sentences), table=table)
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write a report's page and its files, each as a whole; return the path of the page."""
     for file in report.files:
         content = file.content(folder) if callable(file.content) else file.content
         if isinstance(content, str):
@@ -49,6 +58,17 @@ def write(report: Report, folder: Path) -> None:
         elif content is not None:
             write_json(folder / file.name, content)
     write_text(folder / PAGE, page(report))
+    return folder / PAGE
+
+
+def current_page(folder: Path) -> bool:
+    """Return whether a run directory has a page that is newer than all that it is made from."""
+    made, tables = folder / PAGE, folder / "points.csv"
+    if made.is_symlink() or not made.is_file() or not tables.is_file():
+        return False
+    package = Path(__file__).parents[1]
+    sources = (file for pattern in ("*.py", "templates/**/*") for file in package.rglob(pattern))
+    return made.stat().st_mtime_ns >= max(file.stat().st_mtime_ns for file in (tables, *sources))
 
 
 def template(name: str) -> Template:

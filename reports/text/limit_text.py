@@ -1,54 +1,292 @@
-"""What limits a point, and how much more traffic fits, in sentences."""
+"""What limits a point, as states and in sentences: a token bucket, the loader, slots, KV memory or compute.
+
+The states follow from ``Point.capacity``, ``Point.breakdown`` and the counts of requests that were not served.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
 
-from reports.answers.bottleneck import (
-    BATCH_SLOTS,
-    BLOCKED_FOR_P99,
-    KV_MEMORY,
-    Evidence,
-    Limit,
-    blocked,
-    is_broken,
-    largest_stage,
-    limits,
-)
-from reports.formatting import listed, metric_words, percent
+from reports.formatting import percent
 from reports.text.metric_text import capital, unserved_words
-from sim.results.model import BucketUse
+from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
-from sim.results.run_directory.study_records import (
-    ALWAYS,
-    BUCKETS,
-    CLOSED_LOOP,
-    NEVER,
-    QUEUES,
-    TOO_LONG,
-    TOO_SHORT,
-    Headroom,
-)
-from sim.results.slo_terms import judged, split_term
-from sim.results.verdict import allowed, is_overloaded, lacks_answers, unserved
+from sim.results.verdict import is_overloaded, unserved
 from sim.spec.units import human_seconds
+
+BUSY_LOADER = 0.7
+"""From this utilization on, waiting for a loader grows faster than the traffic."""
+BUSY_COMPUTE = 0.9
+LOADING = 0.25
+"""From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
+whole models, and loads that block steps. The latter never queue for their loader, so ``BUSY_LOADER`` would come too
+late: they cost the batch its steps, and requests then seem to lack slots or compute."""
+BLOCKED = 0.05
+"""A resource that made requests wait during this share of the time limits the point."""
+BLOCKED_FOR_P99 = 0.01
+"""The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
+KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
+_FAULTS = ("crash", "storage-stall", "failing-loads", "slow-storage")
+"""Kinds of faults that keep requests from being served."""
+_UNANSWERED = 0.01
+"""Share of requests, late and still unanswered when the run ends, from which a fault limits the point."""
+_UNSERVED = 0.01
+"""Share of requests that are refused or fail, from which that limits a point."""
+_LATE = 0.01
+"""Share of late requests from which cold starts limit a point: what a p99 allows."""
+_OFTEN_LATE = 4.0
+"""How many times as often requests are late, at least, that arrive while a replica starts."""
+_FAILURES = ("failed_loads", "lost", "wrong_detected")
+"""Why requests fail, by the name in ``Impact``."""
+
+
+class Evidence(Enum):
+    """How a limit shows."""
+
+    FAULT = auto()
+    REPLACED = auto()
+    TOO_LONG_FOR_MODEL = auto()
+    TOO_LONG_FOR_KV = auto()
+    REFUSED = auto()
+    FAILED = auto()
+    BUCKET = auto()
+    COLD_STARTS = auto()
+    LOADING_MODELS = auto()
+    LOADER_OVERLOADED = auto()
+    LOADER_WAIT = auto()
+    LOADER_BUSY = auto()
+    LOADS_BLOCK = auto()
+    LOADS_BLOCK_ALL_IN_HOST = auto()
+    BLOCKED = auto()
+    COMPUTE_OVERLOADED = auto()
+    SERVER_BUSY = auto()
+    GPU_BUSY = auto()
+    NOTHING = auto()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One resource that limits a point.
+
+    :ivar name: ``fault``, ``refusals``, ``failures``, ``token bucket``, ``cold starts``, ``swaps``, ``loader``,
+        ``slots``, ``KV memory``, ``batch slots (max_num_seqs)``, ``compute`` or ``none``.
+    :ivar value: utilization, offered load, blocked share or share of late requests, as the evidence has it.
+    :ivar bucket: of a tenant, with how it is used.
+    :ivar otherwise: of cold starts: the share of late requests among those that arrive while no replica starts.
+    :ivar wait_s: mean wait for a loader; ``of_latency``: the share of the mean latency that is spent waiting.
+    :ivar cause: why most of the failed requests failed, by the name in ``Impact``; empty where no count says so.
+    :ivar faults: share of the time, by kind of fault.
+    :ivar unserved: counts of the requests that were refused or failed.
+    """
+
+    name: str
+    evidence: Evidence
+    value: float = 0.0
+    wait_s: float = 0.0
+    of_latency: float | None = None
+    cause: str = ""
+    faults: Mapping[str, float] = field(default_factory=dict)
+    unserved: Unserved | None = None
+    otherwise: float = 0.0
+    bucket: BucketUse | None = None
+
+
+@dataclass(frozen=True)
+class Unserved:
+    """``Point.unserved``: measured requests of all replications that were refused or failed.
+
+    :ivar too_long: refused at arrival; ``longest_tokens``: the most that one of them has.
+    :ivar limit_tokens: how many ``fleet.max_model_len`` or the KV cache allows.
+    """
+
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0
+    too_long: int = 0
+    longest_tokens: int = 0
+    limit_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """``Point.breakdown``: mean seconds of a completed request."""
+
+    loader_queue_s: float = 0.0
+    load_s: float = 0.0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+def stages_of(point: Point) -> Stages:
+    """Return the mean latency of a point by stage."""
+    return from_plain(Stages, point.breakdown)
+
+
+def is_fixed(point: Point) -> bool:
+    """Return whether the engine serves one request at a time (no prefill of its own)."""
+    return not stages_of(point).prefill_s and point.capacity.seats is None
+
+
+def _fault_shares(point: Point) -> dict[str, float]:
+    """Return the share of the time that each kind of fault takes, where it is enough to limit the point."""
+    shares = {kind: point.capacity.faults[kind] for kind in _FAULTS if kind in point.capacity.faults}
+    return {kind: share for kind, share in shares.items() if share >= BLOCKED}
+
+
+def is_broken(point: Point) -> bool:
+    """Return whether a fault keeps requests from being served, so that no resource is short."""
+    impact = point.impact or Impact()
+    unanswered = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
+    return bool(_fault_shares(point)) and (is_overloaded(point) or unanswered)
+
+
+def largest_stage(point: Point) -> tuple[str, float] | None:
+    """Return the part of the latency that is largest and its share of the mean."""
+    total = sum(point.breakdown.values())
+    if not total > 0:
+        return None
+    name = max(point.breakdown, key=lambda part: point.breakdown[part])
+    return name, point.breakdown[name] / total
+
+
+def limits(point: Point) -> list[Limit]:
+    """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
+
+    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
+    """
+    if is_broken(point):
+        return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
+    loader, compute = _loader(point), _compute(point)
+    first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), loader)
+    short = blocked(point)
+    found = [*(limit for limit in first if limit is not None), *short]
+    if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
+        found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
+    return found or [Limit("none", Evidence.NOTHING)]
+
+
+def _not_served(point: Point) -> Limit | None:
+    """Return that requests are refused, other than by token buckets, or fail, and why the larger part of them does."""
+    lost, total = unserved(point)
+    refused = point.metrics["refused"].value or 0.0
+    by_buckets = sum(bucket.refused for bucket in point.capacity.buckets)
+    if lost - by_buckets <= _UNSERVED * total:
+        return None
+    lost, refused = lost - by_buckets, refused - by_buckets
+    counts = from_plain(Unserved, point.unserved)
+    if refused >= lost / 2:
+        return Limit("refusals", _refusals(point, counts, refused), unserved=counts)
+    by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
+    most = max(by_cause, key=lambda name: by_cause[name])
+    return Limit("failures", Evidence.FAILED, cause=most if by_cause[most] else "", unserved=counts)
+
+
+def _buckets(point: Point) -> list[Limit]:
+    """Return the token buckets that hold or refuse requests, the one that does most of it first."""
+    used = sorted(point.capacity.buckets, key=lambda bucket: -bucket.limited)
+    found = [each for each in used if each.limited >= BLOCKED or (each.offered_load or 0.0) >= 1]
+    return [Limit("token bucket", Evidence.BUCKET, each.limited, bucket=each) for each in found]
+
+
+def _cold_starts(point: Point) -> Limit | None:
+    """Return that late requests are mostly those that arrive while a replica starts, if too many are late."""
+    names = ("late_while_starting", "late_otherwise", "slo_attainment")
+    starting, otherwise, in_time = (
+        metric.value if (metric := point.metrics.get(name)) is not None else None for name in names
+    )
+    if starting is None or otherwise is None or in_time is None or 1 - in_time <= _LATE:
+        return None
+    if starting < _OFTEN_LATE * otherwise:
+        return None
+    return Limit("cold starts", Evidence.COLD_STARTS, starting, otherwise=otherwise)
+
+
+def _refusals(point: Point, counts: Unserved, refused: float) -> Evidence:
+    if (point.impact or Impact()).refused_by_rollout > refused / 2:
+        return Evidence.REPLACED
+    if counts.too_long <= refused / 2 or counts.longest_tokens <= counts.limit_tokens:
+        return Evidence.REFUSED
+    kv = point.capacity.kv
+    allowed_by_kv = 0 if kv is None else kv.tokens or 0
+    return Evidence.TOO_LONG_FOR_MODEL if counts.limit_tokens < allowed_by_kv else Evidence.TOO_LONG_FOR_KV
+
+
+def _loader(point: Point) -> Limit | None:
+    loader = point.capacity.loader
+    busy, load = loader.utilization, loader.offered_load
+    if load is not None and load >= 1:
+        return Limit("loader", Evidence.LOADER_OVERLOADED, load)
+    if loader.blocks_steps:  # copies from host memory block them too, but those come from too few slots
+        busy = busy if loader.storage is None else loader.storage
+        evidence = Evidence.LOADS_BLOCK_ALL_IN_HOST if loader.host_holds_all else Evidence.LOADS_BLOCK
+        return None if busy is None or busy < LOADING else Limit("loader", evidence, busy)
+    stage = largest_stage(point)
+    waits = stage is not None and stage[0] == "loader_queue_s"
+    if busy is None or busy < BUSY_LOADER:
+        short = point.capacity.slots.blocked_share
+        if not waits or (short is not None and short >= BLOCKED):
+            return None  # requests wait for a slot to load into, not for a loader
+    share = stage[1] if stage is not None and waits else None
+    evidence = Evidence.LOADER_WAIT if busy is None else Evidence.LOADER_BUSY
+    return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)
+
+
+def blocked(point: Point, least: float = BLOCKED) -> list[Limit]:
+    """Return slots, KV memory and batch slots that made requests wait, the longest wait first.
+
+    :param least: share of the time from which it counts.
+    """
+    parts = {"slots": point.capacity.slots, KV_MEMORY: point.capacity.kv, BATCH_SLOTS: point.capacity.seats}
+    shares = {name: part.blocked_share for name, part in parts.items() if part is not None}
+    found = [
+        Limit(name, Evidence.BLOCKED, share) for name, share in shares.items() if share is not None and share >= least
+    ]
+    return sorted(found, key=lambda limit: -limit.value)
+
+
+def _compute(point: Point) -> Limit | None:
+    busy, load = point.capacity.compute.utilization, point.capacity.compute.offered_load
+    if load is not None and load >= 1:
+        return Limit("compute", Evidence.COMPUTE_OVERLOADED, load)
+    if busy is None:
+        return None
+    if is_fixed(point):
+        return Limit("compute", Evidence.SERVER_BUSY, busy) if busy >= BUSY_LOADER else None
+    # A batching engine is busy whenever anything runs: only waiting requests show a limit.
+    in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
+    total, queue = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
+    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
+        return None
+    return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)
+
+
+def _swaps(point: Point) -> Limit | None:
+    models = point.capacity.full_models
+    busy = None if models is None else models.utilization
+    return None if busy is None or busy < LOADING else Limit("swaps", Evidence.LOADING_MODELS, busy)
+
+
+# What limits a point, in sentences.
 
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
 BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
-_FAULTS = {
+_FAULT_WORDS = {
     "crash": "replicas were down for {} of their time",
     "storage-stall": "storage stood still for {} of the time",
     "failing-loads": "loads from storage failed for {} of the time",
     "slow-storage": "storage was slow for {} of the time",
 }
-_FAILURES = {
+_FAILURE_WORDS = {
     "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in memory.",
     "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
     "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
     "": ".",
 }
 """Why requests fail, and what to do, by the name in ``Impact``."""
-_REFUSALS: Mapping[Evidence, str] = {
+_REFUSAL_WORDS: Mapping[Evidence, str] = {
     Evidence.REPLACED: (
         " while their adapter was being replaced. Strategies other than unload-then-load refuse no requests."
     ),
@@ -117,10 +355,10 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     if evidence is Evidence.FAULT:
         return _faults(limit.faults)
     if evidence is Evidence.FAILED:
-        return f"{capital(unserved_words(point))}{_FAILURES[limit.cause]}"
-    if evidence in _REFUSALS and limit.unserved is not None:
+        return f"{capital(unserved_words(point))}{_FAILURE_WORDS[limit.cause]}"
+    if evidence in _REFUSAL_WORDS and limit.unserved is not None:
         counts = limit.unserved
-        why = _REFUSALS[evidence].format(longest=counts.longest_tokens, limit=counts.limit_tokens)
+        why = _REFUSAL_WORDS[evidence].format(longest=counts.longest_tokens, limit=counts.limit_tokens)
         return f"{capital(unserved_words(point))}{why}"
     if limit.bucket is not None:
         return _bucket(limit.bucket)
@@ -129,14 +367,14 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     if evidence is Evidence.COMPUTE_OVERLOADED and limit.value == 1:
         return "More requests arrive than are served, so the queue grows without limit."
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
-        return _loader(limit)
+        return _loader_words(limit)
     share = "" if limit.of_latency is None else percent(limit.of_latency)
     return _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=percent(limit.otherwise))
 
 
 def _faults(shares: Mapping[str, float]) -> str:
     said = " and ".join(
-        _FAULTS[kind].format("all" if share > 0.9995 else percent(share)) for kind, share in shares.items()
+        _FAULT_WORDS[kind].format("all" if share > 0.9995 else percent(share)) for kind, share in shares.items()
     )
     return f"{capital(said)}, and requests waited for that."
 
@@ -152,7 +390,7 @@ def _bucket(bucket: BucketUse) -> str:
     return f"{asked}, so the queue in front of it grows without limit."
 
 
-def _loader(limit: Limit) -> str:
+def _loader_words(limit: Limit) -> str:
     share = "" if limit.of_latency is None else f", {percent(limit.of_latency)} of the latency"
     queue = f"a request waits {human_seconds(limit.wait_s)} for it on average{share}"
     if limit.evidence is Evidence.LOADER_WAIT:
@@ -166,157 +404,3 @@ def _nothing(point: Point) -> str:
         return "No request waits long."
     name, share = stage
     return f"No request waits long; {percent(share)} of the mean latency is {_STAGES[name]}."
-
-
-def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, cold: bool = False) -> str:
-    """Return at what multiple of the traffic the SLO fails and what limits there; empty where none was searched.
-
-    :param missed_today: whether the SLO is missed with today's traffic.
-    :param cold: whether caches start empty, and that may decide today's verdict; those of the search start full.
-    """
-    if found is None:
-        return ""
-    if found.outcome == CLOSED_LOOP:
-        return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
-    if found.outcome == TOO_LONG:
-        return f"Headroom: not searched. {_too_long(found)}"
-    if found.outcome == TOO_SHORT:
-        return (
-            f"Headroom: not searched. The trace has {found.trace_requests:,} requests, too few to fill the batches; "
-            f"headroom needs about {found.needed_requests:,}."
-        )
-    missed_today = missed_today and not fails_today(found)
-    if missed_today and not found.without:
-        return "Headroom: none. The SLO is missed with today's traffic."
-    batches = found.failing is not None and found.failing.capacity.seats is not None
-    load = (
-        f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
-    )
-    without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
-    full = "The search starts with full caches." if cold else ""
-    multiple = _otherwise(found) if missed_today else _multiple(found)
-    return " ".join(part for part in (multiple, _limit(found), load, without, full) if part)
-
-
-def fails_today(found: Headroom) -> bool:
-    """Return whether the search, too, finds that the SLO fails with today's traffic or less."""
-    return found.outcome in (NEVER, *_NO_SEARCH) or (found.multiple is not None and found.multiple < 1)
-
-
-_NO_SEARCH = (CLOSED_LOOP, TOO_LONG, TOO_SHORT)
-
-
-def _too_long(found: Headroom) -> str:
-    """Return why traffic that changes slowly can't be searched in short runs, and what answers instead."""
-    assert found.period_s is not None, "it is too slow"
-    return (
-        f"The traffic takes {human_seconds(found.period_s)} to go through its phases, which is longer than this run or "
-        "than a short run can be. Simulate whole periods, and let loraplan plan --maximize workload.arrivals.rate find "
-        "the highest rate."
-    )
-
-
-def _otherwise(found: Headroom) -> str:
-    """Return at what multiple the SLO fails without the parts that the search leaves out, where these make it fail."""
-    left_out = [part for part in found.without if part != _SCALING]
-    parts = [f"without {listed(left_out)}"] if left_out else []
-    parts += ["with as many replicas all the time as the autoscaler may start"] if _SCALING in found.without else []
-    start = f"Headroom: none. {capital(' and '.join(parts))}, the SLO would be met"
-    if found.outcome == ALWAYS:
-        assert found.lo is not None, "something was tried"
-        return f"{start} up to {times_words(found.lo)} times the traffic, the most that was tried."
-    assert found.multiple is not None, "it was found"
-    return f"{start} up to about {times_words(found.multiple)} times the traffic."
-
-
-_SCALING = "autoscaling"
-"""What ``Headroom.without`` calls an autoscaler: the search runs all the replicas that it may start."""
-
-
-def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str:
-    """Return the headroom in a few words: ``1.5 times the traffic``; empty where there is no number.
-
-    :param missed_today: as of ``headroom_sentences``.
-    """
-    if found is None or found.outcome in _NO_SEARCH:
-        return ""
-    if found.outcome == NEVER or (missed_today and not fails_today(found)):
-        return "None"
-    multiple = found.lo if found.outcome == ALWAYS else found.multiple
-    assert multiple is not None, "it was found"
-    start = "more than " if found.outcome == ALWAYS else "none: up to " if multiple < 1 else "up to "
-    return capital(f"{start}{times_words(multiple)} times the traffic")
-
-
-def times_words(multiple: float) -> str:
-    """Return a multiple with the digits that a search to within a few percent has; one more near 1."""
-    return f"{multiple:.2f}" if 0.9 <= multiple < 1.15 else f"{multiple:.2g}" if multiple < 10 else f"{multiple:,.0f}"
-
-
-def _multiple(found: Headroom) -> str:
-    if found.outcome == ALWAYS:
-        assert found.lo is not None, "something was tried"
-        longer = (
-            f" With more, whole periods of {human_seconds(found.period_s)} are more requests than a short run can have."
-            if found.period_s
-            else ""
-        )
-        return f"The SLO is met up to {times_words(found.lo)} times the traffic, the most that was tried.{longer}"
-    misses = _GROWS.get(found.term) or f"{metric_words(found.term)} misses its target"
-    if found.outcome == NEVER:
-        return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
-    assert found.multiple is not None, "it was found"
-    times = times_words(found.multiple)
-    if found.multiple < 1:
-        return f"The SLO is met up to about {times} times the traffic. Beyond that, {misses}."
-    return f"{capital(misses)} at about {times} times the traffic."
-
-
-_GROWS = {
-    QUEUES: "queues grow without limit",
-    BUCKETS: "the queue in front of a token bucket grows without limit",
-}
-
-
-def _limit(found: Headroom) -> str:
-    point = found.failing
-    if point is None:
-        return ""
-    if split_term(found.term)[1] == "miss_ratio":
-        return "What limits it there: the adapter cache. It holds too few of the requested adapters."
-    if unserved := _unserved(point, found.term):
-        return unserved
-    limit = next((limit for limit in limits(point) if _concerns(limit, found.term)), Limit("none", Evidence.NOTHING))
-    if limit.name == "none" and "p99" in (found.term or ""):
-        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
-    why = limit_sentence(limit, point)
-    if limit.name == "none":
-        return f"No queue decides there: {_steps(point)}."
-    return f"What limits it there: {limit.name}. {why}"
-
-
-def _concerns(limit: Limit, term: str) -> bool:
-    """Return whether a limit can be why a term fails: what a token bucket holds is its own tenant's."""
-    if term == BUCKETS or limit.bucket is None:
-        return (limit.bucket is None) == (term != BUCKETS)
-    return term != QUEUES and split_term(term)[0] in ("", limit.bucket.tenant)
-
-
-def _unserved(point: Point, term: str) -> str:
-    """Return that a tenant's requests go unserved, where that decides; those of a whole fleet are one of its limits."""
-    tenant, metric = split_term(term)
-    target = next((each.slo.get(metric) for each in point.tenants if each.name == tenant), None)
-    if target is None or not lacks_answers(point, term, target):
-        return ""
-    own, _ = judged(point, term)
-    lost, _ = unserved(own)
-    name = "refusals" if (own.metrics["refused"].value or 0.0) >= lost / 2 else "failures"
-    said = capital(unserved_words(own, f"the requests of {tenant}"))
-    share = percent(allowed(metric))
-    return f"What limits it there: {name}. {said}, and a target for {metric_words(metric)} allows {share}."
-
-
-def _steps(point: Point) -> str:
-    """Return why requests are slow where none waits."""
-    blocks = point.capacity.seats is not None
-    return "steps take longer the larger the batch" if blocks else "the service itself takes as long"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from reports.answers.change_comparison import find_extremes
+from reports.answers.points import find_extremes
 from reports.answers.verdicts import missed_term
 from reports.axes import Axis
 from reports.formatting import calibration, interval, metric_words, percent, show

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from reports.axes import make_axes, point_words
-from reports.formatting import money, number, percent, show
+from reports.formatting import money, number, percent, plural, show
 from sim.results.fleet_costs import HOURS_PER_MONTH, is_priced
 from sim.results.model import GpuShare, Setup
 from sim.results.point import Point
@@ -49,7 +49,7 @@ def _assumed(setups: Sequence[Setup]) -> str:
 
 def gpu_words(replicas: int, gpus: int) -> str:
     """Return the GPUs of replicas over several each, in words: ``3 replicas of 4 GPUs = 12 GPUs``."""
-    return f"{replicas:,} replica{'s' if replicas != 1 else ''} of {gpus} GPUs = {replicas * gpus:,} GPUs"
+    return f"{plural(replicas, 'replica')} of {gpus} GPUs = {replicas * gpus:,} GPUs"
 
 
 def _held(share: GpuShare) -> str:
@@ -101,7 +101,7 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
         said[0] += "."
         load = None  # it refers to the largest fleet
     else:
-        fleet = f"{usage.gpus:,} GPU{'s' if usage.gpus != 1 else ''} at {money(usage.price)} an hour"
+        fleet = f"{plural(usage.gpus, 'GPU')} at {money(usage.price)} an hour"
         said = [f"{fleet} cost{'' if usage.gpus != 1 else 's'} {money(month)} a month."]
     if each is not None:
         answers = show("usd_per_m_output_tokens", costs["usd_per_m_output_tokens"])

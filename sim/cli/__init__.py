@@ -13,19 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
-from calibrate.serve import command as serve_command
+from calibrate.command import GROUPS
 from sim.cli.commands import (
-    adapters_command,
-    calibrate_command,
-    fit_command,
-    init_command,
     inspect_commands,
-    observe_command,
-    plan_command,
-    profiles_command,
-    run_commands,
     ui_command,
-    vet_command,
 )
 from sim.cli.help import CommandHelp, GroupHelp
 from sim.cli.options import Session
@@ -35,7 +26,12 @@ from sim.errors import InputError, LoraplanError, did_you_mean
 from sim.studies.cache import command as cache_command
 from sim.studies.compare import command as compare_command
 from sim.studies.fidelity import command as fidelity_command
+from sim.studies.init import command as init_command
+from sim.studies.observe import command as observe_command
+from sim.studies.plan import command as plan_command
+from sim.studies.run import command as run_command
 from sim.studies.trace import command as trace_command
+from sim.studies.vet import command as vet_command
 
 INTERRUPTED = 130
 
@@ -48,10 +44,6 @@ ANSWER, SCENARIOS, OBSERVE, COSTS = (
 """Groups of commands in ``--help``."""
 
 
-def _group(help_: str) -> typer.Typer:
-    return typer.Typer(cls=GroupHelp, help=help_, no_args_is_help=True)
-
-
 app = typer.Typer(
     name="loraplan",
     cls=GroupHelp,
@@ -61,8 +53,8 @@ app = typer.Typer(
 )
 for panel, members in {
     ANSWER: (
-        run_commands.run,
-        run_commands.sweep,
+        run_command.run,
+        run_command.sweep,
         plan_command.plan,
         compare_command.compare,
         inspect_commands.report,
@@ -73,45 +65,25 @@ for panel, members in {
         trace_command.trace,
         observe_command.observe,
         cache_command.cache,
-        adapters_command.adapters,
+        vet_command.adapters,
         vet_command.vet,
     ),
     COSTS: (fidelity_command.fidelity,),
 }.items():
     for command in members:
         app.command(cls=CommandHelp, rich_help_panel=panel)(command)
-scenarios_app = _group("List and copy the bundled scenarios.\n\nExample: loraplan scenarios list")
-profiles_app = _group("List, show and build profiles.\n\nExample: loraplan profiles list h100 qwen")
-calibrate_app = _group(
-    "Measure a GPU or a server, and write profiles from the measurements.\n\nExample: loraplan calibrate all --quick"
-)
-_MEMBERS: tuple[tuple[typer.Typer, dict[str, Callable[..., None]]], ...] = (
-    (scenarios_app, {"list": inspect_commands.list_scenarios, "copy": inspect_commands.copy_bundled}),
-    (
-        profiles_app,
-        {
-            "list": profiles_command.list_profiles,
-            "show": profiles_command.show_profile,
-            "build": profiles_command.build_profile,
-        },
+_GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "scenarios": (
+        "List and copy the bundled scenarios.\n\nExample: loraplan scenarios list",
+        {"list": inspect_commands.list_scenarios, "copy": inspect_commands.copy_bundled},
     ),
-    (
-        calibrate_app,
-        {
-            "all": calibrate_command.everything,
-            "steps": calibrate_command.steps,
-            "loads": calibrate_command.loads,
-            "fit": fit_command.fit,
-            "serve": serve_command.serve,
-        },
-    ),
-)
-for group, named in _MEMBERS:
-    for name, member in named.items():
-        group.command(name, cls=CommandHelp)(member)
-app.add_typer(scenarios_app, name="scenarios", rich_help_panel=SCENARIOS)
-app.add_typer(profiles_app, name="profiles", rich_help_panel=COSTS)
-app.add_typer(calibrate_app, name="calibrate", rich_help_panel=COSTS)
+    **GROUPS,
+}
+for name, (about, named) in _GROUPS.items():
+    group = typer.Typer(cls=GroupHelp, help=about, no_args_is_help=True)
+    for member, call in named.items():
+        group.command(member, cls=CommandHelp)(call)
+    app.add_typer(group, name=name, rich_help_panel=COSTS if name in GROUPS else SCENARIOS)
 
 
 def version(value: bool) -> None:
@@ -183,7 +155,7 @@ def _interrupted(session: Session) -> int:
 
 def _explain_usage(error: Any) -> None:
     """Say what is wrong with a command line, what was probably meant, and where its options are listed."""
-    from sim.spec.engine_flags.flag_tables import flag_hint
+    from sim.spec.engine_flags.options import flag_hint
 
     option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "loraplan"

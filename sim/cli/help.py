@@ -10,7 +10,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from sim.cli.terminal import width_of_terminal, wrapped
+from reports.render.terminal import wrapped
+from sim.cli.streams import width_of_terminal
 
 SIMULATE, RESULTS, EXECUTION = "What to simulate", "What to print and keep", "How to run it"
 """Groups of options, as ``rich_help_panel`` of an option names them."""

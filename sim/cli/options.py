@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_hints
@@ -15,8 +16,9 @@ from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.cli.emitting import Manifests
     from sim.spec.scenario_file import LoadedScenario
+    from sim.studies.deploy.command import Manifests
+    from sim.studies.execution import Execution
 
 
 # Ranges on the command line: ``KEY=a..b`` and ``KEY=a..b:step``, for ``plan`` and ``sweep --over``.
@@ -50,7 +52,7 @@ _YAML = (".yaml", ".yml")
 
 def complete_scenario(incomplete: str) -> list[tuple[str, str]]:
     """Return bundled scenarios with their descriptions, and scenario files."""
-    from sim.spec.files.bundled import bundled_scenarios
+    from sim.spec.scenario_file import bundled_scenarios
 
     named = [(each.name, each.description) for each in bundled_scenarios() if each.name.startswith(incomplete)]
     folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
@@ -228,6 +230,18 @@ class StudyOptions:
             check_points=check_points,
         )
 
+    def executing(self, doing: str = "simulating", *, lines: bool = False) -> AbstractContextManager[Execution]:
+        """Return what opens the pool that the options select, with a progress bar.
+
+        :param doing: said beside it; ``lines``: whether it prints lines where there is no terminal.
+        :raises InputError: if there is no such backend.
+        """
+        from sim.cli.output import command_line, pool_of, progress_bar, workers_of
+        from sim.studies.execution import executing
+
+        bar = progress_bar(self.quiet, doing, workers_of(self.jobs), lines=lines)
+        return executing(pool_of(self.backend, self.jobs, self.quiet), bar, command_line())
+
 
 @dataclass(frozen=True)
 class DeployableOptions(StudyOptions):
@@ -241,7 +255,7 @@ class DeployableOptions(StudyOptions):
 
         :raises InputError: if it can't be written.
         """
-        from sim.cli.emitting import prepare_manifests
+        from sim.studies.deploy.command import prepare_manifests
 
         return prepare_manifests(self.emit or [], self.adapters, loaded)
 

@@ -6,21 +6,26 @@ names of adapters and notes may come from strangers, also those in the middle of
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.render.terminal import fitted, piped, style_of, wrapped, wrapped_command
 from sim.cells import one_line
-from sim.cli.terminal import TerminalTable, has_links, style_of, width_of_terminal, wrapped, wrapped_command
+from sim.cli.streams import has_links, has_marks, width_of_terminal
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from rich.console import Console
 
     from reports.document import Report
     from reports.table import Table
@@ -97,18 +102,23 @@ def say_result(name: str, headline: str, points: Sequence[Point], verdict: str |
     """
     from reports.text.setup_text import setup_line
 
-    width = width_of_terminal()
-    text = one_line(f"{name}: {headline}")
-    if width is None:
-        print(text)
-    else:
-        from rich.text import Text
-
-        style, mark = style_of(verdict)
-        for line in wrapped(f"{mark} {text}".strip(), width):
-            print_rich(Text(line, style=f"bold {style}".strip()))
+    say_opening(f"{name}: {headline}", verdict)
     if line := setup_line(points):
         say(f"  {line}")
+
+
+def say_opening(opening: str, verdict: str | None) -> None:
+    """Print the first line of a result; a terminal shows the verdict on the SLO by a mark and a colour."""
+    width = width_of_terminal()
+    text = one_line(opening)
+    if width is None:
+        print(text)
+        return
+    from rich.text import Text
+
+    style, mark = style_of(verdict, marks=has_marks())
+    for line in wrapped(f"{mark} {text}".strip(), width):
+        _console(width).print(Text(line, style=f"bold {style}".strip()))
 
 
 def say_file(label: str, path: Path) -> None:
@@ -132,25 +142,24 @@ def say_json(data: Any) -> None:
     print(_escaped(to_json(data), lambda letter: letter == letter.encode(encoding, "replace").decode(encoding)))
 
 
-_PIPE_WIDTH = 10_000
-"""Columns of a pipe: no table is cut or broken there."""
-
-
-def print_rich(renderable: Any) -> None:
-    """Print a rich object to stdout; a pipe gets full width, so that nothing is cut off."""
+def print_rich(table: Table) -> None:
+    """Print a table to stdout: fitted to a terminal, in one piece to a pipe."""
+    clean = replace(
+        table, head=[one_line(name) for name in table.head], rows=[[one_line(cell) for cell in r] for r in table.rows]
+    )
     width = width_of_terminal()
-    if width is None and isinstance(renderable, TerminalTable):
-        for line in renderable.lines():
+    if width is None:
+        for line in piped(clean):
             print(line)
-        return
+    else:
+        for part in fitted(clean, width, marks=has_marks()):
+            _console(width).print(part)
+
+
+def _console(width: int) -> Console:
     from rich.console import Console
 
-    console = Console(width=width or _PIPE_WIDTH, highlight=False)
-    with nullcontext() if width else console.capture() as captured:
-        console.print(renderable)
-    if captured is not None:
-        for line in captured.get().splitlines():
-            print(line.rstrip())
+    return Console(width=width, highlight=False)
 
 
 def message(text: str, quiet: bool) -> None:
@@ -242,25 +251,14 @@ def _progress_lines(doing: str, left: TimeLeft) -> Callable[[int, int], None]:
     return report
 
 
-def rich_table(table: Table) -> TerminalTable:
-    """Return a report's table for the terminal."""
-    return rich_rows(
-        table.head,
-        table.rows,
-        keys=table.keys,
-        words=table.words,
-        verdicts=table.verdicts,
-        optional=table.optional,
-    )
-
-
-def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]], **how: Any) -> TerminalTable:
+def rich_rows(head: Sequence[Any], rows: Sequence[Sequence[Any]], **how: Any) -> Table:
     """Return a table for the terminal: the first column to the left, the others to the right.
 
-    :param how: what else ``TerminalTable`` takes.
+    :param how: what else a ``Table`` has.
     """
-    cells = [[one_line(str(cell)) for cell in row] for row in rows]
-    return TerminalTable([one_line(str(name)) for name in head], cells, **how)
+    from reports.table import Table
+
+    return Table("", [str(name) for name in head], [[str(cell) for cell in row] for row in rows], **how)
 
 
 def file_stem(file: Path) -> str:
@@ -295,28 +293,45 @@ def folder_for(out: Path | None, default: str, *, as_json: bool) -> Path | None:
     return folder
 
 
-def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
-    """Write a report's files, and print it: what every command ends with that returns a report."""
+def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool, current: bool = False) -> None:
+    """Print a report, and write its files: what every command ends with that returns a report.
+
+    :param current: whether the folder has them already.
+    """
+    from reports.document import Code, File, Opening
     from reports.render.html import PAGE, write
 
     for note in report.notes:
         message(f"note: {note}", quiet)
-    if folder is not None:
-        write(report, folder)
-    if as_json:
-        say_json(report.data)
-        return
-    for part in report.terminal:
+    for part in () if as_json else report.terminal:
         if isinstance(part, str):
             say(part)
+        elif isinstance(part, Opening):
+            say_opening(part.text, part.verdict)
         else:
-            print_rich(rich_table(part))
-            say(*filter(None, [part.note]))
+            shown = part if part.unmarked is None or (width_of_terminal() and has_marks()) else part.unmarked
+            print_rich(shown)
+            say(*filter(None, [shown.note]))
+    if as_json:
+        say_json(report.data)
+    sys.stdout.flush()  # it can be read while charts are drawn
+    if folder is not None and not current:
+        write(report, folder)
+    if as_json:
+        return
     if folder is not None:
         say("")
-        for name, label, hint in (PAGE, "report", ""), *((f.name, f.label, f.hint) for f in report.files if f.label):
-            say_file(f"{label:{report.margin}}", folder / name)
-            say(*filter(None, [hint.replace("{}", shlex.quote(str(folder / name)))]))
+        files = [File(PAGE, None, "report"), *(file for file in report.files if file.label)]
+        for label, group in itertools.groupby(files, lambda file: file.label):
+            first, *others = group
+            path = folder / first.name
+            if others:
+                say(f"{label:{report.margin}}{', '.join(map(str, (path, *(folder / each.name for each in others))))}")
+            else:
+                say_file(f"{label:{report.margin}}", path)
+            say(*filter(None, [first.hint.replace("{}", shlex.quote(str(path)))]))
+    for line in report.closing:
+        say_command(f"{line.label:{report.margin}}", line.text) if isinstance(line, Code) else say(line)
 
 
 def to_json(data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Standard output and error that can be written to wherever they lead: checked at the start, guarded afterwards.
+"""Standard output and error: where they lead, checked at the start, guarded afterwards.
 
 What can't be written stops a command with one sentence and exit code 2; a reader that has seen enough stops nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,32 @@ from sim.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+_LEAST_WIDTH = 40
+"""Columns below which nothing is laid out more narrowly."""
+_WITHOUT_LINKS = ("", "dumb", "linux")
+
+
+def width_of_terminal(stream: TextIO | None = None) -> int | None:
+    """Return the columns of the terminal that a stream, or stdout, leads to; None: it leads elsewhere."""
+    if not (stream or sys.stdout).isatty():
+        return None
+    return max(_LEAST_WIDTH, shutil.get_terminal_size().columns)
+
+
+def has_marks() -> bool:
+    """Return whether stdout shows a check mark."""
+    try:
+        "✓✗".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def has_links() -> bool:
+    """Return whether stdout leads to a terminal that shows links, or at least passes over them."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in _WITHOUT_LINKS
 
 
 @contextmanager

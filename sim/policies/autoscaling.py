@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Protocol
 
-from sim.spec.sections.autoscaling import Autoscale
+from sim.spec.sections.control_plane import Autoscale
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,4 @@
-"""The server between clients and an engine, to reproduce measurements with all their side effects.
-
-S-LoRA's requests pass four processes (HTTP server, router, detokenization, the client's own): a constant time each.
-
-vLLM 0.8's API server is a single thread. While it works, requests wait and tokens are sent late, although the engine
-continues in its own process:
-
-- The gauge ``vllm:lora_requests_info`` (``v1/metrics/loggers.py``) keeps a time series for every pair of a set of
-  running and a set of waiting adapters that it has ever seen, and writes all of them out whenever its metrics are
-  scraped.
-- The first request of each adapter makes it look for a tokenizer of that adapter (``transformers_utils/
-  tokenizer_group.py``).
-
-The times were measured on the runs of docs/validation.md.
-"""
+"""What stands before an engine: measured front ends, and token buckets of tenants."""
 
 from __future__ import annotations
 
@@ -21,6 +7,62 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from sim.rng import stream
+
+# A token bucket: how many tokens may pass, at a mean rate and in bursts.
+
+
+class TokenBucket:
+    """Tokens flow in at a constant rate up to a limit; a request takes as many as it has. Full at the start.
+
+    So in any time of t seconds, requests of at most ``burst + rate × t`` tokens pass.
+
+    :param rate: tokens per second.
+    :param burst: the most tokens that it holds.
+    """
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = float(burst)
+        self._level = float(burst)
+        self._at_s = 0.0
+
+    def take(self, tokens: int, now: float) -> bool:
+        """Take tokens if there are enough; return whether there were."""
+        self._flow(now)
+        if tokens > self._level:
+            return False
+        self._level -= tokens
+        return True
+
+    def take_due(self, tokens: int, now: float) -> None:
+        """Take tokens at the time that ``ready_s`` gave for them: rounding may leave a trace too few."""
+        self._flow(now)
+        self._level = max(0.0, self._level - tokens)
+
+    def ready_s(self, tokens: int, now: float) -> float:
+        """Return when there are as many tokens, if nothing is taken before."""
+        self._flow(now)
+        return now + max(0.0, tokens - self._level) / self._rate
+
+    def _flow(self, now: float) -> None:
+        self._level = min(self._burst, self._level + self._rate * (now - self._at_s))
+        self._at_s = now
+
+
+# The server between clients and an engine, to reproduce measurements with all their side effects.
+#
+# S-LoRA's requests pass four processes (HTTP server, router, detokenization, the client's own): a constant time each.
+#
+# vLLM 0.8's API server is a single thread. While it works, requests wait and tokens are sent late, although the engine
+# continues in its own process:
+#
+# - The gauge ``vllm:lora_requests_info`` (``v1/metrics/loggers.py``) keeps a time series for every pair of a set of
+# running and a set of waiting adapters that it has ever seen, and writes all of them out whenever its metrics are
+# scraped.
+# - The first request of each adapter makes it look for a tokenizer of that adapter (``transformers_utils/
+# tokenizer_group.py``).
+#
+# The times were measured on the runs of docs/validation.md.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Which adapters live on which replicas: pure decisions from demand and what is placed now.
 
-A policy is a class in here and an entry of ``PLACERS`` in ``sim/spec/policies.py``. What counts the demand, and moves
+A policy is a class in here and a row in ``sim/spec/policies.toml``. What counts the demand, and moves
 adapters, is in ``sim.world.routing.placement_controller``.
 """
 

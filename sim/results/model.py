@@ -361,7 +361,7 @@ class HeldBackRollout:
     vetted: list[dict[str, Any]] = field(default_factory=list)
 
 
-_KEPT_CHANGE = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
+KEPT_CHANGE = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +382,6 @@ class HeldBack:
         """Return it as plain data."""
         data = asdict(self)
         data["metrics"] = {
-            name: {key: getattr(change, key) for key in _KEPT_CHANGE} for name, change in self.metrics.items()
+            name: {key: getattr(change, key) for key in KEPT_CHANGE} for name, change in self.metrics.items()
         }
         return data

@@ -19,7 +19,7 @@ from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled, mean_count
-from sim.spec.sections.arrival_processes import ClosedArrivals
+from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
 # From the lives of replicas to replica-seconds and counts over time.
@@ -467,7 +467,6 @@ def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Fl
 
 
 def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDArray[np.bool_]:
-    """Return which requests keep every per-request target, by their stamps as they are."""
     targets = request_targets(facts, requests["adapter"])
     good = np.ones(len(requests["arrival_s"]), dtype=bool)
     for name, stamp in _TERMS:

@@ -1,177 +1,239 @@
-"""Engines by name. A preset is nothing but values of scenario fields: it fills in those that the scenario leaves out.
-
-The differences between engines, and between versions of one, are these fields and not branches in the code; each rule
-was read from the source named with it.
-"""
+"""Engines by name, and whose rules each of their versions has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sim.spec.engine_versions import release_of, suggest_engine, versions_of
+from sim.errors import did_you_mean
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.registry import Entry, Registry
 
+# Versions of engines: whose rules each has, and what is said of a name that stands for none.
+#
+# ``sim/spec/engines.py`` finds the preset of a name with this; nothing else compares names of engines.
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of an engine whose scheduling rules are the same.
+
+    :ivar first: the first of them; they reach up to the next row of their table.
+    :ivar words: the same, for tables and messages.
+    :ivar preset: the name of the preset that has their rules, or of the nearest.
+    :ivar about: these rules, or why there is no preset; goes on after the engine's name and ``words``.
+    :ivar simulated: whether the preset has their rules, so that a scenario may name these versions.
+    """
+
+    first: tuple[int, ...]
+    words: str
+    preset: str
+    about: str
+    simulated: bool = True
+
+
+_KEEP = "keeps the order of requests over the adapter limit"
+_AHEAD = "schedules steps ahead on GPUs, as all newer ones do"
+_APART = "tries requests over the adapter limit before all others, also before preempted ones"
+_CHUNK, _WHOLE = "needs KV blocks for the first chunk", "needs KV blocks for the whole prompt"
+VERSIONS: Mapping[str, tuple[Versions, ...]] = {
+    # v1/core/sched/scheduler.py and v1/core/block_pool.py of 0.8.5, 0.9.1, 0.9.2, 0.10.2, 0.11.2, 0.12 to 0.14, 0.16 to
+    # 0.20, 0.22 to 0.24, 0.28 and 0.30 to 0.33 were read, and steps of 0.11.2, 0.16.0, 0.19.0, 0.28.0, 0.32.0 and
+    # 0.33.0 replayed (tests/property/test_records.py).
+    "vLLM": (
+        Versions((0,), "up to 0.7", "vllm-0.8", "runs the V0 engine, whose rules are different", simulated=False),
+        Versions(
+            (0, 8),
+            "0.8.0 to 0.8.2",
+            "vllm-0.8",
+            "differs in one rule: a request over the adapter limit holds up all behind it",
+            simulated=False,
+        ),
+        Versions((0, 8, 3), "0.8.3 to 0.9.1", "vllm-0.8", f"{_KEEP}; {_CHUNK}"),
+        Versions(
+            (0, 9, 2),
+            "0.9.2 to 0.13",
+            "vllm-0.9.2",
+            f"reverses the order of requests over the adapter limit with every step; {_CHUNK}",
+        ),
+        Versions((0, 14), "0.14 to 0.17", "vllm-0.14", f"{_AHEAD}; {_KEEP}; {_CHUNK}"),
+        Versions((0, 18), "0.18", "vllm-0.18", f"{_APART}; {_CHUNK}"),
+        Versions((0, 19), "0.19 to 0.22", "vllm-0.19", f"{_APART}; {_WHOLE}"),
+        Versions(
+            (0, 23), "0.23 to 0.30", "vllm-0.23", "does the same, and reuses blocks that are not cached before others"
+        ),
+        Versions((0, 31), "0.31 and 0.32", "vllm-0.32", f"{_KEEP}; {_WHOLE}; reuses blocks that are not cached first"),
+        Versions(
+            (0, 33),
+            "0.33",
+            "vllm-0.33",
+            "does the same, and counts the adapters of all running requests for the adapter limit",
+        ),
+        Versions((0, 34), "from 0.34 on", "vllm-0.33", "was not read; this is the newest preset", simulated=False),
+    ),
+    "SGLang": (
+        Versions(
+            (0,),
+            "up to 0.5.6",
+            "sglang",
+            "has another rule of admission (set fleet.admission: stop) and, up to 0.5.3, of eviction",
+            simulated=False,
+        ),
+        # 0.5.7 to 0.5.12 were read for differences, and 0.5.23 whole.
+        Versions(
+            (0, 5, 7), "0.5.7 to 0.5.23", "sglang", "passes a request over the adapter limit; evicts by LRU, or FIFO"
+        ),
+        Versions((0, 5, 24), "from 0.5.24 on", "sglang", "was not read; this is the newest preset", simulated=False),
+    ),
+}
+"""By engine, oldest first. In a table a version without its third number is that version's first release."""
+
+_NUMBERS = r"[0-9]{1,6}(?:\.[0-9]{1,6})*"
+_WRITTEN = re.compile(rf"([a-z]+)(?:[ =_-]*v?({_NUMBERS})(?:\.?(?:post|rc|dev|a|b)[0-9]*)?(?:\+[a-z0-9.]+)?)?")
+"""A name as people write it: ``vllm``, ``vllm-0.12``, ``vLLM v0.12.0``, ``vllm==0.8.5.post1``."""
+NAMES_SCHEMA = {
+    "type": "string",
+    "pattern": r"^([vV][lL]{2}[mM]|[sS][gG][lL][aA][nN][gG])([ =_-]*v?0\.[0-9].*)?$",
+    "examples": ["vllm-0.12", "sglang-0.5.10"],
+}
+"""Names of versions, in the terms of JSON Schema; the checks of a scenario say more."""
+_LOOSE = re.compile(rf"([a-z]+?)(?:v?({_NUMBERS}).*)?", re.DOTALL)
+
+
+def versions_of(name: str) -> Versions | None:
+    """Return the versions whose rules a name stands for; None: for none, or for an engine without versions.
+
+    A name without a version stands for the newest whose rules are known.
+    """
+    found = _WRITTEN.fullmatch(name.lower())
+    rows = _rows(found[1]) if found else ()
+    if not found or not rows:
+        return None
+    known = [row for row in rows if row.simulated]
+    if found[2] is None:
+        return known[-1] if known else None
+    named = [row for row in known if found[2] == row.preset.rpartition("-")[2]]
+    row = named[0] if named else _row(rows, found[2])
+    return row if row.simulated else None
+
+
+AHEAD_SINCE = (0, 14)
+"""The first version of vLLM that schedules steps ahead on GPUs by default."""
+
+
+def schedules_ahead(name: str) -> bool:
+    """Return whether a name is of a version of vLLM that schedules steps ahead on GPUs by default."""
+    row = versions_of(name)
+    return row is not None and row in VERSIONS["vLLM"] and row.first >= AHEAD_SINCE
+
+
+def has_version(name: str) -> bool:
+    """Return whether a name that stands for versions names one, or just the engine."""
+    found = _WRITTEN.fullmatch(name.lower())
+    return found is not None and found[2] is not None
+
+
+def release_of(name: str) -> str | None:
+    """Return the release to install for the rules of an engine's name: ``0.32.0`` for ``vllm``.
+
+    Of a name without a version it is the newest with these rules.
+
+    :return: three numbers; None: the engine has no versions here.
+    """
+    written, row = _WRITTEN.fullmatch(name.lower()), versions_of(name)
+    if written is None or row is None:
+        return None
+    number = written[2] or re.findall(_NUMBERS, row.words)[-1]
+    return ".".join([*number.split("."), "0", "0"][: max(3, number.count(".") + 1)])
+
+
+def nearest_version(name: str) -> Versions:
+    """Return the row of a version of an engine, also of one without a preset; vLLM's newest for what is none."""
+    found = _LOOSE.fullmatch(_bare(name))
+    rows = _rows(found[1]) if found else ()
+    return versions_of(name) or _row(rows or VERSIONS["vLLM"], (found and found[2]) or "999")
+
+
+def is_same_engine(name: str, other: str) -> bool:
+    """Return whether two names are of the same engine and, as far as both say it, of the same minor version.
+
+    :param other: may go on after the version, such as ``vLLM 0.8.5, V1``.
+    """
+    one, two = (_LOOSE.fullmatch(_bare(each)) for each in (name, other))
+    if one is None or two is None or one[1] != two[1]:
+        return _bare(other).startswith(_bare(name))
+    version = _version(name)
+    return version is None or two[2] is None or version.split(".")[:2] == two[2].split(".")[:2]
+
+
+def version_distance(name: str, other: str) -> float:
+    """Return how many minor versions lie between two names of one engine; a name without a version is its newest.
+
+    :return: infinite where a version is not known.
+    """
+    numbers = []
+    for each in (name, other):
+        version = _version(each)
+        if version is None:
+            return math.inf
+        major, minor = (*map(int, version.split(".")), 0)[:2]
+        numbers.append(1000 * major + minor)
+    return float(abs(numbers[0] - numbers[1]))
+
+
+def suggest_engine(name: str, known: Iterable[str]) -> str | None:
+    """Return what to say of a name that stands for no engine: the nearest preset, and why it has none."""
+    if number := re.fullmatch(rf"v?({_NUMBERS})", _bare(name)):
+        return f"name the engine too, such as vllm-{number[1]}"
+    spelled = {_bare(each): each for each in known}
+    found = _LOOSE.fullmatch(_bare(name))
+    if _bare(name) in spelled or found is None:
+        return did_you_mean(spelled.get(_bare(name), name), spelled.values())
+    engine, version = found.groups()
+    family = next((each for each in VERSIONS if each.lower() == engine), None)
+    if family is None or version is None:
+        return did_you_mean(spelled.get(engine, name), spelled.values())
+    row = _row(VERSIONS[family], version)
+    if row.simulated:
+        return f"write {family.lower()}-{version}"
+    return f"the nearest preset is {row.preset}: {family} {row.words} {row.about}"
+
+
+def _version(name: str) -> str | None:
+    """Return the version in a name, or the one whose preset it stands for; None: neither is known."""
+    found, row = _LOOSE.fullmatch(_bare(name)), versions_of(name)
+    return (found and found[2]) or (row.preset.rpartition("-")[2] if row and "-" in row.preset else None)
+
+
+def _rows(engine: str) -> tuple[Versions, ...]:
+    return next((rows for family, rows in VERSIONS.items() if family.lower() == engine), ())
+
+
+def _row(rows: Iterable[Versions], version: str) -> Versions:
+    numbers = tuple(map(int, version.split(".")))
+    return [row for row in rows if row.first <= numbers][-1]
+
+
+def _bare(name: str) -> str:
+    """Return a name without what people write between its parts: ``TensorRT-LLM``, ``s_lora``, ``vllm==0.12``."""
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
+
+
+# Engines by name. A preset is nothing but values of scenario fields: it fills in those that the scenario leaves out.
+#
+# The differences between engines, and between versions of one, are the fields in ``engines.toml`` and not branches in
+# the code.
+
 Preset = Mapping[str, Mapping[str, Any]]
 """Values by section and key, such as ``{"fleet": {"admission": "skip"}}``."""
-
-_VLLM: Preset = {
-    # v1/core/sched/scheduler.py: a waiting request whose adapter would be one too many is passed by later ones.
-    # lora/worker_manager.py, _apply_adapters: adapters are loaded in the step, one after the other, and the slot of the
-    # least recently touched one is taken even if the batch uses it.
-    # v1/core/kv_cache_utils.py: block 0 is the null block.
-    # A request to the base model: scheduler.py counts only those with a lora_request for max_loras; it takes no slot.
-    # lora/ops/triton_ops/lora_kernel_metadata.py, prepare_tensors: a step without any runs no LoRA kernel.
-    # v1/core/block_pool.py, free_blocks: until 0.22 blocks return to the end of the free queue, cached or not.
-    # v1/core/kv_cache_manager.py, enable_caching: on by default for models that generate.
-    # engine/arg_utils.py, get_batch_defaults: _VLLM_BATCHES has the limits of larger GPUs.
-    "fleet": {
-        "max_num_seqs": 256,
-        "max_num_batched_tokens": 2048,
-        "admission": "skip",
-        "load_at": "admission",
-        "passed_requests": "keep-order",
-        "self_preemption": "ends-scan",
-        "kv_check": "first-chunk",
-        "reserved_kv_blocks": 1,
-        "prefix_caching": True,
-        "uncached_blocks": "last",
-    },
-    "cache": {"eviction": "vllm-lru"},
-    "storage": {"mode": "blocking"},
-}
-
-
-def _changed(preset: Preset, **sections: Mapping[str, Any]) -> Preset:
-    """Return a preset with some fields changed."""
-    return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in (*preset, *sections)}
-
-
-# config/vllm.py, VllmConfig.__post_init__: async_scheduling is on by default with the executors uni and mp on GPUs.
-_VLLM_0_14 = _changed(_VLLM, fleet={"async_scheduling": True})
-_VLLM_0_18 = _changed(_VLLM_0_14, fleet={"passed_requests": "own-queue"})
-_VLLM_0_19 = _changed(_VLLM_0_18, fleet={"kv_check": "whole-prompt"})
-_VLLM_0_23 = _changed(_VLLM_0_19, fleet={"uncached_blocks": "first"})
-# config/cache.py: the default share of the memory is 0.92 from 0.25 on.
-_VLLM_0_32 = _changed(_VLLM_0_23, fleet={"passed_requests": "keep-order", "gpu_memory_utilization": 0.92})
-
+_SECTIONS = ("fleet", "cache", "storage")
 _PRIORITY_FROM = (0, 9, 2)
 """The first V1 engine with vLLM's ``--scheduling-policy``: v1/core/sched/request_queue.py."""
-
-# SGLang 0.5.23.
-_SGLANG: Preset = {
-    # managers/scheduler.py: "Run prefill first if possible"; a request over the adapter limit is passed (from 0.5.7
-    # on; before, all wait: admission stop). chunked_prefill_size is 8192 on GPUs of 60 to 160 GB. page_size 1.
-    "fleet": {
-        "batching": "prefill-first",
-        "admission": "skip",
-        "max_num_batched_tokens": 8192,
-        "block_size": 1,
-        # managers/schedule_policy.py, PrefillAdder; scheduler.py, event_loop_overlap: the default on GPUs.
-        "kv_check": "ratio",
-        "overlap_schedule": True,
-        # mem_cache/radix_cache.py: on unless --disable-radix-cache; a request's lora_id is part of the key.
-        "prefix_caching": True,
-    },
-    # lora/eviction_policy.py: lru by default, or fifo. lora/lora_manager.py, fetch_new_loras({None}): the base
-    # model is put into a slot at the start. arg_groups/fields/lora.py: max_loras_per_batch 8. All registered
-    # adapters are in host memory; max_loaded_loras (cache.host.slots) limits them, and those it drove out are read
-    # again when a request for them arrives. lora_manager.py, validate_lora_batch and fetch_new_loras: a request to the
-    # base model counts for max_loras_per_batch as adapter None, and takes a slot of zeros. lora/mem_pool.py,
-    # prepare_lora_batch: only the adapters of the batch about to run keep their slots.
-    "cache": {
-        "gpu": {"slots": 8, "base_model_slot": True},
-        "host": {"fill": "start"},
-        "eviction": "lru",
-        "protects": "batch",
-    },
-    # model_executor/forward_batch_info.py: the batch's adapters are fetched right before it runs. With
-    # --enable-lora-overlap-loading: mode overlap, one loader, load_at admission.
-    "storage": {"mode": "blocking"},
-}
-
-# S-LoRA, repository as of 2024.
-_S_LORA: Preset = {
-    # slora/server/router/manager.py: a new batch after max_wait_tokens = 10 decode steps, computed alone.
-    # router/req_queue.py: first come first served, up to the first that doesn't fit; peak of the KV cache; prompts
-    # whole. api_server.py: batch_max_tokens = max(max_total_token_num / 6, max_req_total_len), the latter 3072.
-    "fleet": {
-        "batching": "prefill-first",
-        "chunked_prefill": False,
-        "max_num_batched_tokens": 3072,
-        "budget_kv_share": 1 / 6,
-        "admission": "stop",
-        "admission_interval": 10,
-        "kv_check": "peak",
-        "block_size": 1,
-    },
-    # common/mem_allocator.py, router/model_infer/infer_adapter.py: adapters and KV in one pool; offload_adapters
-    # frees those that the running batch doesn't use. model_rpc.py: all adapters are in host memory at the start.
-    # infer_adapter.py, load_adapters: for a request to the base model (adapter None) nothing is loaded.
-    "cache": {"gpu": {"unified": True}, "host": {"fill": "start"}, "eviction": "discard-when-idle"},
-    # router/manager.py, _step: load_adapters is awaited before the prefill. Prefetch is off by default.
-    "storage": {"mode": "blocking"},
-}
-
-# LoRAX, repository as of 2024.
-_LORAX: Preset = {
-    # router/src/infer.rs: a prefill batch of its own once waiting requests are waiting_served_ratio = 1.2 times the
-    # running ones, or max_waiting_tokens = 20 decode steps have passed. router/src/scheduler.rs: queues by adapter.
-    # block_allocator.rs: blocks for input and max_new_tokens, of 16, the first kept. Prefill budget 4096.
-    "fleet": {
-        "batching": "prefill-first",
-        "chunked_prefill": False,
-        "max_num_batched_tokens": 4096,
-        "admission": "per-adapter",
-        "admission_interval": 20,
-        "waiting_ratio": 1.2,
-        "kv_check": "whole-answer",
-        "block_size": 16,
-        "reserved_kv_blocks": 1,
-    },
-    # server/lorax_server/utils/adapter.py: ADAPTER_MEMORY_FRACTION, a tenth of the GPU, here of 64 GB.
-    # router/src/scheduler.rs, update_adapters: adapter_cycle_time_s = 2. router/src/loader.rs: downloaded at the
-    # first request, then on the local disk, which stands here for host memory. router/src/adapter.rs: the base model
-    # is an adapter, "__base_model__", with a queue of its own; it takes no memory.
-    "cache": {
-        "gpu": {"size": "6.4 GB"},
-        "host": {"fill": "arrival"},
-        "eviction": "cycle",
-        "cycle": "2 s",
-    },
-    # router/src/loader.rs, loader_task: one command at a time.
-    "storage": {"mode": "overlap", "loaders": 1, "host_loaders": 1},
-}
-
-# TensorRT-LLM, GUARANTEED_NO_EVICT.
-_TENSORRT_LLM: Preset = {
-    # cpp/tensorrt_llm/batch_manager/capacityScheduler.cpp: blocks to the end of the answer; lack of adapter pages
-    # passes a request, lack of KV blocks stops the scan. microBatchScheduler.cpp: decodes and prompts in one step,
-    # prompts whole unless chunked context is on. kv_cache tokens_per_block 32.
-    "fleet": {
-        "batching": "mixed",
-        "chunked_prefill": False,
-        "max_num_batched_tokens": 8192,
-        "admission": "skip",
-        "load_at": "admission",
-        "kv_check": "whole-answer",
-        "block_size": 32,
-    },
-    # _torch/pyexecutor/resource_manager.py, PeftCacheManager.prepare_resources: an adapter is read from its files into
-    # the host cache when a step first schedules it, and the step waits. batch_manager/peftCacheManager.cpp,
-    # runtime/loraCache.cpp: host cache of 1 GiB; device cache of 2 % of the memory that weights leave (here of 64 GB);
-    # of tasks that no request uses, the one that ended longest ago leaves. capacityScheduler.cpp: a request to the base
-    # model has no LoRA task, and needs no pages.
-    "cache": {
-        "gpu": {"size": "0.8 GB"},
-        "host": {"size": "1 GiB", "fill": "load"},
-        "eviction": "lru",
-    },
-    # peftCacheManager.cpp, ensureBatch: copies are joined before the step; numPutWorkers, numEnsureWorkers 1.
-    "storage": {"mode": "blocking", "loaders": 1},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +252,7 @@ class Engine(Entry):
 
 
 class Engines(Registry[Engine]):
-    """The presets by name; a version of an engine finds the preset that has its rules (``engine_versions.py``)."""
+    """The presets by name; a version of an engine finds the preset that has its rules."""
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self.get(name) is not None
@@ -213,93 +275,29 @@ class Engines(Registry[Engine]):
         return found if versions is None else super().get(versions.preset)
 
 
-_RULES = "sim.training.files.engine_rules"
+def _read() -> tuple[Engine, ...]:
+    """Return the engines of ``engines.toml``."""
+    found: dict[str, Engine] = {}
+    for name, row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items():
+        like = found[row["like"]] if "like" in row else Engine(name)
+        found[name] = Engine(
+            name,
+            row["about"],
+            f"sim.training.files.engine_rules:{row['adapters']}" if "adapters" in row else like.target,
+            flags=tuple(row.get("flags", like.flags)),
+            schedulings=tuple(row.get("schedulings", like.schedulings)),
+            no_prefix_cache=row.get("no_prefix_cache", ""),
+            preset=_changed(like.preset, {section: row[section] for section in _SECTIONS if section in row}),
+        )
+    return tuple(found.values())
 
 
-def _vllm(name: str, about: str, rules: str, preset: Preset) -> Engine:
-    """Return a version of vLLM's V1 engine."""
-    return Engine(name, about, f"{_RULES}:{rules}", flags=("vLLM",), preset=preset, schedulings=("fcfs", "priority"))
+def _changed(preset: Preset, sections: Preset) -> Preset:
+    """Return a preset with some fields changed."""
+    return {name: {**preset.get(name, {}), **sections.get(name, {})} for name in {**preset, **sections}}
 
 
-ENGINES = Engines(
-    "engine",
-    (
-        # The defaults of all fields: protected LRU, loads that overlap with steps, skip-over admission.
-        Engine(
-            "continuous",
-            "continuous batching with protected LRU and overlapped loads: an idealised engine, not a real one.",
-            f"{_RULES}:CONTINUOUS",
-            schedulings=("fcfs", "priority", "vtc"),
-        ),
-        # KV blocks for the first chunk of a prompt suffice to join.
-        _vllm("vllm-0.8", "as vLLM 0.8.3 to 0.9.1, V1 engine.", "VLLM_0_8", _VLLM),
-        # RequestQueue.prepend_requests reverses what prepend_request has reversed: skipped requests change their order.
-        _vllm(
-            "vllm-0.9.2",
-            "as vLLM 0.9.2 to 0.13.",
-            "VLLM_BETWEEN",
-            _changed(_VLLM, fleet={"passed_requests": "reversed"}),
-        ),
-        # Steps are scheduled ahead from here on.
-        _vllm("vllm-0.14", "as vLLM 0.14 to 0.17.", "VLLM_BETWEEN", _VLLM_0_14),
-        # skipped_waiting: a queue of its own, which _select_waiting_queue_for_scheduling tries first.
-        _vllm("vllm-0.18", "as vLLM 0.18.", "VLLM_BETWEEN", _VLLM_0_18),
-        # The whole prompt must fit (scheduler_reserve_full_isl).
-        _vllm("vllm-0.19", "as vLLM 0.19 to 0.22.", "VLLM_BETWEEN", _VLLM_0_19),
-        # block_pool.py, free_blocks: blocks without a hash are put at the head of the free queue.
-        _vllm("vllm-0.23", "as vLLM 0.23 to 0.30.", "VLLM_BETWEEN", _VLLM_0_23),
-        _vllm("vllm-0.32", "as vLLM 0.31 and 0.32.", "VLLM_0_32", _VLLM_0_32),
-        # scheduler.py, schedule: max_loras counts all running requests; the scan of these goes on after one that
-        # preempts itself.
-        _vllm(
-            "vllm-0.33",
-            "as vLLM 0.33.",
-            "VLLM_0_32",
-            _changed(_VLLM_0_32, fleet={"adapter_limit": "running", "self_preemption": "goes-on"}),
-        ),
-        Engine(
-            "sglang",
-            "as SGLang 0.5.23.",
-            f"{_RULES}:SGLANG",
-            flags=("SGLang",),
-            preset=_SGLANG,
-            schedulings=("fcfs", "lpm"),
-        ),
-        Engine(
-            "s-lora",
-            "as S-LoRA in 2024.",
-            f"{_RULES}:S_LORA",
-            preset=_S_LORA,
-            # slora/common/mem_allocator.py: KV memory is freed with its request, whatever it holds.
-            no_prefix_cache="S-LoRA has no prefix cache",
-            # slora/server/router/vtc_req_queue.py: --scheduler vtc_fair.
-            schedulings=("fcfs", "vtc"),
-        ),
-        Engine(
-            "lorax",
-            "as LoRAX in 2024.",
-            f"{_RULES}:LORAX",
-            preset=_LORAX,
-            # router/src/radix.rs, launcher/src/main.rs: --prefix-caching, off by default.
-            no_prefix_cache="LoRAX has a prefix cache, off by default, but its rules are not known here",
-        ),
-        Engine(
-            "tensorrt-llm",
-            "as TensorRT-LLM with GUARANTEED_NO_EVICT.",
-            f"{_RULES}:TENSORRT_LLM",
-            preset=_TENSORRT_LLM,
-            # llmapi/llm_args.py, KvCacheConfig: enable_block_reuse is True by default.
-            no_prefix_cache="TensorRT-LLM reuses blocks by default, but its rules for that are not known here",
-        ),
-        Engine(
-            "fixed",
-            "one request at a time with a given service time (encoders, classifiers, queueing oracles).",
-            f"{_RULES}:FIXED",
-        ),
-    ),
-    suggest=suggest_engine,
-)
-
+ENGINES = Engines("engine", _read(), suggest=suggest_engine)
 DEFAULT_ENGINE = "vllm"
 """What a scenario that names no engine plans for: the newest version of vLLM whose rules are known."""
 _VLLM_BATCHES = {"h100-80gb": (1024, 8192), "h200": (1024, 8192), "b200": (1024, 16384)}
@@ -314,7 +312,7 @@ def batch_limits(gpu: str) -> dict[str, int]:
     """Return what ``vllm serve`` takes for ``max_num_seqs`` and ``max_num_batched_tokens`` on a GPU."""
     known = gpu_named(gpu)
     keys = ("max_num_seqs", "max_num_batched_tokens")
-    defaults = tuple(_VLLM["fleet"][key] for key in keys)
+    defaults = tuple(preset_value("vllm-0.8", key) for key in ("fleet.max_num_seqs", "fleet.max_num_batched_tokens"))
     return dict(zip(keys, _VLLM_BATCHES.get(known.name, defaults) if known else defaults, strict=True))
 
 
@@ -327,7 +325,7 @@ def _of_its_gpu(preset: Preset, fleet: Mapping[str, Any]) -> Preset:
     budget = fleet.get("max_num_batched_tokens")
     if isinstance(budget, int) and budget > 0:  # every running sequence needs one token of it
         limits["max_num_seqs"] = min(limits["max_num_seqs"], budget)
-    return _changed(preset, fleet=limits)
+    return _changed(preset, {"fleet": limits})
 
 
 def fill(data: Any) -> Any:
@@ -340,7 +338,8 @@ def fill(data: Any) -> Any:
     fleet = data.get("fleet", {})
     engine = fleet.get("engine", DEFAULT_ENGINE) if isinstance(fleet, dict) else None
     preset = ENGINES[engine].preset if isinstance(engine, str) and engine in ENGINES else {}
-    if "max_num_seqs" in preset.get("fleet", {}):
+    own = preset.get("fleet", {})
+    if "max_num_seqs" in own:
         preset = _of_its_gpu(preset, fleet)
     filled = dict(data)
     for section, values in preset.items():
@@ -348,9 +347,9 @@ def fill(data: Any) -> Any:
         if isinstance(given, dict):
             meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
-    if preset is _SGLANG and all(isinstance(filled[section], dict) for section in preset):
+    if own.get("kv_check") == "ratio" and all(isinstance(filled[section], dict) for section in preset):
         _leave_out_what_does_not_fit(filled, data)
-    elif "max_num_seqs" in preset.get("fleet", {}) and isinstance(filled["cache"], dict):
+    elif "max_num_seqs" in own and isinstance(filled["cache"], dict):
         _leave_out_of_vllm(filled["fleet"], filled["cache"], fleet)
     return filled
 

@@ -182,8 +182,7 @@ class Need:
         allowed = {key: values.listed(model) for key, values in self.keys.items()}
         at = self.at or wrong[0]
         if list(got) == [at]:
-            value = words_of(got[at]) if isinstance(got[at], bool) else got[at]
-            return [located(at, self.why, got=value, allowed=allowed[at], hint=self.hint)]
+            return [located(at, self.why, got=got[at], allowed=allowed[at], hint=self.hint)]
         return [located(at, self.why, got=_listed(got), allowed=_listed(allowed), hint=self.hint)]
 
 

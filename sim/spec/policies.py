@@ -1,16 +1,31 @@
 """The eviction policies, routers and placements that a scenario may name, with the facts that checks and studies need.
 
-A new policy of loraplan's own is a class in ``sim/policies`` and an entry here. Packages add theirs by entry points
-(``loraplan.evictions``, ``loraplan.routers``), a call by ``evictions=`` and ``routers=``; see docs/own-policy.md.
+A new policy of loraplan's own is a class in ``sim/policies`` and a row in ``policies.toml``. Packages add theirs by
+entry points (``loraplan.evictions``, ``loraplan.routers``), a call by ``evictions=`` and ``routers=``; see
+docs/own-policy.md.
 """
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sim.spec.registry import Entry, Registry
+
+E = TypeVar("E", bound=Entry)
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def _entries(table: str, make: type[E]) -> tuple[E, ...]:
+    """Return the entries of a table in ``policies.toml``."""
+    found = []
+    for name, row in _TABLES[table].items():
+        facts: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in row.items()}
+        found.append(make(name=name, about=facts.pop("about"), target=facts.pop("class"), **facts))
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,66 +49,10 @@ class EvictionEntry(Entry):
 
 EVICTIONS = Registry(
     "eviction policy",
-    (
-        EvictionEntry("lru", "the least recently used.", "sim.policies.eviction.lru:Lru", in_what_if=True),
-        EvictionEntry("fifo", "the first loaded.", "sim.policies.eviction.ranked:Fifo"),
-        EvictionEntry(
-            "clock",
-            "the first loaded; one that was used lately is passed over once and goes to the end of the queue.",
-            "sim.policies.eviction.clock_sieve:ClockEviction",
-        ),
-        EvictionEntry(
-            "lfu", "the one with the fewest uses since its load.", "sim.policies.eviction.ranked:Lfu", in_what_if=True
-        ),
-        EvictionEntry("lfu-history", "the one with the fewest uses ever.", "sim.policies.eviction.ranked:LfuHistory"),
-        EvictionEntry(
-            "sieve",
-            "the first loaded; one that was used lately is passed over once and keeps its place.",
-            "sim.policies.eviction.clock_sieve:Sieve",
-            in_what_if=True,
-        ),
-        EvictionEntry(
-            "s3-fifo", "those used once leave soon, those used again late.", "sim.policies.eviction.s3_fifo:S3Fifo"
-        ),
-        EvictionEntry("gdsf", "by uses per byte, ageing.", "sim.policies.eviction.ranked:Gdsf", in_what_if=True),
-        EvictionEntry("random", "any, equally likely.", "sim.policies.eviction.chosen:Random"),
-        EvictionEntry(
-            "refcount-score",
-            "by uses, last use and size, as Chameleon does.",
-            "sim.policies.eviction.chosen:RefcountScore",
-        ),
-        EvictionEntry(
-            "belady",
-            "the one whose next request arrives last: a reference that no server can have, since it knows the future.",
-            "sim.policies.eviction.chosen:Belady",
-            needs_future=True,
-        ),
-        EvictionEntry(
-            "vllm-lru",
-            "the one that steps touched least recently, in use or not, as vLLM does; it then also leaves when "
-            "host memory drops it.",
-            "sim.policies.vllm_lru:VllmLruCache",  # a whole cache: its order is that of the batch
-            needs_batch=True,
-        ),
-        # These two empty the cache by rules of their own at step boundaries; where room is still short, LRU decides.
-        EvictionEntry(
-            "discard-when-idle",
-            "all that are not in use, whenever a decode step ends a request.",
-            "sim.policies.eviction.lru:Lru",
-            needs_batch=True,
-        ),
-        EvictionEntry(
-            "cycle",
-            "with ``admission: per-adapter``, those whose queue is empty, as others wait for a place, then the "
-            "one that has been there longest, if longer than ``cycle``.",
-            "sim.policies.eviction.lru:Lru",
-            needs_batch=True,
-        ),
-    ),
+    _entries("evictions", EvictionEntry),
     "loraplan.evictions",
     lambda **entry: EvictionEntry(in_what_if=True, **entry),
 )
-
 CACHE_DEFAULTS = ("lru", "sieve", "lfu", "belady")
 """What ``loraplan cache`` replays where no policies are given."""
 
@@ -122,94 +81,11 @@ class RouterEntry(Entry):
 
 ROUTERS = Registry(
     "router policy",
-    (
-        RouterEntry("round-robin", "replicas in turn.", "sim.policies.routing.plain:RoundRobin", in_what_if=True),
-        RouterEntry("random", "any, equally likely.", "sim.policies.routing.plain:Random"),
-        RouterEntry(
-            "least-loaded",
-            "the fewest requests in the replica, lowest index first.",
-            "sim.policies.routing.plain:LeastLoaded",
-            in_what_if=True,
-        ),
-        RouterEntry(
-            "power-of-two", "of two random ones, the one with fewer requests.", "sim.policies.routing.plain:PowerOfTwo"
-        ),
-        RouterEntry(
-            "hash",
-            "consistent hashing of the adapter, with bounded loads.",
-            "sim.policies.routing.hashing:Hash",
-            keys=("bound",),
-            bound=1.25,
-            splits_adapters=True,
-            in_what_if=True,
-        ),
-        RouterEntry(
-            "affinity-residency",
-            "where the adapter is in GPU memory; of several such replicas the least loaded, and if there is none "
-            "the least loaded of all.",
-            "sim.policies.routing.affinity:ByResidency",
-            keys=("bound",),
-            splits_adapters=True,
-            in_what_if=True,
-        ),
-        RouterEntry(
-            "affinity-activity",
-            "where requests for the adapter run, else where there is room for one more adapter, as in the LoRA "
-            "affinity scorer of llm-d and the Gateway API Inference Extension.",
-            "sim.policies.routing.affinity:ByActivity",
-            view_interval_s=0.05,  # Gateway API Inference Extension, pkg/epp/server: DefaultRefreshMetricsInterval
-            splits_adapters=True,
-        ),
-        RouterEntry(
-            "affinity-prefix",
-            "where the last request of the same conversation went, or else the last one with the same beginning of the "
-            "prompt; if that replica is full, or there is none, the least loaded.",
-            "sim.policies.routing.affinity:ByPrefix",
-            keys=("bound",),
-            bound=1.5,
-            splits_adapters=True,
-            reads_text=True,
-        ),
-        RouterEntry(
-            "service-per-adapter",
-            "the replicas on which the adapter was placed, as in AIBrix.",
-            "sim.policies.routing.placed:ServicePerAdapter",
-            keys=("placement", "copies"),
-            places_adapters=True,
-            splits_adapters=True,
-        ),
-        RouterEntry(
-            "placement",
-            "the least loaded of the replicas on which a controller has placed the adapter (docs/placement.md).",
-            "sim.policies.routing.placed:Placed",
-            keys=("controller",),
-            places_adapters=True,
-            splits_adapters=True,
-        ),
-    ),
+    _entries("routers", RouterEntry),
     "loraplan.routers",
     lambda **entry: RouterEntry(keys=("bound", "placement", "copies"), in_what_if=True, **entry),
 )
-
-PLACEMENTS = Registry(
-    "placement",
-    (
-        Entry(
-            "least-adapters",
-            "on the replica with the fewest, one adapter after the other.",
-            "sim.policies.routing.placed:least_adapters",
-        ),
-        Entry(
-            "bin-pack", "a replica's slots are filled before the next one's.", "sim.policies.routing.placed:bin_pack"
-        ),
-        Entry(
-            "popularity",
-            "the hottest first, on the replica with the least expected load; one with more than a replica's fair "
-            "share of the traffic gets as many copies as such shares.",
-            "sim.policies.routing.placed:by_popularity",
-        ),
-    ),
-)
+PLACEMENTS = Registry("placement", _entries("placements", Entry))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,33 +98,7 @@ class PlacerEntry(Entry):
     moves: bool = True
 
 
-PLACERS = Registry(
-    "placement policy",
-    (
-        PlacerEntry(
-            "static",
-            "once, by the popularity at the start; nothing ever moves.",
-            "sim.policies.placement:ByPopularity",
-            moves=False,
-        ),
-        PlacerEntry(
-            "popularity",
-            "copies in proportion to demand, on the replicas with the least load; adapters stay where they are unless "
-            "the load is uneven.",
-            "sim.policies.placement:ByPopularity",
-        ),
-        PlacerEntry(
-            "rank",
-            "adapters of like rank together, with the same predicted load for each replica, after LoRAServe.",
-            "sim.policies.placement:ByRank",
-        ),
-        PlacerEntry(
-            "min-cost-flow",
-            "copies in proportion to demand, with the fewest loads, after Dynamo.",
-            "sim.policies.placement:MinCostFlow",
-        ),
-    ),
-)
+PLACERS = Registry("placement policy", _entries("placers", PlacerEntry))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.errors import ScenarioError, did_you_mean
-from sim.spec.engine_versions import has_version, is_same_engine, schedules_ahead, version_distance, versions_of
-from sim.spec.engines import ENGINES, engine_words
+from sim.spec.engines import (
+    ENGINES,
+    engine_words,
+    has_version,
+    is_same_engine,
+    schedules_ahead,
+    version_distance,
+    versions_of,
+)
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile import Profile, bundled_profiles, load_profile
 from sim.spec.units import human_bytes
@@ -205,7 +212,7 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
 
 
 FRONT_END_S = 0.007
-"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation-stages.md)."""
+"""Median of measured TTFT less simulated over the stages of vLLM 0.15 and 0.23 (docs/validation.md)."""
 
 
 def front_end_s(fleet: ReplicaKeys, profile: Profile | None) -> float:

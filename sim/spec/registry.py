@@ -61,6 +61,28 @@ class Entry:
         hint = "mend or uninstall that package" if isinstance(self.target, str) else "mend the class"
         return InputError(f"{self.name!r} from {self.origin} can't be used: {problem}", hint=hint)
 
+    def made(self, context: Any, methods: Sequence[str], optional: Sequence[str] = ()) -> Any:
+        """Return an object of the class of an entry from outside: a mistake in it becomes an error that says so.
+
+        :param methods: what it must have; ``optional``: what it must have too, but may be None.
+        :raises InputError: if it can't be imported or made, or lacks something.
+        """
+        make = self.load()
+        if not isinstance(make, type):
+            raise self.unusable(f"it is no class but {make!r}")
+        try:
+            found = make(context)
+        except Exception as error:  # whatever somebody else's class does when it is made
+            raise self.unusable(f"making it from its context raises {type(error).__name__}: {error}") from error
+        lacking = [name for name in methods if not callable(getattr(found, name, None))]
+        for name in optional:
+            value = getattr(found, name, False)
+            if value is not None and not callable(value):
+                lacking.append(f"{name} (None will do)")
+        if lacking:
+            raise self.unusable(f"it lacks {', '.join(lacking)}")
+        return found
+
     def digest(self) -> str:
         """Return a hash of the code behind an entry from outside; results of other code are then not reused.
 

@@ -12,8 +12,7 @@ from sim.spec.adapter_modes import MODES, OTHER_CHOICES
 from sim.spec.base import refuse
 from sim.spec.needs import UNSET, First, Need, Row, Rule, When, broken, only
 from sim.spec.policies import PLACERS
-from sim.spec.sections.faults import already_down
-from sim.spec.sections.rollout_strategies import clash, exceeding_shares
+from sim.spec.sections.changes import already_down, clash, exceeding_shares
 from sim.spec.tenant_rules import SCHEDULING, TENANTS
 
 if TYPE_CHECKING:

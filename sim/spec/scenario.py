@@ -6,6 +6,8 @@ defaults. The docstring under a field is its description in the JSON Schema and 
 
 from __future__ import annotations
 
+import copy
+import json
 from typing import Any, Literal
 
 from pydantic import (
@@ -18,40 +20,243 @@ from pydantic import (
     model_validator,
 )
 
-from sim.spec.base import Strict
-from sim.spec.engines import fill
+from sim.spec.base import Errors, Strict, checks
+from sim.spec.engines import ENGINES, NAMES_SCHEMA, fill
 from sim.spec.files.pool_scenarios import pool_scenarios
-from sim.spec.policies import EVICTIONS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
+from sim.spec.needs import First, Rule, broken
+from sim.spec.policies import EVICTIONS, PLACEMENTS, PLACERS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
+from sim.spec.registry import Registry
 from sim.spec.rules import check
-from sim.spec.sections.faults import Fault
-from sim.spec.sections.plan_question import Plan
-from sim.spec.sections.rollout_strategies import Rollout
-from sim.spec.sections.routing import Router
-from sim.spec.sections.serving import (
-    Cache,
-    Fleet,
-    GpuCache,
-    HostCache,
-    Pool,
-    Storage,
-)
+from sim.spec.sections.changes import Fault, Rollout
+from sim.spec.sections.control_plane import Router
+from sim.spec.sections.serving import Cache, Fleet, GpuCache, HostCache, Pool, Storage
 from sim.spec.sections.tenants import Slo, Tenant, with_tenants_rate
+from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.spec.sections.workload import Adapters, Targets, Workload, counted_from_start
-from sim.spec.units import Share
+from sim.spec.units import Price, Share
 
-__all__ = [
-    "Adapters",
-    "Cache",
-    "Fleet",
-    "GpuCache",
-    "HostCache",
-    "Pool",
-    "Run",
-    "Scenario",
-    "Slo",
-    "Storage",
-    "Targets",
-]
+# The question of a plan: the smallest or largest value that meets the SLO, or the cheapest fleet.
+
+PRICE = "price"
+"""The value of ``minimize`` in a plan for the cheapest of several fleets."""
+MOST_VARIABLES = 2
+_NEVER = (
+    "schema_version",
+    "name",
+    "description",
+    "slo",
+    "run",
+    "sweep",
+    "plan",
+    "workload.requests",
+    "workload.duration",
+)
+
+
+class FleetChoice(Strict):
+    """One kind of fleet to choose from."""
+
+    name: str = Field(min_length=1, max_length=64)
+    """Its name in the answer."""
+    price: Price
+    """What one of its GPUs costs for an hour, such as ``2.50 USD/h``; it takes the place of ``fleet.price``."""
+    gpus: PositiveInt | None = Field(default=None, le=1024)
+    """GPUs of one replica; unset: those of the profile (tensor parallelism)."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """The values that this fleet sets in the scenario, by dotted key, such as ``fleet.profile``."""
+
+
+class Plan(Strict):
+    """The question of ``loraplan plan``: which value is the smallest (or largest) that meets every term of ``slo``."""
+
+    minimize: str | tuple[str, ...] | None = None
+    """Dotted key to minimize, such as ``cache.gpu.slots``. Two keys: first the smallest value of the first for which
+    any value of the second meets the SLO, then the smallest such value of the second. ``price``: the cheapest of
+    ``fleets``."""
+    maximize: str | tuple[str, ...] | None = None
+    """Dotted key to maximize, such as ``workload.arrivals.rate``."""
+    range: tuple[Any, Any] | None = None
+    """First and last value to consider, with the key's unit. With two keys: ``[[1, 4], [16, 256]]``. With ``price``:
+    replicas of each fleet."""
+    step: Any = None
+    """Distance between values: a number with the range's unit, or a share such as 5% for steps that grow with the
+    value. Unset: 1 for whole numbers, where the range has at most 128 of them; else 5%."""
+    values: tuple[Any, ...] | None = None
+    """Instead of a range: the values to consider, the most wanted first."""
+    fleets: tuple[FleetChoice, ...] = Field(default=(), max_length=64)
+    """With ``minimize: price``: the fleets to choose from, each with its own price."""
+    confidence: Share = Field(default=0.95, ge=0.5, le=0.999)
+    """Confidence at which the search stops; a closer call is marked as uncertain."""
+
+    @checks
+    def _one_question(self) -> Errors:
+        yield from broken(self, _PLANS)
+
+    @property
+    def direction(self) -> str:
+        """``minimize`` or ``maximize``."""
+        return "minimize" if self.minimize is not None else "maximize"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys to find values for."""
+        asked = self.minimize if self.minimize is not None else self.maximize
+        return (asked,) if isinstance(asked, str) else tuple(asked or ())
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+_PLANS = (
+    First(
+        Rule(
+            "minimize: a plan needs exactly one of minimize and maximize",
+            lambda p: (p.minimize is None) == (p.maximize is None),
+            hint="give either minimize or maximize",
+        ),
+        Rule("{s.direction}: no key", lambda p: not p.keys or not all(p.keys), hint="such as cache.gpu.slots"),
+        Rule(
+            "{s.direction}: not one or two different keys",
+            lambda p: (len(set(p.keys)) < len(p.keys) or len(p.keys) > MOST_VARIABLES) and ", ".join(p.keys),
+            allowed="one key, or two in a list",
+        ),
+        Rule(
+            "{s.direction}: a plan can't vary the question or the length of the run",
+            lambda p: next((key for key in p.keys if key in _NEVER or key.partition(".")[0] in _NEVER), False),
+            allowed="hardware, configuration or traffic, such as cache.gpu.slots or workload.arrivals.rate",
+        ),
+    ),
+    Rule(
+        "{s.direction}: price can only be minimized, and on its own",
+        lambda p: PRICE in p.keys and (len(p.keys) > 1 or p.maximize is not None) and ", ".join(p.keys),
+    ),
+    Rule(
+        "fleets: minimize: price and fleets go together",
+        lambda p: (PRICE in p.keys) != bool(p.fleets) and f"{len(p.fleets)} fleets",
+        hint="give fleets: [{{name: a, price: 2.5, set: {{fleet.profile: …}}}}, …]",
+    ),
+    Rule(
+        "fleets: two fleets have the same name",
+        lambda p: len({fleet.name for fleet in p.fleets}) < len(p.fleets) and ", ".join(each.name for each in p.fleets),
+    ),
+    Rule(
+        "values: give either values or a range",
+        lambda p: p.values is not None and (p.range is not None or p.step is not None),
+        hint="remove range and step, or values",
+    ),
+    Rule(
+        "values: only one key can have a list of values",
+        lambda p: p.values is not None and (len(p.keys) > 1 or bool(p.fleets)),
+        hint="give range",
+    ),
+    Rule("values: no values", lambda p: p.values == ()),
+    Rule("range: the range is missing", lambda p: p.values is None and p.range is None, hint="such as range: [8, 256]"),
+    Rule(
+        "range: two keys have a range each",
+        lambda p: p.range and len(p.keys) > 1 and not all(map(_is_pair, p.range)) and p.range,
+        allowed="such as [[1, 4], [16, 256]]",
+    ),
+    Rule(
+        "step: two keys have a step each",
+        lambda p: p.range and len(p.keys) > 1 and p.step is not None and not _is_pair(p.step) and {"got": p.step},
+        allowed="such as [1, 16]",
+    ),
+)
+"""What a plan must be."""
+
+
+# The JSON Schema of a scenario file, for completion and red underlines in editors.
+
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# The models check these with better messages than an enum's, so the schema needs them here.
+_NAMES: dict[tuple[str, str], Registry[Any]] = {
+    ("Fleet", "engine"): ENGINES,
+    ("Cache", "eviction"): EVICTIONS,
+    ("Router", "policy"): ROUTERS,
+    ("Router", "placement"): PLACEMENTS,
+    ("PlacementController", "policy"): PLACERS,
+    ("Trace", "format"): TRACE_FORMATS,
+}
+_EXTENDS = {
+    "type": "string",
+    "description": "The scenario this one builds on: a bundled name, or a file relative to this one. "
+    "Mappings are merged, lists replaced, and null removes a key.",
+    "examples": ["thousand-adapters", "base.yaml"],
+}
+
+
+def scenario_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a scenario file.
+
+    A file that extends another may leave out anything and remove keys with null, so every model is included twice:
+    whole, and as an overlay in which nothing is required.
+    """
+    scenario = Scenario.model_json_schema(by_alias=True)
+    models: dict[str, Any] = scenario.pop("$defs")
+    models["Scenario"] = scenario
+    for (model, field), registry in _NAMES.items():
+        models[model]["properties"][field]["enum"] = list(registry.all_names())
+    engine = models["Fleet"]["properties"]["engine"]
+    engine["anyOf"] = [{"enum": engine.pop("enum")}, NAMES_SCHEMA]
+    models = {name: _without_discriminators(model) for name, model in models.items()}
+    overlays = {f"{name}.overlay": _overlay(model) for name, model in models.items()}
+    overlays["Scenario.overlay"]["properties"]["extends"] = _EXTENDS
+    return {
+        "$schema": SCHEMA_DIALECT,
+        "title": "loraplan scenario",
+        "description": scenario.get("description", ""),
+        "type": "object",
+        "if": {"required": ["extends"]},
+        "then": {"$ref": "#/$defs/Scenario.overlay"},
+        "else": {"$ref": "#/$defs/Scenario"},
+        "$defs": {**models, **overlays},
+    }
+
+
+def schema_text() -> str:
+    """Return the schema as the file that ``loraplan schema`` prints and ``scenarios/schema`` holds."""
+    return json.dumps(scenario_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _without_discriminators(schema: Any) -> Any:
+    # OpenAPI's keyword, unknown to JSON Schema; each kind already fixes its tag.
+    if isinstance(schema, dict):
+        return {
+            key: _without_discriminators(value)
+            for key, value in schema.items()
+            if not (key == "discriminator" and isinstance(value, dict) and "propertyName" in value)
+        }
+    if isinstance(schema, list):
+        return [_without_discriminators(item) for item in schema]
+    return schema
+
+
+def _overlay(model: dict[str, Any]) -> dict[str, Any]:
+    overlay: dict[str, Any] = _referring(copy.deepcopy(model))
+    overlay.pop("required", None)
+    for name, field in overlay.get("properties", {}).items():
+        about = {key: field[key] for key in ("description", "title") if key in field}
+        overlay["properties"][name] = {**about, "anyOf": [field, {"type": "null"}]}
+    return overlay
+
+
+def _referring(schema: Any) -> Any:
+    """Point a model's references to the overlays, except in lists: a list replaces the base's as a whole."""
+    if isinstance(schema, list):
+        return [_referring(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {}
+    for key, value in schema.items():
+        if key == "$ref":
+            result[key] = f"{value}.overlay"
+        elif key == "items":
+            result[key] = value
+        else:
+            # A tag may be left to the base, and then several kinds fit what is given.
+            result["anyOf" if key == "oneOf" else key] = _referring(value)
+    return result
 
 
 _SHARED_BY_POOLS = ("workload", "adapters", "tenants", "slo", "run", "router", "rollouts", "faults")
@@ -182,3 +387,18 @@ class Scenario(Strict):
             return self.fleet.load_at
         waits = self.fleet.admission != "skip" or self.storage.mode == "blocking"
         return "admission" if waits and self.fleet.engine != "fixed" else "arrival"
+
+
+__all__ = [
+    "Adapters",
+    "Cache",
+    "Fleet",
+    "GpuCache",
+    "HostCache",
+    "Pool",
+    "Run",
+    "Scenario",
+    "Slo",
+    "Storage",
+    "Targets",
+]

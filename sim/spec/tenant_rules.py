@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sim.spec.adapter_modes import AT_ADMISSION, AT_ARRIVAL, BATCH_SLOTS, IN_STEPS, UNIFIED, VLLM_LRU, mode_of
 from sim.spec.engines import ENGINES, schedulings_of
 from sim.spec.needs import Rule, When
-from sim.spec.sections.arrival_processes import ClosedArrivals
+from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.spec.units import format_rate
 
 if TYPE_CHECKING:

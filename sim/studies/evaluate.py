@@ -18,15 +18,16 @@ from sim.results.fleet_costs import priced
 from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
-from sim.results.point_summary import request_table, summarise
+from sim.results.point_summary import summarise
+from sim.results.records import request_table
 from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, TenantFacts
 from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import prices_of, profile_choice
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import DiurnalArrivals, PiecewiseArrivals
-from sim.spec.sections.faults import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
+from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
-from sim.studies.training.vetting_gate import Vetting, held_back_record, release
+from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
+from sim.studies.vetting_gate import Vetting, held_back_record, release
 from sim.world.build import build_world
 from sim.world.memory.gpu_memory import gpu_share
 from sim.world.replication import Simulate, simulate

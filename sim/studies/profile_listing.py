@@ -50,100 +50,48 @@ class ProfileRow:
     made_by: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileFilter:
-    """Which profiles to list; what is empty lets all pass.
-
-    :ivar words: each in the name, the device, the model or the engine.
-    """
-
-    words: tuple[str, ...] = ()
-    gpu: str = ""
-    model: str = ""
-    status: str = ""
-
-    def check(self) -> None:
-        """Refuse what no profile can be.
-
-        :raises InputError: with the key of the option.
-        """
-        if self.gpu and gpu_named(self.gpu) is None:
-            hint = unknown_gpu_hint(self.gpu)
-            raise InputError("unknown GPU", key="--gpu", got=self.gpu, allowed=", ".join(GPUS), hint=hint)
-        if self.status and self.status not in STATUSES:
-            near, listed = did_you_mean(self.status, STATUSES), ", ".join(STATUSES)
-            raise InputError("unknown status", key="--status", got=self.status, allowed=listed, hint=near)
-
-    def passes(self, row: ProfileRow) -> bool:
-        """Return whether a profile is wanted."""
-        gpu = gpu_named(self.gpu) if self.gpu else None
-        text = _text_of(row)
-        return (
-            all(word.lower() in text for word in self.words)
-            and (gpu is None or row.gpu == gpu.name)
-            and (not self.model or plain_name(row.model).startswith(plain_name(self.model)))
-            and (not self.status or row.status == self.status)
-        )
-
-    def no_match(self, rows: Sequence[ProfileRow]) -> InputError:
-        """Return the error where none passes: how to build one, if a GPU and a model are given, or a word to correct.
-
-        :param rows: all that there are.
-        """
-        said = [*self.words, self.gpu, self.model, self.status]
-        gpu = gpu_named(self.gpu) or next((found for word in self.words if (found := gpu_named(word))), None)
-        hint = "loraplan profiles list shows all"
-        wrong_word = _near_word(self.words, rows)
-        if gpu is not None and any(is_model(self.model, known) for known in BASE_MODELS):
-            hint = f"build one: {build_command(gpu.name, self.model, 'vllm', 1)}"
-        elif wrong_word:
-            hint = wrong_word
-        elif self.model:
-            hint = did_you_mean(plain_name(self.model), BASE_MODELS) or hint
-        return InputError("no profile matches", got=" ".join(filter(None, said)), hint=hint)
-
-
-def _text_of(row: ProfileRow) -> str:
-    return " ".join((row.name, row.gpu, row.device, row.model, row.engine, row.status)).lower()
-
-
-def _near_word(words: Sequence[str], rows: Sequence[ProfileRow]) -> str | None:
-    """Return ``did you mean …?`` for the first word that no profile has, or None."""
-    texts = [_text_of(row) for row in rows]
-    parts = {part for text in texts for part in re.split(r"[\s/,()-]+", text)}
-    known = sorted(parts | {re.split(r"\d", part)[0] for part in parts} - {""})
-    missed = [word.lower() for word in words if not any(word.lower() in text for text in texts)]
-    return next((near for word in missed if (near := did_you_mean(word, known))), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Coefficient:
-    """One number of a profile.
-
-    :ivar path: its dotted path in the file.
-    :ivar unit: ``s``, ``B``, ``B/s``, ``tokens`` … or nothing.
-    :ivar source: where it comes from.
-    """
-
-    path: str
-    value: Any
-    unit: str
-    source: str
-
-
-def list_profiles(folder: Path | None = None, wanted: ProfileFilter = ProfileFilter()) -> list[ProfileRow]:
-    """Return the bundled profiles that are wanted, or those of a folder.
+def list_profiles(
+    folder: Path | None = None, words: Sequence[str] = (), gpu: str = "", model: str = "", status: str = ""
+) -> list[ProfileRow]:
+    """Return the bundled profiles that are wanted, or those of a folder; what is empty lets all pass.
 
     Other JSON files of the folder are passed over.
 
-    :raises InputError: where there is no such folder, or none is as wanted.
+    :param words: each in the name, the device, the model, the engine or the status.
+    :raises InputError: where there is no such GPU, status or folder, or none is as wanted.
     """
-    wanted.check()
+    card = gpu_named(gpu) if gpu else None
+    if gpu and card is None:
+        raise InputError("unknown GPU", key="--gpu", got=gpu, allowed=", ".join(GPUS), hint=unknown_gpu_hint(gpu))
+    if status and status not in STATUSES:
+        near, listed = did_you_mean(status, STATUSES), ", ".join(STATUSES)
+        raise InputError("unknown status", key="--status", got=status, allowed=listed, hint=near)
     there = _all_rows(folder)
-    rows = [row for row in there if wanted.passes(row)]
-    if not rows and wanted != ProfileFilter():
-        raise wanted.no_match(there)
-    return rows
+    texts = [" ".join((row.name, row.gpu, row.device, row.model, row.engine, row.status)).lower() for row in there]
+    rows = [
+        row
+        for row, text in zip(there, texts, strict=True)
+        if all(word.lower() in text for word in words)
+        and (card is None or row.gpu == card.name)
+        and (not model or plain_name(row.model).startswith(plain_name(model)))
+        and (not status or row.status == status)
+    ]
+    said = [*words, gpu, model, status]
+    if rows or not any(said):
+        return rows
+    # How to build one, if a GPU and a model are given, or a word to correct: the first that no profile has.
+    card = card or next((found for word in words if (found := gpu_named(word))), None)
+    parts = {part for text in texts for part in re.split(r"[\s/,()-]+", text)}
+    known = sorted(parts | {re.split(r"\d", part)[0] for part in parts} - {""})
+    missed = [word.lower() for word in words if not any(word.lower() in text for text in texts)]
+    hint = "loraplan profiles list shows all"
+    if card is not None and any(is_model(model, each) for each in BASE_MODELS):
+        hint = f"build one: {build_command(card.name, model, 'vllm', 1)}"
+    elif near_word := next((near for word in missed if (near := did_you_mean(word, known))), None):
+        hint = near_word
+    elif model:
+        hint = did_you_mean(plain_name(model), BASE_MODELS) or hint
+    raise InputError("no profile matches", got=" ".join(filter(None, said)), hint=hint)
 
 
 def _all_rows(folder: Path | None) -> Sequence[ProfileRow]:
@@ -192,11 +140,11 @@ def _decode_step_s(cost: StepCost) -> float:
     return costs.step(SEQUENCES, SEQUENCES * CONTEXT, ADAPTERS, ADAPTERS * RANK, details)
 
 
-def coefficients(profile: Profile) -> list[Coefficient]:
-    """Return every number of a profile's costs, memory and envelope."""
+def coefficients(profile: Profile) -> list[dict[str, Any]]:
+    """Return every number of a profile's costs, memory and envelope: ``path``, ``value``, ``unit`` and ``source``."""
     data = profile.model_dump(mode="json")
     return [
-        Coefficient(path, value, _unit(path), _source(path, profile.sources))
+        {"path": path, "value": value, "unit": _unit(path), "source": _source(path, profile.sources)}
         for section in ("step", "load", "memory", "envelope")
         for path, value in _leaves(data[section], section)
     ]

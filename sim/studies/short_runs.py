@@ -13,7 +13,7 @@ from typing import Any
 
 from sim.errors import InputError
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import (
+from sim.spec.sections.traffic_laws import (
     ClosedArrivals,
     DiurnalArrivals,
     MmppArrivals,

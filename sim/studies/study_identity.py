@@ -110,7 +110,7 @@ def input_digests(point: LoadedScenario, profile_sha256: str) -> dict[str, str]:
     digests = {key: entry.digest() for key, entry in policies.items() if entry.origin}
     for key, file in files_of(point.data):
         if without_indexes(key) == "rollouts.weights":
-            from sim.studies.training.vetting_gate import digest_weights
+            from sim.studies.vetting_gate import digest_weights
 
             digests[key] = digest_weights(Path(file))
         elif without_indexes(key) not in ("fleet.profile", "fleet.pools.profile"):
@@ -164,6 +164,6 @@ def code_version() -> str:
     """Return the version with a short hash of the simulator's code, so that results of other code are not reused."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted([*root.rglob("*.py"), *root.rglob("*.toml")]):
         digest.update(file.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:8]}"

@@ -301,6 +301,31 @@ def populate(adapters: Adapters, base_model: str | ModelShape, count: int, weigh
     )
 
 
+def with_sizes(population: Population, given: NDArray[np.int64], kinds: Sequence[AdapterKind]) -> Population:
+    """Return a population with the sizes that a trace gives for the first adapters.
+
+    :raises ScenarioError: if some of them are full models.
+    """
+    if population.full_kinds:
+        raise ScenarioError(
+            "the trace has adapter sizes, but doesn't tell which adapters are full models",
+            key=f"adapters.mix.{next(i for i, kind in enumerate(kinds) if kind.kind == 'full')}.kind",
+            got="full",
+            allowed="lora",
+            hint="remove the trace's column adapter_bytes, or the full models",
+        )
+    sizes = population.size_bytes.copy()
+    sizes[: len(given)] = given
+    return Population(
+        size_bytes=sizes,
+        rank=population.rank,
+        tensors=population.tensors,
+        kind=np.zeros_like(population.kind),
+        kind_names=("sizes from the trace",),
+        slot_bytes=max(population.slot_bytes, int(sizes.max())),
+    )
+
+
 def _size_and_tensors(spec: AdapterKind, shape: ModelShape | None, width: int, weights_bytes: int) -> tuple[int, int]:
     if spec.kind == "full":
         return spec.size or weights_bytes, model_tensors(shape) if shape else 1

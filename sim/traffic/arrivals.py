@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.arrival_processes import (
+from sim.spec.sections.traffic_laws import (
     DiurnalArrivals,
     GammaArrivals,
     MmppArrivals,

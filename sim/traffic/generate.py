@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import ClosedArrivals, GammaArrivals, MmppArrivals, WeibullArrivals
-from sim.spec.sections.laws import MAX_TOKENS
-from sim.spec.sections.popularity_laws import WeightsPopularity
 from sim.spec.sections.tenants import shares_of
-from sim.spec.sections.workload import AdapterKind, SharedPrefix
-from sim.traffic.adapters import ModelShape, Population, populate
-from sim.traffic.lengths import LengthPairs, TokenLengths, together
+from sim.spec.sections.traffic_laws import (
+    ClosedArrivals,
+    GammaArrivals,
+    MmppArrivals,
+    WeibullArrivals,
+    WeightsPopularity,
+)
+from sim.spec.sections.workload import AdapterKind
+from sim.traffic.adapters import ModelShape, populate, with_sizes
+from sim.traffic.lengths import LengthPairs, TokenLengths, check_together, together
 from sim.traffic.popularity import AdapterSampler, newcomers, read_weights, weights_of
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.sessions import SessionSource, mean_gap
@@ -36,6 +40,7 @@ from sim.traffic.sources import (
     RequestSource,
     cut,
 )
+from sim.traffic.tables.blocks import Floats, Ints
 from sim.traffic.tenant_traffic import TenantArrivals, tenant_of_adapters, weights_by_tenant
 from sim.traffic.traces.read import TraceData, read_trace
 
@@ -53,9 +58,6 @@ MAX_TEXTS = 10_000_000
 
 UNNAMED_ADAPTERS = 100
 """Adapters of a trace that names none, where the scenario gives no count."""
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ class Traffic:
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
         population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
-        self.population = _with_trace_sizes(population, self._trace, scenario.adapters.mix)
+        sizes = None if self._trace is None else self._trace.adapter_bytes
+        self.population = population if sizes is None else with_sizes(population, sizes, scenario.adapters.mix)
         named = None if self._trace is None else self._trace.adapter
         self._tenants = scenario.tenants
         law = workload.popularity
@@ -167,7 +170,7 @@ class Traffic:
         tokens = workload.tokens
         prompt, output = TokenLengths(tokens.prompt), TokenLengths(tokens.output)
         if self._trace is None or self._trace.prompt_tokens is None:
-            _check_together(prompt, output, workload.prefix)
+            check_together(prompt, output, workload.prefix)
         self._lengths = LengthPairs(prompt, output, tokens.correlation, tokens.by_adapter)
         self._scores: tuple[int, Floats] | None = None
         self._check_prefix()
@@ -232,13 +235,6 @@ class Traffic:
         scores = np.array([NormalDist().inv_cdf((place + 0.5) / 500) for place in range(500)])  # without scipy
         prompt, output = (law.at(scores) for law in laws)
         return float(np.mean(prefix + prompt[:, None] + output > tokens))
-
-    @property
-    def has_sessions(self) -> bool:
-        """Whether every request belongs to a session: ``workload.sessions`` makes them, or a trace names them."""
-        if self._trace is not None:
-            return self._trace.session is not None
-        return self._workload.sessions is not None
 
     @property
     def shares_text(self) -> bool:
@@ -452,27 +448,6 @@ class Traffic:
         return self._scores[1]
 
 
-def _check_together(prompt: TokenLengths, output: TokenLengths, prefix: SharedPrefix | None) -> None:
-    """Refuse laws under which prompt and output together may be too long."""
-    if prompt.longest + output.longest > MAX_TOKENS:
-        raise ScenarioError(
-            "prompt and output together are too long",
-            key="workload.tokens",
-            got=f"up to {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
-            allowed=f"up to {MAX_TOKENS:,} together",
-        )
-    if prefix is None:
-        return
-    shared = TokenLengths(prefix.tokens).longest
-    if shared + prompt.longest + output.longest > MAX_TOKENS:
-        raise ScenarioError(
-            "prefix, prompt and output together are too long",
-            key="workload.prefix.tokens",
-            got=f"up to {shared:,.0f}, {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
-            allowed=f"up to {MAX_TOKENS:,} together",
-        )
-
-
 def without_adapters(scenario: Scenario) -> Scenario:
     """Return a scenario whose requests are all for the base model."""
     mix = (AdapterKind(share=1.0, kind="base"),)
@@ -515,26 +490,3 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
         )
     weights = isinstance(scenario.workload.popularity, WeightsPopularity) and scenario.workload.trace is None
     return len(names) if given is None or weights else given
-
-
-def _with_trace_sizes(population: Population, trace: TraceData | None, kinds: Sequence[AdapterKind]) -> Population:
-    if trace is None or trace.adapter_bytes is None:
-        return population
-    if population.full_kinds:
-        raise ScenarioError(
-            "the trace has adapter sizes, but doesn't tell which adapters are full models",
-            key=f"adapters.mix.{next(i for i, kind in enumerate(kinds) if kind.kind == 'full')}.kind",
-            got="full",
-            allowed="lora",
-            hint="remove the trace's column adapter_bytes, or the full models",
-        )
-    sizes = population.size_bytes.copy()
-    sizes[: len(trace.adapter_bytes)] = trace.adapter_bytes
-    return Population(
-        size_bytes=sizes,
-        rank=population.rank,
-        tensors=population.tensors,
-        kind=np.zeros_like(population.kind),
-        kind_names=("sizes from the trace",),
-        slot_bytes=max(population.slot_bytes, int(sizes.max())),
-    )

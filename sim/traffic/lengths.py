@@ -8,9 +8,8 @@ from array import array
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sim.errors import TraceError
+from sim.errors import ScenarioError, TraceError
 from sim.reading import open_text
 from sim.spec.sections.laws import (
     MAX_TOKENS,
@@ -19,10 +18,8 @@ from sim.spec.sections.laws import (
     LognormalTokens,
     TokenLaw,
 )
-from sim.traffic.tables.bad_rows import listed
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from sim.spec.sections.workload import SharedPrefix
+from sim.traffic.tables.blocks import Floats, Ints, listed
 
 MAX_ROWS = 50_000_000
 """Rows of a file of observed counts, at most: as many as requests in a trace."""
@@ -137,13 +134,36 @@ def together(prompt: Ints, output: Ints) -> tuple[Ints, Ints]:
     return prompt, np.minimum(output, MAX_TOKENS - prompt)
 
 
+def check_together(prompt: TokenLengths, output: TokenLengths, prefix: SharedPrefix | None) -> None:
+    """Refuse laws under which prompt and output together may be too long.
+
+    :raises ScenarioError: naming the key of what is added last.
+    """
+    if prompt.longest + output.longest > MAX_TOKENS:
+        raise ScenarioError(
+            "prompt and output together are too long",
+            key="workload.tokens",
+            got=f"up to {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
+            allowed=f"up to {MAX_TOKENS:,} together",
+        )
+    if prefix is None:
+        return
+    shared = TokenLengths(prefix.tokens).longest
+    if shared + prompt.longest + output.longest > MAX_TOKENS:
+        raise ScenarioError(
+            "prefix, prompt and output together are too long",
+            key="workload.prefix.tokens",
+            got=f"up to {shared:,.0f}, {prompt.longest:,.0f} and {output.longest:,.0f} tokens",
+            allowed=f"up to {MAX_TOKENS:,} together",
+        )
+
+
 def _lognormal(law: LognormalTokens, scores: Floats) -> Ints:
     mu, sigma = law.shape()
     return _cut(np.ceil(np.exp(mu + sigma * scores)).astype(np.int64), law.max)
 
 
 def _from_histogram(law: HistogramTokens, shares: Floats) -> Ints:
-    """Return the counts below which these shares of requests lie."""
     weights = np.asarray(law.shares) / sum(law.shares)
     edges = np.linspace(law.low, law.high, len(weights) + 1)
     lengths = np.interp(shares, np.concatenate(([0.0], np.cumsum(weights))), edges) * law.stretch()

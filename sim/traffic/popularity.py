@@ -7,17 +7,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.reading import open_text
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, WeightsPopularity
-from sim.traffic.tables.bad_rows import shown
+from sim.spec.sections.traffic_laws import Churn, Drift, Popularity, WeightsPopularity
+from sim.traffic.tables.blocks import Floats, Ints, shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 MAX_WEIGHTS = 10_000_000
 """Rows of a weights file, at most."""

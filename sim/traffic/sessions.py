@@ -6,15 +6,12 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import Sessions
+from sim.spec.sections.traffic_laws import Sessions
 from sim.traffic.popularity import AdapterSampler
 from sim.traffic.sources import RequestBlock, RequestSource, Streams
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from sim.traffic.tables.blocks import Floats, Ints
 
 
 class SessionSource:
@@ -125,5 +122,4 @@ def _parts(law: Sessions) -> tuple[float, float]:
 
 
 def _normal(score: float) -> float:
-    """Return the share of the standard normal law below a score."""
     return math.erfc(-score / math.sqrt(2)) / 2

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from sim.rng import stream, stream_key, uniform_draws
 from sim.spec.sections.workload import SharedPrefix
 from sim.traffic.lengths import TokenLengths
-
-Ints = NDArray[np.int64]
+from sim.traffic.tables.blocks import Ints
 
 UNSHARED = -1
 """The key of tokens that no other request has."""

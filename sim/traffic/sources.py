@@ -16,16 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.arrival_processes import OpenArrivals
-from sim.spec.sections.popularity_laws import Churn, Drift
+from sim.spec.sections.traffic_laws import Churn, Drift, OpenArrivals
 from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
 from sim.traffic.popularity import AdapterSampler, Turnover
 from sim.traffic.request import BASE_MODEL
+from sim.traffic.tables.blocks import Floats, Ints
 
 # Advances many independent streams of events together: arrivals of each adapter, requests of running sessions.
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 DrawGaps = Callable[[np.random.Generator, Ints], Floats]
 """From a generator and the numbers of streams, shape (n,): a gap in seconds of each, shape (n,)."""
 
@@ -78,7 +76,6 @@ class Streams:
             self.left[which] -= count
 
     def _continuing(self, which: Ints, last: Floats) -> tuple[Ints, Floats]:
-        """Return those that have further events."""
         if self.left is None:
             return which, last
         more = self.left[which] > 0

@@ -6,18 +6,14 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.rng import stream_key
-from sim.spec.sections.arrival_processes import GammaArrivals, OpenArrivals, PiecewiseArrivals
-from sim.spec.sections.popularity_laws import Popularity
 from sim.spec.sections.tenants import Tenant, shares_of
+from sim.spec.sections.traffic_laws import GammaArrivals, OpenArrivals, PiecewiseArrivals, Popularity
 from sim.traffic.popularity import AdapterSampler, weights_of
 from sim.traffic.sources import AggregateArrivals, GrowingSizes, RequestBlock, RequestSource
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from sim.traffic.tables.blocks import Floats, Ints
 
 _ONE_TENANT = "exactly one tenant for each adapter"
 _MOST_NAMES = 3
@@ -98,7 +94,6 @@ def _matched(tenants: Sequence[Tenant], names: Sequence[str]) -> Ints:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more
 

@@ -51,7 +51,12 @@ def vet_path(
     :param strict: make any unreadable file an error instead of a note, as the rollout gate needs.
     :raises InputError: if there is nothing to vet, or the only log or the reference can't be read.
     """
-    known = _read_reference(reference) if reference else None
+    known = None
+    if reference is not None:
+        found = reference if reference.is_file() else find_log(reference)
+        if found is None:
+            raise InputError(f"no {STATE} of a 16-bit run here", file=str(reference), key="--reference")
+        known = read_log(found)
     if path.is_file():
         facts = gather(path.parent, None, log := read_log(path), base_bits, examples)
         return (_judge(_ReadAdapter(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
@@ -120,13 +125,6 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
     return _ReadAdapter(folder, adapter, log, facts, tuple(notes))
 
 
-def _read_reference(path: Path) -> TrainingLog:
-    found = path if path.is_file() else find_log(path)
-    if found is None:
-        raise InputError(f"no {STATE} of a 16-bit run here", file=str(path), key="--reference")
-    return read_log(found)
-
-
 def _case(
     log: TrainingLog | None, facts: TrainingFacts, thresholds: Thresholds, reference: TrainingLog | None
 ) -> Case | None:
@@ -140,9 +138,8 @@ def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdap
     )
     if one.log is None or case is None:
         return Vetted(one.path, one.adapter, (), one.notes, MODES, current)
-    said = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
-    notes = (*one.notes, *one.log.notes, *said.notes)
-    return Vetted(one.path, one.adapter, said.findings, notes, said.thin, current)
+    findings, notes, thin = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
+    return Vetted(one.path, one.adapter, findings, (*one.notes, *one.log.notes, *notes), thin, current)
 
 
 def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sim.spec.scenario import Targets
 from sim.training.files.adapter_folder import AdapterFile
@@ -107,6 +107,33 @@ class Vetted:
         An adapter that could not be judged does not pass.
         """
         return self.judged and all(finding.confidence == "possible" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "path": str(self.path),
+            "passes": self.passes,
+            "judged": self.judged,
+            "adapter": None if self.current is None else _plain(self.current),
+            "findings": [
+                {
+                    "mode": finding.mode,
+                    "confidence": finding.confidence,
+                    "evidence": [
+                        {"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence
+                    ],
+                    "cures": [_plain(remedy) for remedy in finding.remedies],
+                }
+                for finding in self.findings
+            ],
+            "unjudged": list(self.unjudged),
+            "notes": list(self.notes),
+        }
+
+
+def _plain(size: CurrentAdapter | Remedy) -> dict[str, Any]:
+    """Return the fields by name, with the bytes of the adapter as ``bytes``."""
+    return {"bytes" if name == "adapter_bytes" else name: value for name, value in asdict(size).items()}
 
 
 # Remedies for the failure modes, with the parameters and bytes that each would give the adapter.

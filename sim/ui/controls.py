@@ -12,8 +12,8 @@ from sim.spec.engines import ENGINES, engine_words
 from sim.spec.policies import ROUTERS
 from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.scenario import Scenario
-from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.tenants import Slo
+from sim.spec.sections.traffic_laws import ClosedArrivals
 
 _OCTAVES = 3
 """A slider goes from an eighth of the scenario's value to eight times it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reports.formatting import plural
 from sim.errors import InputError, LoraplanError
 from sim.results.point import Point
 from sim.ui import fragments
@@ -45,14 +46,6 @@ class PageRequest(BaseModel):
     pins: list[dict[str, str]] = Field(default_factory=list, max_length=MOST_PINS)
 
 
-def open_requested(library: Library, asked: PageRequest) -> Opened:
-    """Return the scenario that a page asks for.
-
-    :raises InputError: with every problem found.
-    """
-    return library.open(asked.name, asked.text, again=False)
-
-
 def opened_event(library: Library, asked: PageRequest) -> Event:
     """Return what changes on the page when a scenario is opened."""
     try:
@@ -70,7 +63,7 @@ async def follow(broker: Broker, library: Library, asked: PageRequest) -> AsyncI
     """
     controls: tuple[Control, ...] = ()
     try:
-        opened = await asyncio.to_thread(open_requested, library, asked)
+        opened = await asyncio.to_thread(library.open, asked.name, asked.text, again=False)
         controls = opened.controls
         design = await asyncio.to_thread(opened.design, asked.values)
         rough = await asyncio.to_thread(estimate, design)
@@ -140,7 +133,7 @@ async def _full(broker: Broker, library: Library, asked: PageRequest, design: Ch
             if not isinstance(found, PointAnswer):
                 say({"stage": "progress", "done": found.done, "of": found.of, "status": _steps(found.done, found.of)})
             elif found.final:
-                count = f"{found.replications} replication{'' if found.replications == 1 else 's'}"
+                count = plural(found.replications, "replication")
                 status = f"Final: the numbers of loraplan run ({count}, with headroom)."
                 say(_judged_event(found, design, "final", status))
                 await _compare(broker, pins, design, found, say)

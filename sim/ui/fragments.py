@@ -1,4 +1,7 @@
-"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts."""
+"""Parts of the page as HTML, from the report's own sentences, tiles, tables and charts.
+
+An estimate, which needs no simulation, is made here as well.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,10 @@ from typing import Any
 
 from reports.charts.svg import Chart
 from reports.formatting import key_words, listed, money, number, percent
-from reports.pages.run_page import slo_words, verdict_badge
 from reports.render.html import environment, page_script
 from reports.table import Table
 from reports.tables.metric_tables import make_tiles
-from reports.tables.tenant_tables import tenants_table
-from reports.text.answer_text import Answer
+from reports.tables.slice_tables import tenants_table
 from reports.text.setup_text import setup_line
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
@@ -28,8 +29,10 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
-from sim.studies.evaluate import make_design
-from sim.studies.planning.screen import Screened, screen
+from sim.studies.evaluate import build
+from sim.studies.plan.screen import Screened, screen
+from sim.studies.run.answer import Answer
+from sim.studies.run.report import slo_words, verdict_badge
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer
@@ -61,7 +64,7 @@ def estimate(design: ChosenDesign) -> Estimate:
 
     :raises InputError: if it can't be simulated; with its place.
     """
-    world = make_design(design.loaded.scenario).world
+    world = build(design.loaded.scenario)
     scenario = design.loaded.scenario
     return Estimate(
         screen(world),
@@ -113,16 +116,17 @@ def whole_page(library: Library, opened: Opened, token: str) -> str:
 def page_policy() -> str:
     """Return the Content-Security-Policy of the page: nothing but its own script may run, and nothing be fetched but
     from where it came from."""
-    return (
-        f"default-src 'none'; script-src '{page_script(_PAGE / 'page.js').hash}'; style-src 'unsafe-inline'; "
-        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    return f"{_policy(page_script(_PAGE / 'page.js').hash)}; connect-src 'self'"
 
 
 def report_policy() -> str:
     """Return the policy of reports, whose one script sorts tables and copies commands."""
+    return _policy(page_script().hash)
+
+
+def _policy(script: str) -> str:
     return (
-        f"default-src 'none'; script-src '{page_script().hash}'; style-src 'unsafe-inline'; img-src data:; "
+        f"default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from sim.errors import InputError, ScenarioError
 from sim.results.run_directory.store import point_key
-from sim.spec.files.bundled import bundled_scenarios
-from sim.spec.scenario_file import LoadedScenario, load_scenario, scenario_of_text
+from sim.spec.scenario_file import LoadedScenario, bundled_scenarios, load_scenario, scenario_of_text
 from sim.studies.study_identity import code_version, digests_of
 from sim.ui.controls import Control, controls_of, settings_of
 

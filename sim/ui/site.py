@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,10 @@ from sim.spec.files.yaml_tree import yaml_text
 from sim.studies.study_identity import free_folder
 from sim.ui import fragments
 from sim.ui.controls import Control
-from sim.ui.following import Event, PageRequest, follow, open_requested, opened_event
+from sim.ui.following import Event, PageRequest, follow, opened_event
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
-from sim.ui.planning import plan_from_here
 from sim.ui.simulating.broker import Broker
+from sim.ui.simulating.tasks import plan_from_here
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -227,18 +227,13 @@ async def _make(events: AsyncIterator[dict[str, Any]], lines: asyncio.Queue[byte
         async for event in events:
             lines.put_nowait(json.dumps(event).encode() + b"\n")
     except asyncio.CancelledError:
-        await _closed(events)
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
         raise
     except Exception as error:
         event = {"stage": "failed", "status": f"internal failure: {type(error).__name__}: {error}"}
         lines.put_nowait(json.dumps(event).encode() + b"\n")
     lines.put_nowait(None)
-
-
-async def _closed(events: AsyncIterator[dict[str, Any]]) -> None:
-    close = getattr(events, "aclose", None)
-    if close is not None:
-        await close()
 
 
 async def _gone(receive: Receive) -> None:
@@ -247,10 +242,11 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+# The addresses themselves.
+
 RUNS = "runs"
 """Folder of run directories, in the chosen folder."""
 _REPORT_BYTES = 16_000_000
-_PLACES = ("report.html",)
 
 
 @dataclass
@@ -278,7 +274,9 @@ class Site:
             Route("/api/plan", self.plan, methods=["POST"]),
             Route("/" + RUNS + "/{name}/{file}", self.written),
         ]
-        return Starlette(routes=routes, middleware=[Middleware(Guard, port=port, token=self.token)])
+        guard = Middleware(Guard, port=port, token=self.token)
+        refused: Any = {_RefusedError: lambda request, error: error.answer}
+        return Starlette(routes=routes, middleware=[guard], exception_handlers=refused)
 
     async def page(self, request: Request) -> Response:
         """Return the page."""
@@ -287,24 +285,15 @@ class Site:
 
     async def open(self, request: Request) -> Response:
         """Open a scenario: its controls, or what is wrong with it."""
-        asked = await _page_request(request)
-        if isinstance(asked, Response):
-            return asked
-        return JSONResponse(await asyncio.to_thread(opened_event, self.library, asked))
+        return JSONResponse(await asyncio.to_thread(opened_event, self.library, await _page_request(request)))
 
     async def follow(self, request: Request) -> Response:
         """Follow a design for as long as the page listens."""
-        asked = await _page_request(request)
-        return asked if isinstance(asked, Response) else self._stream(follow(self.broker, self.library, asked))
+        return EventLines(follow(self.broker, self.library, await _page_request(request)), self.stopping)
 
     async def scenario(self, request: Request) -> Response:
         """Return the design as a scenario file."""
-        asked = await _page_request(request)
-        if isinstance(asked, Response):
-            return asked
-        design = await asyncio.to_thread(self._design, asked)
-        if isinstance(design, list):
-            return JSONResponse({"stage": "refused", "problems": design}, status_code=422)
+        design = await asyncio.to_thread(self._design, await _page_request(request))
         return PlainTextResponse(yaml_text(design.loaded.data), media_type="application/yaml")
 
     async def report(self, request: Request) -> Response:
@@ -320,7 +309,7 @@ class Site:
         name, file = request.path_params["name"], request.path_params["file"]
         path = self.library.folder / RUNS / name / file
         try:
-            if file not in _PLACES or path.resolve() != path:
+            if file != "report.html" or path.resolve() != path:
                 raise FileNotFoundError
             content = await asyncio.to_thread(read_regular, path, _REPORT_BYTES)
         except (OSError, ValueError):  # no such file, a link, or no name of a file
@@ -349,11 +338,7 @@ class Site:
         self, request: Request, make: Callable[[ChosenDesign, PageRequest], AsyncIterator[Event]]
     ) -> Response:
         asked = await _page_request(request)
-        if isinstance(asked, Response):
-            return asked
         design = await asyncio.to_thread(self._design, asked)
-        if isinstance(design, list):
-            return JSONResponse({"stage": "refused", "problems": design}, status_code=422)
 
         async def events() -> AsyncIterator[Event]:
             try:
@@ -362,29 +347,35 @@ class Site:
             except LoraplanError as error:
                 yield {"stage": "failed", "status": str(error)}
 
-        return self._stream(events())
+        return EventLines(events(), self.stopping)
 
-    def _design(self, asked: PageRequest) -> ChosenDesign | list[dict[str, Any]]:
+    def _design(self, asked: PageRequest) -> ChosenDesign:
         controls: tuple[Control, ...] = ()
         try:
-            opened = open_requested(self.library, asked)
+            opened = self.library.open(asked.name, asked.text, again=False)
             controls = opened.controls
             return opened.design(asked.values)
         except InputError as error:
-            return problems_of(error, controls, asked.moved)
-
-    def _stream(self, events: AsyncIterator[Event]) -> Response:
-        return EventLines(events, self.stopping)
+            problems = problems_of(error, controls, asked.moved)
+            raise _RefusedError(JSONResponse({"stage": "refused", "problems": problems}, status_code=422)) from error
 
 
-async def _page_request(request: Request) -> PageRequest | Response:
-    """Return what the page asks for, or what to answer if it can't be read."""
+class _RefusedError(Exception):
+    """What the page asks for can't be read, or makes no design."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+async def _page_request(request: Request) -> PageRequest:
     try:
         return PageRequest.model_validate_json(await request.body())
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        return PlainTextResponse(f"{place or 'body'}: {first['msg']}\n", status_code=400)
+        answer = PlainTextResponse(f"{place or 'body'}: {first['msg']}\n", status_code=400)
+        raise _RefusedError(answer) from error
 
 
 def _free(folder: Path) -> Path:

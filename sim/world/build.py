@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
-from sim.policies.base_weights import base_weights
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import check_eviction
+from sim.policies.replica_memory import base_weights
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of, profiles_digest
 from sim.spec.scenario import Pool as PoolSpec
 from sim.spec.scenario import Scenario
-from sim.spec.sections.pools import ServedKinds
+from sim.spec.sections.serving import ServedKinds
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import ModelShape, Population, base_shape

@@ -21,8 +21,8 @@ from sim.policies.routing import Choosing
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED, Recording
 from sim.rng import stream_key, uniform_draw
-from sim.spec.sections.arrival_processes import ClosedArrivals
 from sim.spec.sections.laws import FixedTime
+from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock

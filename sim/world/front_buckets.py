@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
-from sim.policies.token_bucket import TokenBucket
+from sim.policies.front_end import TokenBucket
 from sim.results.recording.recorder import Recorder
 from sim.results.records import LIMITED, REFUSED, UNFINISHED
 from sim.spec.sections.tenants import Tenant

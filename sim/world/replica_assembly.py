@@ -9,9 +9,8 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
-from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
-from sim.policies.kv.kv_store import KvStore
+from sim.policies.kv.kv_store import CountingStore, KvStore
 from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
 from sim.policies.kv.radix_memory import RadixMemory
 from sim.policies.queues.fair_queue import FairQueue, FairScheduler

@@ -16,7 +16,7 @@ from sim.policies.routing import Choosing, View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
-from sim.spec.sections.faults import Crash, StorageFault
+from sim.spec.sections.changes import Crash, StorageFault
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
 from sim.world.dispatcher import Dispatcher, Extension
@@ -34,7 +34,7 @@ from sim.world.replica.ports import LoadContext, WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.routing.placement_controller import adapters_at_a_time, control_placement
+from sim.world.routing.placement_controller import PlacementController, adapters_at_a_time
 from sim.world.routing.router_state import ReplicaViews, RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.times import ReplicaDraws, tier_times
@@ -244,7 +244,9 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if there and router_state.reads("inside"):
         fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
-    control_placement(pools[0], replication, routing.router, fleet, view, recorder)
+    if isinstance(routing.router, Placed) and replicas > 1:
+        servers, next_s = fleet.servers, fleet.next_s
+        PlacementController(pools[0], replication, routing.router, view, servers, recorder, clock, next_s)
     return Replication(fleet, router_state, rollouts)
 
 

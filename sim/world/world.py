@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.base_weights import BaseWeights
+from sim.policies.replica_memory import BaseWeights
 from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import BaseModelAnswers
+from sim.spec.sections.changes import BaseModelAnswers
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.spec.sections.pools import FullModels
+from sim.spec.sections.serving import FullModels
 from sim.traffic.adapters import Population
 from sim.traffic.generate import Traffic
 from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan

@@ -8,8 +8,8 @@ from math import inf
 import numpy as np
 
 from sim.errors import ScenarioError
-from sim.policies.base_weights import BaseWeights
 from sim.policies.costs import beyond_envelope
+from sim.policies.replica_memory import BaseWeights
 from sim.spec.engines import ENGINES
 from sim.spec.policies import PLACERS
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice

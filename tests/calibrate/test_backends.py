@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.device import lora_backends  # noqa: E402
-from calibrate.device.lora_backends import BACKENDS, TOLERANCE, Routing, check, route  # noqa: E402  # noqa: E402
+from calibrate.device.lora_backends import BACKENDS, TOLERANCE, Routing, check, route  # noqa: E402
 
 CPU = torch.device("cpu")
 ON_CPU = [name for name in BACKENDS if name not in ("triton", "vllm")]

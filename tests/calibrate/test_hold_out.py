@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.fit.fit_report import as_json, closing, decide, hold_out_rows
+from calibrate.fit.report import closing, decide, fit_report
 from calibrate.fit.sample_terms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
+from reports.table import Table
 from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, load_profile
 from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
 from sim.studies.fidelity.measured_runs import read_lengths, read_runs
@@ -67,8 +68,8 @@ def test_closed_loops_predict_each_other(shared: Path, model: str) -> None:
         assert by["prefill steps", ADDITIVE, LEFT_OUT + ALONE].mean <= 0.01
     decision = decide(lines)
     assert decision is not None
-    assert decision.better == ADDITIVE
-    assert decision.additive < 0.8 * decision.multiplicative
+    assert decision["better"] == ADDITIVE
+    assert decision[ADDITIVE] < 0.8 * decision[MULTIPLICATIVE]
     corner = "far corner" + ALONE
     ours, rival = (by["LoRA decode steps", form, corner] for form in (ADDITIVE, MULTIPLICATIVE))
     assert (ours.mean <= 0.02, rival.mean > 1.5 * ours.mean) == (True, True)
@@ -167,17 +168,19 @@ def test_one_round_fits_a_profile_with_its_equations(shared: Path) -> None:
     assert draws[0] != draws[1]
 
 
-def test_the_report_has_every_line_and_the_decision(shared: Path) -> None:
+def test_the_report_has_every_line_and_the_decision(shared: Path, tmp_path: Path) -> None:
     profile, _ = load_profile(f"h100-64gb/{MODELS[0]}/vllm-0.8.5")
     loops = loops_of(shared, MODELS[0]).problem
     lines = step_hold_outs(loops, loops)
     drawn = profile.model_copy(update={"hold_out": lines, "draws": (Draw(step=profile.step, load=profile.load),) * 16})
-    assert len(hold_out_rows(lines)) == len(lines)
-    words = closing(drawn)
+    report = fit_report(drawn, tmp_path / "p.json")
+    table, _, *words = report.terminal
+    assert isinstance(table, Table)
+    assert len(table.rows) == len(lines)
     assert words[0].startswith("The additive form predicts better: ")
     assert words[0].endswith(f"({LEFT_OUT}{ALONE}).")
     assert "16 bootstrap draws of step and load costs." in words
-    data = as_json(drawn)
+    data = report.data
     assert (data["draws"], data["decision"]["better"], len(data["hold_out"])) == (16, ADDITIVE, len(lines))
 
 
@@ -185,10 +188,13 @@ def test_the_multiplicative_form_may_win() -> None:
     def line(form: str, error: float) -> HoldOut:
         return hold_out_line("LoRA decode steps", form, LEFT_OUT, np.array([error, -error]))
 
-    decision = decide((line(ADDITIVE, 0.04), line(MULTIPLICATIVE, 0.02)))
+    lines = (line(ADDITIVE, 0.04), line(MULTIPLICATIVE, 0.02))
+    decision = decide(lines)
     assert decision is not None
-    assert decision.better == MULTIPLICATIVE
-    assert "2.00% against 4.00%; the profile holds the additive one" in decision.sentence()
+    assert decision["better"] == MULTIPLICATIVE
+    profile, _ = load_profile(f"h100-64gb/{MODELS[0]}/vllm-0.8.5")
+    sentence = closing(profile.model_copy(update={"hold_out": lines}))[0]
+    assert "2.00% against 4.00%; the profile holds the additive one" in sentence
     assert decide((line(ADDITIVE, 0.04),)) is None
 
 

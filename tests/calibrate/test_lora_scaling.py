@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.kernels.lora_terms import MEASURED
+from calibrate.kernels.around_kernels import MEASURED
 from validation.published.step_errors import base_decode_steps, lora_decode_steps
 
 

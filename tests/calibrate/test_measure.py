@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]
 
 from calibrate.device.devices import CpuDevice, UnavailableError, open_device, out_of_memory
 from calibrate.device.hardware import Ceilings, describe
-from calibrate.measure import Method, Prepared, TimedWork, drift, measure, median_half_width
+from calibrate.measure import Method, Prepared, Sampling, TimedWork, drift, measure, median_half_width
 from calibrate.samples import Configuration, SampleLog, Visit, read_samples
 from sim.errors import InputError, OutputError
 
@@ -54,7 +54,7 @@ def device() -> CpuDevice:
 
 def run(folder: Path, device: CpuDevice, bench: Bench, method: Method = METHOD, **plan: object) -> SampleLog:
     log = SampleLog.open(folder, "steps", {"model": "tiny", **plan})
-    measure(TimedWork(ONES, bench.opens, CANARY, flush=False), device, log, method)
+    measure(TimedWork(ONES, bench.opens, CANARY, flush=False), device, log, Sampling(method=method))
     log.finish()
     return log
 
@@ -155,7 +155,9 @@ def test_what_the_device_cannot_do_is_skipped_and_said(tmp_path: Path, device: C
 def test_a_run_out_of_time_keeps_what_it_has_and_the_same_command_continues(tmp_path: Path, device: CpuDevice) -> None:
     def timed(ends_at: float) -> SampleLog:
         log = SampleLog.open(tmp_path, "steps", {"model": "tiny"})
-        measure(TimedWork(ONES, Bench().opens, CANARY, flush=False, ends_at=ends_at), device, log, METHOD)
+        measure(
+            TimedWork(ONES, Bench().opens, CANARY, flush=False), device, log, Sampling(method=METHOD, ends_at=ends_at)
+        )
         log.finish()
         return log
 
@@ -178,7 +180,12 @@ def test_a_run_out_of_time_keeps_what_it_has_and_the_same_command_continues(tmp_
 def test_parts_are_timed_one_after_the_other_and_keep_what_was_skipped(tmp_path: Path, device: CpuDevice) -> None:
     def timed(*parts: list[Configuration], fails: dict[str, Exception] | None = None) -> SampleLog:
         log = SampleLog.open(tmp_path, "steps", {"model": "tiny"})
-        measure(TimedWork(ONES, Bench(fails=fails).opens, CANARY, flush=False, parts=parts), device, log, METHOD)
+        measure(
+            TimedWork(ONES, Bench(fails=fails).opens, CANARY, flush=False, parts=parts),
+            device,
+            log,
+            Sampling(method=METHOD),
+        )
         log.finish()
         return log
 

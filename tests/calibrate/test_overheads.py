@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from strategies import write_profile
 
+from calibrate.kernels.around_kernels import NOT_FITTED, OTHER_MODEL, EngineOverhead, overhead_of, read_overheads
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
-from calibrate.kernels.engine_overhead import NOT_FITTED, OTHER_MODEL, EngineOverhead, overhead_of, read_overheads
 from calibrate.kernels.kernel_tables import Deployment
 from sim.errors import InputError
 from validation.overheads.loop_schedule import REQUESTS_EACH, Loop, loop_steps

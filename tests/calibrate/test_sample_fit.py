@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
 from calibrate.fit.sample_fit import step_hold_outs
-from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE, StepTerms, timed_steps
+from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE, StepTerms, TimedSteps, timed_steps
 from calibrate.steps.step_grid import QUICK, StepSpec, heads, make_grid
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import LEFT_OUT, solve
@@ -33,10 +33,11 @@ def truth(one: dict[str, Any], form: str = ADDITIVE) -> float:
     return base + extra + LORA["rank_sum"] * one["rank_sum"]
 
 
-def samples(
-    specs: list[StepSpec], form: str = ADDITIVE, layers: int = 32, noise: float = 0.0, head_s: float = 5e-4
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return a table of samples as ``read_samples`` does; costs are of 32 layers, of which ``layers`` were timed."""
+def timed(
+    specs: list[StepSpec], form: str = ADDITIVE, layers: int = 32, noise: float = 0.0, backend: str = "grouped_mm"
+) -> TimedSteps:
+    """Return timed steps of a table of samples; costs are of 32 layers, of which ``layers`` were timed."""
+    head_s = 5e-4
     rng, rows = np.random.default_rng(3), []
     for order, spec in enumerate(specs):
         one = spec.configuration()
@@ -53,14 +54,14 @@ def samples(
             }
             for nth in range(5)
         ]
-    return pd.DataFrame(rows), {"layers": layers, "model_layers": 32}
+    return timed_steps(pd.DataFrame(rows), {"layers": layers, "model_layers": 32}, backend)
 
 
 GRID = make_grid(QUICK, ("grouped_mm", "bmm"), graphs=False)
 
 
 def test_known_costs_are_found_again() -> None:
-    steps = timed_steps(*samples(GRID))
+    steps = timed(GRID)
     terms = StepTerms.of(steps)
     problem = terms.problem(steps)
     assert np.abs(problem.errors(solve(problem))).max() < 1e-3
@@ -73,7 +74,7 @@ def test_known_costs_are_found_again() -> None:
 
 @pytest.mark.parametrize("form", [ADDITIVE, MULTIPLICATIVE])
 def test_the_true_form_wins_on_what_was_left_out(form: str) -> None:
-    steps = timed_steps(*samples(GRID, form, noise=0.01))
+    steps = timed(GRID, form, noise=0.01)
     terms = StepTerms.of(steps)
     errors = {
         line.form: line.mean
@@ -86,21 +87,21 @@ def test_the_true_form_wins_on_what_was_left_out(form: str) -> None:
 
 def test_fewer_layers_are_scaled_to_all() -> None:
     specs = [*GRID, *heads(GRID)]
-    whole, part = timed_steps(*samples(specs)), timed_steps(*samples(specs, layers=4))
+    whole, part = timed(specs), timed(specs, layers=4)
     assert part.keys == whole.keys
     np.testing.assert_allclose(part.seconds, whole.seconds, rtol=1e-9)
 
 
 def test_scaled_steps_whose_output_head_was_not_timed_are_left_out() -> None:
     specs = [*GRID, *(one for one in heads(GRID) if one.sequences != 32)]
-    steps = timed_steps(*samples(specs, layers=4))
+    steps = timed(specs, layers=4)
     assert set(steps.column("sequences")) == {one.sequences for one in GRID} - {32}
-    assert 32 in timed_steps(*samples(specs)).column("sequences"), "nothing is scaled where all layers were timed"
+    assert 32 in timed(specs).column("sequences"), "nothing is scaled where all layers were timed"
 
 
 def test_graphs_count_where_there_are_any() -> None:
     grid = make_grid(QUICK, ("grouped_mm",), graphs=True)
-    chosen = timed_steps(*samples(grid))
+    chosen = timed(grid)
     graphed = [key for key in chosen.keys if key.endswith(" graph")]
     assert graphed
     assert not {key.replace(" graph", " eager") for key in graphed} & set(chosen.keys)
@@ -108,8 +109,8 @@ def test_graphs_count_where_there_are_any() -> None:
 
 def test_one_backend_at_a_time_on_all_linear_layers() -> None:
     for backend in ("grouped_mm", "bmm"):
-        chosen = timed_steps(*samples(GRID), backend)
+        chosen = timed(GRID, backend=backend)
         assert {one["backend"] for one in chosen.parameters} == {"", backend}
-    assert not [key for key in timed_steps(*samples(GRID)).keys if " q,v " in key]
+    assert not [key for key in timed(GRID).keys if " q,v " in key]
     with pytest.raises(InputError, match="no steps of this LoRA backend"):
-        timed_steps(*samples(GRID), "triton")
+        timed(GRID, backend="triton")

@@ -20,30 +20,8 @@ from validation.published.step_log import StepLog
 
 Floats = NDArray[np.float64]
 
-KNOWN = dict(
-    zip(
-        TERMS,
-        (
-            12e-3,
-            5e-6,
-            3e-6,
-            2e-6,
-            1e-5,
-            2e-5,
-            4e-3,
-            1.5e-5,
-            8e-8,
-            6e-3,
-            2e-3,
-            1.5e-5,
-            1.2e-7,
-            9e-8,
-            2.5e-4,
-            1e-5,
-        ),
-        strict=True,
-    )
-)
+SECONDS = (12e-3, 5e-6, 3e-6, 2e-6, 1e-5, 2e-5, 4e-3, 1.5e-5, 8e-8, 6e-3, 2e-3, 1.5e-5, 1.2e-7, 9e-8, 2.5e-4, 1e-5)
+KNOWN = dict(zip(TERMS, SECONDS, strict=True))
 
 
 def scenario(path: Path, slots: int, rate: float) -> Scenario:
@@ -98,13 +76,12 @@ def test_features_times_costs_are_the_simulated_tpot(tmp_path: Path, slots: int,
     first, last = columns["first_token_s"][done].astype(float), columns["finished_s"][done].astype(float)
     tpot_s = float(np.mean((last - first) / (columns["output_tokens"][done] - 1)))
     equations = served_hour(run(slots, tpot_s), world.scenario)
-    costs = np.array([KNOWN[name] for name in TERMS])
-    assert equations.features[0] @ costs + equations.known[0] == pytest.approx(tpot_s, rel=1e-9)
+    assert equations.features[0] @ SECONDS + equations.known[0] == pytest.approx(tpot_s, rel=1e-9)
     ttft_s = columns["first_token_s"].astype(float) - columns["arrival_s"].astype(float)
     ttft_s = np.sort(ttft_s[columns["status"] == 0])
     around = ttft_s[int(0.45 * len(ttft_s)) : int(0.55 * len(ttft_s)) + 1].mean()
     # The same requests but for one at each end of the range.
-    assert equations.features[2] @ costs + equations.known[2] == pytest.approx(around, rel=0.01)
+    assert equations.features[2] @ SECONDS + equations.known[2] == pytest.approx(around, rel=0.01)
 
 
 def test_the_log_has_every_step(tmp_path: Path) -> None:
@@ -115,7 +92,7 @@ def test_the_log_has_every_step(tmp_path: Path) -> None:
     assert columns["load_s"].sum() == pytest.approx(
         float(np.sum(recording.loads["ended_s"] - recording.loads["started_s"])), rel=1e-3
     )
-    seconds = features(log.facts(8, 16)) @ np.array([KNOWN[name] for name in TERMS]) + columns["passed"] * PASSED_S
+    seconds = features(log.facts(8, 16)) @ SECONDS + columns["passed"] * PASSED_S
     assert seconds * columns["steps"] + columns["load_s"] == pytest.approx(columns["seconds"], rel=1e-9)
 
 
@@ -142,8 +119,8 @@ def test_known_costs_are_found_again() -> None:
             np.full(400, slots),
             np.full(400, rank),
         )
-        parts.append(problem(made_of, made_of @ np.array([KNOWN[name] for name in TERMS])))
-    assert solve(join(parts)) == pytest.approx(np.array([KNOWN[name] for name in TERMS]), rel=1e-4)
+        parts.append(problem(made_of, made_of @ SECONDS))
+    assert solve(join(parts)) == pytest.approx(np.array(SECONDS), rel=1e-4)
 
 
 def test_a_few_wild_runs_do_not_spoil_the_fit() -> None:

@@ -9,7 +9,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -22,12 +22,11 @@ from calibrate.device.host_memory import SCOPE, make_cold, resident_share, why_n
 from calibrate.fit.load_fit import fit_load_samples  # noqa: E402
 from calibrate.loads import load_stages, load_timing  # noqa: E402
 from calibrate.loads.load_stages import COLD, Bench, Slots, Stage, read_tensors, together  # noqa: E402
-from calibrate.loads.load_timing import (  # noqa: E402  # noqa: E402
+from calibrate.loads.load_timing import (  # noqa: E402
     ALONE,
     DURING_COPIES,
     INTERFERENCE,
     LoadGrid,
-    LoadOptions,
     interference,
     interference_configurations,
     load_configurations,
@@ -35,27 +34,17 @@ from calibrate.loads.load_timing import (  # noqa: E402  # noqa: E402
     time_loads,
 )
 from calibrate.loads.synthetic_adapters import SyntheticAdapter, synthesize, tensor_shapes  # noqa: E402
-from calibrate.measure import Method, Prepared  # noqa: E402
+from calibrate.measure import Method, Prepared, Sampling  # noqa: E402
 from calibrate.samples import SampleLog, read_samples  # noqa: E402
 from sim.errors import InputError, OutputError  # noqa: E402
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count  # noqa: E402
 
 TINY = SHAPES["tiny"]
 SMALL = LoadGrid(ranks=(2, 4), targets=(("q", "v"), "all-linear"), concurrency=(1, 2))
+LEAST = LoadGrid(ranks=(2,), targets=(("q", "v"),), concurrency=(1,))
+"""Enough for what depends on the run, not on what is timed."""
 FAST = Method(rounds=2, least=2, half_width=1.0, limit_s=0.01, warmup=1)
-STAGES: tuple[Stage, ...] = (
-    "open",
-    "read cold",
-    "read warm",
-    "pin",
-    "copy per tensor",
-    "copy one buffer",
-    "slot write",
-    "slot write padded",
-    "evict",
-    "load storage",
-    "load host",
-)
+STAGES = get_args(Stage)
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +71,15 @@ def cold_disk(path: Path) -> None:
 
 def run(device: Device, out: Path, **more: Any) -> SampleLog:
     """Time loads during a step that takes next to nothing: timing the model's own is most of a run."""
-    given: dict[str, Any] = {"method": FAST, "grid": SMALL, "step": Prepared(call=lambda: torch.ones(1000).sum())}
-    running = {name: more.pop(name) for name in ("progress", "overwrite", "command") if name in more}
-    return time_loads(LoadOptions("tiny", **(given | more)), device, out, **({"command": "test"} | running))
+    how = Sampling(method=more.pop("method", FAST), seed=more.pop("seed", 1))
+    given = {"grid": LEAST, "step": Prepared(call=lambda: torch.ones(1000).sum()), "command": "test"}
+    return time_loads("tiny", device, out, how, **(given | more))
 
 
 @pytest.mark.slow
 def test_every_stage_is_timed_and_the_adapters_are_gone(device: Device, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    log = run(device, tmp_path / "out", step=None, progress=lambda done, total: seen.append((done, total)))
+    log = run(device, tmp_path / "out", grid=SMALL, step=None, progress=lambda *at: seen.append(at))
     frame, manifest = read_samples(tmp_path / "out", "loads")
     kinds = set(frame["kind"].astype(str)) - {"canary", INTERFERENCE}
     skipped = [flag for flag in log.manifest["flags"] if flag.startswith("no cold reads")]
@@ -316,7 +305,7 @@ def test_what_does_not_fit_into_memory_is_skipped_and_said(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(device, TINY)
-    one = max(load_configurations(TINY, SMALL), key=lambda c: sum(load_timing._needs(bench, c)))
+    one = max(load_configurations(TINY, LEAST), key=lambda c: sum(load_timing._needs(bench, c)))
     monkeypatch.setattr(load_stages.host_memory, "free_bytes", lambda: sum(load_timing._needs(bench, one)) - 1)
     log = run(device, tmp_path / "out")
     assert f"skipped, too little memory: {one.key}" in log.manifest["flags"]
@@ -384,7 +373,7 @@ def test_a_file_that_changed_since_it_was_written_is_not_timed(
 
 def test_an_unknown_model_lists_the_known(device: Device, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--model: unknown model .*tiny"):
-        time_loads(LoadOptions("gpt-5"), device, tmp_path)
+        time_loads("gpt-5", device, tmp_path, Sampling())
 
 
 def test_adapters_can_be_kept(device: Device, tmp_path: Path) -> None:

@@ -12,17 +12,20 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
-from calibrate.device import vllm_lora  # noqa: E402
+from calibrate.device import lora_backends  # noqa: E402
 from calibrate.device.devices import open_device  # noqa: E402
 from calibrate.device.lora_backends import (  # noqa: E402
     PACKED,
     TOLERANCE,
+    VllmKernels,
     check,
+    check_vllm,
     route,
+    vllm_kernels,
 )
-from calibrate.device.vllm_lora import VllmKernels, check_vllm, vllm_kernels  # noqa: E402
+from calibrate.measure import Sampling  # noqa: E402
 from calibrate.steps.decoder import Decoder, DecoderSize, Lora, SequenceGroup  # noqa: E402
-from calibrate.steps.step_timing import StepOptions, default_backends, time_steps  # noqa: E402
+from calibrate.steps.step_timing import default_backends, time_steps  # noqa: E402
 from sim.errors import InputError  # noqa: E402
 from sim.traffic.adapters import MODULES, SHAPES  # noqa: E402
 
@@ -189,14 +192,14 @@ def test_without_vllm_or_a_gpu_a_message_says_so(monkeypatch: pytest.MonkeyPatch
         VllmKernels()
     with pytest.raises(InputError, match=r"--backend: vLLM's kernels need a GPU with CUDA \(got vllm on cpu\); leave"):
         check_vllm(CPU)
-    options = StepOptions("tiny", backends=("grouped_mm", PACKED), quick=True)
+    both = ("grouped_mm", PACKED)
     with pytest.raises(InputError, match="need a GPU with CUDA"):
-        time_steps(options, open_device("cpu"), tmp_path / "out", command="")
+        time_steps("tiny", open_device("cpu"), tmp_path / "out", Sampling(quick=True), backends=both)
     assert not (tmp_path / "out").exists()
     assert PACKED not in default_backends(open_device("cpu"))
-    assert vllm_lora.SUPPORTED == "0.8.5 to 0.32"
+    assert lora_backends.SUPPORTED == "0.8.5 to 0.32"
 
 
 def test_a_mixture_of_experts_is_not_timed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--model: mixtures of experts can't be timed"):
-        time_steps(StepOptions("gpt-oss-120b", quick=True), open_device("cpu"), tmp_path / "out", command="")
+        time_steps("gpt-oss-120b", open_device("cpu"), tmp_path / "out", Sampling(quick=True))

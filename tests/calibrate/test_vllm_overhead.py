@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibrate.kernels.around_kernels import EngineOverhead, read_overheads
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
-from calibrate.kernels.engine_overhead import EngineOverhead, read_overheads
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.measured_runs import read_table

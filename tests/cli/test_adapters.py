@@ -20,18 +20,6 @@ def add(root: Path, name: str, rank: int = 8, targets: Targets = ("q", "v"), bas
     return write_sparse(root / name, start, size, adapter_config(base, rank, targets), mark)
 
 
-def test_the_example_is_counted_and_judged(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan("adapters", "--example", "fleet", "--engine", "vllm-0.32")
-    assert ended.code == 0, ended.err
-    assert ended.out.startswith("16 adapters of 6 kinds: 714 MB, 4.46 MB to 336 MB each.\n")
-    assert "vllm-0.32 takes these ranks with --max-lora-rank 64." in ended.out
-    assert (
-        "refused: 1 adapter: DoRA: vllm-0.32 does not yet support DoRA (tone) [vllm/lora/peft_helper.py]" in ended.out
-    )
-    assert "(support-3 = support-3-copy)" in ended.out
-    assert loraplan("adapters", "fleet", "--engine", "vllm-0.32", "--check").code == 1
-
-
 def test_json_has_every_adapter(loraplan: CommandLine, tmp_path: Path) -> None:
     add(tmp_path, "fleet/a")
     add(tmp_path, "fleet/b", 16, "all-linear", mark=1)

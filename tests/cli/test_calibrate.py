@@ -14,19 +14,16 @@ from command_line import CommandLine, start
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
-from calibrate.loads import load_timing
-from calibrate.measure import Method
-from calibrate.steps import step_timing
+from calibrate import measure
 
-BRIEF = Method(rounds=2, least=6, half_width=1.0, limit_s=0.02, warmup=0)
+BRIEF = measure.Method(rounds=2, least=6, half_width=1.0, limit_s=0.02, warmup=0)
 ALL = ("calibrate", "all", "--device", "cpu", "--model", "tiny", "--quick", "--out", "runs/cal")
 
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a few samples of each configuration: how exact the medians are matters to no test here."""
-    for suite in (step_timing, load_timing):
-        monkeypatch.setattr(suite, "QUICK_METHOD", BRIEF)
+    monkeypatch.setattr(measure, "QUICK", BRIEF)
 
 
 @pytest.mark.slow

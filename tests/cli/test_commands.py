@@ -282,6 +282,16 @@ def test_check_imports_nothing_heavy() -> None:
     assert not heavy & imported_by("check", "quickstart")
 
 
+def test_profiles_and_their_fits_need_no_torch() -> None:
+    """Torch times steps and loads; what reads their samples, or kernel tables, does without."""
+    assert "torch" not in imported_by("profiles", "list", "h100")
+    modules = ("calibrate.fit.report", "calibrate.fit.sample_fit", "calibrate.kernels.profile_from_kernels")
+    modules = (*modules, "calibrate.serve.serve_study")
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "False\n"
+
+
 @pytest.mark.parametrize("out", [("--out", "out"), ()])
 def test_a_run_needs_no_pandas_and_a_finished_one_no_simulator(
     out: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

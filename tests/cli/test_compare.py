@@ -126,7 +126,7 @@ def test_sweeps_pair_equal_values(loraplan: CommandLine, runs: Path) -> None:
     assert data["without_partner"] == {"one": [{"cache.gpu.slots": 100}], "other": [{"cache.gpu.slots": 800}]}
     assert {"key": "cache.eviction", "one": "lru", "other": "fifo"} in data["differs"]  # type: ignore[operator]
     ended = loraplan("compare", str(runs / "swept"), str(runs / "fifo"), "--out", "page")
-    assert "Points without a partner of the same swept values: 1 of A, 1 of B." in ended.out
+    assert "Left out, without a partner of the same values: 1 of A and 1 of B." in ended.err
     assert Path("page/report.html").exists()
 
 

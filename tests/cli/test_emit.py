@@ -18,8 +18,8 @@ from ruamel.yaml import YAML
 from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 from sim.spec.engine_flags.command_lines import engine_commands, engine_flags
 from sim.spec.scenario_file import load_scenario
-from sim.studies.deploying.deployment import Deployment, RunReference, comment_lines
-from sim.studies.deploying.emission import KINDS
+from sim.studies.deploy.deployment import Deployment, RunReference, comment_lines
+from sim.studies.deploy.emission import KINDS
 
 SCHEMAS = Path(__file__).with_name("manifest_schemas")
 QUICK = (
@@ -242,7 +242,7 @@ def deployment_of(**changed: Any) -> Deployment:
         gpu="NVIDIA H100",
         router="random",
         lora=True,
-        adapters=(),
+        adapters={},
         run=run,
         remarks=(),
     )

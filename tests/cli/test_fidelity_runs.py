@@ -10,7 +10,7 @@ import pytest
 from command_line import CommandLine
 from measured_rows import ROW, SLORA_ROW
 
-from sim.studies.fidelity import fidelity_study
+from sim.studies.fidelity import fidelity_study as study
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS
 from validation.published import slora_runs
 
@@ -83,8 +83,8 @@ def test_what_was_predicted_before_is_not_simulated_again(
     lines = kept.read_text(encoding="utf-8").splitlines()
     kept.write_text(f"{lines[0]}\n{lines[1][:50]}", encoding="utf-8")  # as after a kill in the middle of a line
     calls = []
-    simulate = fidelity_study.predict_run
-    monkeypatch.setattr(fidelity_study, "predict_run", lambda *given: calls.append(given) or simulate(*given))
+    simulate = study.predict_run
+    monkeypatch.setattr(study, "predict_run", lambda *given: calls.append(given) or simulate(*given))
     assert loraplan("fidelity", "runs.csv", "--jobs", "1").code == 0
     assert len(calls) == 1, "the row that was left is used again"
     assert _without_time(table.read_text(encoding="utf-8")) == _without_time(whole)

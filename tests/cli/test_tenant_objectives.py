@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from reports.answers.plan_reading import PlanReading, deciding_tenant
 from reports.formatting import metric_words
-from reports.text.limit_text import headroom_sentences
-from reports.text.plan_text import plan_answer, plan_json
+from reports.text.headroom_text import headroom_sentences
 from sim.errors import InputError
 from sim.results.run_directory.store import read_run
 from sim.results.slo_terms import all_terms, metric_of, split_term, tenant_term
@@ -19,8 +17,10 @@ from sim.results.verdict import met_probability
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.headroom import find_headroom
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.findings import PlanReading, plan_answer
+from sim.studies.plan.report import plan_report
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
 
 SCENARIO = """\
@@ -63,13 +63,13 @@ def test_a_plan_for_the_one_tenant_is_that_for_the_fleet(tmp_path: Path) -> None
     """Whose SLO it is changes no verdict, no probability and no simulation."""
     fleet = make_plan(load(tmp_path, SCENARIO + FLEET), tmp_path / "fleet")
     tenant = make_plan(load(tmp_path, SCENARIO + ALL), tmp_path / "tenant")
-    assert tenant.answer == fleet.answer
+    assert tenant.record.answer == fleet.record.answer
     assert tenant.record.grades == fleet.record.grades
     assert [entry.score for entry in tenant.record.looks] == [entry.score for entry in fleet.record.looks]
     assert [split_term(entry.term) for entry in tenant.record.looks] == [
         ("all", entry.term) for entry in fleet.record.looks
     ]
-    assert tenant.simulated_requests == fleet.simulated_requests
+    assert tenant.record.simulated_requests == fleet.record.simulated_requests
 
 
 def test_the_headroom_of_the_one_tenant_is_that_of_the_fleet(tmp_path: Path) -> None:
@@ -92,15 +92,15 @@ def test_a_plan_meets_every_slo_and_names_the_tenant_that_decides(tmp_path: Path
     alone = SCENARIO + TWO.replace("slo: {queue_mean: 5 ms}", "slo: {}")
     strict = make_plan(load(tmp_path, SCENARIO + TWO), tmp_path / "both")
     loose = make_plan(load(tmp_path, alone), tmp_path / "one")
-    assert strict.answer["fleet.replicas"] > loose.answer["fleet.replicas"], "chat wants less waiting"
+    assert strict.record.answer["fleet.replicas"] > loose.record.answer["fleet.replicas"], "chat wants less waiting"
     data = read_run(tmp_path / "both")
-    assert deciding_tenant(PlanReading(data)) == "chat.a"
-    assert plan_json(data)["decides"] == "chat.a"
+    assert PlanReading(data).deciding_tenant() == "chat.a"
+    assert plan_report(data).data["decides"] == "chat.a"
     said = plan_answer(data)
     assert "The SLO of chat.a decides." in said.details
     assert "mean queue wait of chat.a is" in said.binding_sentence
     with_fleet = make_plan(load(tmp_path, alone + "slo: {queue_mean: 5 ms}\n"), tmp_path / "fleet")
-    assert with_fleet.answer == strict.answer
+    assert with_fleet.record.answer == strict.record.answer
     assert (
         "The SLO of the fleet decides, not those of its tenants." in plan_answer(read_run(tmp_path / "fleet")).details
     )

@@ -11,8 +11,9 @@ from command_line import CommandLine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reports.render.terminal import fitted, piped, rich_table, wrapped, wrapped_command
+from reports.table import Table
 from sim.cli import streams
-from sim.cli.terminal import TerminalTable, wrapped, wrapped_command
 
 WIDTHS = (60, 80, 120)
 SMALL = """\
@@ -46,6 +47,17 @@ def terminal(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def plain(text: str) -> str:
     return _STYLE.sub("", text)
+
+
+def shown(table: Table, width: int) -> str:
+    """Return what a terminal shows of a table."""
+    from rich.console import Console
+
+    console = Console(width=width, highlight=False)
+    with console.capture() as captured:
+        for part in fitted(table, width, marks=True):
+            console.print(part)
+    return captured.get()
 
 
 def fits(line: str, width: int) -> bool:
@@ -104,13 +116,8 @@ def test_a_command_stays_one_for_a_shell(width: int) -> None:
 
 
 def test_what_goes_on_below_leaves_out_rows_without_content() -> None:
-    from rich.console import Console
-
     rows = [[f"metric {row}", "1.5 ms", "a remark of many words " * 3 if row == 2 else ""] for row in range(4)]
-    console = Console(width=40, highlight=False)
-    with console.capture() as captured:
-        console.print(TerminalTable(["metric", "value", "remark"], rows, words=(2,), fits=True))
-    text = captured.get()
+    text = shown(Table("", ["metric", "value", "remark"], rows, words=(2,)), 40)
     assert [text.count(f"metric {row}") for row in range(4)] == [1, 1, 2, 1]
     assert "remark of" in text
 
@@ -120,29 +127,24 @@ CELL = st.sampled_from(["", "1", "12.5 ms *", "–", "p99 TTFT", "漢字 x", "é
 
 @given(st.data(), st.integers(1, 5), st.integers(0, 5), st.integers(0, 2))
 def test_a_pipe_gets_what_rich_prints(data: st.DataObject, columns: int, rows: int, keys: int) -> None:
+    row = st.lists(CELL, min_size=columns, max_size=columns)
     from rich.console import Console
 
-    row = st.lists(CELL, min_size=columns, max_size=columns)
     verdicts = {(0, columns - 1): "met"} if rows and data.draw(st.booleans()) else {}
-    words = data.draw(st.lists(st.integers(0, columns - 1)))
+    words = tuple(data.draw(st.lists(st.integers(0, columns - 1))))
     cells = data.draw(st.lists(row, min_size=rows, max_size=rows))
-    table = TerminalTable(data.draw(row), cells, keys, words, verdicts, fits=False)
+    table = Table("", data.draw(row), cells, words=words, verdicts=verdicts, keys=keys)
     console = Console(width=10_000, highlight=False)
     with console.capture() as captured:
-        console.print(table)
-    assert table.lines() == [line.rstrip() for line in captured.get().splitlines()]
+        console.print(rich_table(table, range(columns), {}, marks=False))
+    assert piped(table) == [line.rstrip() for line in captured.get().splitlines()]
 
 
 @pytest.mark.parametrize("width", [40, *WIDTHS])
 def test_a_table_too_wide_goes_on_below_with_its_first_column(width: int) -> None:
-    from rich.console import Console
-
     head = ["router policy", *(f"metric number {i}" for i in range(9))]
     rows = [[f"policy-{row}", *(f"{row}.{i} ms" for i in range(9))] for row in range(3)]
-    console = Console(width=width, highlight=False)
-    with console.capture() as captured:
-        console.print(TerminalTable(head, rows, fits=True))
-    text = captured.get()
+    text = shown(Table("", head, rows), width)
     assert all(len(line.rstrip()) <= width for line in text.splitlines())
     parts = text.count("policy-0")
     assert parts == text.count("policy-2")
@@ -153,43 +155,27 @@ def test_a_table_too_wide_goes_on_below_with_its_first_column(width: int) -> Non
 
 
 def test_a_number_and_its_unit_stay_on_one_line_of_a_cell() -> None:
-    from rich.console import Console
-
     cell = "104 ms (better: −41.4 ms to −29.9 ms)"
     for width in range(40, 60):
-        console = Console(width=width, highlight=False)
-        with console.capture() as captured:
-            console.print(TerminalTable(["change of something", "p99"], [["rank 16, all layers", cell]], fits=True))
-        lines = captured.get().splitlines()
+        lines = shown(Table("", ["change of something", "p99"], [["rank 16, all layers", cell]]), width).splitlines()
         assert not [line for line in lines if re.search(r"  ms\b", line)], width
         assert all(len(line.rstrip()) <= width for line in lines)
 
 
 def test_columns_that_can_be_spared_are_left_out_and_named() -> None:
-    from rich.console import Console
-
-    table = TerminalTable(["name", "one", "two", "three"], [["n" * 20, *["12345678"] * 3]], optional=(1, 3), fits=True)
-    shown = {}
-    for width in (60, 42, 32):
-        console = Console(width=width, highlight=False)
-        with console.capture() as captured:
-            console.print(table)
-        shown[width] = captured.get()
-    assert shown[60].split() == ["name", "one", "two", "three", "n" * 20, *["12345678"] * 3]
-    assert shown[42].splitlines()[0].split() == ["name", "two", "three"]
-    assert shown[42].splitlines()[-1].rstrip() == "A wider terminal also shows: one"
-    assert shown[32].splitlines()[0].split() == ["name", "two"]
-    assert "one, three" in " ".join(shown[32].split())
+    table = Table("", ["name", "one", "two", "three"], [["n" * 20, *["12345678"] * 3]], optional=(1, 3))
+    seen = {width: shown(table, width) for width in (60, 42, 32)}
+    assert seen[60].split() == ["name", "one", "two", "three", "n" * 20, *["12345678"] * 3]
+    assert seen[42].splitlines()[0].split() == ["name", "two", "three"]
+    assert seen[42].splitlines()[-1].rstrip() == "A wider terminal also shows: one"
+    assert seen[32].splitlines()[0].split() == ["name", "two"]
+    assert "one, three" in " ".join(seen[32].split())
 
 
 def test_without_a_terminal_a_table_is_one_piece() -> None:
-    from rich.console import Console
-
-    console = Console(width=200)
-    with console.capture() as captured:
-        console.print(TerminalTable(["a", *["b c"] * 9], [["1", *["2"] * 9]], verdicts={(0, 1): "met"}))
-    assert captured.get().count("\n") == 2
-    assert "✓" not in captured.get()
+    lines = piped(Table("", ["a", *["b c"] * 9], [["1", *["2"] * 9]], verdicts={(0, 1): "met"}))
+    assert len(lines) == 2
+    assert "✓" not in "".join(lines)
 
 
 # Commands

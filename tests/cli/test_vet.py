@@ -21,17 +21,6 @@ def stuck(tmp_path: Path) -> Path:
     return tmp_path / "stuck"
 
 
-def test_one_adapter(loraplan: CommandLine, stuck: Path) -> None:
-    ended = loraplan("vet", "stuck")
-    assert ended.code == 0
-    lines = ended.out.splitlines()
-    assert lines[0] == "stuck: underfitting (likely)"
-    assert "  rank 4 on attention's layers only" in lines
-    assert any(line.split() == ["as", "it", "is", "4", "q,v", "1,703,936", "–"] for line in lines)
-    assert any(line.endswith("41,943,040     –") and "all-linear" in line for line in lines)
-    assert ended.err == "note: no adapter_model.safetensors here: rank and targets are those of adapter_config.json\n"
-
-
 def test_check_fails_what_is_likely(loraplan: CommandLine, stuck: Path) -> None:
     assert loraplan("vet", "stuck", "--check").code == 1
     write_log(stuck, HEALTHY)

@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from sim.cli import app
 from sim.policies.costs import load_seconds
+from sim.policies.replica_memory import slots_bytes
 from sim.spec.engines import DEFAULT_ENGINE
 from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
@@ -204,7 +205,7 @@ def test_generated_tables_are_current() -> None:
 def test_the_adapter_table_is_what_the_shapes_give() -> None:
     rows = re.findall(
         r"^\| ([a-z0-9.\-, ]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
-        (ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "model.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     seen = set()
@@ -217,8 +218,18 @@ def test_the_adapter_table_is_what_the_shapes_give() -> None:
     assert seen == set(SHAPES)
 
 
+def test_the_table_of_memory_is_what_shapes_and_slots_give() -> None:
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\d+) \| (\d+) MB \| (\d+) MB \| (\d+) MB \|$", page, re.MULTILINE)
+    for model, *numbers in rows:
+        shape, (rank, *printed) = SHAPES[model], [int(number) for number in numbers]
+        copies = [2 * rank * parameters_per_rank(shape, targets) for targets in ("all-linear", ("q", "v"))]
+        assert [round(size / 1e6) for size in (*copies, slots_bytes(shape, 32, rank) / 32)] == printed, (model, rank)
+    assert len(rows) == 7
+
+
 def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
-    page = " ".join((ROOT / "docs" / "model-adapters.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "model.md").read_text(encoding="utf-8").split())
     found = re.search(r"takes (\d+), (\d+) and (\d+) ms at rank 8, 16 and 32 .* takes ([\d.]+) ms at each rank", page)
     assert found
     default = [f"fleet.gpu={DEFAULT_GPU}", f"adapters.base_model={DEFAULT_MODEL}"]
@@ -231,8 +242,8 @@ def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
 
 
 def test_pages_name_the_default_engine_and_the_lengths_of_the_runs_for_headroom() -> None:
-    features = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
-    assert f"`{DEFAULT_ENGINE}`, the default" in features
+    engines = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert f"`{DEFAULT_ENGINE}`, the default" in engines
     verdict = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
     assert f"Simulations of {COARSE:,} requests bracket" in verdict
     assert f"Simulations of {FINE:,} requests narrow" in verdict

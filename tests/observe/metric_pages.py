@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sim.studies.dashboards.engine_metrics import read_metrics
-from sim.studies.dashboards.metric_files import MetricPage
+from sim.studies.observe.engine_metrics import read_metrics
+from sim.studies.observe.readings import MetricPage
 
 START_S = 1_700_000_000.0
 

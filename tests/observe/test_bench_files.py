@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.studies.benchmarks.bench_files import distinct_names, read_bench
-from sim.studies.benchmarks.bench_run import BenchRun, ClosedLoad, JsonFields, OpenLoad
+from sim.studies.fidelity.bench_files import distinct_names, read_bench
+from sim.studies.fidelity.bench_run import BenchRun, ClosedLoad, JsonFields, OpenLoad
 
 SAMPLES = Path(__file__).with_name("samples")
 
@@ -143,7 +143,7 @@ def test_inference_perf(samples: Path) -> None:
         ({"itls": 3}, ["itls", "a list"]),
         ({"itls": [["x"]]}, ["itls.0.0", "got x", "a number"]),
         ({"itls": [[0.1, float("nan")]]}, ["itls.0.1", "got nan", "a number"]),
-        ({"itls": [[0.1], [0.1, 0.2, True]]}, ["itls.1.2", "got True", "a number"]),
+        ({"itls": [[0.1], [0.1, 0.2, True]]}, ["itls.1.2", "got true", "a number"]),
         ({"itls": [[0.1], 5]}, ["itls.1", "got 5", "a list"]),
         ({"ttfts": [0.1, 10**400]}, ["ttfts.1", "0 to 1e+15"]),
         ({"ttfts": [0.1, -0.1]}, ["ttfts.1", "got -0.1", "0 to 1e+15"]),

@@ -17,9 +17,9 @@ from calibrate.fit.load_correction import FittedNumber, MeasuredLoad, _draws, co
 from sim.errors import InputError
 from sim.spec.profile import Draw, load_profile
 from sim.spec.scenario_file import load_scenario
-from sim.studies.benchmarks.bench_files import read_bench
-from sim.studies.benchmarks.bench_prediction import bench_scenario, bench_world
-from sim.studies.fidelity.predicted_service import predict_service, predicted_values
+from sim.studies.fidelity.bench_files import read_bench
+from sim.studies.fidelity.bench_prediction import bench_scenario, bench_world
+from sim.studies.predicted_service import predict_service, predicted_values
 
 
 def load_of(file: Path, folder: Path) -> Any:

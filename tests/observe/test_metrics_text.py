@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.studies.dashboards.engine_metrics import MetricSample, read_metrics
-from sim.studies.dashboards.observed_service import BucketHistogram
+from sim.studies.observe.engine_metrics import MetricSample, read_metrics
+from sim.studies.observe.study import BucketHistogram
 
 
 @pytest.mark.parametrize(

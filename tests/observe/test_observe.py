@@ -19,9 +19,9 @@ from command_line import CommandLine
 from metric_pages import START_S, answer, answer_of, counted, lora, page
 
 from sim.spec.scenario_file import load_scenario
-from sim.studies.dashboards.metric_files import readings_of
-from sim.studies.dashboards.observed_service import observed_service
-from sim.studies.fidelity.predicted_service import predict_service
+from sim.studies.observe.readings import readings_of
+from sim.studies.observe.study import observed_service
+from sim.studies.predicted_service import predict_service
 from sim.world.build import build_world
 
 

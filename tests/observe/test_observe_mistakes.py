@@ -17,10 +17,10 @@ from metric_pages import START_S, answer, counted, lora, page
 from calibrate.serve.server_metrics import parse_page
 from sim.errors import InputError
 from sim.rng import stream
-from sim.studies.dashboards.engine_metrics import read_metrics
-from sim.studies.dashboards.metric_files import readings_of
-from sim.studies.dashboards.observed_draft import ObservedLengths
-from sim.studies.dashboards.observed_service import BucketHistogram, ObservedService, observed_service
+from sim.studies.observe.draft import without_prefix
+from sim.studies.observe.engine_metrics import read_metrics
+from sim.studies.observe.readings import readings_of
+from sim.studies.observe.study import BucketHistogram, ObservedService, observed_service
 
 FINISHED = 'vllm:request_success_total{{finished_reason="stop",pod="{pod}"}} {value}\n'
 FIXED = "extends: quickstart\nfleet: {engine: fixed, service: {law: fixed, value: 10 ms}}\n"
@@ -134,15 +134,14 @@ def test_popularity_does_not_saturate() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_a_shared_text_keeps_the_measured_mean(share: float) -> None:
     tokens = np.maximum(np.rint(np.exp(stream(2, 0, "test").normal(6.5, 1.0, 2000))), 1).astype(np.int64)
-    prompts = ObservedLengths(tokens)
-    prefix = round(share * prompts.mean)
-    rest = prompts.without(prefix)
-    assert prefix + rest.mean == pytest.approx(prompts.mean, abs=0.5)
-    assert rest.tokens.min() >= 1
+    prefix = round(share * tokens.mean())
+    rest = without_prefix(tokens, prefix)
+    assert prefix + rest.mean() == pytest.approx(tokens.mean(), abs=0.5)
+    assert rest.min() >= 1
 
 
 def test_a_shared_text_of_everything_leaves_a_token() -> None:
-    assert ObservedLengths(np.full(10, 7)).without(7).tokens.tolist() == [1] * 10
+    assert without_prefix(np.full(10, 7), 7).tolist() == [1] * 10
 
 
 def test_aborted_requests_are_offered_and_named(loraplan: CommandLine) -> None:
@@ -253,6 +252,3 @@ def test_of_two_names_for_one_metric_the_first_counts() -> None:
     usage = "vllm:kv_cache_usage_perc 0.5\nvllm:gpu_cache_usage_perc 0.5\n"
     found = parse_page(usage + "sglang:num_running_reqs 2\nsglang:num_running_reqs 3\n", 0.0)
     assert found.values == {"kv_usage": 0.5, "running": 5.0}
-    assert observed_service(readings_of([page(counted(9, 1.0) + usage)], 10)).kv_usage is None  # of one reading
-    rows = {START_S + 15 * number: counted(number, 1.0) + usage for number in range(20)}
-    assert of_answer(rows).kv_usage == 0.5

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.policies.replay.fast_replay import lru
+from sim.policies.replay.cache_replay import lru
 from sim.policies.replay.lru_curve import LruCurve, lru_byte_curve, lru_curve
 
 streams = st.lists(st.integers(0, 12), max_size=150).map(lambda values: np.asarray(values, dtype=np.int32))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import faulty_scenarios, rollout_scenarios
 from test_pool_laws import scenario, table
@@ -39,17 +39,15 @@ def same_everything(one: Scenario, cut: int) -> None:
     assert pooled.events == plain.events
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=(HealthCheck.filter_too_much, HealthCheck.too_slow))
-@given(faulty_scenarios(), st.data())
+@settings(max_examples=40, deadline=None)
+@given(faulty_scenarios(several=True), st.data())
 def test_equal_pools_with_faults_are_one_fleet_to_the_byte(one: Scenario, data: st.DataObject) -> None:
-    assume(one.fleet.replicas > 1 and not one.router_policy.places_adapters)
     same_everything(one, data.draw(st.integers(1, one.fleet.replicas - 1)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=(HealthCheck.filter_too_much, HealthCheck.too_slow))
-@given(rollout_scenarios(), st.data())
+@settings(max_examples=40, deadline=None)
+@given(rollout_scenarios(several=True), st.data())
 def test_equal_pools_with_rollouts_are_one_fleet_to_the_byte(one: Scenario, data: st.DataObject) -> None:
-    assume(one.fleet.replicas > 1 and not one.router_policy.places_adapters)
     same_everything(one, data.draw(st.integers(1, one.fleet.replicas - 1)))
 
 

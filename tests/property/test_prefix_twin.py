@@ -14,8 +14,7 @@ from prefix_traffic import Coming, Traffic
 
 from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
-from sim.policies.kv.counting_store import CountingStore
-from sim.policies.kv.kv_store import KvStore
+from sim.policies.kv.kv_store import CountingStore, KvStore
 from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.vllm_lru import SetOrder, VllmLruCache

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sim.policies.replay import fast_replay
-from sim.policies.replay.cache_replay import replay_stepwise
-from sim.policies.replay.fast_replay import KERNELS
+from sim.policies.replay import cache_replay
+from sim.policies.replay.cache_replay import KERNELS, replay_stepwise
 
 
 class Queue:
@@ -100,7 +99,7 @@ def test_a_kernel_counts_what_a_plain_list_counts(
 ) -> None:
     stream, sizes, capacity = workload
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast_replay, "CHUNK", chunk)
+        patch.setattr(cache_replay, "CHUNK", chunk)
         assert KERNELS[policy](*arrays(stream, sizes), capacity) == plain(policy, stream, sizes, capacity)
 
 

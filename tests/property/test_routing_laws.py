@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from sim.policies.routing import Router, RouterContext, View, make_router
-from sim.policies.routing.hashing import Hash
 from sim.policies.routing.placed import ServicePerAdapter
+from sim.policies.routing.plain import Hash
 from sim.spec.policies import PLACEMENTS, ROUTERS
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.router_views import InFlightActivity, Residency, Sources, ViewRefresher

@@ -15,7 +15,7 @@ from test_rollout_laws import EXAMPLES, run
 
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
-from sim.spec.sections.rollout_strategies import Gate
+from sim.spec.sections.changes import Gate
 from sim.traffic.request import BASE_MODEL, MISS
 from sim.world.build import build_world
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import samples
@@ -24,13 +25,12 @@ from test_trace_page import FACTS, page_of
 import sim
 from calibrate.serve.report import METRICS as SERVED
 from calibrate.serve.report import serve_report
-from reports.pages.run_page import build_report
 from reports.render.html import page, template
 from reports.table import Table
 from sim.studies.cache.report import cache_report
 from sim.studies.compare.report import compare_report
 from sim.studies.fidelity.report import METRIC_WORDS as METRICS
-from sim.studies.fidelity.report import Compared, fidelity_report
+from sim.studies.fidelity.report import fidelity_report
 
 A11Y = Path(__file__).parents[1] / "a11y"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -48,17 +48,9 @@ def fidelity(file: Path) -> None:
     for i in range(40):
         measured = {name: luck.uniform(2, 500) for name in METRICS}
         predicted = {name: value * luck.uniform(0.7, 1.3) for name, value in measured.items()}
-        runs.append(
-            Compared(
-                f"g{i // 4}",
-                f"workload {i // 4}",
-                8 * 2 ** (i % 4),
-                REGIMES[i % 3],
-                False,
-                measured,
-                predicted,
-            )
-        )
+        label, regime, slots = f"workload {i // 4}", REGIMES[i % 3], 8 * 2 ** (i % 4)
+        run = SimpleNamespace(group=label, label=label, gpu_slots=slots, regime=regime, measured=measured)
+        runs.append(SimpleNamespace(run=run, calibrated=False, predicted=predicted))
     error = {"runs": 40, "ape_p50": 0.1, "ape_p90": 0.3, "log10_abs_p50": 0.04, "log10_abs_p90": 0.1}
     every = dict.fromkeys(METRICS, error)
     errors = {
@@ -93,9 +85,9 @@ def serve(file: Path) -> None:
         "profile": {"name": "p", "fitted": True, "sha256": "ab" * 32, "front_end_s": 0.001},
     }
     found, again = {}, {}
-    for name, seconds in zip(("ttft", "e2e"), zip(*times, strict=True), strict=True):
+    for name, seconds in zip(("ttft_s", "e2e_s"), zip(*times, strict=True), strict=True):
         found[name] = [(i, value, value * luck.uniform(0.8, 1.3)) for i, value in enumerate(seconds)]
-        again[name] = [value * 1.02 for value in seconds]
+        again[name] = [[value * 1.02 for value in seconds]]
     report = serve_report(summary, "Tiny.", found, again, "loraplan calibrate serve")
     file.write_text(page(report), encoding="utf-8")
 
@@ -119,7 +111,7 @@ def thousand(make: Callable[[], object]) -> samples.RunData:
 
 
 def report(make: Callable[[], samples.RunData]) -> Callable[[Path], None]:
-    return lambda file: file.write_text(build_report(make()), encoding="utf-8") and None
+    return lambda file: file.write_text(samples.build_report(make()), encoding="utf-8") and None
 
 
 PAGES: dict[str, Callable[[Path], None]] = {
@@ -196,7 +188,7 @@ def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_check_finds_what_is_wrong(spoil: tuple[str, str], said: str, tmp_path: Path) -> None:
-    text = build_report(samples.rates())
+    text = samples.build_report(samples.rates())
     assert spoil[0] in text
     (tmp_path / "report.html").write_text(text.replace(*spoil), encoding="utf-8")
     done = run_node("check.mjs", tmp_path)
@@ -219,7 +211,7 @@ def test_columns_sort_by_what_their_cells_mean(tmp_path: Path) -> None:
     }
     table = Table("t", ["row", *cells], [list(row) for row in zip("abcde", *cells.values(), strict=True)])
     macros = template("macros.html.j2").module
-    text = build_report(samples.single())
+    text = samples.build_report(samples.single())
     first = text.index('<div class="scroll')
     (tmp_path / "report.html").write_text(text[:first] + str(macros.data_table(table)) + text[first:], encoding="utf-8")
     done = run_node("sort.mjs", tmp_path)

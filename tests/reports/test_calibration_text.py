@@ -7,13 +7,12 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.pages.run_page import build_report
 from reports.tables.metric_tables import make_tiles, metrics_table
-from reports.text.answer_text import answer
 from reports.text.metric_text import with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import metric_probability, verdict_word
+from sim.studies.run.answer import answer
 
 TERMS = {"e2e_p99_s": 1.0}
 
@@ -112,7 +111,7 @@ def test_the_table_has_a_column_only_with_draws() -> None:
 
 
 def test_the_method_says_where_the_interval_comes_from() -> None:
-    page = build_report(samples.drawn())
+    page = samples.build_report(samples.drawn())
     assert "It holds 200 bootstrap draws" in page
     assert "8 of them, evenly chosen," in page
-    assert "How the calibration intervals are made" not in build_report(samples.single())
+    assert "How the calibration intervals are made" not in samples.build_report(samples.single())

@@ -7,23 +7,23 @@ from dataclasses import replace
 
 import samples
 
-from reports.answers.change_comparison import certainly_less
-from reports.answers.change_findings import impact_of, replications_needed, rollouts_begun
+from reports.answers.points import certainly_less, impact_of
 from reports.axes import make_axes
 from reports.charts.axis_ticks import clock_ticks, clock_words
-from reports.charts.change_charts import impact_chart, moments_chart, version_chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
-from reports.pages.run_page import build_report
-from reports.tables.change_tables import events_table, impact_table, replicas_table, side_by_side
 from reports.tables.metric_tables import metrics_table, terminal_table
-from reports.text.answer_text import answer, sweep_answer
-from reports.text.change_comparison_text import extremes
-from reports.text.impact_text import composition
+from reports.tables.slice_tables import replicas_table
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse
 from sim.results.point import LateShare, Metric, Point
+from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
+from sim.studies.changes.comparison import extremes
+from sim.studies.changes.findings import composition, replications_needed, rollouts_begun
+from sim.studies.changes.report import events_table, impact_table, side_by_side
+from sim.studies.run.answer import answer
+from sim.studies.run.findings import sweep_answer
 
 TERMS = {"ttft_p99_s": 1.0}
 
@@ -80,7 +80,7 @@ def test_an_interval_that_allows_much_impact_is_not_called_none() -> None:
 
 
 def test_the_badge_is_no_plain_check_where_answers_are_wrong() -> None:
-    page = build_report(samples.rollout())
+    page = samples.build_report(samples.rollout())
     assert "SLO met, but about 125 late requests" in page
 
 
@@ -105,7 +105,7 @@ def test_strategies_without_a_clear_difference_are_not_ranked() -> None:
     during = next(s for s in said.details if s.startswith("p99 TTFT during"))
     assert "highest with drain-then-swap, 1.6 s" in during
     assert during.endswith("against 200 ms before.")
-    assert "SLO met at every point, but up to about 8,510 stale answers" in build_report(run)
+    assert "SLO met at every point, but up to about 8,510 stale answers" in samples.build_report(run)
 
 
 def test_small_differences_do_not_matter_next_to_large_ones() -> None:
@@ -386,12 +386,12 @@ def test_what_is_so_from_the_start_has_no_moment() -> None:
 
 
 def test_the_page_has_sections_for_what_changed() -> None:
-    text = build_report(samples.strategies())
+    text = samples.build_report(samples.strategies())
     assert "What changed, and what did it cost?" in text
     assert "every replica has &lt;the&gt; new version" in text
     assert "Replicas" in re.findall(r'<a href="#replicas">(.*?)</a>', text)
-    assert "How do the routers compare?" in build_report(samples.routers())
-    plain = build_report(samples.single())
+    assert "How do the routers compare?" in samples.build_report(samples.routers())
+    plain = samples.build_report(samples.single())
     assert "#changes" not in plain
     assert "#replicas" not in plain
 

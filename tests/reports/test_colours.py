@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import reports.pages.run_page
+import reports
 from reports.charts.svg import COLOURS, SERIES, dash_of, hatched, marker_of
 
 Colour = NDArray[np.float64]

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import samples
 
-from reports.answers.bottleneck import limits
-from reports.answers.findings import find_cliff, sweep_focus, varies
 from reports.axes import make_axes
-from reports.tables.metric_tables import base_model_table, metrics_table
-from reports.text.answer_text import answer, sweep_answer
+from reports.charts.sweep_charts import varies
+from reports.tables.metric_tables import metrics_table
+from reports.tables.slice_tables import base_model_table
+from reports.text.limit_text import limits
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.run_directory.study_records import FOUND, Headroom
 from sim.results.verdict import NOT_MET, metric_probability, verdict_word
+from sim.studies.run.answer import answer
+from sim.studies.run.findings import find_cliff, sweep_answer, sweep_focus
 
 FREE: dict[str, dict[str, float | None]] = {
     "loader": {"utilization": 0.2, "offered_load": 0.2, "loaders": 1},
@@ -283,7 +285,7 @@ def test_every_sample_gets_a_whole_answer(name: str) -> None:
 
 def test_words_need_no_heavy_import() -> None:
     code = (
-        "import sys, reports.answers.findings; "
+        "import sys, sim.studies.run.findings; "
         "print([m for m in ('matplotlib', 'jinja2', 'pandas', 'scipy', 'numpy', 'torch') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.text.limit_text import headroom_sentences, headroom_words, times_words
+from reports.text.headroom_text import headroom_sentences, headroom_words, times_words
 from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.point import LateShare, Metric, TenantResult
 from sim.results.run_directory.study_records import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, TOO_LONG, Headroom

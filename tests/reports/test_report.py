@@ -13,11 +13,11 @@ import pytest
 import samples
 from one_script import without_script
 
-from reports.pages.run_page import build_report, write_report
-from reports.render.html import template
+from reports.render.html import template, write
 from reports.table import Table
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, Timeline
+from sim.studies.run.report import run_report
 
 VOID = frozenset(["meta", "link", "br", "img", "input", "hr"])
 LOADING = frozenset(["src", "href", "xlink:href", "data", "srcset", "poster", "action"])
@@ -57,9 +57,17 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-@pytest.fixture(scope="module", params=sorted(samples.ALL))
-def page(request: pytest.FixtureRequest) -> tuple[str, Page]:
-    text = build_report(samples.ALL[request.param]())
+OTHERS = ("trace", "cache", "compare", "fidelity", "serve")
+"""Documents of other studies, which the same laws hold for."""
+
+
+@pytest.fixture(scope="module", params=[*sorted(samples.ALL), *OTHERS])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    from test_accessibility import PAGES
+
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    PAGES[request.param](file)
+    text = file.read_text(encoding="utf-8")
     return text, Page(text)
 
 
@@ -149,7 +157,7 @@ def test_is_small(page: tuple[str, Page]) -> None:
 
 
 def test_names_with_markup_stay_text() -> None:
-    text = without_script(build_report(samples.policies()))
+    text = without_script(samples.build_report(samples.policies()))
     assert "<script" not in text
     assert "<img" not in text
     assert "<b>bold" not in text
@@ -158,27 +166,27 @@ def test_names_with_markup_stay_text() -> None:
 
 
 def test_assumed_profile_is_called_so() -> None:
-    assert "Assumed, not measured." in build_report(samples.batching())
-    assert "Assumed, not measured." not in build_report(samples.single())
+    assert "Assumed, not measured." in samples.build_report(samples.batching())
+    assert "Assumed, not measured." not in samples.build_report(samples.single())
 
 
 def test_says_when_a_run_is_not_complete() -> None:
     run = samples.nothing_yet()
-    assert "0 of 6 points are finished" in build_report(run)
-    plan = build_report(replace(run, manifest={**run.manifest, "kind": "plan", "points_total": 0}))
+    assert "0 of 6 points are finished" in samples.build_report(run)
+    plan = samples.build_report(replace(run, manifest={**run.manifest, "kind": "plan", "points_total": 0}))
     assert "and has no answer yet" in plan
     assert "points are finished" not in plan
 
 
 def test_scenario_and_command_stand_in_the_page() -> None:
-    text = build_report(samples.single())
+    text = samples.build_report(samples.single())
     assert "loraplan run scenarios/thousand-adapters.yaml --seed 1" in text
     assert "rate: 26/s" in text
     assert "process: poisson" in text
 
 
 def test_same_run_same_bytes() -> None:
-    assert build_report(samples.rates()) == build_report(samples.rates())
+    assert samples.build_report(samples.rates()) == samples.build_report(samples.rates())
 
 
 def bare(**changes: Any) -> samples.RunData:
@@ -191,7 +199,7 @@ def bare(**changes: Any) -> samples.RunData:
 
 
 def test_a_point_without_data_still_makes_a_page() -> None:
-    text = build_report(bare())
+    text = samples.build_report(bare())
     Page(text)
     assert "not enough data" in text
 
@@ -200,15 +208,15 @@ def test_nulls_in_curves_leave_gaps() -> None:
     run = samples.single()
     run.points[0].cdf["queue_s"] = [None] * len(samples.QUANTILES)  # type: ignore[list-item]
     run.points[0].timeline.waiting[3] = None
-    Page(build_report(run))
+    Page(samples.build_report(run))
 
 
 def test_writes_the_file_whole(tmp_path: Path) -> None:
     run = samples.single()
-    written = write_report(samples.RunData(tmp_path, run.manifest, run.points))
+    written = write(run_report(samples.RunData(tmp_path, run.manifest, run.points)), tmp_path)
     assert written == tmp_path / "report.html"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-    assert written.read_text(encoding="utf-8") == build_report(run)
+    assert written.read_text(encoding="utf-8") == samples.build_report(run)
 
 
 def test_brackets_are_set_small_where_they_hold_an_interval_and_not_in_a_sentence() -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.pages.run_page import slo_words, verdict_badge
-from reports.text.answer_text import answer, sweep_answer
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.verdict import MET, NO_SLO, NOT_MET, verdict
+from sim.studies.run.answer import answer
+from sim.studies.run.findings import sweep_answer
+from sim.studies.run.report import slo_words, verdict_badge
 
 TERMS = {"e2e_p99_s": 1.0}
 

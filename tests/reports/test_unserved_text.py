@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.answers.bottleneck import limits
 from reports.formatting import interval
 from reports.tables.metric_tables import make_tiles
-from reports.text.answer_text import answer, sweep_answer
-from reports.text.limit_text import limit_sentence
+from reports.text.limit_text import limit_sentence, limits
 from reports.text.metric_text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.pairs import NOT_COMPARABLE, difference_of
 from sim.results.point import LateShare, Metric, Point
+from sim.studies.run.answer import answer
+from sim.studies.run.findings import sweep_answer
 
 TERMS = {"e2e_p99_s": 1.0}
 

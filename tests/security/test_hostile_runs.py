@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from command_line import CommandLine, Ended
 
-from reports.pages.run_page import write_report
+from reports.render.html import page
 from sim.errors import OutputError
 from sim.results.catalogue import UNITS
 from sim.results.point import Metric, Point
 from sim.results.run_directory import result_files
 from sim.results.run_directory.result_files import digest_file, read_json, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, holds_nothing_else, read_run
-from sim.studies.training.vetting_gate import digest_weights
+from sim.studies.run.report import run_report
+from sim.studies.vetting_gate import digest_weights
 
 SCENARIO: dict[str, Any] = {"name": "demo"}
 MANIFEST: dict[str, Any] = {
@@ -324,19 +325,15 @@ def test_a_report_of_a_strangers_run_is_text(run: Path) -> None:
         warnings=[evil],
         groups=[
             {
-                "group": evil,
-                "adapters": 1,
-                "adapter_bytes": 1,
-                "requests": 1,
-                "miss_ratio": 0.1,
-                "ttft_p99_s": 1.0,
-                "e2e_p99_s": 1.0,
+                "name": evil,
+                "facts": {"adapters": 1, "adapter_bytes": 1, "requests": 1},
+                "metrics": {"miss_ratio": {"value": 0.1}, "ttft_p99_s": {"value": 1.0}, "e2e_p99_s": {"value": 1.0}},
             }
         ],
         events=[{"t_s": 1.0, "kind": evil, "text": evil}],
     )
     (run / "points" / "k1.json").write_text(json.dumps(point))
-    text = write_report(read_run(run)).read_text()
+    text = page(run_report(read_run(run)))
     assert text.count("<script") == 1
     assert "<img" not in text
     assert "&lt;script&gt;alert(1)" in text

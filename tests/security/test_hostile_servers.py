@@ -11,9 +11,10 @@ import re
 import socket
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hostile_server as hostile
 import pytest
@@ -35,6 +36,7 @@ from calibrate.serve.client import (
     TOKEN_BYTES,
     WORDS,
     EventStream,
+    PlannedRequest,
     parse_json,
     refusal,
     served_models,
@@ -43,13 +45,11 @@ from calibrate.serve.client import (
 from calibrate.serve.connection import Host
 from calibrate.serve.drive import METRICS_EVERY_S, Driver
 from calibrate.serve.http_answer import HEAD_BYTES, PIECE_BYTES, Answer, AnswerReader, Broken, ServerError
-from calibrate.serve.planned_requests import PlannedRequest
 from calibrate.serve.server_metrics import (
     LINE_LETTERS,
     MOST_KV_TOKENS,
     PAGE_BYTES,
     PAGE_LIMIT_S,
-    MetricsPage,
     over_run,
     parse_page,
     read_page,
@@ -69,6 +69,20 @@ def server() -> Iterator[HostileServer]:
 
 
 Serve = Callable[..., tuple[int, str]]
+Talk = Callable[[Host], Awaitable[Any]]
+
+
+def talk(server: HostileServer, work: Talk) -> Any:
+    """Return what comes of some work with a connection to the server."""
+
+    async def connected() -> Any:
+        host = Host(server.url)
+        try:
+            return await work(host)
+        finally:
+            await host.close()
+
+    return asyncio.run(connected())
 
 
 @pytest.fixture
@@ -255,17 +269,10 @@ def test_an_endless_answer_takes_bounded_memory(server: HostileServer, what: str
     server.answers["/v1/models"] = endless(*ENDLESS[what])
     most = 1 << 20
 
-    async def get() -> None:
-        host = Host(server.url)
-        try:
-            with pytest.raises(Broken):
-                await host.get("/v1/models", PATIENCE_S, most)
-        finally:
-            await host.close()
-
     tracemalloc.start()
     try:
-        asyncio.run(get())
+        with pytest.raises(Broken):
+            talk(server, lambda host: host.get("/v1/models", PATIENCE_S, most))
         assert tracemalloc.get_traced_memory()[1] < 8 * most
     finally:
         tracemalloc.stop()
@@ -350,31 +357,23 @@ def test_an_answer_that_comes_before_the_question_is_not_taken(server: HostileSe
 
     server.accepts = accepts
 
-    async def late() -> None:
-        host = Host(server.url)
-        try:
-            connection = await host._connect()
-            await asyncio.sleep(0.3)
-            with pytest.raises(Broken, match="the server closed the connection"):
-                await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", lambda answer, now, data: None, 1000)
-        finally:
-            await host.close()
+    async def late(host: Host) -> None:
+        connection = await host._connect()
+        await asyncio.sleep(0.3)
+        await connection.exchange(b"GET / HTTP/1.1\r\n\r\n", lambda answer, now, data: None, 1000)
 
-    asyncio.run(late())
+    with pytest.raises(Broken, match="the server closed the connection"):
+        talk(server, late)
 
 
 def test_what_comes_after_an_answer_is_not_the_next_one(server: HostileServer) -> None:
     server.answers["/first"] = plain(b"1") + plain(b"smuggled")
     server.answers["/second"] = plain(b"2")
 
-    async def both() -> list[bytes]:
-        host = Host(server.url)
-        try:
-            return [(await host.get(path, 5.0, 1000))[1] for path in ("/first", "/second")]
-        finally:
-            await host.close()
+    async def both(host: Host) -> list[bytes]:
+        return [(await host.get(path, 5.0, 1000))[1] for path in ("/first", "/second")]
 
-    assert asyncio.run(both()) == [b"1", b"2"]
+    assert talk(server, both) == [b"1", b"2"]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=30), max_size=6), st.data())
@@ -567,21 +566,11 @@ def test_words_of_a_server_fit_a_line(said: object) -> None:
 
 @pytest.mark.promise("metrics page; a line of it: 8 MiB")
 def test_a_metrics_page_beyond_its_bounds_is_missing(server: HostileServer) -> None:
-    async def read() -> list[MetricsPage | None]:
-        host = Host(server.url)
-        try:
-            pages = []
-            for size in (PAGE_BYTES - (1 << 20), PAGE_BYTES + 1):  # each piece that is received counts a little more
-                server.answers["/metrics"] = plain(b"vllm:num_requests_waiting 2\n".ljust(size, b"\n"))
-                pages.append(await read_page(host, PATIENCE_S))
-            return pages
-        finally:
-            await host.close()
-
-    inside, beyond = asyncio.run(read())
-    assert inside is not None
-    assert inside.values == {"waiting": 2.0}
-    assert beyond is None
+    for size, values in ((PAGE_BYTES - (1 << 20), {"waiting": 2.0}), (PAGE_BYTES + 1, None)):
+        # Each piece that is received counts a little more.
+        server.answers["/metrics"] = plain(b"vllm:num_requests_waiting 2\n".ljust(size, b"\n"))
+        page = talk(server, lambda host: read_page(host, PATIENCE_S))
+        assert (page and page.values) == values
 
 
 @pytest.mark.promise("metrics page; a line of it: 64 KiB")

@@ -21,7 +21,7 @@ from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 from sim.traffic import popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.tables import text_files
+from sim.traffic.tables import records, text_files
 from sim.traffic.traces import client_lengths, rows
 from sim.traffic.traces.read import read_trace
 
@@ -66,7 +66,8 @@ def test_a_long_trace_is_no_bomb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"a," * 50_000 + b"\n", b'{"a":"' + b"a" * 100_000 + b'"}\n'])
 def test_blocks_of_long_rows_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
     """4,096 rows of 4 MiB would be a block of 16 GB."""
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 20)
+    for module in (text_files, records):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 1 << 20)
     head = HEAD if line[:1] == b"a" else JSON
     most = 0
     with text_files.open_table(packed(tmp_path / "t.gz", [head, line * 100]).file) as table:

@@ -36,8 +36,8 @@ from sim.spec.scenario_file import load_scenario
 from sim.spec.sections import laws
 from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
-from sim.studies.benchmarks import bench_files
-from sim.studies.dashboards import metric_files
+from sim.studies.fidelity import bench_files
+from sim.studies.observe import readings
 from sim.traffic import lengths, popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
@@ -141,7 +141,7 @@ LIMITS = {
     "safetensors header: 100 MB, and no more than the file has": safetensors_header.HEADER_LIMIT == 10**8,
     "training log: 64 MiB": training_log.LOG_LIMIT == 64 * MIB,
     "result of a benchmark: 64 MiB": bench_files.BENCH_BYTES == 64 * MIB,
-    "saved metrics: 64 MiB": metric_files.PAGE_BYTES == 64 * MIB,
+    "saved metrics: 64 MiB": readings.PAGE_BYTES == 64 * MIB,
     "status line and headers; trailers: 64 KiB": http_answer.HEAD_BYTES == MIB // 16,
     "list of models; name of a model: 16 MiB": client.MODELS_BYTES == 16 * MIB,
     "list of models; name of a model: 1,024 characters": client.NAME_LETTERS == 1024,
@@ -321,7 +321,7 @@ def test_large_results_and_metrics_are_refused_before_they_are_parsed(tmp_path: 
     with pytest.raises(InputError, match="larger than 64 MiB"):
         bench_files.read_bench(tmp_path / "big.json")
     with pytest.raises(InputError, match="larger than 64 MiB"):
-        metric_files.page_of_file(tmp_path / "big.json")
+        readings.page_of_file(tmp_path / "big.json")
 
 
 @pytest.mark.promise("tables of weights, counts, runs: 1 GiB")

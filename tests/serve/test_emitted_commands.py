@@ -18,7 +18,7 @@ from vllm_environment import PYTHON, needs_vllm
 
 from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_sparse
 from sim.results.run_directory.store import read_run
-from sim.spec.engine_flags.vllm_flags import VLLM
+from sim.spec.engine_flags.options import flag_tables
 
 PARSER = Path(__file__).with_name("vllm_parser.py")
 OPTIONS: dict[str, list[list[str]]] = json.loads(Path(__file__).with_name("vllm_options.json").read_text())
@@ -139,7 +139,10 @@ IRRELEVANT = {
 
 
 def test_the_table_has_the_options_of_vllm() -> None:
-    spelled = {flag.name: {each for each in (flag.name, *flag.also) if each.startswith("-")} for flag in VLLM.flags}
+    spelled = {
+        flag.name: {each for each in (flag.name, *flag.also) if each.startswith("-")}
+        for flag in flag_tables()["vLLM"].flags
+    }
     gone = {name for name, names in spelled.items() if names - NAMES}
     assert gone == GONE
     wanted = {names[0] for title in ("SchedulerConfig", "LoRAConfig") for names in OPTIONS[title]}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from calibrate.serve.client import SentRequest
+from calibrate.serve.client import PlannedRequest, SentRequest
 from calibrate.serve.http_answer import ServerError
-from calibrate.serve.ladder import DecodeBatch, JoiningRequest, Ladder, TimedLoad, held_up
-from calibrate.serve.ladder_fit import MeasuredServer, fit_profile, fit_steps, public_command, resampled
-from calibrate.serve.planned_requests import PlannedRequest
+from calibrate.serve.ladder import (
+    DecodeBatch,
+    JoiningRequest,
+    Ladder,
+    TimedLoad,
+    fit_profile,
+    fit_steps,
+    held_up,
+    public_command,
+    resampled,
+)
+from sim.spec.profile import Profile
 from sim.spec.scenario import Scenario
 from sim.traffic.generate import Traffic
 
@@ -81,8 +88,12 @@ def test_a_profile_says_what_it_is_from() -> None:
         }
     )
     population = Traffic(scenario, "tiny").population
-    server = MeasuredServer("tiny", population, "vllm 0.32.0 (cpu)", 4096)
-    profile = fit_profile(ladder(noise=0.02), scenario, server, "cmd")
+
+    def measured(rungs: Ladder, engine: str = "x", kv_tokens: int | None = None) -> Profile:
+        known = {"base_model": "tiny", "population": population}
+        return fit_profile(rungs, scenario, "cmd", engine=engine, kv_tokens=kv_tokens, **known)
+
+    profile = measured(ladder(noise=0.02), "vllm 0.32.0 (cpu)", 4096)
     assert profile.status == "measured"
     assert profile.load.storage.open_s == pytest.approx(5e-3, rel=0.05)
     assert profile.load.host.open_s == pytest.approx(1e-3, rel=0.05)
@@ -103,17 +114,15 @@ def test_a_profile_says_what_it_is_from() -> None:
         drawn = [pick(draw) for draw in profile.draws]
         assert min(drawn) < pick(profile) < max(drawn)
         assert all(float(f"{value:.6g}") == value for value in drawn)
-    unknown = MeasuredServer("tiny", population, "x")
-    again = fit_profile(ladder(noise=0.02), scenario, unknown, "cmd")
-    assert again.draws == profile.draws
+    assert measured(ladder(noise=0.02)).draws == profile.draws
     few = Ladder(
         batches=[DecodeBatch(1, 1, 8, 40.0, 6e-3), DecodeBatch(2, 1, 8, 80.0, 7e-3), DecodeBatch(4, 1, 8, 160.0, 8e-3)]
     )
     few.prefill = [(8, 0.01)]
-    assert len(fit_profile(few, scenario, unknown, "cmd").draws) == 16
-    assert fit_profile(few, scenario, replace(server, engine="/home/me/model"), "cmd").name == "model/tiny/fitted"
+    assert len(measured(few).draws) == 16
+    assert measured(few, "/home/me/model").name == "model/tiny/fitted"
     with pytest.raises(ServerError, match="too few"):
-        fit_profile(Ladder(), scenario, server, "cmd")
+        measured(Ladder())
 
 
 def test_no_draw_lacks_a_kind() -> None:

@@ -10,7 +10,7 @@ import pytest
 from traffic_samples import drawn, traffic
 
 from sim.policies.replay.lru_curve import lru_curve
-from sim.spec.sections.popularity_laws import Drift
+from sim.spec.sections.traffic_laws import Drift
 from sim.traffic import generate
 from sim.traffic.arrivals import weibull_shape
 from sim.traffic.fits.describe import SessionTable, dispersion, sessions_by_gap

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sim.policies.replay.fast_replay import fifo, lru
+from sim.policies.replay.cache_replay import fifo, lru
 from sim.policies.replay.lru_curve import (
     LruCurve,
     characteristic_time,

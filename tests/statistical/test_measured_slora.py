@@ -1,4 +1,4 @@
-"""Measured runs of S-LoRA, a sample; docs/validation-slora.md has the whole."""
+"""Measured runs of S-LoRA, a sample; docs/validation.md has the whole."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sim.policies.front_end import FRONT_ENDS
-from sim.studies.fidelity.fidelity_errors import errors_of
 from sim.studies.fidelity.fidelity_study import RunPrediction, predict_run
+from sim.studies.fidelity.findings import errors_of
 from sim.studies.fidelity.measured_runs import MeasuredRun
 from validation.published.slora_runs import read_slora_runs
 
@@ -34,8 +34,8 @@ def check_light(predictions: list[RunPrediction], bounds: dict[str, float]) -> N
     for name, bound in bounds.items():
         errors = errors_of(predictions, name)
         assert errors is not None
-        assert errors.runs == len(predictions), name
-        assert errors.ape_p50 < bound, name
+        assert errors["runs"] == len(predictions), name
+        assert errors["ape_p50"] < bound, name
     short = [p.run.measured["ttft_p50_ms"] - p.predicted["ttft_p50_ms"] for p in predictions]
     assert abs(np.median(short)) < 1.0, "the front end's constant is their median"
     assert FRONT_ENDS["s-lora"].request_s == 0.03
@@ -49,7 +49,7 @@ def test_light_runs_are_predicted(runs: list[MeasuredRun], tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_all_unsaturated_runs_are_predicted(runs: list[MeasuredRun], tmp_path: Path) -> None:
-    """Medians over these 15 (docs/validation-slora.md), half as much again."""
+    """Medians over these 15 (docs/validation.md), half as much again."""
     light = [run for run in runs if run.regime == "unsaturated"]
     assert len(light) == 15
     bounds = {"req_per_s": 0.001, "tpot_mean_ms": 0.018, "loads_per_request": 0.003, "ttft_p50_ms": 0.023}

@@ -13,6 +13,7 @@ from traffic_samples import drawn, traffic
 
 from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.sections.trace_source import Trace
+from sim.studies.trace import fits
 from sim.studies.trace.facts import FitCheck
 from sim.studies.trace.scenario import scenario_text
 from sim.studies.trace.study import study_trace
@@ -234,3 +235,15 @@ def test_fitted_traffic_has_the_burst_of_the_trace_unless_it_can_not_carry_it() 
     assert not replace(
         study.model, workload={"arrivals": {"process": "gamma", "rate": "5/s", "cv": 4.0, "per": "adapter"}}
     ).carries_bursts
+
+
+def test_a_stream_far_too_fast_ends_early_and_keeps_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.studies.trace.fits._ALWAYS_MADE", 1000)
+    times = np.arange(100) * 10.0
+    part = fits.TraceSpan(slice(0, 100), times, np.zeros(100, dtype=np.int64), None, 1000.0, 1)
+    fitted = fits.independent(part)
+    fast = replace(fitted, workload={**fitted.workload, "arrivals": {**fitted.workload["arrivals"], "rate": "40/s"}})
+    made, _, covered_s = fits.TrafficSampler(tmp_path, 1).requests(fast, part)
+    assert covered_s < 1000
+    assert len(made) / covered_s == pytest.approx(40, rel=4 / math.sqrt(len(made)))
+    assert fits.TrafficSampler(tmp_path, 1).requests(fitted, part)[2] == 1000

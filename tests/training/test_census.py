@@ -70,18 +70,6 @@ def test_bad_folders_stop_nothing_and_are_named(tmp_path: Path) -> None:
     census = take_census(tmp_path)
     assert [entry.folder for entry in census.entries] == ["good", "nested/deep/good"]
     found = {failure.folder: (failure.kind, failure.problem) for failure in census.failures}
-    assert sorted(found) == [
-        "cut",
-        "deep",
-        "endless",
-        "loop",
-        "no-config",
-        "not-a-number",
-        "out",
-        "pickled",
-        "pipe",
-        "prompt",
-    ]
     says = {
         "cut": "too short",
         "deep": "not JSON",
@@ -93,6 +81,7 @@ def test_bad_folders_stop_nothing_and_are_named(tmp_path: Path) -> None:
         "pipe": "it is not a file",
         "pickled": "never loaded",
     }
+    assert set(found) == {*says, "prompt"}
     for name, words in says.items():
         assert found[name][0] == "unreadable"
         assert words in found[name][1]

@@ -78,31 +78,6 @@ def test_its_cures_have_parameters_of_the_known_base(tmp_path: Path) -> None:
     assert sizes == [(16, None, 16 * 425_984), (32, None, 32 * 425_984), (16, wide, 16 * 2_621_440)]
 
 
-def test_a_good_metric_at_a_small_rank_is_nothing(tmp_path: Path) -> None:
-    rows = history(falling(2.5, 1.2, 30), falling(2.5, 1.3, 30), accuracy=falling(0.2, 0.9, 30))
-    assert named(vet(tmp_path / "a", rows, 1, ATTENTION)) == {}
-
-
-def test_a_run_that_still_learns_is_nothing(tmp_path: Path) -> None:
-    rows = history(lambda at: 3 - at, lambda at: 3 - at, accuracy=lambda at: 0.2 + at / 3)
-    assert named(vet(tmp_path / "a", rows, 1, ATTENTION)) == {}
-
-
-def test_accuracy_of_tokens_is_no_metric(tmp_path: Path) -> None:
-    rows = [{key.replace("eval_acc", "eval_mean_token_acc"): value for key, value in row.items()} for row in STUCK]
-    assert named(vet(tmp_path / "a", rows, 1, ATTENTION)) == {}
-
-
-def test_without_a_metric_a_high_loss_makes_it_possible(tmp_path: Path) -> None:
-    rows = history(falling(5, 2.6, 30), falling(5, 2.7, 30))
-    assert named(vet(tmp_path / "a", rows, 1, ATTENTION)) == {"underfitting": "possible"}
-
-
-def test_a_metric_in_percent_is_read_as_one(tmp_path: Path) -> None:
-    rows = [row | ({"eval_accuracy": 100 * row["eval_accuracy"]} if "eval_accuracy" in row else {}) for row in STUCK]
-    assert named(vet(tmp_path / "a", rows, 1, ATTENTION)) == {"underfitting": "likely"}
-
-
 def test_a_larger_rank_of_the_same_training_that_does_better_makes_it_certain(tmp_path: Path) -> None:
     timed = {"eval_runtime": 1.0, "eval_samples_per_second": 200.0}
     for name, rank, rows in (("r4", 4, STUCK), ("r32", 32, HEALTHY)):
@@ -128,41 +103,11 @@ def test_a_loss_that_ends_as_no_number_is_certain(tmp_path: Path, value: float) 
     assert one.findings[0].evidence[0].steps[0] == 240
 
 
-def test_the_zero_that_the_trainer_logs_for_nan_is_certain(tmp_path: Path) -> None:
-    rows = history(lambda at: 2.0 if at < 0.5 else 0.0, grad_norm=lambda at: 1.0 if at < 0.5 else math.nan)
-    assert named(vet(tmp_path / "a", rows)) == {"divergence": "certain"}
-
-
-def test_a_loss_of_zero_with_a_gradient_is_nothing(tmp_path: Path) -> None:
-    rows = history(lambda at: 2.0 if at < 0.5 else 0.0, grad_norm=lambda at: 1e-3)
-    assert named(vet(tmp_path / "a", rows)) == {}
-
-
-def test_one_skipped_step_of_a_scaled_fp16_run_is_a_note(tmp_path: Path) -> None:
-    rows = history(lambda at: math.nan if at == 0.25 else 2 - at, grad_norm=lambda at: math.inf if at == 0.25 else 1.0)
-    one = vet(tmp_path / "a", rows)
-    assert named(one) == {}
-    assert "1 losses were no number, but the run went on from there" in one.notes
-
-
-def test_a_validation_loss_of_nan_alone_is_a_note(tmp_path: Path) -> None:
-    one = vet(tmp_path / "a", history(falling(3, 1), lambda at: math.nan))
-    assert named(one) == {}
-    assert any("examples without a label" in note for note in one.notes)
-
-
 def test_a_gradient_norm_that_jumps_tenfold_with_the_loss_is_certain(tmp_path: Path) -> None:
     rows = history(exploding, grad_norm=lambda at: 1.0 if at < 0.5 else 12.0)
     one = vet(tmp_path / "a", rows)
     assert named(one) == {"divergence": "certain"}
     assert any("gradient norm jumped from 1 " in evidence.what for evidence in one.findings[0].evidence)
-
-
-def test_a_gradient_norm_that_comes_back_is_a_note(tmp_path: Path) -> None:
-    rows = history(falling(3, 1), falling(3, 1), grad_norm=lambda at: 30.0 if 0.3 < at < 0.5 else 1.0)
-    one = vet(tmp_path / "a", rows)
-    assert named(one) == {}
-    assert any("the loss came back" in note for note in one.notes)
 
 
 def spiked(*places: int, losses: int = 40) -> list[dict[str, Any]]:
@@ -196,23 +141,6 @@ def test_a_spike_of_the_gradient_norm_is_no_note_in_warm_up_or_where_norms_are_s
     assert of_gradients(moved) == []
 
 
-@pytest.mark.parametrize("peak", [5.0, 40.0])
-def test_a_peak_of_the_gradient_in_warm_up_is_nothing(tmp_path: Path, peak: float) -> None:
-    rows = history(falling(3, 1), falling(3, 1), grad_norm=lambda at: peak if at < 0.1 else 1.0)
-    assert named(vet(tmp_path / "a", rows)) == {}
-
-
-def test_a_loss_that_leaves_its_low_is_likely(tmp_path: Path) -> None:
-    assert named(vet(tmp_path / "a", history(exploding, losses=16))) == {"divergence": "certain"}
-    mild = history(lambda at: 3 - 3 * at if at < 0.6 else 2.4)
-    assert named(vet(tmp_path / "b", mild)) == {"divergence": "likely"}
-
-
-def test_a_loss_that_leaves_its_low_alone_is_nothing_where_the_validation_does_not(tmp_path: Path) -> None:
-    rows = history(lambda at: 3 - 3 * at if at < 0.6 else 2.4, falling(3, 0.9))
-    assert named(vet(tmp_path / "a", rows)) == {}
-
-
 @pytest.mark.parametrize(
     ("base", "first"),
     [
@@ -230,11 +158,6 @@ def test_its_cures_follow_the_base(tmp_path: Path, base: dict[str, Any], first: 
     assert any("--base-bits" in note for note in one.notes) == (not base)
     (given,) = vet_path(tmp_path, base_bits=16)
     assert given.findings[0].remedies[0].name == "clip"
-
-
-def test_weights_kept_from_before_make_it_possible(tmp_path: Path) -> None:
-    rows = history(lambda at: 2 - at if at < 0.8 else math.nan, falling(2, 1.2))
-    assert named(vet(tmp_path / "a", rows, best_global_step=280)) == {"divergence": "possible"}
 
 
 @pytest.mark.parametrize(
@@ -307,31 +230,6 @@ def test_the_number_of_examples_is_read_from_the_closing_entry_or_bounded(tmp_pa
     assert any("--examples" in note for note in many.notes)
 
 
-def test_an_uptick_at_the_end_is_nothing(tmp_path: Path) -> None:
-    rows = history(falling(3, 0.05, 5), lambda at: 3 - 1.5 * at if at < 0.95 else 1.8)
-    assert named(vet(tmp_path / "a", rows, train_batch_size=1)) == {}
-
-
-def test_weights_of_the_best_step_did_not_overfit(tmp_path: Path) -> None:
-    one = vet(tmp_path / "a", memorising(), train_batch_size=1, best_global_step=120)
-    assert named(one) == {}
-    assert any("the weights kept are those of step 120" in note for note in one.notes)
-
-
-def test_a_rising_validation_loss_with_a_metric_that_gains_is_a_note(tmp_path: Path) -> None:
-    rows = [row | ({"eval_wer": 14 - row["step"] / 100} if "eval_loss" in row else {}) for row in memorising()]
-    one = vet(tmp_path / "a", rows, train_batch_size=1)
-    assert named(one) == {}
-    assert any("wer got better" in note for note in one.notes)
-
-
-def test_training_losses_of_another_scale_change_nothing(tmp_path: Path) -> None:
-    rows = [row | ({"loss": 16 * row["loss"]} if "loss" in row else {}) for row in memorising()]
-    assert named(vet(tmp_path / "a", rows, train_batch_size=1)) == {"overfitting": "likely"}
-    healthy = [row | ({"loss": 16 * row["loss"]} if "loss" in row else {}) for row in HEALTHY]
-    assert named(vet(tmp_path / "b", healthy, train_batch_size=1)) == {}
-
-
 # Domain shift
 
 UNMOVED = history(lambda at: 3.0, lambda at: 3.0 - 0.02 * at, accuracy=lambda at: 0.1)
@@ -341,12 +239,6 @@ def test_a_loss_that_never_moves_at_a_fair_rank_is_the_base(tmp_path: Path) -> N
     one = vet(tmp_path / "a", UNMOVED)
     assert named(one) == {"domain-shift": "likely"}
     assert one.findings[0].remedies[-1].full_model
-
-
-def test_at_a_small_rank_it_may_be_either(tmp_path: Path) -> None:
-    one = vet(tmp_path / "a", UNMOVED, 2, ATTENTION)
-    assert named(one) == {"underfitting": "possible"}
-    assert "the loss hardly moved at all: if rank 32 does no better, it is the base" in one.notes
 
 
 def test_several_ranks_of_one_training_make_it_certain(tmp_path: Path) -> None:
@@ -370,11 +262,6 @@ def test_a_loss_that_could_not_move_says_nothing(tmp_path: Path, rows: list[dict
     assert named(one) == {}
     assert set(one.unjudged) == {"underfitting", "domain-shift"}
     assert any(note in said for said in one.notes)
-
-
-def test_a_base_that_knows_the_task_already_is_nothing(tmp_path: Path) -> None:
-    rows = history(lambda at: 0.2, lambda at: 0.2, accuracy=lambda at: 0.97)
-    assert named(vet(tmp_path / "a", rows)) == {}
 
 
 # Thin evidence and noise
@@ -406,6 +293,105 @@ def test_thresholds_move_the_lines(tmp_path: Path) -> None:
     assert named(vet(tmp_path / "a", STUCK, 8)) == {}
     (one,) = vet_path(tmp_path / "a", Thresholds(small_rank=8))
     assert named(one) == {"underfitting": "likely"}
+
+
+def changed(rows: list[dict[str, Any]], key: str, value: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+    """Return the rows with a key added or replaced where they are evaluations, or where they have it."""
+    return [
+        row | ({key: value(row)} if ("eval_loss" in row if key.startswith("eval_") else key in row) else {})
+        for row in rows
+    ]
+
+
+def leaves_its_low(at: float) -> float:
+    return 3 - 3 * at if at < 0.6 else 2.4
+
+
+SMALL: dict[str, Any] = {"rank": 1, "targets": ATTENTION}
+CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, str], str]] = {
+    # what it is: the log, how it is vetted, what is found, and part of a note
+    "a good metric at a small rank": (
+        history(falling(2.5, 1.2, 30), falling(2.5, 1.3, 30), accuracy=falling(0.2, 0.9, 30)), SMALL, {}, "",
+    ),
+    "a run that still learns": (
+        history(lambda at: 3 - at, lambda at: 3 - at, accuracy=lambda at: 0.2 + at / 3), SMALL, {}, "",
+    ),
+    "accuracy of tokens is no metric": (
+        [{key.replace("eval_acc", "eval_mean_token_acc"): value for key, value in row.items()} for row in STUCK],
+        SMALL, {}, "",
+    ),
+    "a high loss without a metric": (
+        history(falling(5, 2.6, 30), falling(5, 2.7, 30)), SMALL, {"underfitting": "possible"}, "",
+    ),
+    "a metric in percent": (
+        changed(STUCK, "eval_accuracy", lambda row: 100 * row["eval_accuracy"]), SMALL, {"underfitting": "likely"}, "",
+    ),
+    "the zero that the Trainer logs for NaN": (
+        history(lambda at: 2.0 if at < 0.5 else 0.0, grad_norm=lambda at: 1.0 if at < 0.5 else math.nan),
+        {}, {"divergence": "certain"}, "",
+    ),
+    "a loss of zero with a gradient": (
+        history(lambda at: 2.0 if at < 0.5 else 0.0, grad_norm=lambda at: 1e-3), {}, {}, "",
+    ),
+    "one skipped step of a scaled fp16 run": (
+        history(lambda at: math.nan if at == 0.25 else 2 - at, grad_norm=lambda at: math.inf if at == 0.25 else 1.0),
+        {}, {}, "1 losses were no number, but the run went on from there",
+    ),
+    "a validation loss of NaN alone": (
+        history(falling(3, 1), lambda at: math.nan), {}, {}, "examples without a label",
+    ),
+    "a gradient norm that comes back": (
+        history(falling(3, 1), falling(3, 1), grad_norm=lambda at: 30.0 if 0.3 < at < 0.5 else 1.0),
+        {}, {}, "the loss came back",
+    ),
+    "a small peak of the gradient in warm-up": (
+        history(falling(3, 1), falling(3, 1), grad_norm=lambda at: 5.0 if at < 0.1 else 1.0), {}, {}, "",
+    ),
+    "a large peak of the gradient in warm-up": (
+        history(falling(3, 1), falling(3, 1), grad_norm=lambda at: 40.0 if at < 0.1 else 1.0), {}, {}, "",
+    ),
+    "a loss far above its low": (history(exploding, losses=16), {}, {"divergence": "certain"}, ""),
+    "a loss that leaves its low": (history(leaves_its_low), {}, {"divergence": "likely"}, ""),
+    "a loss that leaves its low, and a validation that does not": (
+        history(leaves_its_low, falling(3, 0.9)), {}, {}, "",
+    ),
+    "weights kept from before": (
+        history(lambda at: 2 - at if at < 0.8 else math.nan, falling(2, 1.2)),
+        {"best_global_step": 280}, {"divergence": "possible"}, "",
+    ),
+    "an uptick at the end": (
+        history(falling(3, 0.05, 5), lambda at: 3 - 1.5 * at if at < 0.95 else 1.8), {"train_batch_size": 1}, {}, "",
+    ),
+    "weights of the best step": (
+        memorising(), {"train_batch_size": 1, "best_global_step": 120}, {}, "the weights kept are those of step 120",
+    ),
+    "a rising validation loss with a metric that gains": (
+        changed(memorising(), "eval_wer", lambda row: 14 - row["step"] / 100),
+        {"train_batch_size": 1}, {}, "wer got better",
+    ),
+    "training losses of another scale": (
+        changed(memorising(), "loss", lambda row: 16 * row["loss"]),
+        {"train_batch_size": 1}, {"overfitting": "likely"}, "",
+    ),
+    "healthy training losses of another scale": (
+        changed(HEALTHY, "loss", lambda row: 16 * row["loss"]), {"train_batch_size": 1}, {}, "",
+    ),
+    "a loss that never moves at a small rank": (
+        UNMOVED, {"rank": 2, "targets": ATTENTION}, {"underfitting": "possible"},
+        "the loss hardly moved at all: if rank 32 does no better, it is the base",
+    ),
+    "a base that knows the task already": (
+        history(lambda at: 0.2, lambda at: 0.2, accuracy=lambda at: 0.97), {}, {}, "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_course_has_its_finding_or_none(tmp_path: Path, name: str) -> None:
+    rows, how, found, note = CASES[name]
+    one = vet(tmp_path / "a", rows, **how)
+    assert named(one) == found
+    assert any(note in said for said in one.notes) or not note
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.3])

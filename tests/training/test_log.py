@@ -38,30 +38,38 @@ def test_the_series_of_a_log(tmp_path: Path) -> None:
     assert log.notes == ()
 
 
-def test_nan_and_infinity_are_values(tmp_path: Path) -> None:
-    file = write_log(tmp_path, [{"loss": math.nan, "grad_norm": math.inf, "step": 1}, {"loss": 2.0, "step": 2}])
-    assert "NaN" in file.read_text()
-    log = read_log(file)
-    assert math.isnan(log.loss.values[0])
-    assert log.grad_norm.values == (math.inf,)
-    assert log.loss.finite().values == (2.0,)
-
-
-def test_numbers_as_text_are_read_as_older_trainers_wrote_them(tmp_path: Path) -> None:
-    log = read_log(write_log(tmp_path, [{"loss": "2.5", "grad_norm": "nan", "step": 1}]))
-    assert log.loss.values == (2.5,)
-    assert math.isnan(log.grad_norm.values[0])
-
-
-def test_of_repeated_steps_the_later_entry_counts(tmp_path: Path) -> None:
-    rows = [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}, {"loss": 1.0, "step": 2}, {"loss": 0.5, "step": 3}]
+@pytest.mark.parametrize(
+    ("rows", "name", "steps", "values", "notes"),
+    [
+        ([{"loss": math.nan, "step": 1}, {"loss": 2.0, "step": 2}], "loss", (1, 2), "(nan, 2.0)", ()),
+        ([{"grad_norm": math.inf, "step": 1}], "grad_norm", (1,), "(inf,)", ()),
+        ([{"loss": 1e400, "step": 1}], "loss", (1,), "(inf,)", ()),
+        ([{"loss": "2.5", "step": 1}], "loss", (1,), "(2.5,)", ()),  # as older Trainers wrote them
+        ([{"grad_norm": "nan", "step": 1}], "grad_norm", (1,), "(nan,)", ()),
+        ([{"loss": 1.0, "step": 9}, {"loss": 2.0, "step": 3}], "loss", (3, 9), "(2.0, 1.0)", ()),
+        (
+            [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}, {"loss": 1.0, "step": 2}, {"loss": 0.5, "step": 3}],
+            "loss",
+            (1, 2, 3),
+            "(3.0, 1.0, 0.5)",
+            ("step 2 stands there more than once, as after a resumption: the later entry counts",),
+        ),
+        (
+            [{"eval_b_loss": 2.0, "eval_a_loss": 1.0, "step": 1}],
+            "eval_loss",
+            (1,),
+            "(1.0,)",
+            ("2 validation sets: judged by eval_a_loss",),
+        ),
+    ],
+)
+def test_entries_become_series(
+    tmp_path: Path, rows: list[Any], name: str, steps: tuple[int, ...], values: str, notes: tuple[str, ...]
+) -> None:
     log = read_log(write_log(tmp_path, rows))
-    assert log.loss.values == (3.0, 1.0, 0.5)
-    assert log.notes == ("step 2 stands there more than once, as after a resumption: the later entry counts",)
-
-
-def test_steps_out_of_order_are_sorted(tmp_path: Path) -> None:
-    assert read_log(write_log(tmp_path, [{"loss": 1.0, "step": 9}, {"loss": 2.0, "step": 3}])).loss.steps == (3, 9)
+    series = getattr(log, name)
+    assert (series.steps, str(series.values), log.notes) == (steps, values, notes)
+    assert all(map(math.isfinite, series.finite().values))
 
 
 @pytest.mark.parametrize(
@@ -155,12 +163,6 @@ def test_a_step_has_as_many_examples_as_the_closing_entry_says(tmp_path: Path) -
     assert (log.batch, log.steps_per_epoch) == (64, 200)
 
 
-def test_of_several_validation_sets_the_first_is_taken(tmp_path: Path) -> None:
-    log = read_log(write_log(tmp_path, [{"eval_b_loss": 2.0, "eval_a_loss": 1.0, "step": 1}]))
-    assert log.eval_loss.values == (1.0,)
-    assert log.notes == ("2 validation sets: judged by eval_a_loss",)
-
-
 def test_where_a_log_is_looked_for(tmp_path: Path) -> None:
     adapter = tmp_path / "out" / "adapter"
     write_config(adapter)
@@ -195,12 +197,6 @@ def test_configurations_behind_links_that_lead_out_are_not_read(tmp_path: Path, 
     (tmp_path / "adapter" / name).symlink_to(tmp_path / "secret.json")
     with pytest.raises(InputError, match="this path leads out of the folder"):
         gather(tmp_path / "adapter", None, None, None, None)
-
-
-def test_a_log_is_json_with_floats_of_any_kind(tmp_path: Path) -> None:
-    file = write_log(tmp_path, [{"loss": 1e400, "step": 1}])
-    assert json.loads(file.read_text())["log_history"][0]["loss"] == math.inf
-    assert read_log(file).loss.values == (math.inf,)
 
 
 def test_facts_that_files_and_names_give(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.errors import InputError
+from sim.studies.vet.report import vet_report
 from sim.training.vet_adapters import vet_path
-from sim.training.vet_text import as_json, remedy_rows, verdict
 
 FIXTURES = sorted(file.parent for file in (Path(__file__).resolve().parent / "fixtures").glob("*/made.json"))
 
@@ -73,14 +73,15 @@ def vetted(folder: Path, state: object, config: object) -> list[dict[str, Any]]:
     (folder / "trainer_state.json").write_text(json.dumps(state))
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (one,) = vet_path(folder)
-    assert verdict(one)
+    report = vet_report([one], None, None)
+    assert report.terminal[0]
     for finding in one.findings:
         assert finding.evidence
         assert finding.remedies
-        remedy_rows(one, finding)
         for evidence in finding.evidence:
             assert len(evidence.steps) == len(evidence.values)
-    return [as_json(one)]
+    found: list[dict[str, Any]] = report.data
+    return found
 
 
 @settings(max_examples=150, deadline=None)

@@ -62,6 +62,7 @@ class Untidy:
     """Takes long, and leaves a file when it is stopped and has cleaned up."""
 
     file: Path
+    cleaning_s: float = 0.05
     draws: ClassVar[bool] = False
 
     def run(self, memory: Any) -> Iterator[Any]:
@@ -70,5 +71,5 @@ class Untidy:
             while True:
                 time.sleep(0.001)
         finally:
-            time.sleep(0.05)
+            time.sleep(self.cleaning_s)
             self.file.write_text("cleaned up")

@@ -214,9 +214,9 @@ def test_the_saved_scenario_gives_the_final_numbers_of_the_page(page: Page, tmp_
     download.value.save_as(saved)
     assert saved.name == "scenario.yaml"
     outcome = run_study(load_scenario(str(saved)), [{}], tmp_path / "run", Execution(), headroom=True)
-    from reports.pages.run_page import run_answer
     from reports.tables.metric_tables import make_tiles
     from sim.results.run_directory.store import read_run
+    from sim.studies.run.report import run_answer
 
     data = read_run(outcome.path)
     answer = run_answer(data)

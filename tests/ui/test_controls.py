@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from sim.errors import ScenarioError, SeveralErrors
-from sim.spec.files.bundled import bundled_scenarios
-from sim.spec.scenario_file import load_scenario, scenario_of_text
+from sim.spec.scenario_file import bundled_scenarios, load_scenario, scenario_of_text
 from sim.ui.controls import Control, controls_of, curve_values, settings_of
 from sim.ui.fragments import commands, design_words, estimate
 from sim.ui.library import Library, problems_of

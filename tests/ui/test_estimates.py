@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
-from sim.studies.planning.screen import screen
+from sim.studies.plan.screen import screen
 from sim.ui.fragments import commands, estimate, estimate_box
 from sim.ui.library import Library
 

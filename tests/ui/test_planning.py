@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sim.spec.scenario_file import load_scenario
-from sim.studies.planning.candidates import variables
+from sim.studies.plan.candidates import variables
 from sim.ui.library import Library
-from sim.ui.planning import plan_from_here
+from sim.ui.simulating.tasks import plan_from_here
 
 
 @pytest.mark.parametrize(

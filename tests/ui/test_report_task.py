@@ -22,7 +22,8 @@ def test_a_report_that_was_stopped_while_it_was_copied_is_made_again(
     page = run / "report.html"
     page.write_text("the report")
     monkeypatch.setattr(tasks, "read_run", lambda folder: folder)
-    monkeypatch.setattr(tasks, "write_report", lambda data: page)
+    monkeypatch.setattr(tasks, "run_report", lambda data: data)
+    monkeypatch.setattr(tasks, "write", lambda report, folder: page)
     design = Library(tmp_path).open("quickstart").design({})
     destination = tmp_path / "runs" / "mine"
     report = Report(Evaluation(design.loaded, design.traffic_key, run, design.command()), destination)

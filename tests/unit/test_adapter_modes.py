@@ -11,7 +11,7 @@ from strategies import build
 
 from sim.spec.adapter_modes import MODES, OTHER_CHOICES, mode_of
 from sim.spec.files.problems import known_keys
-from sim.spec.needs import Choice, Need, broken
+from sim.spec.needs import Choice, Need, broken, words_of
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import assemble
@@ -180,7 +180,7 @@ def test_a_scenario_that_does_not_meet_a_need_is_refused(
     refused = refusal(values)
     assert refused is not None
     assert need[0].name == name
-    assert (refused["key"], str(refused["got"]), refused["problem"]) == (key, got, need[1].why)
+    assert (refused["key"], words_of(refused["got"]), refused["problem"]) == (key, got, need[1].why)
     assert refused["allowed"]
 
 

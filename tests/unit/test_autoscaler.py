@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time, write_trace
+import strategies
+from strategies import build, fixed_time
 
 from sim.errors import ScenarioError
 from sim.results.records import COMPLETED, Recording
@@ -43,16 +44,7 @@ def waves(autoscale: dict[str, Any], **sections: Any) -> Scenario:
 
 
 def services(rows: list[tuple[float, int]], autoscale: dict[str, Any], **sections: Any) -> Scenario:
-    """Services of 1 s without loads; rows are arrivals and adapters."""
-    scenario: Scenario = build(
-        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
-        adapters={"size": "1 MB"},
-        cache={"gpu": {"slots": 4}},
-        fleet={"engine": "fixed", "service": fixed_time(1.0), "autoscale": autoscale} | sections.pop("fleet", {}),
-        storage={"load": fixed_time(0.0)},
-        **sections,
-    )
-    return scenario
+    return strategies.services(rows, fleet={"autoscale": autoscale, **sections.pop("fleet", {})}, **sections)
 
 
 def run(scenario: Scenario, replication: int = 0) -> Recording:

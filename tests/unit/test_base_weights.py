@@ -10,10 +10,10 @@ import pytest
 from strategies import build, write_file
 
 from sim.errors import ScenarioError
-from sim.policies.base_weights import ASSUMED_SLOWDOWN, base_weights, quantised_bytes
+from sim.policies.replica_memory import ASSUMED_SLOWDOWN, base_weights, quantised_bytes
 from sim.spec.profile import Profile, load_profile
 from sim.spec.sections.workload import Adapters
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
 from sim.world.world import World
 

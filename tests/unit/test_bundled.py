@@ -11,8 +11,8 @@ import pytest
 from scenario_samples import BASE, base, refusal, write
 
 from sim.errors import OutputError, ScenarioError
-from sim.spec.files import bundled
-from sim.spec.files.schema import schema_text
+from sim.spec import scenario_file
+from sim.spec.scenario import schema_text
 from sim.spec.scenario_file import bundled_scenarios, copy_scenario, load_scenario, scenario_schema
 
 __all__ = ["base"]  # a fixture, used by its name
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(folder / "weighted.yaml", f"# yaml-language-server: $schema=schema/scenario.schema.json\n{text}")
     write(folder / "plain.yaml", BASE)
     write(folder / "traces" / "w.csv", "1\n2\n")
-    monkeypatch.setattr(bundled, "bundled_folder", lambda: folder)
+    monkeypatch.setattr(scenario_file, "bundled_folder", lambda: folder)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return folder
@@ -77,7 +77,7 @@ def test_a_copy_brings_its_files_and_overwrites_nothing(folder: Path) -> None:
 
 
 def test_the_committed_schema_is_current() -> None:
-    committed = bundled.bundled_folder() / "schema" / "scenario.schema.json"
+    committed = scenario_file.bundled_folder() / "schema" / "scenario.schema.json"
     assert committed.read_text(encoding="utf-8") == schema_text(), f"loraplan schema > {committed}"
 
 

@@ -9,17 +9,16 @@ import pytest
 from scenario_samples import base
 from strategies import build, fixed_time
 
-from reports.pages.method import _traffic
 from reports.tables.metric_tables import traffic_sentence
 from sim.errors import InputError
 from sim.results.pairs import same_draws, same_requests
 from sim.results.point import Point
-from sim.spec.files.schema import scenario_schema
-from sim.spec.scenario import Scenario
+from sim.spec.scenario import Scenario, scenario_schema
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import _traffic as traffic_changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.what_if import _traffic as traffic_changes
+from sim.studies.run.method import _traffic
 from sim.world.build import build_world
 
 __all__ = ["base"]  # a fixture, used by its name
@@ -104,7 +103,7 @@ def test_designs_are_compared_request_by_request(point: Point) -> None:
 def test_formulas_know_no_loads_and_what_if_varies_the_clients() -> None:
     world = build_world(loop(4))
     found = screen(world)
-    assert (found.loader_load, found.gpu_load, found.hopeless) == (None, None, False)
+    assert (found.loader_load, found.gpu_load) == (None, None)
     assert found.miss_ratio > 0.5
     assert [(change.label, change.set) for change in traffic_changes(world.scenario)] == [
         ("twice the clients", {"workload.arrivals.concurrency": 8}),

@@ -7,10 +7,11 @@ import math
 from typing import Any
 
 import pytest
+import strategies
 from strategies import build, fixed_time, write_trace
 
+from sim.results.capacity import _offered_to_loaders
 from sim.results.metrics import measure
-from sim.results.point_summary import _offered_to_loaders
 from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
@@ -22,16 +23,9 @@ from sim.world.replication import assemble, simulate
 
 def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sections: Any) -> Scenario:
     """Services of 1 s on two replicas in turn, behind loads of 0.5 s; rows are arrivals and adapters."""
-    return build(
-        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
-        adapters={"size": "1 MB"},
-        cache=sections.pop("cache", {"gpu": {"slots": 4}, "warm": 4}),
-        fleet={"engine": "fixed", "replicas": 2, "service": fixed_time(1.0)} | sections.pop("fleet", {}),
-        storage={"load": fixed_time(0.5)},
-        router={"policy": "round-robin"},
-        faults=faults,
-        **sections,
-    )
+    given = {"storage": {"load": fixed_time(0.5)}, "router": {"policy": "round-robin"}, "faults": faults}
+    given["cache"] = {"gpu": {"slots": 4}, "warm": 4}
+    return strategies.services(rows, fleet={"replicas": 2, **sections.pop("fleet", {})}, **(given | sections))
 
 
 def run(scenario: Scenario) -> Recording:

@@ -10,8 +10,7 @@ from scenario_samples import BASE, base, edited, refusal, write
 
 from sim.errors import InputError
 from sim.spec.engine_flags.command_lines import engine_flags, model_to_fill_in, why_no_flags
-from sim.spec.engine_flags.flag import Flag
-from sim.spec.engine_flags.flag_tables import FLAGS, flag_hint
+from sim.spec.engine_flags.options import Flag, flag_hint, flag_tables
 from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of, words_of
@@ -23,7 +22,11 @@ __all__ = ["base"]  # a fixture, used by its name
 KV = 50_000
 """Tokens of KV cache that replicas had."""
 
-EVERY = [pytest.param(engine.name, flag, id=f"{engine.name} {flag.name}") for engine in FLAGS for flag in engine.flags]
+EVERY = [
+    pytest.param(engine.name, flag, id=f"{engine.name} {flag.name}")
+    for engine in flag_tables()
+    for flag in engine.flags
+]
 
 
 # The table
@@ -39,11 +42,11 @@ def test_a_base_model_in_short_says_what_to_put_in_its_place() -> None:
 
 
 def test_engines_with_presets_have_their_options_in_the_table() -> None:
-    named = {name.replace("-", "").lower() for name in FLAGS.names}
+    named = {name.replace("-", "").lower() for name in flag_tables().names}
     presets = {re.sub(r"[-.0-9]", "", engine.name) for engine in ENGINES if engine.name not in ("continuous", "fixed")}
     assert named == presets
     written = {name for engine in ENGINES for name in engine.flags}
-    assert written == {engine.name for engine in FLAGS if engine.command}
+    assert written == {engine.name for engine in flag_tables() if engine.command}
 
 
 @pytest.mark.parametrize(("engine", "flag"), EVERY)
@@ -74,7 +77,7 @@ def test_an_option_is_known_in_every_spelling(engine: str, flag: Flag) -> None:
 
 
 def test_a_name_means_one_option_of_an_engine() -> None:
-    for engine in FLAGS:
+    for engine in flag_tables():
         names = [name.strip("-").replace("_", "-") for flag in engine.flags for name in (flag.name, *flag.also)]
         assert len(names) == len(set(names)), engine.name
 
@@ -110,7 +113,7 @@ def test_what_is_no_option_has_no_answer(word: str) -> None:
 
 
 def test_an_answer_stays_short_and_names_no_option_twice() -> None:
-    everything = {name: 1 for engine in FLAGS for flag in engine.flags for name in (flag.name, *flag.also)}
+    everything = {name: 1 for engine in flag_tables() for flag in engine.flags for name in (flag.name, *flag.also)}
     hint = flag_hint("args", everything)
     assert hint is not None
     assert len(hint) < 800
@@ -119,7 +122,7 @@ def test_an_answer_stays_short_and_names_no_option_twice() -> None:
 
 def test_keys_of_a_scenario_are_never_taken_for_an_option(base: Path) -> None:
     leaves = {key.rpartition(".")[2] for key in known_keys(Scenario)}
-    shared = leaves & {flag.name.strip("-").replace("-", "_") for engine in FLAGS for flag in engine.flags}
+    shared = leaves & {flag.name.strip("-").replace("-", "_") for engine in flag_tables() for flag in engine.flags}
     assert {"max_num_seqs", "max_model_len", "block_size"} <= shared
     for leaf in shared - {"dtype", "prefetch"}:
         path = write(base.parent / "odd.yaml", f"{BASE}faults: [{{kind: crash, {leaf}: 1}}]\n")
@@ -157,7 +160,9 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
                 seen |= {(name, option) for option in _said(name, line, found)}
     assert given == {engine.name for engine in ENGINES if engine.flags}
     assert {"continuous", "s-lora", "lorax", "tensorrt-llm"} <= refused - given
-    printed = {(engine.name, flag.name) for engine in FLAGS for flag in engine.flags if flag.written is not None}
+    printed = {
+        (engine.name, flag.name) for engine in flag_tables() for flag in engine.flags if flag.written is not None
+    }
     unset = {  # by every bundled scenario
         "--num-gpu-blocks-override",
         "--context-length",
@@ -181,12 +186,12 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
 
 def _said(engine: str, line: str, scenario: Scenario) -> list[str]:
     """Return the options of a command line, each of which, followed back to its key, has the scenario's value."""
-    start = FLAGS[engine].command
+    start = flag_tables()[engine].command
     assert line.startswith(f"{start} --enable-lora ")
     options = []
     for text in line.removeprefix(f"{start} ").split("--")[1:]:
         option, _, value = text.strip().partition(" ")
-        flag = FLAGS[engine].flags[f"--{option.removeprefix('no-')}"]
+        flag = flag_tables()[engine].flags[f"--{option.removeprefix('no-')}"]
         options.append(flag.name)
         wanted = value_of(scenario, flag.keys[0]) if len(flag.keys) == 1 else None
         if isinstance(wanted, bool):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from scenario_samples import base, refusal
 
-from sim.spec.engine_versions import VERSIONS, suggest_engine, versions_of
-from sim.spec.engines import ENGINES, engine_words, preset_value
+from sim.spec.engines import ENGINES, VERSIONS, engine_words, preset_value, suggest_engine, versions_of
 from sim.spec.profile import load_profile
 from sim.spec.profile_choice import engine_notes
 from sim.spec.scenario_file import load_scenario

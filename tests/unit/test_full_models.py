@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from strategies import build, write_file, write_profile
 
-from reports.answers.bottleneck import limits
-from reports.pages.method import assumed, modelled
-from reports.tables.change_tables import replicas_table
 from reports.tables.metric_tables import capacity_table
-from reports.text.limit_text import limit_sentence
+from reports.tables.slice_tables import replicas_table
+from reports.text.limit_text import limit_sentence, limits
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ToHolders
@@ -24,9 +22,10 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.screen import screen
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
+from sim.studies.run.method import assumed, modelled
 from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -184,12 +183,12 @@ def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) ->
     assert part["utilization"] > 0.5, "two models that swap for nearly every request"
     assert point.metrics["loader_utilization"].value < 0.5
     assert point.capacity.loader.loaders == 2
-    rows = {row["group"]: row for row in point.groups}
+    rows = {group.name: group.row for group in point.groups}
     assert rows["full models, 16.1 GB"]["adapters"] == 2
     assert rows["full models, 16.1 GB"]["miss_ratio"] > rows["rank 16, all-linear"]["miss_ratio"]
     replicas = np.asarray(table["replica"])
     assert set(replicas.tolist()) == {0, 1, 2}
-    assert [row["full"] for row in point.replicas] == [False, False, True]
+    assert [one.facts["pool"] for one in point.replicas] == ["", "", "full models"]
     assert point.metrics["replica_load_skew"].value < 1.2, "of the two that share the adapters"
     assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-6)
 
@@ -278,7 +277,7 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
         "plan: {minimize: price, range: [1, 2], fleets: [{name: a, price: 3, gpus: 2}]}\n"
     )
     planned = make_plan(load_scenario(str(path)), tmp_path / "out", Execution(Local(1)))
-    assert planned.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
+    assert planned.record.answer == {"fleet": "a", "fleet.replicas": 1, "price": (1 + 2) * 2 * 3, "gpus": (1 + 2) * 2}
     assert planned.record.fleets[0].full_replicas == 2
     assert planned.record.full_replicas == 2
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from strategies import build
 
-from reports.answers.bottleneck import limits
-from reports.text.limit_text import fails_today, headroom_sentences, limit_sentence
+from reports.text.headroom_text import fails_today, headroom_sentences
+from reports.text.limit_text import limit_sentence, limits
 from sim.results.point_summary import summarise
 from sim.results.run_directory.study_records import (
     ALWAYS,

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
-from sim.policies.kv.counting_store import CountingStore
-from sim.policies.kv.kv_store import KvStore, held_tokens
+from sim.policies.kv.kv_store import CountingStore, KvStore, held_tokens
 from sim.policies.scheduler import Limits, Scheduler, Step
 from sim.spec.profile import StepCost
 from sim.traffic.request import BY_KV, UNBLOCKED, Request

@@ -306,7 +306,7 @@ def test_a_document_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.M
     ]
     whole = rows(read(tmp_path, "".join(json.dumps(each) + "\n" for each in records)))
     for piece in (1, 7, 100):
-        monkeypatch.setattr("sim.traffic.tables.json_records._PIECE", piece)
+        monkeypatch.setattr("sim.traffic.tables.records._PIECE", piece)
         for text in (json.dumps(records), json.dumps(records, indent=1), json.dumps({"data": records}, indent=1)):
             assert rows(read(tmp_path, text)) == whole
     broken = json.dumps(records, indent=1).replace('"ts": 7', '"ts": ')

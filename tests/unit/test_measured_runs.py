@@ -9,8 +9,8 @@ import pytest
 from measured_rows import ROW
 
 from sim.errors import InputError
-from sim.studies.fidelity.fidelity_errors import as_json, compare_peer, errors_of, slot_choice
 from sim.studies.fidelity.fidelity_study import RunPrediction
+from sim.studies.fidelity.findings import as_json, compare_peer, errors_of, slot_choice
 from sim.studies.fidelity.measured_runs import COLUMNS, METRICS, MeasuredRun, read_lengths, read_runs, scenario_of
 
 
@@ -101,7 +101,7 @@ def test_gaps_that_the_client_made_are_not_compared(tmp_path: Path) -> None:
     runs = some_runs(tmp_path, {}, {"adapter_rates_rps": "60|30"}, {"itl_p50_ms": "0.01"})
     errors = errors_of([predicted(run, 1.5) for run in runs], "itl_p50_ms")
     assert errors is not None
-    assert errors.runs == 1
+    assert errors["runs"] == 1
 
 
 def test_slots_are_chosen_by_the_predicted_p99(tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_slots_are_chosen_by_the_predicted_p99(tmp_path: Path) -> None:
     runs = some_runs(tmp_path, *({"gpu_slots": count, "host_slots": "64", "ttft_p99_ms": p99} for count, p99 in slots))
     good = slot_choice([predicted(run, 1.0) for run in runs])
     assert good is not None
-    assert (good.groups, good.right, good.within_10pct, good.most_slots_within_10pct) == (1, 1.0, 1.0, 1.0)
+    assert good == {"groups": 1, "right": 1.0, "within_10pct": 1.0, "most_slots_within_10pct": 1.0}
     near = slot_choice([predicted(run, 1.0, ttft_p99_ms=-run.gpu_slots) for run in runs])
     assert near is not None
-    assert (near.right, near.within_10pct) == (0.0, 1.0)
+    assert (near["right"], near["within_10pct"]) == (0.0, 1.0)
     bad = slot_choice([predicted(run, 1.0, ttft_p99_ms=run.gpu_slots) for run in runs])
     assert bad is not None
-    assert bad.within_10pct == 0.0
+    assert bad["within_10pct"] == 0.0
     assert slot_choice([predicted(runs[0], 1.0)]) is None
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scenario_samples import base
 
 from sim.policies.adapter_cache import GpuCache
+from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
 from sim.policies.eviction import EvictionContext, make_eviction
-from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
 from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
@@ -132,19 +132,33 @@ def test_every_eviction_policy_lets_one_go_that_is_named(eviction: str) -> None:
 STEP = {"fixed_s": GRID, "tokens": [[0, 0.0], [64, 0.0]], "lora": {"per_adapter_s": GRID}}
 
 
+def replayed(rows: list[tuple[float, int, int, int]], **sections: Any) -> Scenario:
+    """A few requests on one replica whose steps take a grid's width, and one more for each adapter."""
+    fleet = {"profile": parts.write_profile(STEP), "kv_tokens": 4096, **sections.pop("fleet", {})}
+    given = {"adapters": {"count": 4, "size": "1 MiB"}, "storage": {"load": parts.fixed_time(GRID)}, **sections}
+    scenario: Scenario = parts.build(workload={"trace": {"file": parts.write_trace(rows)}}, fleet=fleet, **given)
+    return scenario
+
+
+def quick(requests: int, rate: str, *, workload: dict[str, Any] | None = None, **sections: Any) -> Scenario:
+    """Many requests for nine adapters, which take 10 ms each."""
+    traffic = {"requests": requests, "arrivals": {"process": "poisson", "rate": rate}, **(workload or {})}
+    fleet = {"engine": "fixed", "service": parts.fixed_time(0.01), **sections.pop("fleet", {})}
+    given = {"adapters": {"count": 9}, "storage": {"load": parts.fixed_time(0.01)}, **sections}
+    scenario: Scenario = parts.build(workload=traffic, fleet=fleet, **given)
+    return scenario
+
+
+def requests_of(scenario: Scenario) -> dict[str, np.ndarray]:
+    return simulate(build_world(scenario), 0, 1).requests
+
+
 def small(
     rows: list[tuple[float, int, int, int]], faults: list[dict[str, Any]], **fleet: Any
 ) -> tuple[Recording, dict[str, Any]]:
-    """Run a few requests on one replica whose steps take a grid's width, and one more for each adapter."""
-    scenario: Scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace(rows)}},
-        adapters={"count": 4, "size": "1 MiB"},
-        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 1, **fleet},
-        cache={"gpu": {"slots": 2}},
-        storage={"load": parts.fixed_time(4 * GRID)},
-        faults=faults,
-    )
-    recording = simulate(build_world(scenario), 0, 1)
+    """Run a few requests, one at a time unless ``fleet`` says otherwise; loads take four steps."""
+    given = {"cache": {"gpu": {"slots": 2}}, "storage": {"load": parts.fixed_time(4 * GRID)}, "faults": faults}
+    recording = simulate(build_world(replayed(rows, fleet={"max_num_seqs": 1, **fleet}, **given)), 0, 1)
     return recording, {name: column.tolist() for name, column in recording.requests.items()}
 
 
@@ -222,48 +236,29 @@ def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
     """One slot, in use by a long answer: the base model answers meanwhile, as it needs none."""
     window = {"kind": "base-model", "probability": 1.0, "at": "900 ms", "lasts": "200 ms"}
     rows = [(0.0, 0, 1, 400), (1.0, 1, 1, 2), (1000.0, 0, 1, 1)]
-    scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace(rows)}},
-        adapters={"count": 4, "size": "1 MiB"},
-        fleet={"engine": engine, "profile": parts.write_profile(STEP), "kv_tokens": 4096, "max_num_seqs": 8},
-        cache={"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}},
-        storage={"load": parts.fixed_time(GRID)},
-        faults=[window],
-    )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    cache = {"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}}
+    requests = requests_of(replayed(rows, fleet={"engine": engine, "max_num_seqs": 8}, cache=cache, faults=[window]))
     assert requests["marks"].tolist() == [0, MISROUTED | WRONG_SERVED, 0]
     assert requests["finished_s"][1] < requests["finished_s"][0]
     assert requests["outcome"][1] == 0
 
 
 def test_routers_do_not_know_that_the_adapter_is_left_out() -> None:
-    scenario = parts.build(
-        workload={"requests": 200, "arrivals": {"process": "poisson", "rate": "5/s"}},
-        adapters={"count": 40},
-        fleet={"engine": "fixed", "replicas": 4, "service": parts.fixed_time(0.1)},
-        storage={"load": parts.fixed_time(0.01)},
-        router={"policy": "service-per-adapter"},
+    fleet = {"replicas": 4, "service": parts.fixed_time(0.1)}
+    ours, theirs = (
+        requests_of(
+            quick(200, "5/s", adapters={"count": 40}, fleet=fleet, router={"policy": "service-per-adapter"}, **faults)
+        )
+        for faults in ({}, {"faults": [{"kind": "base-model", "probability": 1.0}]})
     )
-    dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    other = Scenario.model_validate(dumped | {"faults": [{"kind": "base-model", "probability": 1.0}]})
-    ours, theirs = (simulate(build_world(one), 0, 1).requests for one in (scenario, other))
     assert ours["replica"].tolist() == theirs["replica"].tolist()
 
 
 def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
     """Number 0 runs at a wrong adapter while that is swapped; its second try sees one version, the new one."""
     window = WRONG_ONCE | {"detector": {"checks": 1.0, "retries": 1}}
-    scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace([(0.0, 0, 1, 60), (1000.0, 0, 1, 2)])}},
-        adapters={"count": 4, "size": "1 MiB"},
-        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
-        storage={"load": parts.fixed_time(GRID)},
-        rollouts=[{"strategy": "in-place", "at": "500 ms"}],
-        faults=[window],
-    )
-    dumped = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    kept = Scenario.model_validate(dumped | {"faults": [WRONG_ONCE]})
-    served, retried = (simulate(build_world(one), 0, 1).requests for one in (kept, scenario))
+    rows, rollouts = [(0.0, 0, 1, 60), (1000.0, 0, 1, 2)], [{"strategy": "in-place", "at": "500 ms"}]
+    served, retried = (requests_of(replayed(rows, rollouts=rollouts, faults=[each])) for each in (WRONG_ONCE, window))
     names = ("version", "last_version", "tokens_before")
     assert served["first_token_s"][0] < 0.5 < served["finished_s"][0] - GRID, "it did run through the swap"
     assert [int(served[name][0]) for name in names] == [0, 0, 0], "no version of its own adapter answered"
@@ -274,14 +269,7 @@ def test_a_wrong_answer_that_was_noticed_leaves_no_version_behind() -> None:
 
 def test_each_try_has_its_own_luck() -> None:
     fault = {"kind": "misrouting", "probability": 0.5, "detector": {"checks": 1.0, "retries": 40}}
-    scenario = parts.build(
-        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}},
-        adapters={"count": 9},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)},
-        storage={"load": parts.fixed_time(0.01)},
-        faults=[fault],
-    )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    requests = requests_of(quick(2000, "1/s", faults=[fault]))
     assert set(requests["status"].tolist()) == {COMPLETED}
     tries = Counter(requests["tries"].tolist())
     for again in range(5):  # geometric
@@ -296,14 +284,7 @@ def test_each_router_follows_the_old_map_until_it_hears_of_the_new_one() -> None
         "at": "10 s",
         "propagation": {"law": "uniform", "low": "5 s", "high": "60 s"},
     }
-    scenario = parts.build(
-        workload={"requests": 2000, "arrivals": {"process": "poisson", "rate": "20/s"}},
-        adapters={"count": 9},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.01)},
-        storage={"load": parts.fixed_time(0.01)},
-        router={"instances": 4},
-        faults=[fault],
-    )
+    scenario = quick(2000, "20/s", router={"instances": 4}, faults=[fault])
     recording = simulate(build_world(scenario), 0, 1)
     requests = recording.requests
     routers = RouterInstances(4, scenario.run.seed, 0)
@@ -359,40 +340,33 @@ def test_a_request_that_was_lost_asks_for_its_own_adapter_again(strategy: str) -
     assert reached[False] > 20
 
 
+SWAP_AND_PREFIXES: dict[str, Any] = {
+    "rollouts": [{"strategy": "in-place", "at": "5.5 s"}],
+    "faults": [{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
+}
+
+
 def test_old_prefixes_last_as_long_as_they_are_kept() -> None:
     """One request a second; the swap is at 5.5 s, and prefixes are kept for three seconds."""
     rows = [(float(second), 0 if second != 7 else 1, 1, 2) for second in range(12)]
-    scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace(rows)}},
-        adapters={"count": 4, "size": "1 MiB"},
-        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
-        storage={"load": parts.fixed_time(GRID)},
-        rollouts=[{"strategy": "in-place", "at": "5.5 s"}],
-        faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
-    )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    requests = requests_of(replayed(rows, **SWAP_AND_PREFIXES))
     found = np.flatnonzero(requests["marks"] & OLD_PREFIX).tolist()
     assert found == [6, 8], "number 7 asks for an adapter that had never answered here"
 
 
 def test_sessions_see_no_versions_of_adapters_that_they_never_asked_for() -> None:
     """Half the answers come from another adapter, one of which gets a new version."""
-    workload = {
-        "requests": 1000,
-        "arrivals": {"process": "poisson", "rate": "10/s"},
-        "popularity": {"law": "uniform"},
-        "sessions": {"requests": 4, "gap_median": "5 s", "gap_sigma": 1.0},
-    }
-    scenario = parts.build(
-        workload=workload,
+    scenario = quick(
+        1000,
+        "10/s",
+        workload={"sessions": {"requests": 4, "gap_median": "5 s", "gap_sigma": 1.0}},
         adapters={"count": 5},
         cache={"gpu": {"slots": 10}},
-        fleet={"engine": "fixed", "service": parts.fixed_time(0.02)},
-        storage={"load": parts.fixed_time(0.01)},
+        fleet={"service": parts.fixed_time(0.02)},
         rollouts=[{"strategy": "in-place", "at": "50 s", "adapter": 0}],
         faults=[{"kind": "misrouting", "probability": 0.5}],
     )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    requests = requests_of(scenario)
     wrong = (requests["marks"] & WRONG_SERVED) > 0
     assert 400 < wrong.sum() < 600
     assert (requests["version"] == 0).tolist() == wrong.tolist() == (requests["last_version"] == 0).tolist()
@@ -405,20 +379,13 @@ def test_sessions_see_no_versions_of_adapters_that_they_never_asked_for() -> Non
 def test_old_prefixes_grow_old_from_the_last_answer_of_the_old_version() -> None:
     """Adapter 0 answers until 2 s and is evicted for adapter 1; its new version is first loaded at 8 s."""
     asked = {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 8: 0, 9: 0}
-    scenario = parts.build(
-        workload={"trace": {"file": parts.write_trace([(float(s), a, 1, 2) for s, a in asked.items()])}},
-        adapters={"count": 2, "size": "1 MiB"},
-        fleet={"profile": parts.write_profile(STEP), "kv_tokens": 4096},
-        cache={"gpu": {"slots": 1}},
-        storage={"load": parts.fixed_time(GRID)},
-        rollouts=[{"strategy": "in-place", "at": "5.5 s"}],
-        faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "3 s"}],
-    )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    rows = [(float(s), a, 1, 2) for s, a in asked.items()]
+    scenario = replayed(rows, adapters={"count": 2, "size": "1 MiB"}, cache={"gpu": {"slots": 1}}, **SWAP_AND_PREFIXES)
+    requests = requests_of(scenario)
     assert requests["version"].tolist() == [1, 1, 1, 1, 1, 2, 2]
     assert not np.any(requests["marks"] & OLD_PREFIX)
     longer = scenario.model_copy(update={"faults": (scenario.faults[0].model_copy(update={"lifetime": 6.5}),)})
-    found = simulate(build_world(longer), 0, 1).requests["marks"] & OLD_PREFIX
+    found = requests_of(longer)["marks"] & OLD_PREFIX
     assert np.flatnonzero(found).tolist() == [5], "8 s is within 6.5 s of the answer at 2 s, and 9 s isn't"
 
 
@@ -434,14 +401,8 @@ def test_old_prefixes_grow_old_from_the_last_answer_of_the_old_version() -> None
 )
 def test_a_fault_that_never_happens_changes_nothing(fault: dict[str, object]) -> None:
     rows = [(float(second), second % 3, 1, 2) for second in range(12)]
-    given = {
-        "workload": {"trace": {"file": parts.write_trace(rows)}},
-        "adapters": {"count": 3, "size": "1 MiB"},
-        "fleet": {"profile": parts.write_profile(STEP), "kv_tokens": 4096},
-        "cache": {"gpu": {"slots": 1}},
-        "storage": {"load": parts.fixed_time(GRID)},
-    }
-    healthy, broken = (simulate(build_world(parts.build(**given, **also)), 0, 1) for also in ({}, {"faults": [fault]}))
+    given = {"adapters": {"count": 3, "size": "1 MiB"}, "cache": {"gpu": {"slots": 1}}}
+    healthy, broken = (simulate(build_world(replayed(rows, **given, faults=faults)), 0, 1) for faults in ([], [fault]))
     assert broken.events == []
     for name in ("finished_s", "load_wait_s", "marks", "status"):
         assert broken.requests[name].tolist() == healthy.requests[name].tolist()

@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time, write_trace
+from strategies import build, fixed_time, services
 
-from reports.text.impact_text import placement_sentences
 from sim.policies.adapter_cache import ABSENT
 from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
 from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.results.catalogue import ALWAYS_THERE, PLACEMENT, needing
-from sim.results.metrics import ADAPTER, COMES, REPLICA, TIME, measure
+from sim.results.fleet_metrics import ADAPTER, COMES, REPLICA, TIME
+from sim.results.metrics import measure
 from sim.results.records import COMPLETED, Recording
 from sim.spec.policies import PLACERS
 from sim.spec.scenario import Scenario
-from sim.spec.sections.routing import Router
+from sim.spec.sections.control_plane import Router
+from sim.studies.changes.findings import placement_sentences
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
 from sim.traffic.request import BASE_MODEL, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT
 from sim.world.build import build_world
@@ -48,6 +49,12 @@ def drifting(controller: dict[str, Any], **sections: Any) -> Scenario:
         **sections,
     )
     return scenario
+
+
+def two_of_one_slot(rows: list[tuple[float, int]], load_s: float, controller: dict[str, Any]) -> Scenario:
+    """Two replicas with one slot each; rows are arrivals and adapters."""
+    given = {"cache": {"gpu": {"slots": 1}}, "storage": {"load": fixed_time(load_s)}}
+    return services(rows, 0.1, fleet={"replicas": 2}, router={"policy": "placement", "controller": controller}, **given)
 
 
 def run(scenario: Scenario, replication: int = 0) -> Recording:
@@ -99,15 +106,8 @@ def test_demand_is_that_of_the_whole_history() -> None:
     so adapter 2 comes at 40 s, to both replicas, and not before.
     """
     rows = [*[(1.0, 0)] * 6, *[(2.0, 1)] * 5, *[(11.0, 2)] * 3, (45.0, 2)]
-    scenario = build(
-        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in rows])}},
-        adapters={"size": "1 MB"},
-        cache={"gpu": {"slots": 1}},
-        fleet={"engine": "fixed", "service": fixed_time(0.1), "replicas": 2},
-        storage={"load": fixed_time(0.1)},
-        router={"policy": "placement", "controller": {"policy": "popularity", "period": "10 s", "history": "30 s"}},
-    )
-    recording = run(scenario)
+    controller = {"policy": "popularity", "period": "10 s", "history": "30 s"}
+    recording = run(two_of_one_slot(rows, 0.1, controller))
     coming = recording.moves[recording.moves[:, COMES] > 0]
     assert coming[:, [TIME, ADAPTER]].tolist() == [[0, 0], [0, 1], [40, 2], [40, 2]]
 
@@ -248,17 +248,8 @@ def test_one_replica_has_nothing_to_place() -> None:
 
 def test_metrics_by_hand() -> None:
     """Two adapters with one slot each on two replicas; from 20 s on only the third is asked for."""
-    rows = [(float(second), second % 2, 1, 1) for second in range(20)]
-    rows += [(20.0 + second, 2, 1, 1) for second in range(20)]
-    scenario = build(
-        workload={"trace": {"file": write_trace(rows)}},
-        adapters={"size": "1 MB"},
-        cache={"gpu": {"slots": 1}},
-        fleet={"engine": "fixed", "replicas": 2, "service": fixed_time(0.1)},
-        storage={"load": fixed_time(0.5)},
-        router={"policy": "placement", "controller": {"period": "10 s", "history": "10 s"}},
-    )
-    world = build_world(scenario)
+    rows = [(float(second), second % 2 if second < 20 else 2) for second in range(40)]
+    world = build_world(two_of_one_slot(rows, 0.5, {"period": "10 s", "history": "10 s"}))
     recording = simulate(world, 0, 1)
     # The trace asks most for adapter 2. So it is placed at the start, with the lower number of the two others.
     first = homes_at(recording, 0.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from sim.spec.sections.plan_question import Plan
-from sim.studies.planning.candidates import variables
+from sim.spec.scenario import Plan
+from sim.studies.plan.candidates import variables
 
 
 def values(**question: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from sim.results.point import Metric, Point
 from sim.results.verdict import met_probability, planning_probability
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.evaluate import make_design
-from sim.studies.planning.evaluator import TIMES, efforts_of, longer
+from sim.studies.plan.evaluator import TIMES, efforts_of, longer
 
 
 def quickstart(*overrides: str) -> LoadedScenario:

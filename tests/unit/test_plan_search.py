@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.results.verdict import MET, NOT_MET, UNCLEAR
-from sim.studies.planning.search import STEER, Edge, Judgement, Search
+from sim.studies.plan.search import STEER, Edge, Judgement, Search
 
 EFFORTS = 5
 COSTS = (2, 5, 10, 20, 40)
@@ -53,7 +53,7 @@ def test_a_monotone_edge_is_found_exactly_wherever_the_search_begins(count: int,
     world = World(lambda index: 0.5 if index >= edge else 2.0)
     result = found(world, count, start)
     assert (result.answer, result.before, result.doubtful) == (edge, edge - 1, [])
-    assert result.certain
+    assert not result.doubtful
     assert len(world.spent) <= 2 * math.log2(count + 1) + 4
 
 
@@ -80,7 +80,7 @@ def test_where_nothing_meets_it_the_best_is_named(count: int, lowest: int) -> No
     world = World(lambda index: 1.5 + 0.1 * abs(index - lowest))
     result = found(world, count, start=count // 2)
     assert result.answer is None
-    assert result.certain
+    assert not result.doubtful
     assert result.best == min(lowest, count - 1)
 
 
@@ -95,7 +95,7 @@ def test_a_close_call_is_marked_and_the_answer_is_one_that_certainly_does() -> N
     world = World(lambda index: 1.3 - 0.01 * index, resolution=0.1)  # 30 is exactly at the target
     result = found(world, 64, start=0)
     assert result.doubtful
-    assert not result.certain
+    assert result.doubtful
     assert 30 in result.doubtful
     half = 0.1 / math.sqrt(COSTS[-1])
     assert result.answer is not None

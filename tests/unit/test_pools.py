@@ -6,7 +6,8 @@ import pickle
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,47 +16,80 @@ import pytest
 
 from sim.errors import InputError, LoraplanError, TraceError
 from sim.spec.scenario_file import load_scenario
-from sim.studies.backends import backend_choice, on_dask, on_ray
+from sim.studies.backends import backend_choice, cluster
 from sim.studies.backends.backend_choice import BackendChoice, choose_backend, open_pool
-from sim.studies.backends.cluster import FEWEST, Cluster, ClusterGone, TaskLost, lacks_loraplan, run_on_worker, software
+from sim.studies.backends.cluster import (
+    FEWEST,
+    Cluster,
+    ClusterGone,
+    Dask,
+    Ray,
+    lacks_loraplan,
+    run_on_worker,
+    software,
+)
 from sim.studies.backends.pool import Local
 from sim.studies.execution import Execution
-from sim.studies.planning.plan_study import make_plan
+from sim.studies.plan.study import make_plan
 from sim.studies.sweep import run_study
 
 
+class Died(Exception):
+    """A task died with its workers."""
+
+
+class Begun(Future[Any]):
+    """A call that runs when it is waited for."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        super().__init__()
+        self.run = run
+
+
+@pytest.fixture(autouse=True)
+def last_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of calls under way, the one that began last ends first."""
+
+    def wait(under_way: set[Begun], *how: object) -> tuple[set[Begun], set[Begun]]:
+        last = max(under_way, key=lambda begun: begun.number)
+        try:
+            last.set_result(last.run())
+        except Exception as error:
+            last.set_exception(error)
+        return {last}, under_way - {last}
+
+    monkeypatch.setattr(cluster, "wait", wait)
+
+
 class MadeUp:
-    """Futures that run in this process, the last first, through a pickle there and back.
+    """An executor in this process, through a pickle there and back.
 
     :param lost: submissions that die with their worker, by number.
     :param missing: a file that is not there while a call runs.
     """
 
     name = "the made-up cluster"
+    lost, gone = (Died,), (ConnectionError,)
 
     def __init__(self, lost: tuple[int, ...] = (), missing: Path | None = None, cores: int = 2) -> None:
         self._lost, self._missing, self._cores = lost, missing, cores
-        self._calls: list[tuple[int, bytes]] = []
-        self.submitted = 0
-        self.most = 0
+        self.submitted = self.ended = self.most = 0
         self.closed = False
 
     def cores(self) -> int:
         return self._cores
 
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> int:
-        self._calls.append((self.submitted, pickle.dumps((call, arguments))))
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Begun:
+        begun = Begun(partial(self._run, self.submitted, pickle.dumps((call, arguments))))
+        begun.number = self.submitted
         self.submitted += 1
-        self.most = max(self.most, len(self._calls))
-        return self.submitted - 1
+        self.most = max(self.most, self.submitted - self.ended)
+        return begun
 
-    def ended(self, timeout_s: float) -> list[tuple[int, bytes]]:
-        return [self._calls.pop()]
-
-    def result(self, handle: tuple[int, bytes]) -> Any:
-        number, sent = handle
+    def _run(self, number: int, sent: bytes) -> Any:
+        self.ended += 1
         if number in self._lost:
-            raise TaskLost
+            raise Died
         aside = None if self._missing is None else self._missing.rename(self._missing.with_suffix(".aside"))
         try:
             call, arguments = pickle.loads(sent)
@@ -174,7 +208,7 @@ def test_an_address_where_something_else_listens_is_one_line(monkeypatch: pytest
 
 def test_a_schedulers_file_that_is_not_there_is_one_line() -> None:
     with pytest.raises(InputError) as refused:
-        on_dask.connect("none/scheduler.json", lambda text: None)
+        Dask.at("none/scheduler.json", lambda text: None)
     assert str(refused.value) == (
         "--address: no such file (got none/scheduler.json); dask scheduler --scheduler-file writes it"
     )
@@ -201,15 +235,15 @@ def test_a_ray_cluster_that_does_not_answer_is_one_line(
     def init(**options: Any) -> None:
         raise error
 
-    for key in on_ray.SET_BEFORE_IMPORT:
+    for key in cluster.SET_BEFORE_IMPORT:
         monkeypatch.setenv(key, "")
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
     with pytest.raises(InputError) as refused:
-        on_ray.connect("ray://a:1")
+        Ray.at("ray://a:1", lambda text: None)
     assert str(refused.value) == says
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
     with pytest.raises(InputError, match="--backend: this process uses Ray already"):
-        on_ray.connect("ray://a:1")
+        Ray.at("ray://a:1", lambda text: None)
 
 
 def test_a_worker_without_loraplan_is_named() -> None:
@@ -217,12 +251,12 @@ def test_a_worker_without_loraplan_is_named() -> None:
     lacking.__cause__ = ModuleNotFoundError("No module named 'sim'")
     assert lacks_loraplan(lacking)
     assert not lacks_loraplan(ModuleNotFoundError("No module named 'simplejson'"))
-    futures = object.__new__(on_dask.DaskFutures)
+    futures = object.__new__(Dask)
     futures.name = "the Dask cluster"
     futures._known = set()
     futures._client = SimpleNamespace(run=lambda call, *rest, **more: {"tcp://a:1": False, "tcp://b:1": True})
     with pytest.raises(InputError) as refused:
-        futures._refuse_without_loraplan({"tcp://a:1", "tcp://b:1"})
+        futures.refuse_without_loraplan({"tcp://a:1", "tcp://b:1"})
     assert str(refused.value) == (
         "--backend: a worker of the Dask cluster has no loraplan; install the same versions on every worker"
     )
@@ -287,11 +321,11 @@ def test_an_error_of_a_task_comes_home_as_it_is() -> None:
 
 
 def test_a_worker_with_other_software_refuses() -> None:
-    assert run_on_worker(software(), twice, (4,)).open() == 8
-    with pytest.raises(InputError) as refused:
-        run_on_worker({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,)).open()
-    assert "has other versions, which may give other numbers (got loraplan " in str(refused.value)
-    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(refused.value)
+    assert run_on_worker(software(), twice, (4,)) == (8, None)
+    _, refused = run_on_worker({**software(), "loraplan": "0.0.1+abc", "numpy": "1.0"}, twice, (4,))
+    assert isinstance(refused, InputError)
+    assert "has other versions, which may give other numbers (got loraplan " in str(refused)
+    assert "allowed: loraplan 0.0.1+abc, numpy 1.0); install the same versions on every worker" in str(refused)
 
 
 def test_a_cluster_without_workers_is_waited_for_and_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +418,7 @@ def test_a_plan_finds_the_same_on_a_cluster(weights: Path, tmp_path: Path) -> No
 def test_the_made_up_cluster_is_closed_with_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     futures = MadeUp()
     monkeypatch.setattr(backend_choice, "find_spec", lambda name: object())
-    monkeypatch.setattr(backend_choice, "_futures", lambda *asked: futures)
+    monkeypatch.setattr(Dask, "started", lambda jobs: futures)
     with pytest.raises(KeyboardInterrupt), open_pool(BackendChoice("dask")):
         raise KeyboardInterrupt
     assert futures.closed

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from traffic_samples import drawn, traffic
 
 from sim.errors import TraceError
-from sim.spec.sections.popularity_laws import Popularity
+from sim.spec.sections.traffic_laws import Popularity
 from sim.traffic.popularity import concentration, read_weights, weights_of
 
 LAW: TypeAdapter[Popularity] = TypeAdapter(Popularity)

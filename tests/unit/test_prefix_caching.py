@@ -16,7 +16,7 @@ from sim.results.metrics import measure
 from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
-from sim.studies.planning.what_if import Change, changes
+from sim.studies.plan.what_if import Change, changes
 from sim.traffic.request import Request
 from sim.world.build import build_world
 from sim.world.replication import simulate

@@ -11,7 +11,7 @@ from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.model import Setup
 from sim.spec import profile_choice as choices
-from sim.spec.engine_versions import version_distance
+from sim.spec.engines import version_distance
 from sim.spec.gpus import GPUS, gpu_named
 from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.profile_choice import BASE_MODELS, ProfileChoice, profile_choice, shelved

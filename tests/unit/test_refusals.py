@@ -19,7 +19,7 @@ from scenario_samples import BASE, write
 
 from sim.errors import InputError
 from sim.spec.scenario_file import load_scenario
-from sim.studies.planning.plan_checks import check_plan
+from sim.studies.plan.checks import check_plan
 from sim.studies.sweep import check_points
 
 

@@ -11,14 +11,14 @@ import pytest
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.spec.adapter_modes import MODES
 from sim.spec.engines import ENGINES
-from sim.spec.files.schema import scenario_schema
 from sim.spec.policies import CACHE_DEFAULTS, EVICTIONS, PLACEMENTS, ROUTERS
 from sim.spec.registry import Entry, Registry
+from sim.spec.scenario import scenario_schema
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, OpenArrivals
 from sim.spec.sections.trace_source import TRACE_FORMATS
+from sim.spec.sections.traffic_laws import Arrivals, ClosedArrivals, OpenArrivals
 from sim.studies.evaluate import build
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.what_if import changes
 from sim.traffic.arrivals import PROCESSES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -36,10 +36,10 @@ def test_every_name_has_something_behind_it_and_a_line_for_readers(entry: Entry)
 @pytest.mark.parametrize(
     ("names", "page"),
     [
-        (EVICTIONS.names, "model-adapters.md"),
+        (EVICTIONS.names, "model.md"),
         (ROUTERS.names, "routers.md"),
         ([engine.name for engine in ENGINES if engine.preset], "engines.md"),
-        (MODES.names, "engine-modes.md"),
+        (MODES.names, "engine-flags.md"),
         (TRACE_FORMATS.names[1:], "traces.md"),
     ],
 )

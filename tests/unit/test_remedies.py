@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 from stuck_adapter import write_adapter
 
-from reports.pages.run_page import build_report
-from reports.tables.plan_tables import remedy_tables
-from reports.text.plan_text import badge, cures_answer
-from sim.policies.slot_memory import slots_bytes
+from reports.render.html import page
+from sim.policies.replica_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.evaluate import build
 from sim.studies.execution import Execution
-from sim.studies.training.remedies import (
+from sim.studies.vet.remedies import (
     ALL,
     ALL_SAME_HOST,
     ONE,
@@ -26,7 +24,8 @@ from sim.studies.training.remedies import (
     share_of,
     slots_at_same_memory,
 )
-from sim.studies.training.remedy_run import price_remedies
+from sim.studies.vet.remedy_report import badge, cures_answer, remedies_report, remedy_tables
+from sim.studies.vet.study import price_remedies
 from sim.traffic.adapters import SHAPES, populate
 from sim.training.vet_adapters import vet_path
 from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted
@@ -239,9 +238,9 @@ def test_prices_show_before_and_after_with_intervals(run: Path) -> None:
     assert said.headline.startswith("Rank 16, all linear layers, for one adapter: 64 → 32 slots, p99 TTFT ")
     assert "Base model in 16 bits, for the fleet: it costs nothing; the fleet serves" in " ".join(said.details)
     assert badge(data)[2] in ("met", "not-met", "partly", "unclear")
-    page = build_report(data)
-    assert "What was found, and what would its remedies cost?" in page
-    assert "stuck: underfitting, likely: flat." in page
+    text = page(remedies_report(data))
+    assert "What was found, and what would its remedies cost?" in text
+    assert "stuck: underfitting, likely: flat." in text
 
 
 def test_prices_are_kept_and_other_questions_refused(run: Path) -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.tables.change_tables import replicas_table
-from reports.tables.metric_tables import pools_table
-from reports.text.plan_text import plan_answer
+from reports.tables.slice_tables import pools_table, replicas_table
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.fleet_costs import priced
@@ -20,13 +18,14 @@ from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.deploying.deployment import check_deployment
+from sim.studies.deploy.deployment import check_deployment
 from sim.studies.evaluate import evaluate_scenario, make_design
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
-from sim.studies.planning.plan_study import make_plan
-from sim.studies.planning.screen import screen
-from sim.studies.planning.what_if import changes
+from sim.studies.plan.findings import plan_answer
+from sim.studies.plan.screen import screen
+from sim.studies.plan.study import make_plan
+from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
 
 SCENARIO = """\
@@ -132,13 +131,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedScenario,
 
 def test_results_are_given_by_pool(evaluated: tuple[LoadedScenario, Point]) -> None:
     _, point = evaluated
-    big, small = point.pools
-    assert (big["pool"], big["replicas"], big["gpus"]) == ("big", 1, 1)
-    assert (small["pool"], small["replicas"], small["gpus"]) == ("small", 2, 2)
+    big, small = (pool.row for pool in point.pools)
+    assert ([pool.name for pool in point.pools], big["replicas"], big["gpus"]) == (["big", "small"], 1, 1)
+    assert (small["replicas"], small["gpus"]) == (2, 2)
     assert "H100" in big["device"]
     assert big["requests"] + small["requests"] == point.traffic["requests"]
     assert big["ttft_p99_s"] < small["ttft_p99_s"], "the smaller card is slower"
-    assert [row["pool"] for row in point.replicas] == ["big", "small", "small"]
+    assert [one.facts["pool"] for one in point.replicas] == ["big", "small", "small"]
     assert Point.from_json(json.loads(json.dumps(point.to_json()))).pools == point.pools
     rows = points_csv([point]).splitlines()
     assert f"pools.small.requests,{small['requests']},,,requests" in [row.rstrip(",") for row in rows]
@@ -160,20 +159,20 @@ def test_a_report_names_pools_and_both_cards(evaluated: tuple[LoadedScenario, Po
 def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenario, Point]) -> None:
     loaded, point = evaluated
     assert point.metrics["usd_per_month"].value == pytest.approx((3 + 2 * 1) * 730)
-    assert [row["usd_per_month"] for row in point.pools] == pytest.approx([3 * 730, 2 * 730])
+    assert [pool.facts["usd_per_month"] for pool in point.pools] == pytest.approx([3 * 730, 2 * 730])
     mean, by_pool, _ = prices_of(loaded.scenario)
     assert mean == pytest.approx(5 / 3)
     assert by_pool == (3.0, 1.0)
     assert replica_prices(loaded.scenario) == {"fleet.pools.big.replicas": 3.0, "fleet.pools.small.replicas": 1.0}
     assert priced(point, *prices_of(loaded.scenario)) is point
-    idle = sum((1 - row["gpu_utilization"]) * row["usd_per_month"] for row in point.pools)
+    idle = sum((1 - pool.row["gpu_utilization"]) * pool.row["usd_per_month"] for pool in point.pools)
     assert idle > 0
     found = point.metrics["idle_usd_per_month"]
     assert found.value == pytest.approx(idle), "each GPU at the price of its pool"
     assert found.lo is None or found.lo <= found.value <= (found.hi or 0)
     free = priced(point, None)
     assert "usd_per_month" not in free.metrics
-    assert all("usd_per_month" not in row for row in free.pools)
+    assert all("usd_per_month" not in pool.facts for pool in free.pools)
     dearer = load_scenario(loaded.source, ["fleet.pools.small.price=2"]).scenario
     assert priced(point, *prices_of(dearer)).metrics["usd_per_month"].value == pytest.approx(7 * 730)
 
@@ -226,8 +225,8 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         path = tmp_path / f"plan-{small}.yaml"
         path.write_text(text.replace("price: 1 USD/h", f"price: {small} USD/h") + question)
         planned = make_plan(load_scenario(str(path)), tmp_path / small, Execution(Local(1)))
-        assert tuple(planned.answer.values()) == answer
-        (row,) = [row for row in planned.record.frontier if row.set == planned.answer]
+        assert tuple(planned.record.answer.values()) == answer
+        (row,) = [row for row in planned.record.frontier if row.set == planned.record.answer]
         assert row.price == total
         found = plan_answer(read_run(tmp_path / small))
         assert f"for ${total:.0f} an hour: the cheapest mix that meets the SLO" in found.headline

@@ -10,7 +10,7 @@ from strategies import build
 from sim.policies.routing import RouterContext, View, make_router
 from sim.spec.policies import PLACEMENTS
 from sim.spec.scenario import Scenario
-from sim.spec.sections import routing
+from sim.spec.sections import control_plane
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.router_views import InFlightActivity, Residency, RunningNow, Sources, ViewRefresher
 
@@ -41,15 +41,15 @@ def test_more_copies_than_replicas_are_refused() -> None:
 
 def test_defaults_depend_on_the_policy() -> None:
     def defaults(policy: str) -> tuple[float, float | None]:
-        router = routing.Router(policy=policy)
+        router = control_plane.Router(policy=policy)
         return router.view_interval, router.load_bound
 
     assert defaults("round-robin") == (0.0, None)
     assert defaults("hash") == (0.0, 1.25)
     assert defaults("affinity-residency") == (0.0, None)
     assert defaults("affinity-activity") == (0.05, None)
-    assert routing.Router.model_validate({"policy": "affinity-activity", "staleness": 0}).view_interval == 0.0
-    assert routing.Router.model_validate({"policy": "hash", "bound": 2}).load_bound == 2.0
+    assert control_plane.Router.model_validate({"policy": "affinity-activity", "staleness": 0}).view_interval == 0.0
+    assert control_plane.Router.model_validate({"policy": "hash", "bound": 2}).load_bound == 2.0
 
 
 def test_least_loaded_takes_the_first_of_equal_ones_that_is_up() -> None:

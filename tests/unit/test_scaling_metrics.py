@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time, write_trace
+from strategies import fixed_time, services
 
-from reports.answers.bottleneck import limits
 from reports.charts.timeline_chart import timeline_chart
-from reports.text.answer_text import answer
-from reports.text.impact_text import scaling_sentences
+from reports.text.limit_text import limits
 from reports.text.setup_text import cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
 from sim.results.metrics import measure
 from sim.results.point import Metric
 from sim.results.records import Recording
 from sim.results.sample_data import provisioned_s, seconds_in, starting
-from sim.results.scaling_metrics import replicas_over_time
+from sim.results.timeline import replicas_over_time
 from sim.spec.scenario import Scenario
+from sim.studies.changes.findings import scaling_sentences
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
+from sim.studies.run.answer import answer
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
@@ -34,17 +34,8 @@ ROWS = [(0.0, 0), (12.0, 0), (12.0, 1), (12.0, 2), (30.0, 0), (30.0, 1), (39.0, 
 def scenario(run: dict[str, Any] | None = None, **fleet: Any) -> Scenario:
     cold = {"engine": fixed_time(10.0)}
     scaling = {"policy": "schedule", "max": 2, "interval": "10 s", "schedule": SCHEDULE, "cold_start": cold}
-    found: Scenario = build(
-        workload={"trace": {"file": write_trace([(second, adapter, 1, 1) for second, adapter in ROWS])}},
-        adapters={"size": "1 MB"},
-        cache={"gpu": {"slots": 4}},
-        fleet={"engine": "fixed", "service": fixed_time(1.0), "autoscale": scaling, **fleet},
-        storage={"load": fixed_time(0.25)},
-        router={"policy": "round-robin"},
-        slo={"e2e_p99": "2 s"},
-        **({} if run is None else {"run": run}),
-    )
-    return found
+    more = {"storage": {"load": fixed_time(0.25)}, "router": {"policy": "round-robin"}, "slo": {"e2e_p99": "2 s"}}
+    return services(ROWS, fleet={"autoscale": scaling, **fleet}, **more, **({} if run is None else {"run": run}))
 
 
 def metrics(given: Scenario) -> tuple[dict[str, Metric], Recording]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from sim.policies.autoscaling import Reading, make_policy
-from sim.spec.sections.autoscaling import Autoscale
+from sim.spec.sections.control_plane import Autoscale
 
 
 @dataclass

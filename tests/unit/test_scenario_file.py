@@ -12,9 +12,8 @@ import pytest
 from scenario_samples import BASE, base, refusal, write
 
 from sim.errors import InputError, ScenarioError, SeveralErrors
-from sim.spec.files.bundled import bundled_path, bundled_scenarios
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario, load_scenario
+from sim.spec.scenario_file import LoadedScenario, bundled_path, bundled_scenarios, load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
 

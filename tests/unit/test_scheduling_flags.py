@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from strategies import build
 
-from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, why_no_flags
-from sim.spec.engine_flags.command_reading import read_command
+from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, read_command, why_no_flags
 from sim.spec.scenario import Scenario
 
 TENANTS = [

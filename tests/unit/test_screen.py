@@ -8,7 +8,7 @@ import pytest
 from strategies import build
 
 from sim.spec.scenario import Scenario
-from sim.studies.planning.screen import screen
+from sim.studies.plan.screen import screen
 from sim.traffic.request import FROM_HOST
 from sim.world.build import build_world
 from sim.world.replication import simulate

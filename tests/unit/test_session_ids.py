@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from trace_samples import BURSTGPT, BURSTGPT_OLD
 from traffic_samples import traffic
 
-from sim.spec.sections.arrival_processes import PoissonArrivals
-from sim.spec.sections.popularity_laws import Sessions, UniformPopularity
 from sim.spec.sections.trace_source import Trace
+from sim.spec.sections.traffic_laws import PoissonArrivals, Sessions, UniformPopularity
 from sim.traffic import generate
 from sim.traffic.fits.describe import SessionTable
 from sim.traffic.generate import Traffic
@@ -62,14 +61,12 @@ def test_traffic_without_sessions_has_no_numbers(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_bytes(BURSTGPT_OLD)
     for made in (traffic(100), traffic(None, arrivals=None, trace={"file": str(file)})):
-        assert not made.has_sessions
         assert [chunk.session for chunk in made.chunks(0)] == [None]
 
 
 def test_a_session_keeps_its_adapter_while_popularity_drifts_and_adapters_are_replaced() -> None:
     turnover = {"drift": {"share": "50%", "every": "20 s"}, "churn": {"share": "50%", "every": "5 min"}}
     made = traffic(30_000, 50, sessions=SHORT, **turnover)
-    assert made.has_sessions
     found = drawn(made)
     assert len(np.unique(found.adapters)) > 100  # many came after the start
     pairs = np.unique(np.stack((found.sessions, found.adapters)), axis=1)
@@ -194,7 +191,6 @@ def recorded(file: str, requests: int | None = None, duration: str | None = None
     if duration is not None:
         workload["duration"] = duration
     made = traffic(requests, None, **workload)  # type: ignore[arg-type]
-    assert made.has_sessions
     return drawn(made)
 
 

@@ -15,7 +15,7 @@ from strategies import build, fixed_time
 from sim.policies.adapter_cache import ABSENT, AdapterCache, GpuCache
 from sim.policies.admission import ReadyQueue
 from sim.policies.eviction import EvictionContext
-from sim.policies.eviction.lru import Lru
+from sim.policies.eviction.ranked import Lru
 from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.results.records import COMPLETED

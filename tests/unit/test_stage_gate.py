@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sim.policies.stage_gate import Sample, failed_terms
+from sim.policies.changes import Sample, failed_terms
 
 TEN = [Sample(ttft_s=i / 10, e2e_s=float(i), missed=i <= 3) for i in range(1, 11)]
 """First tokens after 0.1 to 1 s, ends after 1 to 10 s, three misses. 99 % lie 0.91 of a step below the last one."""

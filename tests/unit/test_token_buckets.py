@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import build
 
-from reports.answers.bottleneck import limits
-from reports.text.limit_text import limit_sentence
+from reports.text.limit_text import limit_sentence, limits
 from sim.errors import InputError
-from sim.policies.token_bucket import TokenBucket
+from sim.policies.front_end import TokenBucket
 from sim.results import verdict
 from sim.results.model import Capacity, from_plain
 from sim.results.records import COMPLETED, LIMITED, REFUSED, REROUTED, UNFINISHED, Recording

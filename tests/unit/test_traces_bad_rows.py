@@ -182,7 +182,7 @@ def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(tmp_path: Path) ->
 
 
 def test_a_refused_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.traffic.tables.bad_rows.LOOK_ON", 10_000)
+    monkeypatch.setattr("sim.traffic.tables.blocks.LOOK_ON", 10_000)
     assert "; at least 4,095 more bad rows; " in error_of(
         tmp_path, HEADER + b"1,a,5,0\n" * 4096 + b"1,a,5,5\n" * 50_000
     )

@@ -10,8 +10,7 @@ import pytest
 import trace_samples as samples
 
 from sim.spec.sections.trace_source import Trace
-from sim.traffic.tables.bad_rows import BadRows
-from sim.traffic.tables.blocks import RowBlock
+from sim.traffic.tables.blocks import BadRows, RowBlock
 from sim.traffic.tables.text_files import CsvTable
 from sim.traffic.traces.read import TraceData, read_trace
 

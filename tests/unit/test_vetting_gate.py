@@ -12,19 +12,21 @@ import pytest
 from scenario_samples import refusal, write
 from stuck_adapter import LEARNED, write_adapter
 
-from reports.pages.run_page import build_report
-from reports.tables.change_tables import held_table
-from reports.text.answer_text import answer, sweep_answer
+from reports.render.html import page
 from sim.errors import InputError
 from sim.results.model import HeldBack
 from sim.results.point import Point
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
+from sim.studies.changes.report import held_table
 from sim.studies.evaluate import EvaluationOptions, build, evaluate_scenario
 from sim.studies.execution import Execution
+from sim.studies.run.answer import answer
+from sim.studies.run.findings import sweep_answer
+from sim.studies.run.report import run_report
 from sim.studies.sweep import run_study, task_of
-from sim.studies.training.vetting_gate import digest_weights, release
+from sim.studies.vetting_gate import digest_weights, release
 
 SCENARIO = """\
 schema_version: 1
@@ -195,7 +197,7 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
     assert told.headline.startswith("Held back at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
     assert "With none, 2 replications are too few to tell what the rollout did: " in " ".join(told.details)
-    assert "What holding it back avoided" in build_report(data)
+    assert "What holding it back avoided" in page(run_report(data))
 
 
 # What is refused
@@ -301,6 +303,6 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     table = held_table(point, "")
     assert table is not None
     assert table.rows[0][:2] == ["requests answered by the version held back", "0"]
-    assert "What holding it back avoided" in build_report(data)
+    assert "What holding it back avoided" in page(run_report(data))
     summary = json.loads((data.path / "summary.json").read_text())
     assert summary["points"][0]["held"]["answered"]["value"] == value

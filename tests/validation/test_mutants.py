@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from validation import ROOT
-from validation.mutants.catalogue import MUTANTS
-from validation.mutants.mutant import Mutant
+from validation.mutants.catalogue import MUTANTS, Mutant
 from validation.mutants.trial import BROKEN, KILLED, SURVIVED, TIMEOUT, check_imports, run_tests
 
 

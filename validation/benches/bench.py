@@ -22,7 +22,7 @@ import simpy
 from sim.spec.engines import ENGINES
 from sim.spec.policies import ROUTERS
 from sim.spec.scenario import Scenario
-from sim.spec.sections.rollout_strategies import STRATEGIES
+from sim.spec.sections.changes import STRATEGIES
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from validation.benches.bench_history import Figures, append

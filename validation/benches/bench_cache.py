@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replay.fast_replay import CHUNK, KERNELS
+from sim.policies.replay.cache_replay import CHUNK, KERNELS
 from sim.policies.replay.lru_curve import lru_curve
 from validation.benches.bench_history import Figures, append
 

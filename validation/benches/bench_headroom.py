@@ -22,7 +22,7 @@ from sim.results.slo_terms import all_terms
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.spec.sections.arrival_processes import ClosedArrivals
+from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.studies import headroom, short_runs
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
 from sim.studies.headroom import find_headroom

@@ -21,8 +21,8 @@ from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local, Pool
 from sim.studies.evaluate import EvaluationOptions, evaluate, make_design, on_pool
 from sim.studies.execution import Execution
-from sim.studies.planning.evaluator import longer
-from sim.studies.planning.plan_study import PlanOutcome, make_plan, starts_full
+from sim.studies.plan.evaluator import longer
+from sim.studies.plan.study import PlanOutcome, make_plan, starts_full
 
 LONG = 10
 """How many times longer a run is whose verdict counts as the truth."""
@@ -92,13 +92,13 @@ class Truth:
 def count(tally: Tally, found: PlanOutcome, truth: Truth) -> None:
     """Add one plan to a tally."""
     record = found.record
-    tally.answers[", ".join(map(str, found.point.set.values())) + ("" if found.feasible else " nearest")] += 1
-    if found.feasible:
+    tally.answers[", ".join(map(str, found.point.set.values())) + ("" if record.feasible else " nearest")] += 1
+    if record.feasible:
         tally.held.append(truth.meets(found.point.set))
-    if found.feasible and found.certain and record.edge_set is not None and record.edge_refused is None:
+    if record.feasible and record.certain and record.edge_set is not None and record.edge_refused is None:
         tally.missed.append(not truth.meets(record.edge_set))
     likely = record.probable
-    if likely is not None and not (found.feasible and likely.set == found.point.set):
+    if likely is not None and not (record.feasible and likely.set == found.point.set):
         tally.probable.append((likely.probability, truth.meets(likely.set)))
 
 

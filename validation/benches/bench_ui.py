@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sim.spec.files.bundled import bundled_scenarios
+from sim.spec.scenario_file import bundled_scenarios
 from sim.ui.library import Library
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))

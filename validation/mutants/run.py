@@ -22,8 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from validation import ROOT
-from validation.mutants.catalogue import MUTANTS
-from validation.mutants.mutant import Mutant
+from validation.mutants.catalogue import MUTANTS, Mutant
 from validation.mutants.trial import (
     ALL_CORES,
     BROKEN,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from validation import ROOT
-from validation.mutants.mutant import Mutant
+from validation.mutants.catalogue import Mutant
 
 KILLED, SURVIVED, TIMEOUT, EXPLAINED, BROKEN = "killed", "survived", "timeout", "explained", "not run"
 OWN_TESTS = "tests/validation/test_mutants.py"

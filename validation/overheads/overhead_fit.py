@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from calibrate.kernels.engine_overhead import EngineOverhead
+from calibrate.kernels.around_kernels import EngineOverhead
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, KernelTables
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant

@@ -1,8 +1,8 @@
 """Fit what engines add to their kernels: ``python validation/overheads/overheads.py STAGES.csv ...``.
 
-Needs the extra ``kernels``. The tables have measured stages of vLLM servers (docs/validation-stages.md). Writes
+Needs the extra ``kernels``. The tables have measured stages of vLLM servers (docs/validation.md). Writes
 ``calibrate/kernels/overheads.json``, which ``loraplan profiles build`` reads, then replays the measured points with the
-simulator and built profiles, and writes the tables of docs/validation-profiles.md and docs/validation-overheads.md.
+simulator and built profiles, and writes the tables of judged.md and fit.md beside it.
 Takes about three minutes.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.kernels.engine_overhead import FILE, EngineOverhead, read_overheads
+from calibrate.kernels.around_kernels import FILE, EngineOverhead, read_overheads
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE
 from sim.results.run_directory.result_files import write_json
 from sim.studies.fidelity.measured_runs import read_table
@@ -35,8 +35,8 @@ from validation.overheads.replayed_points import ReplayedPoint, replay_points
 from validation.overheads.serving_points import DeploymentGroup, ServingPoint, serving_points
 from validation.overheads.vllm_overhead import fit_vllm, gaps_of
 
-PAGE = ROOT / "docs" / "validation-profiles.md"
-FIT_PAGE = ROOT / "docs" / "validation-overheads.md"
+PAGE = ROOT / "validation" / "overheads" / "judged.md"
+FIT_PAGE = PAGE.with_name("fit.md")
 BEGIN = "<!-- written by validation/overheads/overheads.py -->"
 END = "<!-- end of what validation/overheads/overheads.py writes -->"
 FLAG = 0.3

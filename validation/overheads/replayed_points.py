@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.kernels.engine_overhead import overhead_of
+from calibrate.kernels.around_kernels import overhead_of
 from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.profile_from_kernels import build_profile
 from sim.errors import InputError

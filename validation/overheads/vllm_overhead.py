@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
+from calibrate.kernels.around_kernels import EngineOverhead
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
-from calibrate.kernels.engine_overhead import EngineOverhead
 from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment, KernelTables
 from calibrate.kernels.memory_model import STEP_TOKENS, memory_of
 from calibrate.kernels.profile_from_kernels import envelope_of
 from calibrate.kernels.surrogate import fit_surrogate, predict
 from sim.errors import InputError
-from sim.spec.engine_versions import AHEAD_SINCE
+from sim.spec.engines import AHEAD_SINCE
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 from sim.studies.fidelity.serving_stages import Stage

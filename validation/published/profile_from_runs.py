@@ -14,8 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from sim.cli.commands.fit_command import show_fitted
-from sim.cli.output import progress_bar
+from calibrate.fit.report import fit_report
+from sim.cli.output import finish, progress_bar
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.profile import Conditions, Draw, Envelope, LoadCost, Memory, Profile, Provenance, StepCost, TierCost
@@ -188,7 +188,7 @@ def main() -> None:
     command = shlex.join(["python", script, "DIR", "--model", given.model, "--out", given.out.name])
     with progress_bar(quiet=False) as progress:
         profile = fit_profile(given.folder, given.model, command, given.jobs, progress)
-    show_fitted(profile, given.out, json=False)
+    finish(fit_report(profile, given.out), None, as_json=False, quiet=False)
 
 
 if __name__ == "__main__":

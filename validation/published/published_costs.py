@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sim.errors import InputError
-from sim.policies.slot_memory import reserved_bytes
+from sim.policies.replica_memory import reserved_bytes
 from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets

@@ -1,7 +1,7 @@
 """Fit a profile from counts of S-LoRA's steps: ``steps.csv``, whose rows are spans of 250 or 1,000 steps.
 
 The table has neither times of single steps nor of loads, so costs are what explains the lengths of spans
-(docs/validation-slora.md). ``python validation/published/slora_profile.py DIR s-lora.json`` writes the profile.
+(docs/validation.md). ``python validation/published/slora_profile.py DIR s-lora.json`` writes the profile.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from calibrate.fit.report import fit_report
 from calibrate.fit.sample_terms import hold_outs
-from sim.cli.commands.fit_command import show_fitted
+from sim.cli.output import finish
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.profile import (
@@ -212,8 +213,6 @@ def _sources() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    show_fitted(
-        fit_slora(Path(sys.argv[1]), f"python validation/published/slora_profile.py DIR {Path(sys.argv[2]).name}"),
-        Path(sys.argv[2]),
-        json=False,
-    )
+    command = f"python validation/published/slora_profile.py DIR {Path(sys.argv[2]).name}"
+    report = fit_report(fit_slora(Path(sys.argv[1]), command), Path(sys.argv[2]))
+    finish(report, None, as_json=False, quiet=False)

@@ -1,6 +1,6 @@
 """Measured runs of S-LoRA: a table with a row a run, whose arrivals and adapters are known exactly.
 
-The columns are those of ``slora/runs.csv`` (docs/validation-slora.md). The client was seeded, so each run is
+The columns are those of ``slora/runs.csv`` (docs/validation.md). The client was seeded, so each run is
 replayed as a trace. ``python validation/published/slora_runs.py RUNS.csv`` predicts them.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -231,7 +233,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     runs = read_slora_runs(given.file)
-    folder, report = predict_runs(given.file, runs, None, given.profile_dir, given.out, given.jobs, quiet=False)
+    command = shlex.join(["python", "validation/published/slora_runs.py", *sys.argv[1:]])
+    folder, report = predict_runs(
+        given.file, runs, None, given.profile_dir, given.out, given.jobs, quiet=False, command=command
+    )
     finish(report, folder, as_json=given.json, quiet=False)
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.kernels.around_kernels import MEASURED, lora_cost, overhead_of
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
-from calibrate.kernels.engine_overhead import overhead_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
-from calibrate.kernels.lora_terms import MEASURED, lora_cost
 from sim.spec.profile import StepCost, load_profile
 from sim.studies.fidelity.step_terms import BASE, LORA, Term
 from validation.published.profile_from_runs import closed_loops

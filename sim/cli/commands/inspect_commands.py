@@ -19,12 +19,13 @@ def report(
 
     Example: loraplan report runs/quickstart
     """
-    from reports.pages.run_page import write_report
+    from reports.render.html import write
     from sim.results.run_directory.store import blamed_on, read_run
+    from sim.studies.reports import report_of
 
     with blamed_on(run_directory):
         data = read_run(run_directory)
-        page = write_report(data)
+        page = write(report_of(data), run_directory)
     if data.manifest.get("status") != "finished":
         done = f"{len(data.points)} of {data.manifest.get('points_total', '?')} points"
         plan = data.manifest.get("kind") == "plan"
@@ -52,7 +53,7 @@ def check(
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
     notes, setups = check_points(loaded)
     if loaded.scenario.plan is not None:
-        from sim.studies.planning.plan_checks import check_plan
+        from sim.studies.plan.checks import check_plan
 
         check_plan(loaded)
     if resolved:
@@ -67,7 +68,7 @@ def schema() -> None:
 
     Example: loraplan schema > scenario.schema.json
     """
-    from sim.spec.files.schema import schema_text
+    from sim.spec.scenario import schema_text
 
     say(*schema_text().splitlines(), wraps=False)
 

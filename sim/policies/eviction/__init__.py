@@ -1,4 +1,4 @@
-"""Which adapter leaves a full cache. A policy is a class in here and an entry in ``sim/spec/policies.py``.
+"""Which adapter leaves a full cache. A policy is a class in here and a row in ``sim/spec/policies.toml``.
 
 Names and rules are libCacheSim's where it has the policy. Adapters in use never leave; each class says what its queue
 or hand does with them.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from sim.policies.eviction.eviction_policy import Eviction, EvictionContext, WatchedEviction
-from sim.policies.outside import made
 from sim.spec.policies import EVICTIONS, EvictionEntry
 
 __all__ = ["Eviction", "EvictionContext", "check_eviction", "make_eviction"]
@@ -25,7 +24,7 @@ def make_eviction(policy: str | EvictionEntry, context: EvictionContext) -> Evic
     """
     entry = EVICTIONS[policy] if isinstance(policy, str) else policy
     if entry.origin:
-        return WatchedEviction(entry, made(entry, context, _METHODS, _OPTIONAL))
+        return WatchedEviction(entry, entry.made(context, _METHODS, _OPTIONAL))
     eviction: Eviction = entry.load()(context)
     return eviction
 

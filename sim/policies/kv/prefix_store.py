@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from sim.policies.kv.counting_store import CountingStore
 from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, Extent, Key, KnownBlocks, Spans
-from sim.policies.kv.kv_store import KvStore, held_tokens
+from sim.policies.kv.kv_store import CountingStore, KvStore, held_tokens
 from sim.policies.kv.prefix_lookup import PrefixLookup
 from sim.traffic.request import HOLDING, Request
 

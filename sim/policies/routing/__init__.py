@@ -1,12 +1,11 @@
 """Which replica a request goes to: pure decisions over a view that may be stale.
 
-A router is a class in here and an entry in ``sim/spec/policies.py``. What keeps a view current is in
+A router is a class in here and a row in ``sim/spec/policies.toml``. What keeps a view current is in
 ``sim.world.routing.router_views``.
 """
 
 from __future__ import annotations
 
-from sim.policies.outside import made
 from sim.policies.routing.router_policy import VIEW_FIELDS, Choosing, Router, RouterContext, View, WatchedRouter
 from sim.spec.policies import ROUTERS, RouterEntry
 
@@ -23,7 +22,7 @@ def make_router(policy: str | RouterEntry, context: RouterContext) -> Router:
     if not entry.origin:
         router: Router = entry.load()(context)
         return router
-    found = made(entry, context, ("choose",))
+    found = entry.made(context, ("choose",))
     reads = getattr(found, "reads", None)
     if not isinstance(reads, (frozenset, set)) or not reads <= VIEW_FIELDS:
         allowed = ", ".join(sorted(VIEW_FIELDS))

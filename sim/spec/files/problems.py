@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
 from sim.spec.base import descriptions
-from sim.spec.engine_flags.flag_tables import flag_hint
+from sim.spec.engine_flags.options import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
@@ -87,7 +87,7 @@ def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
     """Return an error for each true or false where a number belongs: pydantic would read it as 1 or 0."""
     numbers = _numbers(model)
     return [
-        ScenarioError("must be a number", key=path, got="true" if value else "false")
+        ScenarioError("must be a number", key=path, got=value)
         for path, value in _leaves(data, "")
         if isinstance(value, bool) and without_indexes(path) in numbers
     ]
@@ -137,10 +137,11 @@ def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> Inp
 def _own_error(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError:
     key = join(spot.key, context["key"]) if context.get("key") else spot.key
     allowed, hint, got = context.get("allowed") or None, context.get("hint") or None, context.get("got")
-    if isinstance(got, float):
-        # The model's own number is 0.01 where the file says 10 ms.
-        written = _value(data, (*spot.path, *str(context.get("key") or "").split(".")))
-        got = _number(got) if written is None else written
+    if isinstance(got, (float, tuple)):
+        # The model's own value is 0.01 where the file says 10 ms, and a tuple where it has a list.
+        below = (int(part) if part.isdigit() else part for part in str(context.get("key") or "").split("."))
+        written = _value(data, (*spot.path, *below))
+        got = written if written is not None else _number(got) if isinstance(got, float) else got
     return ScenarioError(context["problem"], key=key, got=got, allowed=allowed, hint=hint)
 
 

@@ -21,40 +21,68 @@ from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
-from sim.spec.sections.autoscaling import Autoscale
+from sim.spec.sections.control_plane import Autoscale
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
-from sim.spec.sections.pools import MOST_REPLICAS, FullModels, ServedKinds
 from sim.spec.units import Bytes, Price, Seconds, Share
 
-_BATCHING_KEYS = (
-    "admission",
-    "load_at",
-    "batching",
-    "admission_interval",
-    "prefill_schedule_interval",
-    "waiting_ratio",
-    "chunked_prefill",
-    "budget_kv_share",
-    "front_end",
-    "front_end_time",
-    "max_model_len",
-    "kv_check",
-    "schedule_conservativeness",
-    "overlap_schedule",
-    "drain_wait",
-    "reserved_kv_blocks",
-    "passed_requests",
-    "scheduling",
-    "adapter_limit",
-    "self_preemption",
-    "async_scheduling",
-    "gpu_memory",
-    "gpu_memory_utilization",
-    "tensor_parallel",
-    "fully_sharded_loras",
-    "prefix_caching",
+# Several kinds of replica in one fleet, replicas of full models among them: which requests each takes.
+
+_SWAP_KEYS = ("resident", "load", "turn")
+"""Keys that only a pool of replicas has."""
+
+
+class FullModels(Strict):
+    """The replicas that serve full fine-tunes, and only these."""
+
+    serve: Literal["dedicated", "swap"] = "dedicated"
+    """``dedicated``: every full model has its own replicas, which hold it from the start. ``swap``: a pool of replicas
+    for all full models; a replica holds ``resident`` of them and loads another once one has drained."""
+    replicas: PositiveInt = Field(default=1, le=4096)
+    """``dedicated``: replicas of each full model. ``swap``: replicas of the pool."""
+    resident: PositiveInt | None = Field(default=None, le=64)
+    """``swap`` only: whole models that a replica holds at a time. Unset: 1."""
+    load: TimeLaw | None = None
+    """``swap`` only: time of loading one whole model; nothing runs on the replica meanwhile. Unset: size over
+    storage bandwidth, plus the profile's cost per tensor, without spread. For models kept in host memory give a law,
+    such as ``{law: fixed, value: 800 ms}``."""
+    turn: Seconds | None = None
+    """``swap`` only: how long after its load a model's requests may overtake older requests for another model. Unset:
+    no overtaking; first come, first served, as in Ollama."""
+
+    @checks
+    def _meaningful(self) -> Errors:
+        for key in _SWAP_KEYS:
+            if self.serve == "dedicated" and getattr(self, key) is not None:
+                yield located(
+                    key,
+                    "dedicated replicas hold their model from the start and never load",
+                    got="serve dedicated",
+                    allowed="only with serve swap",
+                    hint=f"remove {key}, or set serve: swap",
+                )
+
+    @property
+    def places(self) -> int:
+        """Whole models that a replica holds at a time, with the default resolved."""
+        return self.resident or 1
+
+
+MOST_REPLICAS = 4096
+"""Replicas of a fleet, those of all pools and of full models among them."""
+
+
+class ServedKinds(Strict):
+    """The adapters that a pool takes requests for."""
+
+    kinds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Places of kinds in ``adapters.mix``, counted from 0."""
+
+
+_OF_FIXED = (
+    *("replicas", "gpu", "price", "profile", "gpus_per_replica", "engine", "service"),
+    *("max_num_seqs", "max_num_batched_tokens", "block_size", "uncached_blocks", "kv_tokens"),
 )
-"""Keys that engine ``fixed`` doesn't have."""
+"""Keys of a replica that engine ``fixed`` has, or ignores."""
 _OF_A_POOL = ("cache", "storage", "serves")
 """Names that a pool can't have, because keys such as ``fleet.pools.cache.gpu`` could then be read in two ways."""
 
@@ -70,7 +98,7 @@ class ReplicaKeys(Strict):
     ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
     price: Price | None = None
     """What one GPU costs for an hour, in US dollars: ``2.50``, ``2.50 USD/h`` or ``$2.50/h``. Costs are shown where it
-    is given (docs/costs.md). It changes no result: another price needs no new simulation."""
+    is given (docs/plan.md). It changes no result: another price needs no new simulation."""
     profile: str | None = None
     """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
     ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
@@ -82,7 +110,7 @@ class ReplicaKeys(Strict):
     GPUs. Unset: those of the profile (``tensor_parallel``)."""
     fully_sharded_loras: bool = False
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
-    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/tensor-parallel.md)."""
+    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/pools.md)."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
@@ -192,7 +220,7 @@ class ReplicaKeys(Strict):
     front_end_time: Seconds | None = Field(default=None, le=60)
     """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
     include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
-    (docs/validation-stages.md), and 0 for others, of which none was measured, and with a ``front_end``."""
+    (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
 
     @field_validator("engine")
     @classmethod
@@ -393,8 +421,8 @@ class Fleet(ReplicaKeys):
             yield located("service", "engine fixed needs its service time", hint="such as 10 ms")
         if self.engine != "fixed" and self.service is not None:
             yield located("service", "only engine fixed has a service time", hint="remove it, or set engine: fixed")
-        for key in _BATCHING_KEYS:
-            if self.engine == "fixed" and key in self.model_fields_set:
+        for key in ReplicaKeys.model_fields:
+            if self.engine == "fixed" and key in self.model_fields_set and key not in _OF_FIXED:
                 yield located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
                 )

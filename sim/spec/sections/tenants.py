@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PositiveInt
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from sim.spec.base import Errors, Strict, checks, located
-from sim.spec.sections.arrival_processes import Step
+from sim.spec.sections.traffic_laws import Step
 from sim.spec.units import (
     SALE_PATTERN,
     Rate,

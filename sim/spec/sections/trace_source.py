@@ -108,7 +108,7 @@ class Trace(Strict):
     hash_block: PositiveInt = Field(default=512, le=65536)
     """Tokens of a block in the column ``hash_ids``; Mooncake's have 512."""
     columns: LogColumns | None = None
-    """Which columns of a log hold what (docs/logs.md). Unset: they are found by their names, and a note says which."""
+    """Which columns of a log hold what (docs/trace.md). Unset: they are found by their names, and a note says which."""
     base_model: str | None = None
     """The name of the base model in a log's column of adapters: requests for it need no adapter."""
     adapter_from: str | None = None

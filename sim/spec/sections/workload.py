@@ -8,10 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema
 
 from sim.spec.base import Errors, Strict, checks, located
-from sim.spec.sections.arrival_processes import Arrivals, ClosedArrivals, MmppArrivals, PiecewiseArrivals
 from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
-from sim.spec.sections.popularity_laws import Churn, Drift, Popularity, Sessions, UniformPopularity
 from sim.spec.sections.trace_source import Trace
+from sim.spec.sections.traffic_laws import (
+    Arrivals,
+    Churn,
+    ClosedArrivals,
+    Drift,
+    MmppArrivals,
+    PiecewiseArrivals,
+    Popularity,
+    Sessions,
+    UniformPopularity,
+)
 from sim.spec.units import TIME_OF_DAY_PATTERN, Bytes, Seconds, Share
 
 # Times of day in a scenario, such as ``at: 12:00``: they count from ``workload.start``.

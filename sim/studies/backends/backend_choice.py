@@ -7,14 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sim.errors import InputError, did_you_mean, install_hint
-from sim.studies.backends.pool import Local, Pool
-
-if TYPE_CHECKING:
-    from sim.studies.backends.cluster import Futures
+from sim.studies.backends.pool import Local, Pool, cores
 
 BACKENDS = ("local", "dask", "ray")
 _SCHEMES = {"tcp": "dask", "tls": "dask", "ws": "dask", "wss": "dask", "ucx": "dask", "ray": "ray"}
@@ -102,25 +98,18 @@ def open_pool(
             got=where.backend,
             hint=install_hint(where.backend),
         )
-    from sim.studies.backends.cluster import Cluster
+    from sim.studies.backends import cluster
 
-    cluster = Cluster(_futures(where, jobs, on_note), -1 if where.address is None else jobs, on_note)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
-
-
-def _futures(where: BackendChoice, jobs: int, on_note: Callable[[str], None]) -> Futures:
-    from joblib import cpu_count
-
-    from sim.studies.backends import on_dask, on_ray
-
+    kind = cluster.Dask if where.backend == "dask" else cluster.Ray
     if where.address is None:
-        start = on_dask.start if where.backend == "dask" else on_ray.start
-        return start(cpu_count() if jobs < 0 else jobs)
-    _knock(where.address)
-    return on_dask.connect(where.address, on_note) if where.backend == "dask" else on_ray.connect(where.address)
+        executor, jobs = kind.started(cores(jobs)), -1
+    else:
+        _knock(where.address)
+        executor = kind.at(where.address, on_note)
+    try:
+        yield cluster.Cluster(executor, jobs, on_note)
+    finally:
+        executor.close()
 
 
 def _knock(address: str) -> None:
@@ -143,20 +132,11 @@ def _knock(address: str) -> None:
         with socket.create_connection((host, port), timeout=_ANSWER_S) as line:
             greeting = line.recv(8, socket.MSG_WAITALL) if parts.scheme == "tcp" else None
     except TimeoutError:
-        raise _no_dask(address) from None
+        greeting = b""
     except OSError as error:
-        raise InputError(
-            "nothing answers here", key="--address", got=address, hint=str(error.strerror or error)
-        ) from None
+        hint = str(error.strerror or error)
+        raise InputError("nothing answers here", key="--address", got=address, hint=hint) from None
     # Dask's scheduler sends first: the length of its message, in 8 bytes, little-endian.
     if greeting is not None and not 0 < int.from_bytes(greeting, "little") < _LONG_GREETING:
-        raise _no_dask(address)
-
-
-def _no_dask(address: str) -> InputError:
-    return InputError(
-        "the server at this address is no Dask scheduler",
-        key="--address",
-        got=address,
-        allowed="such as tcp://host:8786",
-    )
+        problem = "the server at this address is no Dask scheduler"
+        raise InputError(problem, key="--address", got=address, allowed="such as tcp://host:8786")

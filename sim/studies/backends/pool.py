@@ -71,7 +71,7 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     :param jobs: worker processes; -1: one for each core; 1: this process, in order.
     :raises LoraplanError: if a worker died (out of memory, killed).
     """
-    workers = min(len(arguments), _cores(jobs))
+    workers = min(len(arguments), cores(jobs))
     if workers <= 1:
         for each in arguments:
             yield task(*each)
@@ -82,7 +82,8 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
 
     pool = Parallel(
         n_jobs=workers,
-        backend=_watched_backend(),
+        initializer=end_with_parent,
+        initargs=(os.getpid(),),
         return_as="generator_unordered",
         batch_size=1,
         pre_dispatch="2*n_jobs",
@@ -111,11 +112,12 @@ def start_workers(tasks: int, jobs: int) -> None:
 
     Only then does the work start, and with it the clock by which the time left is estimated.
     """
-    for _ in unordered(_import_simulator, [()] * min(tasks, _cores(jobs)), jobs):
+    for _ in unordered(_import_simulator, [()] * min(tasks, cores(jobs)), jobs):
         pass
 
 
-def _cores(jobs: int) -> int:
+def cores(jobs: int) -> int:
+    """Return how many workers ``--jobs`` means: -1 one for each core."""
     if jobs >= 0:
         return jobs
     from joblib import cpu_count
@@ -142,17 +144,3 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH_S)
     os._exit(1)  # results are no longer read, and the main thread may be busy
-
-
-def _watched_backend() -> Any:
-    """Return a loky backend whose workers end with this process.
-
-    ``Parallel`` passes an initializer on from joblib 1.5 on, its backend in all versions.
-    """
-    from joblib._parallel_backends import LokyBackend
-
-    class WatchedBackend(LokyBackend):  # type: ignore[misc] # joblib ships no types
-        def configure(self, *args: Any, **options: Any) -> Any:
-            return super().configure(*args, initializer=end_with_parent, initargs=(os.getpid(),), **options)
-
-    return WatchedBackend()

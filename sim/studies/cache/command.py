@@ -56,11 +56,11 @@ def cache(
     in_slots = None if slots is None else [_count("--slots", word) for word in _words("--slots", slots)]
     in_bytes = None if capacity is None else [_bytes("--capacity", word) for word in _words("--capacity", capacity)]
     objects = read_adapter_sequence(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
-    folder = folder_for(out, f"cache-{file_stem(trace)}", as_json=json)
     if in_bytes is not None and objects.size_bytes is None:
         hint = "give --adapter-size, or --slots instead of --capacity"
         raise InputError("the trace doesn't say how large adapters are", key="--capacity", got=capacity, hint=hint)
     caches, notes = cache_sizes(objects, in_slots, in_bytes)
+    folder = folder_for(out, f"cache-{file_stem(trace)}", as_json=json)
     with progress_bar(quiet, "replaying") as progress:
         result = study_cache(objects.adapter, objects.size_bytes, policies, caches, progress=progress)
     report = cache_report(result, trace.name, digest_file(trace), [*objects.notes, *notes], command_line())

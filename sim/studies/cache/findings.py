@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.formatting import number, percent
+from reports.formatting import percent, plural
 from sim.spec.policies import EVICTIONS
 from sim.spec.units import human_bytes
 from sim.studies.cache.study import CacheResult
@@ -14,7 +14,7 @@ SAME = 0.05
 
 def capacity_words(result: CacheResult, capacity: float) -> str:
     """Return a capacity in the unit that the reader chose: ``16 slots``, ``10 GB``."""
-    return f"{number(capacity)} slot{'' if capacity == 1 else 's'}" if result.by_slots else human_bytes(capacity)
+    return plural(capacity, "slot") if result.by_slots else human_bytes(capacity)
 
 
 def headline(result: CacheResult) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replay.cache_replay import Replayed, replay, replayable
-from sim.policies.replay.lru_curve import LruOrders, check_byte_sums, lru_orders
+from sim.policies.replay.cache_replay import Replayed, check_byte_sums, replay, replayable
+from sim.policies.replay.lru_curve import LruOrders, lru_orders
 from sim.spec.policies import EvictionEntry
 from sim.traffic.traces.read import AdapterSequence
 

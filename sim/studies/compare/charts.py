@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.answers.findings import VISIBLE
 from reports.axes import Axis, shorten, spread
 from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
 from reports.charts.latency_charts import STAGES, Curve, measured_quantiles, quantile_chart
 from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, row_tips, to_svg
-from reports.charts.sweep_charts import Line, YAxis, line_chart
+from reports.charts.sweep_charts import VISIBLE, Line, YAxis, line_chart
 from reports.formatting import metric_words, percent, show
 from reports.table import Table, numbers_table
 from reports.text.metric_text import change_cell, relative_cell

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from reports.axes import label_of
 from reports.formatting import listed, metric_words, number, show
-from reports.text.impact_text import label_of
 from reports.text.metric_text import capital, change_cell, change_words, relative_cell
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.run_directory.store import RunData
@@ -245,9 +245,6 @@ def details(comparison: Comparison) -> list[str]:
     if len(comparison.pairs) > 1:
         said += _where(comparison)
         said += [text for name in comparison.judged if (text := _extremes(comparison, name))]
-        if any(comparison.alone):
-            counts = [len(sets) for sets in comparison.alone]
-            said.append(f"Points without a partner of the same swept values: {counts[0]} of A, {counts[1]} of B.")
     else:
         said += _in_addition(comparison, comparison.pairs[0])
     return [*said, traffic_sentence(comparison)]

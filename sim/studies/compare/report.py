@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from reports.axes import spread
 from reports.document import File, Heading, Paragraph, Report, Section, method
 from reports.formatting import metric_words, show
-from reports.pages.method import provenance
 from reports.table import Table
 from reports.text.metric_text import change_cell, relative_cell
 from reports.text.setup_text import setup_line
@@ -18,6 +17,7 @@ from sim.studies.compare.charts import charts_of
 from sim.studies.compare.design_words import change_phrase, side_names
 from sim.studies.compare.findings import as_json, caution_sentences, details, headline
 from sim.studies.compare.study import OPEN, Comparison, key_metrics
+from sim.studies.run.method import provenance
 
 _SHOWN = 12
 """Differing keys that the terminal lists."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reports.answers.change_comparison import impact_name
-from reports.answers.change_findings import has_rollout, is_changed, latency_name
+from reports.answers.points import has_rollout, impact_name, is_changed, latency_name
 from reports.axes import Axis, make_axes
 from reports.formatting import read_terms
 from sim.errors import InputError

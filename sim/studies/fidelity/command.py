@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.cli.bench_results import BenchFiles, predict_benchmarks
+from sim.cli.bench_results import BenchFiles
 from sim.cli.options import JobsOption, JsonOption, QuietOption
-from sim.cli.output import command_line, finish, folder_for, progress_bar
+from sim.cli.output import command_line, finish, make_folder, message, progress_bar
 from sim.errors import InputError
 
 if TYPE_CHECKING:
     from reports.document import Report
     from sim.studies.fidelity.measured_runs import LengthHistograms, MeasuredRun
-    from sim.studies.fidelity.serving_stages import Server
+    from sim.studies.fidelity.serving_stages import Server, Stage
 
 LENGTHS = "sharegpt_lengths.json"
 
@@ -29,7 +30,7 @@ def fidelity(
         typer.Argument(
             metavar="[FILE]...",
             help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
-            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages.",
+            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages (docs/validation.md).",
         ),
     ] = None,
     scenario: Annotated[
@@ -65,7 +66,7 @@ def fidelity(
 
     Example: loraplan fidelity bench.json --scenario my-scenario.yaml
     """
-    from sim.studies.benchmarks.bench_files import is_bench_file
+    from sim.studies.fidelity.bench_files import is_bench_file
 
     of_table = {"--lengths": lengths, "--profile-dir": profile_dir, "--out": out}
     of_server = {"--scenario": scenario, "--profile": profile, "--set": ", ".join(set_ or ())}
@@ -87,31 +88,49 @@ def fidelity(
         raise InputError("give either measured runs or a record, not both", key="--record", got=str(record or fit_on))
     elif all(map(is_bench_file, runs)):
         _refuse(of_table, "--lengths, --profile-dir and --out go with RUNS.csv", "FILE")
-        predict_benchmarks(BenchFiles(runs, scenario, profile, set_ or ()), json=json, quiet=quiet)
+        _predict_benchmarks(BenchFiles(runs, scenario, profile, set_ or ()), json=json, quiet=quiet)
         return
     elif len(runs) > 1:
         raise InputError("one table at a time, or results (.json)", key="FILE", got=", ".join(map(str, runs)))
     else:
         _refuse(of_server, "a table names its models; --profile-dir gives other profiles")
-        if _is_of_stages(runs[0]):
-            _refuse(of_table, "goes with tables of served hours")
-            report = _stage_report(runs[0], jobs, quiet)
-        else:
-            from sim.studies.fidelity.measured_runs import read_lengths, read_runs
+        from sim.studies.fidelity.measured_runs import read_lengths, read_table, runs_of
+        from sim.studies.fidelity.serving_stages import KEY_COLUMN, stages_of
 
-            table, histograms = read_runs(runs[0]), read_lengths(lengths or runs[0].with_name(LENGTHS))
-            folder, report = predict_runs(runs[0], table, histograms, profile_dir, out, jobs, quiet)
+        table = read_table(runs[0])
+        if not table.columns:
+            allowed = "served hours or serving stages (docs/validation.md)"
+            raise InputError("the table is empty", file=table.file, allowed=allowed)
+        if KEY_COLUMN in table.columns:
+            _refuse(of_table, "goes with tables of served hours")
+            report = _stage_report(stages_of(table), jobs, quiet)
+        else:
+            measured, histograms = runs_of(table), read_lengths(lengths or runs[0].with_name(LENGTHS))
+            folder, report = predict_runs(
+                runs[0], measured, histograms, profile_dir, out, jobs, quiet=quiet, command=command_line()
+            )
     finish(report, folder, as_json=json, quiet=quiet)
 
 
 def _refuse(options: Mapping[str, object], problem: str, key: str = "") -> None:
-    """Refuse the first of some options that was given.
-
-    :param key: named instead of the option.
-    """
     for name, value in options.items():
         if value:
             raise InputError(problem, key=key or name, got=str(value))
+
+
+def _predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:
+    from sim.studies.fidelity.bench_prediction import predict_bench
+    from sim.studies.fidelity.report import bench_report
+
+    base = files.base()
+    predictions = [predict_bench(run, base, files.profile) for run in files.runs()]
+    finish(bench_report(predictions), None, as_json=json, quiet=quiet)
+    if json:
+        return
+    for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
+        message(f"note: {note}", quiet)
+    again = shlex.join(word for file in files.files for word in ("--from-bench", str(file)))
+    message(f"to correct the profile by this: loraplan calibrate fit {again} {files.options} --out profile.json", quiet)
 
 
 def predict_runs(
@@ -121,12 +140,15 @@ def predict_runs(
     profile_dir: Path | None,
     out: Path | None,
     jobs: int,
+    *,
     quiet: bool,
-) -> tuple[Path | None, Report]:
-    """Predict every run of a table, and write one row for each.
+    command: str,
+) -> tuple[Path, Report]:
+    """Predict every run of a table, and write one row for each; return the folder with these rows, and the report.
 
     :param lengths: of the requests; None: every run knows its own.
     :param profile_dir: folder with a profile for each model; None: the bundled ones.
+    :param command: that makes the report again.
     """
     from sim.studies.fidelity.fidelity_study import predict_all, profiles_for
     from sim.studies.fidelity.report import TABLE, runs_report
@@ -134,33 +156,17 @@ def predict_runs(
     if jobs == 0:
         raise InputError("not a number of workers", key="--jobs", got=0, allowed="-1, or 1 and more")
     profiles = profiles_for(sorted({run.model for run in runs}), profile_dir, runs[0].profile)
-    folder = folder_for(out, f"fidelity-{file.stem}", as_json=False)
-    assert folder is not None, "the table of predictions is always kept"
+    folder = out or Path("runs") / f"fidelity-{file.stem}"
+    make_folder(folder)
     with progress_bar(quiet) as progress:
         predictions = predict_all(runs, lengths, profiles, table=folder / TABLE, jobs=jobs, progress=progress)
-    return folder, runs_report(predictions, file, profiles, command_line())
+    return folder, runs_report(predictions, file, profiles, command)
 
 
-def _is_of_stages(file: Path) -> bool:
-    """Return whether a table has stages of a serving benchmark, rather than served hours with adapters."""
-    from sim.studies.fidelity.measured_runs import read_table
-    from sim.studies.fidelity.serving_stages import KEY_COLUMN
-
-    table = read_table(file)
-    if not table.columns:
-        raise InputError(
-            "the table is empty", file=table.file, allowed="served hours or serving stages (docs/validation.md)"
-        )
-    return KEY_COLUMN in table.columns
-
-
-def _stage_report(file: Path, jobs: int, quiet: bool) -> Report:
-    """Predict every stage of a serving benchmark."""
-    from sim.studies.fidelity.measured_runs import read_table
+def _stage_report(stages: Sequence[Stage], jobs: int, quiet: bool) -> Report:
     from sim.studies.fidelity.report import stage_report
-    from sim.studies.fidelity.serving_stages import predict_stages, stages_of
+    from sim.studies.fidelity.serving_stages import predict_stages
 
-    stages = stages_of(read_table(file))
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         profiles, refused = _profiles_of([stage.server for stage in stages], Path(folder))
         stages = [stage for stage in stages if stage.server in profiles]
@@ -210,9 +216,7 @@ def _profile_of(server: Server, folder: Path) -> str | None:
 
 
 def _record_report(file: Path, fit_on: Path | None) -> Report:
-    """Replay a record, and predict it from the costs of another one if there is one."""
-    from sim.studies.fidelity.record_costs import fit_costs, record_times
-    from sim.studies.fidelity.record_prediction import predict
+    from sim.studies.fidelity.record_prediction import fit_costs, predict, record_times
     from sim.studies.fidelity.report import replay_report, with_prediction
     from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang
     from sim.studies.fidelity.step_record import read_record

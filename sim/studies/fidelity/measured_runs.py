@@ -227,6 +227,16 @@ class MeasuredRun:
         return f"{self.model}/{self.workload_group}/{self.case}"
 
     @property
+    def group(self) -> str:
+        """What runs have in common that differ in slots alone."""
+        return f"{self.model}/{self.workload_group}/{self.rates}/{self.ranks}"
+
+    @property
+    def label(self) -> str:
+        """The workload in words."""
+        return f"{self.model}, {self.adapters} adapters, {self.offered_rps:.3g} requests/s"
+
+    @property
     def offered_rps(self) -> float:
         """Requests per second of all adapters together."""
         return sum(rate * count for rate, count in self.rates)
@@ -296,7 +306,14 @@ def read_runs(path: Path) -> list[MeasuredRun]:
 
     :raises InputError: naming the missing columns, or the line and value that can't be used.
     """
-    table = read_table(path)
+    return runs_of(read_table(path))
+
+
+def runs_of(table: TableOfRuns) -> list[MeasuredRun]:
+    """Return the rows of a table as runs of vLLM.
+
+    :raises InputError: as ``read_runs``.
+    """
     table.require(COLUMNS)
     return [_run(cells) for cells in table.rows]
 

@@ -1,30 +1,29 @@
-"""The reports of ``fidelity``: on measured runs, on a record of steps, on the stages of a serving benchmark."""
+"""The reports of ``fidelity``: on records of steps, stages of serving benchmarks, results of clients, measured runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reports.charts.fidelity_charts import scatter_chart, slots_chart
 from reports.charts.svg import Chart
 from reports.document import File, Heading, Provenance, Report, Section, method
-from reports.formatting import measured_words
+from reports.formatting import measured_value, measured_words
 from reports.table import Table
 from sim.spec.units import human_seconds
-from sim.studies.fidelity.fidelity_errors import as_json, compare_peer
+from sim.studies.fidelity.bench_prediction import BenchPrediction
 from sim.studies.fidelity.fidelity_study import ModelProfile, RunPrediction
-from sim.studies.fidelity.measured_runs import MeasuredRun
-from sim.studies.fidelity.record_costs import RecordCosts
-from sim.studies.fidelity.record_prediction import ORDERS, PredictedMetric
+from sim.studies.fidelity.findings import as_json, choice_sentence, compare_peer, headline
+from sim.studies.fidelity.record_prediction import ORDERS, RecordCosts
 from sim.studies.fidelity.serving_stages import METRICS, Server, ServerErrors, StagePrediction, errors_by_server
 from sim.studies.fidelity.sglang_record import SglangRecord
 from sim.studies.fidelity.step_record import StepRecord
 from sim.studies.fidelity.step_replay import Replay
 
-# The report on a record of an engine's steps: replayed step by step, and predicted from the costs of another one.
+# On a record of an engine's steps: replayed step by step, and predicted from the costs of another one.
 
 _COST_WORDS = {
     "step": "ms a step",
@@ -82,26 +81,26 @@ def _late_steps(result: Replay) -> tuple[int, int]:
 
 
 def with_prediction(
-    replayed: Report, fit_on: Path, costs: RecordCosts, metrics: dict[str, PredictedMetric], *, itself: bool
+    replayed: Report, fit_on: Path, costs: RecordCosts, metrics: Mapping[str, Mapping[str, float]], *, itself: bool
 ) -> Report:
     """Return the report on a replay with what the costs of another record predict.
 
     :param itself: whether it is the same record.
     """
+
+    def show(name: str, value: float) -> str:
+        return human_seconds(value) if name.endswith("_s") else f"{value:,.1f}"
+
     words = ", ".join(f"{seconds * 1e3:.3g} {_COST_WORDS[name]}" for name, seconds in costs.step_s.items())
     host = float(costs.host_s[len(costs.host_s) // 2])
     rows = [
-        [measured_words(name), _show(name, value.measured), _show(name, value.predicted), f"{value.error:+.1%}"]
-        for name, value in metrics.items()
+        [measured_words(name), show(name, one["measured"]), show(name, one["predicted"]), f"{one['error']:+.1%}"]
+        for name, one in metrics.items()
     ]
-    found = {
-        name: {"measured": value.measured, "predicted": value.predicted, "error": value.error}
-        for name, value in metrics.items()
-    }
     own = "costs fitted to the record that they predict say little; give --fit-on another one"
     return replace(
         replayed,
-        data={**replayed.data, "prediction": {"step_s": costs.step_s, "metrics": found}},
+        data={**replayed.data, "prediction": {"step_s": costs.step_s, "metrics": metrics}},
         terminal=[
             *replayed.terminal,
             "",
@@ -116,8 +115,7 @@ def with_prediction(
     )
 
 
-def _show(name: str, value: float) -> str:
-    return human_seconds(value) if name.endswith("_s") else f"{value:,.1f}"
+# On the stages of a serving benchmark.
 
 
 def stage_report(predictions: Sequence[StagePrediction], refused: Mapping[Server, Exception]) -> Report:
@@ -202,6 +200,49 @@ def _stages_json(
     }
 
 
+# On results of benchmark clients.
+
+
+def bench_report(predictions: Sequence[BenchPrediction]) -> Report:
+    """Return what benchmarks measured beside what was predicted."""
+    terminal: list[str | Table] = []
+    for each in predictions:
+        rows = [_bench_cells(name, **values) for name, values in each.metrics.items()]
+        terminal += [
+            *([""] if terminal else []),
+            f"{each.run.name}: {each.run.words}",
+            f"  profile {each.profile} ({each.profile_status}), rules of {each.engine}",
+            "",
+            Table("", ["", "measured", "± 95 %", "predicted", "error"], rows),
+        ]
+    runs = [
+        {
+            "name": each.run.name,
+            "tool": each.run.tool,
+            "model": each.run.model,
+            "load": each.run.load.words,
+            "requests": each.run.completed,
+            "failed": each.run.failed,
+            "profile": each.profile,
+            "engine": each.engine,
+            "metrics": each.metrics,
+            "notes": list(each.notes),
+        }
+        for each in predictions
+    ]
+    return Report("fidelity", "benchmarks", {"schema_version": 1, "runs": runs}, terminal)
+
+
+def _bench_cells(
+    name: str, measured: float, half_width: float | None, predicted: float, error: float | None
+) -> list[str]:
+    width = "" if half_width is None or not measured else f"{half_width / measured:.1%}"
+    off = "" if error is None else f"{error:+.1%}"
+    return [measured_words(name), measured_value(name, measured), width, measured_value(name, predicted), off]
+
+
+# On measured runs.
+
 TABLE = "predictions.csv"
 PEER = "digital_twin_predictions.csv"
 METRIC_WORDS = {
@@ -224,24 +265,6 @@ _ALWAYS = ("llama-3.1-8b, 128 adapters, 7.5 requests/s", "llama-3.1-8b, 384 adap
 middle (docs/validation.md)."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One run and its prediction.
-
-    :ivar group: runs of the same workload, which differ in slots alone.
-    :ivar label: the workload in words.
-    :ivar measured, predicted: by metric.
-    """
-
-    group: str
-    label: str
-    slots: int
-    regime: str
-    calibrated: bool
-    measured: Mapping[str, float]
-    predicted: Mapping[str, float]
-
-
 def runs_report(
     predictions: Sequence[RunPrediction], file: Path, profiles: Mapping[str, ModelProfile], command: str
 ) -> Report:
@@ -260,24 +283,11 @@ def runs_report(
         ("Cost", f"{seconds:,.0f} core seconds, {seconds / len(predictions):.2f} a run"),
     ]
     rows = compare_peer([p for p in predictions if not p.calibrated], peer) if peer.exists() else []
-    return fidelity_report([_compared(p) for p in predictions], errors, rows, provenance, command)
-
-
-def _compared(prediction: RunPrediction) -> Compared:
-    run: MeasuredRun = prediction.run
-    return Compared(
-        f"{run.model}/{run.workload_group}/{run.rates}/{run.ranks}",
-        f"{run.model}, {run.adapters} adapters, {run.offered_rps:.3g} requests/s",
-        run.gpu_slots,
-        run.regime,
-        prediction.calibrated,
-        run.measured,
-        prediction.predicted,
-    )
+    return fidelity_report(predictions, errors, rows, provenance, command)
 
 
 def fidelity_report(
-    runs: Sequence[Compared],
+    runs: Sequence[RunPrediction],
     errors: Mapping[str, Any],
     peer: Sequence[tuple[str, int, float, float]],
     provenance: Sequence[tuple[str, str]],
@@ -288,7 +298,7 @@ def fidelity_report(
     :param peer: (metric, runs, the peer's median error, ours); empty without a peer.
     """
     compared, against = [run for run in runs if not run.calibrated], peer_table(peer)
-    table, choice = error_table(errors), _choice_sentence(errors)
+    table, choice = error_table(errors), choice_sentence(errors)
     left_out = len(runs) - len(compared)
     further = (
         f"{left_out} further runs calibrated the profiles; on this page they appear only in the charts over slots."
@@ -304,7 +314,7 @@ def fidelity_report(
         name="Predicted and measured",
         lead="Every run of a real server, simulated from its workload and a profile, and compared with what was "
         "measured.",
-        headline=_headline(errors),
+        headline=headline(errors),
         statements=[choice, *([further] if left_out else [])],
         data=errors,
         terminal=[table, "", choice, *printed_peer],
@@ -318,32 +328,6 @@ def fidelity_report(
         files=[File("fidelity.json", errors), File(TABLE, None, "table")],
         notes=[f"{calibrated} runs calibrated the profiles and are left out of all errors"] if calibrated else [],
     )
-
-
-def _choice_sentence(errors: Mapping[str, Any]) -> str:
-    """Return how well the best slot count is found, in words."""
-    choice = errors["slot_choice"]
-    if choice is None:
-        return "No workload was measured with two slot counts."
-    return (
-        f"Of {choice['groups']} workloads measured with several slot counts, the one predicted best is within 10 % of "
-        f"the best measured p99 TTFT in {choice['within_10pct']:.0%}, and is the best itself in {choice['right']:.0%}."
-    )
-
-
-def _headline(errors: Mapping[str, Any]) -> str:
-    """Return the answer in a sentence: the median errors of the metrics that matter most."""
-    found = errors["metrics"]
-    parts = []
-    if found.get("req_per_s"):
-        parts.append(f"{found['req_per_s']['ape_p50']:.1%} in throughput")
-    if found.get("tpot_mean_ms"):
-        parts.append(f"{found['tpot_mean_ms']['ape_p50']:.1%} in TPOT")
-    if found.get("ttft_p99_ms"):
-        parts.append(f"a factor of {10 ** found['ttft_p99_ms']['log10_abs_p50']:.2f} in p99 TTFT")
-    if not parts:
-        return "No run is left to compare: all of them calibrated the profiles, or measured nothing."
-    return f"Half of {errors['runs']} measured runs are predicted within {', '.join(parts)}."
 
 
 def error_table(errors: Mapping[str, Any]) -> Table:
@@ -396,50 +380,50 @@ def show_value(name: str, value: float) -> str:
     return human_seconds(value / 1000)
 
 
-def _off(run: Compared, name: str) -> float:
-    measured, predicted = run.measured[name], run.predicted[name]
+def _off(p: RunPrediction, name: str) -> float:
+    measured, predicted = p.run.measured[name], p.predicted[name]
     return abs(math.log10(predicted / measured)) if measured > 0 and predicted > 0 else 0.0
 
 
-def worst_of_metric_table(name: str, runs: Sequence[Compared]) -> Table:
+def worst_of_metric_table(name: str, runs: Sequence[RunPrediction]) -> Table:
     """Return the runs with the largest error of one metric."""
-    usable = [run for run in runs if run.measured[name] > 0]
-    order = sorted(usable, key=lambda run: -_off(run, name))[:_WORST]
+    usable = [p for p in runs if p.run.measured[name] > 0]
+    order = sorted(usable, key=lambda p: -_off(p, name))[:_WORST]
     rows = [
         [
-            run.label,
-            str(run.slots),
-            run.regime,
-            show_value(name, run.measured[name]),
-            show_value(name, run.predicted[name]),
-            f"{run.predicted[name] / run.measured[name]:.2f}",
+            p.run.label,
+            str(p.run.gpu_slots),
+            p.run.regime,
+            show_value(name, p.run.measured[name]),
+            show_value(name, p.predicted[name]),
+            f"{p.predicted[name] / p.run.measured[name]:.2f}",
         ]
-        for run in order
+        for p in order
     ]
     head = ["workload", "slots", "regime", "measured", "predicted", "ratio"]
     return Table(f"{METRIC_WORDS[name]}: the {len(rows)} largest errors", head, rows, words=(2,))
 
 
-def worst_table(runs: Sequence[Compared]) -> Table:
+def worst_table(runs: Sequence[RunPrediction]) -> Table:
     """Return the runs with the largest error of p99 TTFT, with their other metrics."""
-    order = sorted(runs, key=lambda run: -_off(run, "ttft_p99_ms"))[:_WORST]
+    order = sorted(runs, key=lambda p: -_off(p, "ttft_p99_ms"))[:_WORST]
     names = ("ttft_p99_ms", "ttft_p50_ms", "tpot_mean_ms", "req_per_s")
     head = ["workload", "slots", "regime", *(METRIC_WORDS[name] for name in names)]
     rows = [
         [
-            run.label,
-            str(run.slots),
-            run.regime,
-            *(f"{show_value(n, run.predicted[n])} (measured {show_value(n, run.measured[n])})" for n in names),
+            p.run.label,
+            str(p.run.gpu_slots),
+            p.run.regime,
+            *(f"{show_value(n, p.predicted[n])} (measured {show_value(n, p.run.measured[n])})" for n in names),
         ]
-        for run in order
+        for p in order
     ]
     note = "Predicted, and measured in brackets. The largest errors lie at the edge of saturation, where a little more "
     note += "or less capacity decides whether a queue builds up."
     return Table("Worst cases: largest errors of p99 TTFT first", head, rows, note, words=(2,))
 
 
-def _charts(runs: Sequence[Compared]) -> list[Chart]:
+def _charts(runs: Sequence[RunPrediction]) -> list[Chart]:
     questions = {
         "ttft_p99_ms": "How close is p99 TTFT?",
         "ttft_p50_ms": "How close is p50 TTFT?",
@@ -449,28 +433,32 @@ def _charts(runs: Sequence[Compared]) -> list[Chart]:
     charts = []
     for name, title in questions.items():
         points = [
-            (run.measured[name], run.predicted[name], run.regime, f"{run.label}, {run.slots} slots")
-            for run in runs
-            if run.measured[name] > 0 and run.predicted[name] > 0
+            (p.run.measured[name], p.predicted[name], p.run.regime, f"{p.run.label}, {p.run.gpu_slots} slots")
+            for p in runs
+            if p.run.measured[name] > 0 and p.predicted[name] > 0
         ]
         if points:
             charts.append(scatter_chart(name, title, METRIC_WORDS[name], points, worst_of_metric_table(name, runs)))
     return charts
 
 
-def _slot_charts(runs: Sequence[Compared]) -> list[Chart]:
-    """Return p50 TTFT against slots for workloads where slots matter most: measured and predicted."""
-    groups: dict[str, list[Compared]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
+def _slot_charts(runs: Sequence[RunPrediction]) -> list[Chart]:
+    groups: dict[str, list[RunPrediction]] = {}
+    for p in runs:
+        groups.setdefault(p.run.group, []).append(p)
 
-    def span(group: list[Compared]) -> float:
-        values = [run.measured["ttft_p50_ms"] for run in group]
+    def span(group: list[RunPrediction]) -> float:
+        values = [p.run.measured["ttft_p50_ms"] for p in group]
         return len(group) * math.log10(max(values) / min(values)) if min(values) > 0 else 0.0
 
     several = sorted((g for g in groups.values() if len(g) > 2), key=span, reverse=True)
-    several.sort(key=lambda group: group[0].label not in _ALWAYS)
+    several.sort(key=lambda group: group[0].run.label not in _ALWAYS)
     several = several[:_MOST_SLOT_CHARTS]
     return [
-        slots_chart(f"slots-{number}", sorted(group, key=lambda run: run.slots)) for number, group in enumerate(several)
+        slots_chart(
+            f"slots-{number}",
+            group[0].run.label,
+            sorted(((p.run.gpu_slots, p.run.measured, p.predicted) for p in group), key=lambda row: row[0]),
+        )
+        for number, group in enumerate(several)
     ]

@@ -1,6 +1,6 @@
 """Measured stages of a serving benchmark: a table with a row per stage, each predicted with the profile of its server.
 
-A stage is one load on one server: a rate, or clients in a closed loop. docs/validation-stages.md lists the columns.
+A stage is one load on one server: a rate, or clients in a closed loop. docs/validation.md lists the columns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sim.spec.scenario import Scenario
 from sim.studies.backends.pool import unordered
 from sim.studies.evaluate import facts_of
 from sim.studies.fidelity.measured_runs import RunCells, TableOfRuns, non_negative
-from sim.studies.fidelity.predicted_service import predicted_values, service_of
+from sim.studies.predicted_service import predicted_values, service_of
 from sim.world.build import build_world
 from sim.world.replication import simulate
 

@@ -226,7 +226,6 @@ class Replayer:
         return result
 
     def _try(self, number: int, place: int, step: SglangStep | None, result: Replay) -> list[Request]:
-        """Let the scheduler try once and compare it; return the requests that end with it."""
         scheduler, cache, memory = self.scheduler, self.cache, self.memory
         while self._coming and self._coming[0][0] <= number:
             scheduler.waiting.push(self._coming.pop(0)[1])

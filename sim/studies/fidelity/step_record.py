@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
-from sim.spec.engine_versions import VERSIONS, Versions, has_version, versions_of
+from sim.spec.engines import VERSIONS, Versions, has_version, versions_of
 
 
 class Part(BaseModel):
@@ -158,7 +158,6 @@ class StepRecord(Part):
         return self
 
     def _check(self, request: RecordedRequest) -> None:
-        """Check a request against the record; raise ValueError."""
         config, after = self.config, request.after
         if request.finished_s is not None and request.finished_s < request.arrival_s:
             raise ValueError(f"request {request.id} ends before it arrives")

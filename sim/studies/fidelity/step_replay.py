@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from sim.policies.costs import StepCosts
-from sim.policies.kv.counting_store import CountingStore
+from sim.policies.kv.kv_store import CountingStore
 from sim.policies.kv.prefix_store import PrefixStore
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
@@ -189,7 +189,6 @@ class _Replayer:
         return finished
 
     def _gives_token(self, request: Request) -> bool:
-        """Return whether a token for a running request comes out of the step just decided."""
         if request.last_step == HOLDING:
             return False
         if request.last_step >= 0:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, column_tips, drawing, legend_style, place, to_svg
-from reports.formatting import number, percent
+from reports.formatting import number, percent, plural
 from reports.table import Table
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import FitCheck, TraceFacts
-from sim.studies.trace.findings import plural, points
+from sim.studies.trace.findings import points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,6 @@ _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
 _MOST_ROWS = 60
 _LEAST_SPANS = 3
-_NOTCH = 17  # chart units that a line of text takes
 _UNITS = (
     ("days", 86400.0, 3 * 86400.0),
     ("hours", 3600.0, 3 * 3600.0),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from reports.formatting import listed, number, percent, popular_words
+from reports.formatting import listed, number, percent, plural, popular_words
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, MissCurve, TraceFacts
 from sim.traffic.fits.popularity_fit import LEAST_P
@@ -352,11 +352,6 @@ def lengths_sentences(facts: TraceFacts) -> list[str]:
             f"Lengths {hardly}depend on the adapter: {about(between)} of their variance lies between adapters."
         )
     return texts
-
-
-def plural(count: float, word: str) -> str:
-    """Return a count with its word: ``1 slot``, ``1,808 sessions``."""
-    return f"{number(count)} {word}{'' if count == 1 else 's'}"
 
 
 def about(share: float) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sim.cells import text_cell
 from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.scenario import Scenario
-from sim.spec.sections.popularity_laws import Popularity
+from sim.spec.sections.traffic_laws import Popularity
 from sim.spec.units import human_seconds
 from sim.traffic.fits.describe import Burst, SessionTable, sessions_by_gap, without_bursts
 from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps, fit_modulation
@@ -36,9 +36,9 @@ PAUSES_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 900.0, 1800.0, 3600.0)
 LEAST_SESSIONS = 100
 """Sessions, at least, to fit a law to."""
 _REPLICATIONS = 2
-_MOST_MADE, _LEAST_MADE = 10, 100_000
-"""Times as many requests as a part has, and this many: where a model makes more, its rate is wrong by a factor that
-says enough, and the rest of the stream would only take time."""
+_MOST_MADE, _ALWAYS_MADE = 10, 100_000
+"""A stream ends at this many times the requests of its part, but never before this number: by then the model's rate is
+known to be far too high, and the rest would only take time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +266,11 @@ class TrafficSampler:
     folder: Path
     seed: int
 
-    def requests(self, model: TrafficModel, part: TraceSpan, replication: int = 0) -> tuple[Floats, Ints]:
-        """Return times and adapters of a model's requests, as long and with the same bursts as a part of the trace."""
+    def requests(self, model: TrafficModel, part: TraceSpan, replication: int = 0) -> tuple[Floats, Ints, float]:
+        """Return times and adapters of a model's requests, and the seconds that they cover.
+
+        They have the same bursts as a part of the trace and last as long, unless the model's rate is far too high.
+        """
         model = model.with_bursts(part.bursts, part.span_s)
         file = self.folder / f"{model.name}.csv"
         adapters: dict[str, Any] = {}
@@ -287,13 +290,15 @@ class TrafficSampler:
             }
         )
         found: list[tuple[Floats, Ints]] = [(np.empty(0), np.empty(0, dtype=np.int64))]
-        made = 0
+        made, covered_s = 0, part.span_s
         for block in Traffic(scenario, "llama-3.1-8b").arrivals(replication):
             found.append(block)
             made += len(block[0])
-            if made > max(_MOST_MADE * len(part), _LEAST_MADE):
+            if made > max(_MOST_MADE * len(part), _ALWAYS_MADE):
+                covered_s = float(block[0][-1])
                 break
-        return np.concatenate([times for times, _ in found]), np.concatenate([adapters for _, adapters in found])
+        times, asked = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return times, asked, covered_s
 
     def curves(self, model: TrafficModel, part: TraceSpan, slots: list[int]) -> Curves:
         """Return the curves of a model's requests, mean of a few replications."""

@@ -21,7 +21,7 @@ from reports.document import (
     Section,
     method,
 )
-from reports.formatting import number, percent
+from reports.formatting import number, percent, plural
 from reports.table import Table
 from sim.results.run_directory.result_files import digest_file
 from sim.spec.sections.trace_source import Trace
@@ -33,7 +33,6 @@ from sim.studies.trace.findings import (
     laws_sentences,
     lengths_sentences,
     parameters,
-    plural,
     points,
     relative_change,
     sentences,

@@ -315,8 +315,8 @@ def _check(
         real = lru_curve(second.adapter).miss_ratios(slots)
         synthetic = sampler.curves(best, second, slots).lru
         drawn = sampler.curves(independent(first), second, slots).lru
-    made, asked = sampler.requests(best, second)
-    values = [CheckedValue("requests/s", len(second) / second.span_s, len(made) / second.span_s, "1/s")]
+    made, asked, covered_s = sampler.requests(best, second)
+    values = [CheckedValue("requests/s", len(second) / second.span_s, len(made) / covered_s, "1/s")]
     for name, measure in (
         ("cv of gaps", gap_cv),
         ("dispersion in 1 s", lambda times: dispersion(times, 1.0)),

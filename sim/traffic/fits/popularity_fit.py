@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.sections.popularity_laws import (
+from sim.spec.sections.traffic_laws import (
     GeometricPopularity,
     HotColdPopularity,
     Popularity,
@@ -203,7 +203,6 @@ def _fitted(counts: Floats) -> list[PopularityFit]:
 
 
 def _judged(found: PopularityFit, counts: Floats, seed: int) -> PopularityFit:
-    """Return a fit with its p value."""
     if len(counts) > MOST_JUDGED:
         return found
     name = found.law.law

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
 
-import numpy as np
-
 from sim.errors import TraceError
-from sim.reading import BLOCK_BYTES, Bounded
-from sim.traffic.tables.bad_rows import BadRows
-from sim.traffic.tables.blocks import RowBlock, TextColumn
+from sim.reading import Bounded
+from sim.traffic.tables.blocks import BadRows, RowBlock
+from sim.traffic.tables.records import Found, RecordTable, block_of
 
 HEAD_LINES = 100
 """Lines that say which names a log gives to its fields."""
@@ -38,7 +36,7 @@ VLLM_LINE = re.compile(rb"^(\d{4}-\d\d-\d\dT\S+ )?(\([^)]*\) )?" + _VLLM.encode(
 """What a log of vLLM begins with, perhaps behind the time that kubectl logs --timestamps writes."""
 
 
-class AccessTable:
+class AccessTable(RecordTable):
     """An access log; names of its fields follow from its first lines.
 
     Fields written as ``name=value`` have that name. The others have those of the combined format, or of Envoy's default
@@ -48,41 +46,29 @@ class AccessTable:
     def __init__(self, text: Iterable[str], source: Bounded) -> None:
         lines = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
         head = list(islice(lines, HEAD_LINES))
-        self._lines = chain(head, lines)
-        self._source = source
-        named, places = _fields(head[0][1])
+        named, first_fields = _fields(head[0][1])
         for _, line in head[1:]:
             named |= _fields(line)[0]
-        count = len(places)
+        count = len(first_fields)
         first: tuple[str, ...] = _COMBINED
         if head[0][1].lstrip().startswith("["):
             first = (*_ENVOY, *_ENVOY_REST) if count == len(_ENVOY) + len(_ENVOY_REST) else _ENVOY
-        self._places = tuple(first[i] if i < len(first) else f"field_{i + 1}" for i in range(count))
-        self.header: tuple[str, ...] = (*self._places, "method", "path", *(name for name in named))
+        places = tuple(first[i] if i < len(first) else f"field_{i + 1}" for i in range(count))
 
-    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
-        lines: list[int] = []
-        cells: dict[str, list[str]] = {name: [] for name in columns}
-        seen, source = False, self._source
-        source.block_bytes = 0
-        for number, line in islice(self._lines, count):
-            seen, source.row_bytes = True, 0
-            bad_rows.rows += 1
-            named, places = _fields(line) if len(line) <= MOST_LETTERS_OF_LINE else ({}, [])
-            if len(places) < len(self._places):
-                got, allowed = str(len(places)), f"{len(self._places)}, as in the first line"
-                bad_rows.add(TraceError("fields are missing", line=number, got=got, allowed=allowed))
-                continue
-            named |= dict(zip(self._places, places, strict=False))
-            method, _, rest = named.get("request", "").partition(" ")
-            named["method"], named["path"] = method, rest.partition(" ")[0]
-            lines.append(number)
-            for name in columns:
-                cell = named.get(name, "")
-                cells[name].append("" if cell == "-" else cell)
-            if source.block_bytes > BLOCK_BYTES:
-                break
-        return _block(lines, cells) if seen else None
+        def records() -> Iterator[Found]:
+            for number, line in chain(head, lines):
+                source.row_bytes = 0
+                record, found = _fields(line) if len(line) <= MOST_LETTERS_OF_LINE else ({}, [])
+                if len(found) < count:
+                    got, allowed = str(len(found)), f"{count}, as in the first line"
+                    yield Found(number, None, TraceError("fields are missing", line=number, got=got, allowed=allowed))
+                    continue
+                record |= dict(zip(places, found, strict=False))
+                method, _, rest = record.get("request", "").partition(" ")
+                record["method"], record["path"] = method, rest.partition(" ")[0]
+                yield Found(number, {name: "" if cell == "-" else cell for name, cell in record.items()})
+
+        super().__init__((*places, "method", "path", *named), records(), source)
 
 
 class VllmTable:
@@ -118,7 +104,7 @@ class VllmTable:
         lines = self._found.lines[part]
         self._row += len(lines)
         bad_rows.rows += len(lines)
-        return _block(lines, {name: self._found.cells[name][part] for name in columns}) if lines else None
+        return block_of(lines, {name: self._found.cells[name][part] for name in columns}) if lines else None
 
 
 class _VllmRequests:
@@ -195,7 +181,3 @@ def _fields(line: str) -> tuple[dict[str, str], list[str]]:
         else:
             places.append(bracket or text or word)
     return named, places
-
-
-def _block(lines: list[int], cells: dict[str, list[str]]) -> RowBlock:
-    return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})

@@ -10,8 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from sim.errors import TraceError
-from sim.traffic.tables.bad_rows import BadRows, shown
-from sim.traffic.tables.blocks import Floats, RowBlock, TextColumn, text_of
+from sim.traffic.tables.blocks import BadRows, Floats, RowBlock, TextColumn, shown, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
 from typing import IO
@@ -19,11 +19,10 @@ import numpy as np
 
 from sim.errors import TraceError
 from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
-from sim.traffic.tables.bad_rows import BadRows, listed
-from sim.traffic.tables.blocks import Column, RowBlock, TextColumn, TraceTable, text_of
-from sim.traffic.tables.json_records import Found, cell_of, columns_of, records_by_line, records_of_document
+from sim.traffic.tables.blocks import BadRows, Column, RowBlock, TextColumn, TraceTable, listed
 from sim.traffic.tables.line_tables import ACCESS_LINE, VLLM_LINE, AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
+from sim.traffic.tables.records import Found, RecordTable, columns_of, records_by_line, records_of_document
 
 MOST_LINES = 10
 """Lines that a malformed row may span; beyond that, an unclosed quote has probably swallowed other rows."""
@@ -117,20 +116,16 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
     newline = "" if is_csv else "\n"
     text = io.TextIOWrapper(bounded, encoding="utf-8-sig", errors="surrogateescape", newline=newline)
     if is_csv:
-        return CsvTable(file, text, bounded, _delimiter(start))
+        header = re.split(rb"[\r\n]", start, maxsplit=1)[0]
+        delimiter = next((mark for mark in ",;\t|" if mark.encode() in header), ",")
+        return CsvTable(file, text, bounded, delimiter)
     if ACCESS_LINE.match(start):
         return AccessTable(text, bounded)
     if VLLM_LINE.match(start):
         return VllmTable(text, bounded, file)
     if start[:1] == b"[" or start.split(b"\n")[0].strip() == b"{":
-        return JsonTable(file, records_of_document(text, bounded, file), bounded)
-    return JsonTable(file, records_by_line(text, bounded), bounded)
-
-
-def _delimiter(start: bytes) -> str:
-    """Return what stands between the cells of a header: a comma, unless it has none."""
-    header = re.split(rb"[\r\n]", start, maxsplit=1)[0]
-    return "," if b"," in header else next((mark for mark in ";\t|" if mark.encode() in header), ",")
+        return _json_table(file, records_of_document(text, bounded, file), bounded)
+    return _json_table(file, records_by_line(text, bounded), bounded)
 
 
 def _too_long(file: str) -> TraceError:
@@ -154,7 +149,7 @@ class CsvTable:
             raise TraceError("the trace is empty", file=file) from None
         except csv.Error as error:
             raise TraceError("not a CSV table", file=file, line=self._reader.line_num, got=str(error)) from error
-        check_width(self.header, file)
+        _check_width(self.header, file)
 
     def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
         rows, lines = self._rows(count, bad_rows)
@@ -219,47 +214,21 @@ def _even(rows: list[list[str]], lines: list[int], width: int, bad_rows: BadRows
     return [rows[index] for index in even], [lines[index] for index in even]
 
 
-class JsonTable:
-    """Records in JSON; the header has the keys of the first ones, with dots where tables are nested."""
-
-    def __init__(self, file: str, records: Iterable[Found], source: Bounded) -> None:
-        every = iter(records)
-        head = list(islice(every, 1))
-        if head and head[0].record is None and head[0].left_out is None:
-            raise TraceError("not a line of JSON", file=file, line=head[0].line, allowed="one object a line")
-        for each in islice(every, _HEAD_RECORDS - 1):
-            head.append(each)
-            if source.block_bytes > BLOCK_BYTES:
-                break
-        self._records, self._source = chain(head, every), source
-        self.header = tuple(dict.fromkeys(name for each in head if each.record for name in columns_of(each.record)))
-        check_width(self.header, file)
-
-    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
-        lines: list[int] = []
-        cells: dict[str, list[str]] = {name: [] for name in columns}
-        seen, source = False, self._source
-        source.block_bytes = 0
-        for number, record, text, left_out in islice(self._records, count):
-            seen = True
-            bad_rows.rows += 1
-            if left_out is not None:
-                bad_rows.leave_out(left_out, 1)
-            elif record is None:
-                got = text.rstrip()[:80]
-                bad_rows.add(TraceError("not a line of JSON", line=number, got=got, allowed="one object a line"))
-            else:
-                lines.append(number)
-                for name in columns:
-                    cells[name].append(text_of(cell_of(record, name)))
-            if source.block_bytes > BLOCK_BYTES:
-                break
-        if not seen:
-            return None
-        return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
+def _json_table(file: str, records: Iterator[Found], source: Bounded) -> RecordTable:
+    """Return records in JSON; the header has the keys of the first ones, with dots where tables are nested."""
+    head = list(islice(records, 1))
+    if head and head[0].error is not None:
+        raise TraceError("not a line of JSON", file=file, line=head[0].line, allowed="one object a line")
+    for each in islice(records, _HEAD_RECORDS - 1):
+        head.append(each)
+        if source.block_bytes > BLOCK_BYTES:
+            break
+    header = tuple(dict.fromkeys(name for each in head if each.record for name in columns_of(each.record)))
+    _check_width(header, file)
+    return RecordTable(header, chain(head, records), source)
 
 
-def check_width(header: Sequence[str], file: str) -> None:
+def _check_width(header: Sequence[str], file: str) -> None:
     """Refuse a header with too many columns: comparing millions of names would take hours.
 
     :raises TraceError: naming how many there are.

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.spec.sections.laws import MAX_TOKENS
-from sim.traffic.tables.bad_rows import BadRows
-from sim.traffic.tables.blocks import BLOCK_ROWS
+from sim.traffic.tables.blocks import BLOCK_ROWS, BadRows
 from sim.traffic.tables.text_files import open_table
 from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows

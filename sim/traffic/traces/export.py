@@ -65,7 +65,6 @@ def write_plain(trace: TraceData, out: BinaryIO, suffix: str) -> None:
 
 
 def _blocks(trace: TraceData) -> Iterator[dict[str, Any]]:
-    """Yield the columns of consecutive rows as lists."""
     columns = columns_of(trace)
     for start in range(0, len(trace), _ROWS):
         block: dict[str, list[Any]] = {}
@@ -84,7 +83,6 @@ def _blocks(trace: TraceData) -> Iterator[dict[str, Any]]:
 
 
 def _text_cells(name: str, text: SharedText) -> list[Any]:
-    """Return the cells of one of the columns that say what requests share."""
     runs = [found for found, _ in text.of_requests()]
     if name == HASH_IDS:
         return [" ".join(str(key) for _, key in found) for found in runs]

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from sim.errors import TraceError
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.tables.bad_rows import BadRows, listed, shown
-from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
+from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, BadRows, TraceTable, listed, shown
 from sim.traffic.traces.data import (
     MAX_REQUESTS,
     Floats,
@@ -358,7 +357,6 @@ def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, 
 
 
 def _numbered(values: NDArray[Any]) -> Ints32:
-    """Number values by their first appearance."""
     import pandas as pd
 
     return np.asarray(pd.factorize(values)[0], dtype=np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.errors import TraceError, did_you_mean
 from sim.spec.sections.trace_source import NO_COLUMN
-from sim.traffic.tables.bad_rows import listed, shown
+from sim.traffic.tables.blocks import listed, shown
 from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.rows import Mask, Rows
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.tables.bad_rows import BadRows
-from sim.traffic.tables.blocks import Floats, Ints, RowBlock
+from sim.traffic.tables.blocks import BadRows, Floats, Ints, RowBlock
 
 Mask = NDArray[np.bool_]
 Ints32 = NDArray[np.int32]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.shared_text import UNSHARED, SharedText
+from sim.traffic.tables.blocks import Ints
 from sim.traffic.traces.rows import Rows, hashes
 
 PIECE = 1 << 18
@@ -54,7 +55,6 @@ class GrowingArray:
         return whole
 
 
-Ints = NDArray[np.int64]
 Ints32 = NDArray[np.int32]
 
 PREFIX_ID, PREFIX_TOKENS, HASH_IDS = "prefix_id", "prefix_tokens", "hash_ids"

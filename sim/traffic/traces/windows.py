@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.traffic.arrivals import weibull_shape
-from sim.traffic.tables.bad_rows import BadRows
-from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, TraceTable
+from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, BadRows, TraceTable
 from sim.traffic.traces.client_lengths import draw_lengths
 from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import check_columns, in_use, no_rows
@@ -170,8 +169,6 @@ def read_windows(table: TraceTable, ask: ReadOptions) -> TraceData:
     bad_rows = BadRows(ask.file, ask.skip_bad)
     windows = _load_windows(table, bad_rows, ask)
     notes = list(bad_rows.settle(len(windows.start)))
-    if len(windows.start) == 0:
-        raise no_rows(ask.file, bad_rows)
     expected = float(windows.rate.sum()) * windows.length_s
     if ask.limit is None and expected > MAX_REQUESTS:
         raise too_many(ask.file, expected)
@@ -207,10 +204,8 @@ def _load_windows(table: TraceTable, bad_rows: BadRows, ask: ReadOptions) -> Win
             (rows.lines[good], names.codes(kept(cells, good)), start_s[good], rate[good], family[good], shape[good])
         )
     if not any(len(part[0]) for part in parts):
-        nothing = np.zeros(0)
-        return Windows(
-            WINDOW_S, nothing.astype(np.int64), nothing.astype(np.int32), nothing, nothing.astype(str), nothing, ()
-        )
+        bad_rows.settle(0)
+        raise no_rows(ask.file, bad_rows)
     lines, client, start_s, rate, family, shape = (np.concatenate(column) for column in zip(*parts, strict=True))
     length_s = _grid(start_s, lines, ask.file)
     start = np.rint((start_s - start_s.min()) / length_s).astype(np.int64)

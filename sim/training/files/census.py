@@ -1,7 +1,7 @@
 """A census of adapter folders: each adapter, which are alike, and which can't be read.
 
-It reads directory entries, each configuration and the header of each weights file. ``copies`` then reads a few blocks
-of files with equal sizes and headers, and whole files only where these blocks are equal too.
+It reads directory entries, each configuration and the header of each weights file. ``find_copies`` then reads a few
+blocks of files with equal sizes and headers, and whole files only where these blocks are equal too.
 """
 
 from __future__ import annotations
@@ -182,13 +182,9 @@ def _entry(adapter: AdapterFile, root: Path) -> Entry:
         alpha=adapter.alpha,
         base_model=base or None,
         model=known_model(base or ""),
-        **{**adapter.as_fields(), "targets": _printable_names(adapter.targets)},
+        # Only the first module names: there may be a hundred thousand.
+        **{**adapter.as_fields(), "targets": tuple(printable(name, 40) for name in adapter.targets[:_MOST_TARGETS])},
     )
-
-
-def _printable_names(targets: Sequence[str]) -> tuple[str, ...]:
-    """Return the first module names, made printable: there may be a hundred thousand."""
-    return tuple(printable(name, 40) for name in targets[:_MOST_TARGETS])
 
 
 def _below(folder: Path, root: Path) -> str:
@@ -345,13 +341,9 @@ def _samples(entry: Entry) -> bytes | None:
 
 
 def _content(entry: Entry) -> bytes | None:
-    return _sha256(entry.path)
-
-
-def _sha256(path: Path) -> bytes | None:
     digest = hashlib.sha256()
     try:
-        with path.open("rb", buffering=0) as file:
+        with entry.path.open("rb", buffering=0) as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from pydantic import Field, ValidationError
@@ -171,7 +171,6 @@ class Case:
     thresholds: Thresholds
     siblings: tuple[SiblingRun, ...] = ()
     reference: TrainingLog | None = None
-    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def losses(self) -> StepSeries:
@@ -209,9 +208,7 @@ class LossSummary:
     """A run from start to end, in medians.
 
     :ivar begin: level at which the losses start: the higher of training and validation.
-    :ivar train_end: last training level; ``train_half`` half-way; the same of the validation.
-    :ivar late: share of the validation loss's total fall that lies in the second half; training losses are too noisy
-        for this.
+    :ivar train_end: last training level; ``train_half`` half-way.
     :ivar moved: share by which the best validation level lies below the start.
     :ivar metric: name and best level of a judged metric, None where there is none.
     :ivar still: whether the second half brought little; ``flat``: and its end next to nothing.
@@ -222,10 +219,8 @@ class LossSummary:
     train_start: Level
     train_half: Level
     train_end: Level
-    eval_half: Level
     eval_end: Level
     eval_best: Level
-    late: float
     moved: float
     metric: tuple[str, Level] | None
     still: bool
@@ -265,6 +260,7 @@ def _summarize(
     begin = evals.values[0] if scaled else max(train_start.value, evals.values[0])
     _, eval_best = lowest(evals)
     fall = max(begin - eval_end.value, limits.least_move * begin)  # at least what counts: noise gets no shares
+    # The share of the validation loss's fall that lies in the second half: training losses are too noisy for this.
     late = (eval_half.value - eval_end.value) / fall if fall > 0 else 0.0
     last = 1 - eval_end.value / at_share(evals, 0.75).value if eval_end.value > 0 else 0.0
     best = (metric[0], highest(metric[1])) if metric else None
@@ -275,10 +271,8 @@ def _summarize(
         train_start,
         train_half,
         train_end,
-        eval_half,
         eval_end,
         eval_best,
-        late,
         moved,
         best,
         still=late <= limits.flat_share,

@@ -27,11 +27,7 @@ _STEP_LIMIT = 1 << 40
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 _EVAL = "eval_"
 _SPEEDS = (
-    "runtime",
-    "samples_per_second",
-    "steps_per_second",
-    "num_tokens",
-    "jit_compilation_time",
+    *("runtime", "samples_per_second", "steps_per_second", "num_tokens", "jit_compilation_time"),
     "model_preparation_time",
 )
 """Endings of evaluation keys that measure speed, not quality."""
@@ -187,7 +183,8 @@ def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> 
                 continue
             values = table.setdefault(key, {})
             before = values.get(step)
-            if before is not None and key in ("loss", "eval_loss") and _differ(before, number):
+            same = before is None or before == number or (math.isnan(before) and math.isnan(number))
+            if key in ("loss", "eval_loss") and not same:
                 repeated.add(step)
             values[step] = number
     for key, count in wrong.items():
@@ -197,10 +194,6 @@ def _by_key(rows: Iterable[tuple[int, Mapping[str, Any]]], notes: list[str]) -> 
         where = f"step {first} stands" if first == last else f"{len(repeated)} steps from {first} to {last} stand"
         notes.append(f"{where} there more than once, as after a resumption: the later entry counts")
     return {key: _series(sorted(values.items())) for key, values in table.items()}
-
-
-def _differ(one: float, other: float) -> bool:
-    return one != other and not (math.isnan(one) and math.isnan(other))
 
 
 def _series(points: Iterable[tuple[int, float]]) -> StepSeries:

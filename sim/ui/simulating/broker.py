@@ -7,18 +7,15 @@ import shutil
 import tempfile
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reports.charts.svg import Chart
-from sim.errors import LoraplanError
 from sim.results.point import Point
 from sim.ui.library import ChosenDesign
 from sim.ui.simulating.tasks import Curve, Evaluation, PlanFromHere, PointAnswer, Progress, Report, ShortRun
-from sim.ui.simulating.worker import DONE, Ended, Task
-from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Job, Worker, Workers
+from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Task, Worker, Workers
 
 _POINTS_KEPT = 128
 """Points of designs that were looked at: about 150 kB each; a curve has up to 13."""
@@ -30,12 +27,16 @@ ANSWER_S, PLAN_S = 120.0, 600.0
 
 @dataclass(eq=False)
 class _Shared:
-    """A job and the queues of its subscribers. It is cancelled when the last one unsubscribes."""
+    """A task under way and the queues of its subscribers. It is cancelled when the last one unsubscribes."""
 
-    job: Job
-    worker: Worker
+    computing: asyncio.Task[None] | None = None
     waiting: list[asyncio.Queue[Any]] = field(default_factory=list)
     latest: Any = None
+
+    def deliver(self, message: Any) -> None:
+        """Give a message to all subscribers; None at the end, or what went wrong."""
+        for queue in self.waiting:
+            queue.put_nowait(message)
 
 
 class Broker:
@@ -143,54 +144,36 @@ class Broker:
     async def _follow(
         self, key: tuple[str, str], task: Task, worker: Worker, urgency: int, limit_s: float
     ) -> AsyncIterator[Any]:
-        """Yield the messages of a task, which runs once for all of its subscribers."""
-        shared = self._under_way.get(key) or self._begin(key, task, worker, urgency, limit_s)
+        """Yield the messages of a task, which is computed once for all of its subscribers."""
+        shared = self._under_way.get(key)
+        if shared is None:
+            shared = self._under_way[key] = _Shared()
+            shared.computing = asyncio.create_task(self._compute(key, shared, worker.messages(task, urgency, limit_s)))
+            self.started[key] += 1
         queue: asyncio.Queue[Any] = asyncio.Queue()
         shared.waiting.append(queue)
         if shared.latest is not None:
             queue.put_nowait(shared.latest)
         try:
-            while True:
-                message = await queue.get()
-                if not isinstance(message, Ended):
-                    yield message
-                    continue
-                if message.how != DONE:
-                    raise _error_of(message)
-                return
+            while (message := await queue.get()) is not None:
+                if isinstance(message, Exception):
+                    raise message
+                yield message
         finally:
             shared.waiting.remove(queue)
             if not shared.waiting and self._under_way.get(key) is shared:
                 del self._under_way[key]
-                shared.worker.cancel(shared.job)
+                assert shared.computing is not None, "it was started above"
+                shared.computing.cancel()
 
-    def _begin(self, key: tuple[str, str], task: Task, worker: Worker, urgency: int, limit_s: float) -> _Shared:
-        loop = asyncio.get_running_loop()
-
-        def deliver(message: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: there are no subscribers left
-                loop.call_soon_threadsafe(hand_out, message)
-
-        def hand_out(message: Any) -> None:
-            if isinstance(message, Ended):
-                if self._under_way.get(key) is shared:
-                    del self._under_way[key]
-            else:
+    async def _compute(self, key: tuple[str, str], shared: _Shared, messages: AsyncIterator[Any]) -> None:
+        ended: Exception | None = None
+        try:
+            async for message in messages:
                 shared.latest = message
-            for queue in shared.waiting:
-                queue.put_nowait(message)
-
-        shared = _Shared(Job(task, urgency, deliver, limit_s), worker)
-        self._under_way[key] = shared
-        self.started[key] += 1
-        worker.submit(shared.job)
-        return shared
-
-
-def _error_of(ended: Ended) -> Exception:
-    error = ended.error
-    return (
-        error
-        if isinstance(error, LoraplanError)
-        else LoraplanError(str(error).partition("\n")[0] or type(error).__name__)
-    )
+                shared.deliver(message)
+        except Exception as error:
+            ended = error
+        if self._under_way.get(key) is shared:
+            del self._under_way[key]
+        shared.deliver(ended)

@@ -5,6 +5,8 @@ A task that is stopped leaves what it has finished in the worker's ``Memory``, a
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
@@ -12,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from reports.pages.run_page import point_answer, run_answer, write_report
-from reports.text.answer_text import Answer
-from sim.errors import LoraplanError
+from reports.render.html import write
+from sim.errors import LoraplanError, ScenarioError
 from sim.results.fleet_costs import priced
 from sim.results.point import Point
 from sim.results.point_summary import summarise
@@ -39,8 +40,12 @@ from sim.studies.evaluate import (
     simulate_part,
 )
 from sim.studies.execution import Execution
+from sim.studies.run.answer import Answer
+from sim.studies.run.report import point_answer, run_answer, run_report
 from sim.studies.short_runs import Traffic, steady
 from sim.studies.sweep import run_study
+from sim.ui.controls import Control
+from sim.ui.library import ChosenDesign
 from sim.world.replication import Simulate, simulate
 
 if TYPE_CHECKING:
@@ -261,7 +266,7 @@ class Report:
         """Yield progress, then the page's path."""
         if not (self.evaluation.folder / "summary.json").is_file():
             yield from self.evaluation.run(memory)
-        page = write_report(read_run(self.evaluation.folder))
+        page = write(run_report(read_run(self.evaluation.folder)), self.evaluation.folder)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
         self._copy()
         yield self.destination / page.name
@@ -291,12 +296,58 @@ class PlanFromHere:
 
     def run(self, memory: Memory) -> Iterator[Any]:
         """Yield the plan's answer and the page's path."""
-        from sim.studies.planning.plan_study import make_plan
+        from sim.studies.plan.findings import plan_answer
+        from sim.studies.plan.report import plan_report
+        from sim.studies.plan.study import make_plan
 
         outcome = make_plan(self.loaded, self.destination, Execution(Local(1), self.command))
         data = read_run(outcome.path)
-        answer = run_answer(data)
-        yield answer, write_report(data, answer)
+        yield plan_answer(data), write(plan_report(data), self.destination)
+
+
+_MAXIMIZED = ("workload.arrivals.rate", "workload.arrivals.concurrency", "adapters.count", "workload.trace.time_scale")
+"""Keys of which more is wanted; less of others."""
+_NEVER = ("slo.", "adapters.rank")
+"""What a plan can't answer: its targets, and the rank, of which the smallest is always enough."""
+
+
+def plan_from_here(design: ChosenDesign, moved: str | None, runs: Path) -> tuple[PlanFromHere, str]:
+    """Return the plan along the control that was moved last, and its question in words.
+
+    :param runs: folder of run directories.
+    :raises InputError: if nothing can be planned along it.
+    """
+    from sim.studies.plan.study import free_folder
+
+    control = _planned(design, moved)
+    verb = "maximize" if control.key in _MAXIMIZED else "minimize"
+    stops = list(filter(None, control.stops))
+    values = [control.typed(stop) for stop in stops]
+    if control.listed:
+        question: dict[str, Any] = {verb: control.key, "values": values if verb == "minimize" else values[::-1]}
+        option = ["--set", f"plan={json.dumps(question)}"]
+    else:
+        question = {verb: control.key, "range": [values[0], values[-1]]}
+        option = [f"--{verb}", f"{control.key}={values[0]}..{values[-1]}"]
+    loaded = design.loaded.with_values({"plan": question})
+    command = f"{design.command('plan')} {shlex.join(option)}"
+    most = "largest" if verb == "maximize" else "smallest"
+    low, high = (f"{stop}{control.unit}" for stop in (stops[0], stops[-1]))
+    words = f"the {most} value of “{control.words}” from {low} to {high} that meets the SLO"
+    return PlanFromHere(loaded, free_folder(loaded, question, runs), command), words
+
+
+def _planned(design: ChosenDesign, moved: str | None) -> Control:
+    able = [
+        control
+        for control in design.opened.controls
+        if control.stops and not control.disabled and not control.key.startswith(_NEVER)
+    ]
+    found = next((control for control in able if control.key == moved), None)
+    found = found or next((control for control in able if control.key == "cache.gpu.slots"), None)
+    if found is None:
+        raise ScenarioError("a plan needs a number to look for", hint="move a slider first, such as GPU slots")
+    return found
 
 
 @dataclass(frozen=True)

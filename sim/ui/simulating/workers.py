@@ -1,43 +1,44 @@
-"""The worker processes of a page, seen from its own process: who gets which task when, and what stops for what."""
+"""The worker processes of a page: each stays warm and computes one task at a time, the most urgent first.
+
+A task yields messages, one for each call of its process. It may be stopped at any moment: for a more urgent one, when
+its time is over, and when the visitor has left.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import itertools
 import multiprocessing
 import os
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+import signal
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from time import monotonic
+from typing import Any, ClassVar, Protocol
 
 from sim.errors import LoraplanError
-from sim.ui.simulating.worker import FAILED, STOP, STOPPED, Ended, Message, Task, TaskMessage, work
 
 FIRST, SECOND, LATER, LAST = range(4)
-"""Urgency of a job: an answer that somebody waits for, the curve around it, a longer run, a plan or a report."""
+"""Urgency of a task: an answer that somebody waits for, the curve around it, a longer run, a plan or a report."""
 _DIED = "the simulation ended unexpectedly, perhaps out of memory; a smaller design may work"
+_STOP = signal.SIGUSR1
 _GRACE_S = 5.0
 """Time in which a task that was stopped must end, before its process is replaced."""
-_TICK_S = 0.5
-"""How often time limits are looked at."""
+_STOPPED = object()
 
 
-@dataclass(eq=False)
-class Job:
-    """A task that is wanted.
+class Task(Protocol):
+    """Something to compute: yields messages, the last of which is its result.
 
-    :ivar deliver: called in a thread with each message; at the end with an ``Ended``.
-    :ivar limit_s: computing time, at most.
+    :ivar draws: whether it draws or plans, which takes further modules.
     """
 
-    task: Task
-    urgency: int
-    deliver: Callable[[Any], None]
-    limit_s: float = 120.0
-    cancelled: bool = False
-    used_s: float = 0.0
-    number: int = field(default_factory=itertools.count().__next__)
+    draws: ClassVar[bool]
+
+    def run(self, memory: Any) -> Iterator[Any]: ...
 
 
 class TooSlow(LoraplanError):
@@ -45,152 +46,132 @@ class TooSlow(LoraplanError):
 
 
 class Worker:
-    """One process and the jobs that wait for it: the most urgent first, which stops a less urgent one.
+    """One process, and who may use it.
 
-    A job that was stopped for another one starts again later, from what its process has kept.
-
-    :param draws: whether it gets ready to draw before it takes jobs.
+    :param draws: whether it gets ready to draw before it takes tasks.
+    :ivar simulated: simulations that its process has made.
     """
 
-    def __init__(self, name: str, *, draws: bool = False) -> None:
-        self._name = name
+    def __init__(self, *, draws: bool = False) -> None:
         self._draws = draws
-        self._lock = threading.Condition()
-        self._waiting: list[Job] = []
-        self._current: Job | None = None
-        self._stopping = False
-        self._sent = False
-        self._closed = False
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._urgency: int | None = None
+        self._stopping = self._computing = self._closed = False
+        self._call = 0
         self.simulated = 0
         self._start()
-        self._thread = threading.Thread(target=self._serve, name=f"jobs for {name}", daemon=True)
-        self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Run a job as soon as nothing more urgent is left."""
-        with self._lock:
-            self._waiting.append(job)
-            if self._current is not None and self._current.urgency > job.urgency:
-                self._stop_current()
-            self._lock.notify_all()
+    async def messages(self, task: Task, urgency: int, limit_s: float) -> AsyncIterator[Any]:
+        """Yield the messages of a task. Stopped for a more urgent one, it begins again, from what its process has kept.
 
-    def cancel(self, job: Job) -> None:
-        """Forget a job, and stop it if it runs; nothing more is delivered."""
-        with self._lock:
-            job.cancelled = True
-            if job in self._waiting:
-                self._waiting.remove(job)
-            elif self._current is job:
-                self._stop_current()
-
-    def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._lock.notify_all()
-            self._process.kill()
-        self._process.join()
-        self._connection.close()
-        self._thread.join(_GRACE_S)
+        :param limit_s: computing time, at most.
+        :raises LoraplanError: the task's own; ``TooSlow``; one that says that the process died.
+        """
+        number, left_s = next(self._numbers), limit_s
+        while left_s > 0:
+            async with self._turn(urgency, number):
+                while not self._stopping:
+                    began = monotonic()
+                    message = await self._next(number, task, left_s)
+                    left_s -= monotonic() - began
+                    if message is _STOPPED:
+                        break
+                    if message is None:
+                        return
+                    yield message
+        raise TooSlow(f"stopped after {limit_s / 60:.0f} minutes; run the command below instead")
 
     @property
     def busy(self) -> bool:
-        """Whether a job runs or waits."""
-        with self._lock:
-            return self._current is not None or bool(self._waiting)
+        """Whether a task is computed or waits."""
+        return self._urgency is not None
+
+    def close(self) -> None:
+        """End the process; more than once does no harm."""
+        self._closed = True
+        self._process.kill()
+        self._pool.shutdown(cancel_futures=True)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(
-            target=work, args=(other, os.getpid(), self._draws), name=f"loraplan ui: {self._name}", daemon=True
-        )
-        self._process.start()
-        other.close()
-        self._signals = 0
-        self._ready = False
-
-    def _stop_current(self) -> None:
-        """Send the one signal that the current job may get; a process that still starts gets none."""
-        if self._stopping:
+        if self._closed:
             return
-        self._stopping = True
-        if self._sent and self._process.is_alive() and self._process.pid is not None:
-            self._signals += 1
-            os.kill(self._process.pid, STOP)
+        context = multiprocessing.get_context("spawn")
+        self._last_stopped = context.Value("q", 0, lock=False)
+        self._pool = ProcessPoolExecutor(1, context, _begin, (self._last_stopped, os.getpid(), self._draws))
+        others = set(multiprocessing.active_children())
+        self._ready = self._pool.submit(int)
+        (self._process,) = set(multiprocessing.active_children()) - others
 
-    def _is_stopping(self) -> bool:
-        with self._lock:
-            return self._stopping
-
-    def _serve(self) -> None:
-        while (job := self._next()) is not None:
-            started = time.monotonic()
+    @asynccontextmanager
+    async def _turn(self, urgency: int, number: int) -> AsyncIterator[None]:
+        """Wait until nothing more urgent is left, and stop what is less so."""
+        if self._urgency is not None:
+            if urgency < self._urgency:
+                self._stop()
+            turn = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (urgency, number, turn))
             try:
-                ended = self._talk(job, started)
-            except (EOFError, OSError):
-                if self._closed:
-                    return
-                ended = Ended(FAILED, _DIED)
-                with self._lock:
-                    self._process.kill()
-                    self._process.join()
-                    self._start()
-            job.used_s += time.monotonic() - started
-            with self._lock:
-                self._current, self._stopping, self._sent = None, False, False
-                self.simulated = ended.simulated or self.simulated
-                again = ended.how == STOPPED and not job.cancelled and job.used_s < job.limit_s
-                if again:
-                    self._waiting.append(job)
-            if not again and not job.cancelled:
-                late = TooSlow(f"stopped after {job.limit_s / 60:.0f} minutes; run the command below instead")
-                job.deliver(Ended(FAILED, late) if ended.how == STOPPED else ended)
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():
+                    self._hand_on()
+                raise
+        self._urgency = urgency
+        try:
+            yield
+        finally:
+            self._hand_on()
 
-    def _next(self) -> Job | None:
-        with self._lock:
-            while not self._waiting and not self._closed:
-                self._lock.wait()
-            if self._closed:
-                return None
-            job = min(self._waiting, key=lambda each: (each.urgency, each.number))
-            self._waiting.remove(job)
-            self._current = job
-            return job
+    def _hand_on(self) -> None:
+        self._urgency, self._stopping = None, False
+        while self._waiting and self._urgency is None:
+            urgency, _, turn = heapq.heappop(self._waiting)
+            if not turn.done():  # else it was cancelled
+                self._urgency = urgency
+                turn.set_result(None)
 
-    def _talk(self, job: Job, started: float) -> Ended:
-        """Send a task and deliver what it says, until it ends.
-
-        :raises EOFError: if the process died, or doesn't stop.
-        """
-        connection = self._connection
-        if not self._ready:
-            connection.recv()  # the process has imported what it needs
-            self._ready = True
-        with self._lock:
+    async def _next(self, number: int, task: Task, left_s: float) -> Any:
+        """Return a task's next message; None at its end."""
+        timer = asyncio.get_running_loop().call_later(left_s, self._stop)
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._ready))  # a process that starts can't be stopped
             if self._stopping:
-                return Ended(STOPPED)
-            connection.send(TaskMessage(job.task, self._signals))
-            self._sent = True
-        stopped = None
-        while True:
-            if connection.poll(_TICK_S):
-                message = connection.recv()
-                if isinstance(message, Ended):
-                    return message
-                assert isinstance(message, Message), "a worker sends nothing else"
-                if not job.cancelled:
-                    job.deliver(message.what)
-            now = time.monotonic()
-            if job.used_s + now - started > job.limit_s:
-                with self._lock:
-                    self._stop_current()
-            if self._is_stopping():
-                stopped = now if stopped is None else stopped
-                if now - stopped > _GRACE_S:
-                    raise EOFError
+                return _STOPPED
+            self._call += 1
+            call = asyncio.wrap_future(self._pool.submit(_next_message, self._call, number, task))
+            self._computing = True
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError:
+                self._stop()
+                await asyncio.wait([call])
+                if isinstance(call.exception(), BrokenExecutor):
+                    self._start()
+                raise
+            stopped, message, self.simulated = call.result()
+            return _STOPPED if stopped else message
+        except BrokenExecutor:
+            self._start()
+            if self._stopping:  # it was killed because it didn't stop
+                return _STOPPED
+            raise LoraplanError(_DIED) from None
+        finally:
+            self._computing = False
+            timer.cancel()
+
+    def _stop(self) -> None:
+        """Stop the task that has its turn."""
+        if not self._stopping:
+            self._stopping = True
+            if self._computing and self._process.pid is not None:
+                self._last_stopped.value = self._call
+                os.kill(self._process.pid, _STOP)
+                asyncio.get_running_loop().call_later(_GRACE_S, self._kill, self._call)
+
+    def _kill(self, call: int) -> None:
+        if self._computing and self._call == call:
+            self._process.kill()
 
 
 class Workers:
@@ -200,10 +181,116 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self.answers = Worker("answers")
-        self.curves = Worker("curves", draws=True)
+        self.answers = Worker()
+        self.curves = Worker(draws=True)
 
     def close(self) -> None:
         """End both; more than once does no harm."""
         self.answers.close()
         self.curves.close()
+
+
+# In the process itself.
+
+
+class _Stopped(BaseException):
+    """The running task is to end now."""
+
+
+class _Process:
+    """What a process keeps from one call to the next: what it has simulated, and the task under way.
+
+    :param last_stopped: number of the last call that is to stop. It is signalled, and the signal may come late: it must
+        not stop another.
+    """
+
+    def __init__(self, memory: Any, last_stopped: Any) -> None:
+        self.memory = memory
+        self.task = -1
+        self.messages: Iterator[Any] = iter(())
+        self._last_stopped = last_stopped
+        self._call, self._computing = 0, False
+        signal.signal(_STOP, lambda number, frame: self._end())
+
+    def _end(self) -> None:
+        if self._computing and self._call <= self._last_stopped.value:
+            self._computing = False  # once: what cleans up is left alone
+            raise _Stopped
+
+    @contextmanager
+    def computing(self, call: int) -> Iterator[None]:
+        """Let a signal stop what is done inside, and never the sending of a message."""
+        self._call, self._computing = call, True
+        try:
+            self._end()
+            yield
+        finally:
+            self._computing = False
+
+
+_process: _Process
+
+
+def _begin(last_stopped: Any, parent: int, draws: bool) -> None:
+    """Get ready.
+
+    :param parent: id of the process that this one ends with.
+    :param draws: whether it will have to draw soon. It then gets ready for that first, and lets others go first.
+    """
+    # The terminal sends Ctrl-C to all processes; the parent decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if draws:
+        os.nice(5)
+    from sim.studies.backends.pool import end_with_parent
+    from sim.ui.simulating.tasks import Memory
+
+    global _process
+    end_with_parent(parent)
+    _import_simulator()
+    if draws:
+        _import_charts()
+    _process = _Process(Memory(), last_stopped)
+
+
+def _next_message(call: int, number: int, task: Task) -> tuple[bool, Any, int]:
+    """Return whether the task was stopped, else its next message, and the simulations that were made so far."""
+    here, message, stopped = _process, None, False
+    if task.draws:
+        _import_charts()
+    if here.task != number:
+        here.task, here.messages = number, task.run(here.memory)
+    try:
+        with here.computing(call):
+            message = next(here.messages, None)
+    except _Stopped:
+        here.task, stopped = -1, True
+    except LoraplanError:
+        raise
+    except Exception as error:
+        raise LoraplanError(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+    return stopped, message, here.memory.simulated
+
+
+# Modules are imported between tasks: a task that is stopped must not leave one half imported.
+
+
+def _import_simulator() -> None:
+    import scipy.special
+    import scipy.stats  # noqa: F401
+
+    import sim.studies.headroom
+    import sim.world.replication  # noqa: F401
+
+
+@cache
+def _import_charts() -> None:
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+
+    import sim.studies.plan.study
+    import sim.studies.plan.what_if  # noqa: F401
+    from reports.charts.svg import drawing, place, to_svg
+
+    with drawing(100) as figure:
+        place(figure, 10, 10, 10, 10)
+        to_svg(figure, "warm-up", "", "", [])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sim.results.recording.recorder import Recorder
 from sim.results.records import LOST, REROUTED, UNFINISHED, Event
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import Crash
+from sim.spec.sections.changes import Crash
 from sim.traffic.request import Request
 from sim.world.clock import Call, Clock
 from sim.world.dispatcher import Dispatcher, Extension

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 
 from sim.errors import ScenarioError
-from sim.policies.wrong_adapter import PopularityChoice, UniformChoice, exchanged
+from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
 from sim.results.recording.recorder import Recorder
 from sim.results.records import (
     MISROUTED,
@@ -26,7 +26,7 @@ from sim.results.records import (
 )
 from sim.rng import stream, stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import (
+from sim.spec.sections.changes import (
     BaseModelAnswers,
     Detector,
     Misrouting,

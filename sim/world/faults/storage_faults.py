@@ -15,7 +15,7 @@ import numpy as np
 from sim.results.records import Event
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
-from sim.spec.sections.faults import (
+from sim.spec.sections.changes import (
     FailingLoads,
     NetworkDelay,
     SlowStorage,

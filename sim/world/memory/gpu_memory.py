@@ -7,9 +7,9 @@ from math import ceil
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.policies.slot_memory import slots_bytes
+from sim.policies.replica_memory import slots_bytes
 from sim.results.model import GpuShare
-from sim.spec.engine_flags.vllm_flags import vllm_rank
+from sim.spec.engine_flags.options import vllm_rank
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.profile import Profile, load_profile
 from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_model

@@ -13,7 +13,7 @@ from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT, RESIDENT, AdapterCache, GpuCache, SlotForBaseModel, UnifiedCache
 from sim.policies.batch_slots import BatchSlots
 from sim.policies.eviction import EvictionContext, make_eviction
-from sim.policies.eviction.lru import Lru
+from sim.policies.eviction.ranked import Lru
 from sim.policies.host_tier import AllInHost, HostCache, HostTier
 from sim.policies.kv.kv_rules import KvRule
 from sim.policies.vllm_lru import SetOrder, VllmLruCache

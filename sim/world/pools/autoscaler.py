@@ -22,7 +22,7 @@ from sim.policies.routing import View
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED
 from sim.rng import stream
-from sim.spec.sections.autoscaling import Autoscale, ColdStart
+from sim.spec.sections.control_plane import Autoscale, ColdStart
 from sim.spec.sections.laws import FixedTime, TimeLaw
 from sim.spec.units import format_seconds
 from sim.traffic.request import Request

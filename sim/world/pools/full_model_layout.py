@@ -11,7 +11,7 @@ from sim.errors import ScenarioError
 from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Cache, GpuCache, Scenario, Storage
-from sim.spec.sections.pools import MOST_REPLICAS, FullModels
+from sim.spec.sections.serving import MOST_REPLICAS, FullModels
 from sim.spec.units import human_bytes
 from sim.world.world import Pool, without_lora
 

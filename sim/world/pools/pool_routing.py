@@ -13,7 +13,7 @@ from sim.policies.routing.plain import LeastLoaded
 from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool, ToHolders
 from sim.rng import stream_key
 from sim.spec.scenario import Scenario
-from sim.spec.sections.pools import FullModels
+from sim.spec.sections.serving import FullModels
 from sim.world.routing.router_state import make_router
 from sim.world.world import Pool, World
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError, did_you_mean
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Adapters, Scenario
-from sim.spec.sections.rollout_strategies import Rollout, overlap, overlap_words
+from sim.spec.sections.changes import Rollout, overlap, overlap_words
 from sim.spec.units import format_share
 from sim.traffic.adapters import ModelShape, Population, populate
 from sim.traffic.generate import Traffic

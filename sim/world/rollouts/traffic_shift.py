@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from sim.policies.stage_gate import NEVER_S, Sample, failed_terms
+from sim.policies.changes import NEVER_S, Sample, failed_terms
 from sim.rng import stream_key, uniform_draw
-from sim.spec.sections.rollout_strategies import Gate
+from sim.spec.sections.changes import Gate
 from sim.traffic.request import MISS, Request
 from sim.world.clock import Call
 from sim.world.dispatcher import Dispatcher

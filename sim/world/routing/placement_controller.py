@@ -6,7 +6,7 @@ The decisions themselves are in ``sim.policies.placement``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from math import inf
@@ -15,14 +15,13 @@ import numpy as np
 
 from sim.policies.costs import StepCosts
 from sim.policies.placement import Demand, Placement, Placer, PlacerContext, make_placer
-from sim.policies.routing import Choosing, View
+from sim.policies.routing import View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.rng import stream_key, uniform_draw
 from sim.spec.policies import PLACERS
-from sim.spec.sections.routing import PlacementController as ControllerSpec
+from sim.spec.sections.control_plane import PlacementController as ControllerSpec
 from sim.world.clock import CONTROL, Call, Clock
-from sim.world.fleet import Fleet
 from sim.world.replica.server import Server
 from sim.world.times import tier_times
 from sim.world.world import Pool
@@ -79,38 +78,43 @@ class PlacementController:
 
     Until the history is full, the popularity of the start stands in for what is missing of it. After the last arrival
     it decides no more. Replicas that come or go are seen at the next decision.
+
+    :param view: of the router, in which the replicas that serve are up.
+    :param next_s: returns the time of the next arrival, infinite if there is none.
     """
 
     def __init__(
         self,
-        spec: ControllerSpec,
         pool: Pool,
         replication: int,
         router: Placed,
-        fleet: Fleet,
         view: View,
+        servers: Sequence[Server],
         recorder: Recorder,
+        clock: Clock,
+        next_s: Callable[[], float],
     ) -> None:
+        spec = pool.scenario.router.placing
+        assert spec is not None, "the router follows a placement"
         self._period_s = spec.period
-        self._clock = fleet.clock
+        self._clock, self._next_s = clock, next_s
         self._recorder = recorder
-        self._router = router
-        self._fleet, self._view = fleet, view
+        self._router, self._view = router, view
         self._shares: list[float] = pool.traffic.shares().tolist()
         self._placer = placer_of(spec, pool, replication)
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
-        self._moves = EagerMoves(pool, replication, fleet.servers, fleet.clock) if spec.move == "eager" else LazyMoves()
+        self._moves = EagerMoves(pool, replication, servers, clock) if spec.move == "eager" else LazyMoves()
         self._note(first_placement(pool, self._placer), {})
         if PLACERS[spec.policy].moves:
             self._clock.process(self._decisions())
             self._clock.periodic += 1
 
     def _decisions(self) -> Iterator[Call]:
-        fleet, view, router = self._fleet, self._view, self._router
+        view, router = self._view, self._router
         for number in count(1):  # a product, not a running sum: the n-th decision is at exactly n periods
             yield self._clock.until(number * self._period_s)
-            if fleet.next_s() == inf:
+            if self._next_s() == inf:
                 return
             self._periods.append(router.asked)
             router.asked = {}
@@ -195,12 +199,3 @@ class EagerMoves(LazyMoves):
         drawn = np.array([uniform_draw(self._key, adapter << 20 | number)])
         host_s = float(self._host.seconds(name, drawn)[0]) if self._has_host else 0.0
         return float(self._storage.seconds(name, drawn)[0]), host_s
-
-
-def control_placement(
-    pool: Pool, replication: int, router: Choosing, fleet: Fleet, view: View, recorder: Recorder
-) -> None:
-    """Start the controller of one replication, if the router follows one and has a choice."""
-    spec = pool.scenario.router.placing
-    if spec is not None and isinstance(router, Placed) and len(fleet.servers) > 1:
-        PlacementController(spec, pool, replication, router, fleet, view, recorder)

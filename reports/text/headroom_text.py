@@ -1,0 +1,175 @@
+"""How much more traffic fits, in sentences."""
+
+from __future__ import annotations
+
+from reports.formatting import listed, metric_words, percent
+from reports.text.limit_text import BLOCKED_FOR_P99, Evidence, Limit, blocked, limit_sentence, limits
+from reports.text.metric_text import capital, unserved_words
+from sim.results.point import Point
+from sim.results.run_directory.study_records import (
+    ALWAYS,
+    BUCKETS,
+    CLOSED_LOOP,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    TOO_SHORT,
+    Headroom,
+)
+from sim.results.slo_terms import judged, split_term
+from sim.results.verdict import allowed, lacks_answers, unserved
+from sim.spec.units import human_seconds
+
+
+def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, cold: bool = False) -> str:
+    """Return at what multiple of the traffic the SLO fails and what limits there; empty where none was searched.
+
+    :param missed_today: whether the SLO is missed with today's traffic.
+    :param cold: whether caches start empty, and that may decide today's verdict; those of the search start full.
+    """
+    if found is None:
+        return ""
+    if found.outcome == CLOSED_LOOP:
+        return "A closed loop has headroom only against an SLO: its clients wait for their answers. Add an slo."
+    if found.outcome == TOO_LONG:
+        return f"Headroom: not searched. {_too_long(found)}"
+    if found.outcome == TOO_SHORT:
+        return (
+            f"Headroom: not searched. The trace has {found.trace_requests:,} requests, too few to fill the batches; "
+            f"headroom needs about {found.needed_requests:,}."
+        )
+    missed_today = missed_today and not fails_today(found)
+    if missed_today and not found.without:
+        return "Headroom: none. The SLO is missed with today's traffic."
+    batches = found.failing is not None and found.failing.capacity.seats is not None
+    load = (
+        f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
+    )
+    without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
+    full = "The search starts with full caches." if cold else ""
+    multiple = _otherwise(found) if missed_today else _multiple(found)
+    return " ".join(part for part in (multiple, _limit(found), load, without, full) if part)
+
+
+def fails_today(found: Headroom) -> bool:
+    """Return whether the search, too, finds that the SLO fails with today's traffic or less."""
+    return found.outcome in (NEVER, *_NO_SEARCH) or (found.multiple is not None and found.multiple < 1)
+
+
+_NO_SEARCH = (CLOSED_LOOP, TOO_LONG, TOO_SHORT)
+
+
+def _too_long(found: Headroom) -> str:
+    """Return why traffic that changes slowly can't be searched in short runs, and what answers instead."""
+    assert found.period_s is not None, "it is too slow"
+    return (
+        f"The traffic takes {human_seconds(found.period_s)} to go through its phases, which is longer than this run or "
+        "than a short run can be. Simulate whole periods, and let loraplan plan --maximize workload.arrivals.rate find "
+        "the highest rate."
+    )
+
+
+def _otherwise(found: Headroom) -> str:
+    """Return at what multiple the SLO fails without the parts that the search leaves out, where these make it fail."""
+    left_out = [part for part in found.without if part != _SCALING]
+    parts = [f"without {listed(left_out)}"] if left_out else []
+    parts += ["with as many replicas all the time as the autoscaler may start"] if _SCALING in found.without else []
+    start = f"Headroom: none. {capital(' and '.join(parts))}, the SLO would be met"
+    if found.outcome == ALWAYS:
+        assert found.lo is not None, "something was tried"
+        return f"{start} up to {times_words(found.lo)} times the traffic, the most that was tried."
+    assert found.multiple is not None, "it was found"
+    return f"{start} up to about {times_words(found.multiple)} times the traffic."
+
+
+_SCALING = "autoscaling"
+"""What ``Headroom.without`` calls an autoscaler: the search runs all the replicas that it may start."""
+
+
+def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str:
+    """Return the headroom in a few words: ``1.5 times the traffic``; empty where there is no number.
+
+    :param missed_today: as of ``headroom_sentences``.
+    """
+    if found is None or found.outcome in _NO_SEARCH:
+        return ""
+    if found.outcome == NEVER or (missed_today and not fails_today(found)):
+        return "None"
+    multiple = found.lo if found.outcome == ALWAYS else found.multiple
+    assert multiple is not None, "it was found"
+    start = "more than " if found.outcome == ALWAYS else "none: up to " if multiple < 1 else "up to "
+    return capital(f"{start}{times_words(multiple)} times the traffic")
+
+
+def times_words(multiple: float) -> str:
+    """Return a multiple with the digits that a search to within a few percent has; one more near 1."""
+    return f"{multiple:.2f}" if 0.9 <= multiple < 1.15 else f"{multiple:.2g}" if multiple < 10 else f"{multiple:,.0f}"
+
+
+def _multiple(found: Headroom) -> str:
+    if found.outcome == ALWAYS:
+        assert found.lo is not None, "something was tried"
+        longer = (
+            f" With more, whole periods of {human_seconds(found.period_s)} are more requests than a short run can have."
+            if found.period_s
+            else ""
+        )
+        return f"The SLO is met up to {times_words(found.lo)} times the traffic, the most that was tried.{longer}"
+    misses = _GROWS.get(found.term) or f"{metric_words(found.term)} misses its target"
+    if found.outcome == NEVER:
+        return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
+    assert found.multiple is not None, "it was found"
+    times = times_words(found.multiple)
+    if found.multiple < 1:
+        return f"The SLO is met up to about {times} times the traffic. Beyond that, {misses}."
+    return f"{capital(misses)} at about {times} times the traffic."
+
+
+_GROWS = {
+    QUEUES: "queues grow without limit",
+    BUCKETS: "the queue in front of a token bucket grows without limit",
+}
+
+
+def _limit(found: Headroom) -> str:
+    point = found.failing
+    if point is None:
+        return ""
+    if split_term(found.term)[1] == "miss_ratio":
+        return "What limits it there: the adapter cache. It holds too few of the requested adapters."
+    if unserved := _unserved(point, found.term):
+        return unserved
+    limit = next((limit for limit in limits(point) if _concerns(limit, found.term)), Limit("none", Evidence.NOTHING))
+    if limit.name == "none" and "p99" in (found.term or ""):
+        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
+    why = limit_sentence(limit, point)
+    if limit.name == "none":
+        return f"No queue decides there: {_steps(point)}."
+    return f"What limits it there: {limit.name}. {why}"
+
+
+def _concerns(limit: Limit, term: str) -> bool:
+    """Return whether a limit can be why a term fails: what a token bucket holds is its own tenant's."""
+    if term == BUCKETS or limit.bucket is None:
+        return (limit.bucket is None) == (term != BUCKETS)
+    return term != QUEUES and split_term(term)[0] in ("", limit.bucket.tenant)
+
+
+def _unserved(point: Point, term: str) -> str:
+    """Return that a tenant's requests go unserved, where that decides; those of a whole fleet are one of its limits."""
+    tenant, metric = split_term(term)
+    target = next((each.slo.get(metric) for each in point.tenants if each.name == tenant), None)
+    if target is None or not lacks_answers(point, term, target):
+        return ""
+    own, _ = judged(point, term)
+    lost, _ = unserved(own)
+    name = "refusals" if (own.metrics["refused"].value or 0.0) >= lost / 2 else "failures"
+    said = capital(unserved_words(own, f"the requests of {tenant}"))
+    share = percent(allowed(metric))
+    return f"What limits it there: {name}. {said}, and a target for {metric_words(metric)} allows {share}."
+
+
+def _steps(point: Point) -> str:
+    """Return why requests are slow where none waits."""
+    blocks = point.capacity.seats is not None
+    return "steps take longer the larger the batch" if blocks else "the service itself takes as long"

@@ -1,1 +1,0 @@
-"""Result files of benchmark clients: read, simulated, and compared."""

@@ -1,0 +1,242 @@
+"""A benchmark's run as a scenario, simulated as its client loaded the server."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, SeveralErrors
+from sim.results.run_directory.result_files import write_text
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import LoadedScenario
+from sim.studies.fidelity.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
+from sim.studies.predicted_service import predict_service, predicted_values
+from sim.traffic.fits.describe import correlation
+from sim.world.build import build_world
+from sim.world.world import World
+
+# A benchmark's run as a scenario: its load and its lengths, on the fleet that the user says.
+
+_ALONE: dict[str, Any] = {
+    "schema_version": 1,
+    "name": "benchmark",
+    "adapters": {"mix": [{"share": 1, "kind": "base"}]},
+    "cache": {"gpu": {"slots": 1}},  # LoRA is off; profiles know few slots
+}
+"""One replica without adapters."""
+_LEFT_OUT = ("workload", "run", "sweep", "slo", "plan", "rollouts", "faults", "extends")
+"""Sections of the user's scenario that a benchmark's run doesn't have, or has of its own."""
+_ANY_LOAD: dict[str, Any] = {"workload": {"requests": 1, "arrivals": {"process": "closed", "concurrency": 1}}}
+_SET_HERE = "sweep"
+"""Where ``LoadedScenario.with_values`` says that values were written."""
+_ALIKE = 1.05
+"""A p99 up to this many times the mean is taken for lengths that are all the same."""
+_TAIL = math.exp(2.3263478740408408**2 / 2)
+"""Most times that a log-normal law's p99 can exceed its mean."""
+
+
+def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | None, folder: Path) -> LoadedScenario:
+    """Return a run as a scenario; what it needs of files is written to a folder.
+
+    :param base: says fleet, adapters, caches and popularity; None: one replica, without adapters.
+    :param profile: in place of the base's.
+    :raises InputError: where neither says what the costs are, or they don't fit together.
+    """
+    if base is None and profile is None:
+        raise InputError(
+            "a result doesn't say which GPU and settings it was measured with",
+            file=run.name,
+            key="--scenario",
+            hint="give --scenario with the server's fleet and adapters, or --profile for a server without adapters",
+        )
+    if base is None:
+        base = LoadedScenario(Scenario.model_validate(_ALONE | _ANY_LOAD), _ALONE, {}, run.name)
+    elif base.scenario.fleet.engine == "fixed":
+        raise base.locate(
+            InputError(
+                "this engine has no tokens, so it predicts no benchmark",
+                key="fleet.engine",
+                got="fixed",
+                allowed="vllm, sglang or continuous",
+            )
+        )
+    data = {key: value for key, value in base.data.items() if key not in _LEFT_OUT}
+    values: dict[str, Any] = {
+        "workload": _workload(run, base.data.get("workload", {}), folder, alone=base.scenario.adapters.base_alone),
+        "run": {"seed": base.scenario.run.seed, "replications": 1, "warmup": 0},
+    }
+    if profile is not None:
+        values |= {"fleet.gpu": None, "adapters.base_model": None, "fleet.profile": profile}
+    # The files of the run are loraplan's own, and the user names the profile: no folder confines them.
+    return replace(base, data=data, confines=None).with_values(values)
+
+
+def moved_to_run(error: InputError, run: BenchRun, folder: Path) -> InputError:
+    """Return an error with the run in place of what was written for it, which the user never sees.
+
+    :param folder: what ``bench_scenario`` wrote its files to.
+    """
+    if isinstance(error, SeveralErrors):
+        return SeveralErrors([moved_to_run(each, run, folder) for each in error.errors])
+    ours = error.file is not None and Path(error.file).is_relative_to(folder)
+    if not ours and error.file != _SET_HERE:
+        return error
+    moved = copy.copy(error)
+    moved.file, moved.line = run.name, None
+    if ours:
+        moved.hint = None  # on options of traces
+    elif moved.key == "fleet.profile":
+        moved.file, moved.key = None, "--profile"
+    return moved
+
+
+def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool) -> dict[str, Any]:
+    """Return the traffic; what a client sent in an open loop is replayed, if the file has every request.
+
+    :param alone: whether all requests are for the base model; then nothing is replayed, since a trace has adapters.
+    """
+    kept = {key: base[key] for key in ("popularity",) if key in base}
+    if run.rows is not None and isinstance(run.load, OpenLoad) and not alone:
+        write_text(folder / "requests.csv", _table(run.rows, with_times=True))
+        none = dict.fromkeys(("adapter", "session", "status"), "none")
+        columns = {"time": "timestamp_s", "unit": "s", "input": "input_tokens", "output": "output_tokens", **none}
+        return {**kept, "trace": {"file": str(folder / "requests.csv"), "format": "log", "columns": columns}}
+    return {
+        **kept,
+        "requests": run.completed,
+        "arrivals": _arrivals(run.load),
+        "tokens": _tokens(run, folder),
+    }
+
+
+def _arrivals(load: ClosedLoad | OpenLoad) -> dict[str, Any]:
+    if isinstance(load, ClosedLoad):
+        return {"process": "closed", "concurrency": load.concurrency}
+    rate = f"{load.rate_rps!r}/s"
+    if load.shape == 1:
+        return {"process": "poisson", "rate": rate}
+    return {"process": "gamma", "rate": rate, "cv": 1 / math.sqrt(min(load.shape, 1e4))}
+
+
+def _tokens(run: BenchRun, folder: Path) -> dict[str, Any]:
+    if run.rows is None:
+        return {"prompt": _law(run.prompt), "output": _law(run.output)}
+    write_text(folder / "lengths.csv", _table(run.rows, with_times=False))
+    file = str(folder / "lengths.csv")
+    return {
+        "prompt": {"law": "empirical", "file": file, "column": "input_tokens"},
+        "output": {"law": "empirical", "file": file, "column": "output_tokens"},
+        "correlation": correlation(run.rows.prompt_tokens, run.rows.output_tokens),
+    }
+
+
+def _law(summary: TokenSummary) -> dict[str, Any]:
+    """Return a law with this mean, and this p99 where lengths differ and a log-normal law has both."""
+    if summary.p99 is None or not _ALIKE * summary.mean < summary.p99 < _TAIL * summary.mean:
+        return {"law": "fixed", "value": max(1, round(summary.mean))}
+    return {"law": "lognormal", "mean": summary.mean, "p99": summary.p99}
+
+
+def _table(rows: BenchRequests, *, with_times: bool) -> str:
+    lengths = zip(rows.prompt_tokens.tolist(), rows.output_tokens.tolist(), strict=True)
+    lines = ["input_tokens,output_tokens", *(f"{prompt},{output}" for prompt, output in lengths)]
+    if with_times:
+        times = ["timestamp_s", *(f"{at_s:.6f}" for at_s in rows.start_s.tolist())]
+        lines = [f"{at_s},{line}" for at_s, line in zip(times, lines, strict=True)]
+    return "\n".join(lines) + "\n"
+
+
+# The prediction.
+
+SIMULATIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPrediction:
+    """A run and what was predicted for it.
+
+    :ivar profile, profile_status: whose costs were simulated, and how trustworthy they are.
+    :ivar engine: whose rules.
+    :ivar metrics: by name, what was ``measured``, the ``half_width`` of its 95 % interval (None where the file has no
+        spread), what was ``predicted``, and the relative ``error``.
+    :ivar notes: on the scenario, and on what the file lacks.
+    """
+
+    run: BenchRun
+    profile: str
+    profile_status: str
+    engine: str
+    metrics: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...]
+
+
+def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> World:
+    """Return the world of a run, whose files are all read.
+
+    :raises InputError: where it can't be simulated.
+    """
+    with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
+        try:
+            loaded = bench_scenario(run, base, profile, Path(folder))
+            try:
+                return build_world(loaded.scenario)
+            except InputError as error:
+                raise loaded.locate(error) from None
+        except InputError as error:
+            raise moved_to_run(error, run, Path(folder)) from None
+
+
+def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> BenchPrediction:
+    """Simulate a run as its client loaded the server, and compare.
+
+    :raises InputError: where it can't be simulated.
+    """
+    world = bench_world(run, base, profile)
+    used = world.pools[0].profile
+    assert used is not None, "engine fixed is refused"
+    predicted = predicted_values(predict_service(world, SIMULATIONS))
+    return BenchPrediction(
+        run=run,
+        profile=used.name,
+        profile_status=used.stated,
+        engine=world.scenario.fleet.engine,
+        metrics={
+            name: {
+                "measured": (measured := run.measured[name]),
+                "half_width": run.errors.get(name),
+                "predicted": value,
+                "error": value / measured - 1 if measured else None,
+            }
+            for name, value in predicted.items()
+            if name in run.measured
+        },
+        notes=(*_gaps_of(run), *_on_fleet(world)),
+    )
+
+
+def _on_fleet(world: World) -> Iterator[str]:
+    """Yield the simulator's notes, but those on how the file in between was read."""
+    if not world.scenario.adapters.base_alone:
+        count = len(world.traffic.population)
+        yield (
+            "a result doesn't say which adapter a request was for: the scenario's popularity draws it from "
+            f"{count:,} {'adapter' if count == 1 else 'adapters'} (--set adapters.count=N, if the client used others)"
+        )
+    yield from (note for note in world.notes if "requests.csv" not in note)
+
+
+def _gaps_of(run: BenchRun) -> Iterator[str]:
+    if run.rows is None:
+        yield (
+            f"{run.name} has no single requests: their lengths are drawn with the mean"
+            f"{'' if run.prompt.p99 is None else ' and p99'} that it names"
+        )
+    if isinstance(run.load, OpenLoad) and run.load.cap is not None:
+        yield f"the client's limit of {run.load.cap:,} requests at a time is not simulated"
+    if run.failed:
+        yield f"{run.failed:,} requests failed; they are left out"

@@ -1,0 +1,327 @@
+"""Drafts a scenario from settings with their origin, and leaves out those that can't be simulated, with the reason.
+
+Finds the command line of an engine in a Kubernetes manifest, or in values of the vLLM production stack's chart.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sim.errors import InputError, SeveralErrors
+from sim.reading import read_regular
+from sim.results.run_directory.result_files import write_text
+from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
+from sim.spec.engines import batch_limits, nearest_version, release_of
+from sim.spec.files.yaml_tree import flow_text
+from sim.spec.gpus import DEFAULT_GPU, gpu_named
+from sim.spec.profile_choice import DEFAULT_MODEL
+from sim.spec.scenario_file import load_scenario
+from sim.studies.sweep import check_points
+
+EXAMPLE = "an example: put your own here"
+_SECTIONS = ("workload", "tenants", "adapters", "fleet", "cache", "storage", "router", "slo")
+_TRAFFIC = (
+    Setting("workload.requests", 20000, EXAMPLE),
+    Setting("workload.arrivals", {"process": "poisson", "rate": "6/s"}, f"{EXAMPLE}; loraplan trace reads your log"),
+    Setting("workload.popularity", {"law": "zipf", "exponent": 0.9}, EXAMPLE),
+    Setting("workload.tokens.prompt", {"law": "lognormal", "mean": 300, "p99": 2000, "max": 4096}, EXAMPLE),
+    Setting("workload.tokens.output", {"law": "lognormal", "mean": 120, "p99": 600, "max": 2048}, EXAMPLE),
+)
+_ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 16, EXAMPLE))
+_GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
+_BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
+_LARGER_SHARE_FROM = (0, 25)
+MANIFEST_BYTES = 4 << 20
+"""Bytes of a manifest, at most."""
+_DEEPEST = 40
+
+
+@dataclass(slots=True)
+class Draft:
+    """What is known of a deployment.
+
+    :ivar name: of the scenario.
+    :ivar settings: by key; the first that was given counts.
+    :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
+    :ivar comments: what the command line says that no key holds.
+    :ivar names_adapters: whether a trace says which adapters there are.
+    :ivar runs_vllm: whether a command line says that vLLM serves, so that its defaults fill what it leaves out.
+    :ivar made_by: the command that drafts it.
+    :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
+    """
+
+    name: str
+    settings: dict[str, Setting] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    comments: list[str] = field(default_factory=list)
+    names_adapters: bool = False
+    runs_vllm: bool = False
+    made_by: str = "loraplan init"
+    extends: str | None = None
+
+    def add(self, settings: Sequence[Setting]) -> None:
+        """Take settings whose key has none yet, and that no whole section contradicts."""
+        for setting in settings:
+            section = setting.key.partition(".")[0]
+            ours = section in self.lines and not (section == "adapters" and setting.key == "adapters.base_model")
+            if not ours:
+                self.settings.setdefault(setting.key, setting)
+
+    def add_command(self, command: ReadCommand) -> None:
+        """Take what a command line says."""
+        row = nearest_version(command.engine)
+        engine = command.engine if row.simulated else row.preset
+        self.add([Setting("fleet.engine", engine, f"a command line of {command.name}"), *command.settings])
+        if not row.simulated:
+            self.comments.append(f"{engine} stands for {command.engine}: {command.name} {row.words} {row.about}")
+        if command.model:
+            self.add([Setting("adapters.base_model", command.model, "the command line's model")])
+        elif "adapters.base_model" not in self.settings:
+            self.comments.append(f"The command line names no model: {DEFAULT_MODEL} is assumed (adapters.base_model).")
+        if not command.loras:
+            self.comments.append("The command line doesn't enable LoRA; this scenario serves adapters all the same.")
+        self.comments += [f"Not translated: {said}: {why}" for said, why in command.untranslated]
+        self.comments += [f"Unknown option: {said}" for said in command.unknown]
+        if command.of_server:
+            self.comments.append(f"Of the server, without effect here: {' '.join(command.of_server)}")
+        missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings]
+        self.runs_vllm = command.name == "vLLM"
+        if missing and not self.runs_vllm:
+            keys = " and ".join(f"fleet.{key}" for key in missing)
+            self.comments.append(
+                f"The command line leaves {keys} to {command.name}, whose default depends on its version and GPU; "
+                "set what its log prints at the start."
+            )
+
+    def complete(self) -> None:
+        """Fill what is not known with examples."""
+        if self.extends is not None:
+            return
+        self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
+        if self.runs_vllm:
+            limits = batch_limits(str(self.settings["fleet.gpu"].value))
+            said = "the default of vllm serve on this GPU; its log says it at the start"
+            self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
+            if "fleet.kv_tokens" not in self.settings:
+                self.add([_memory_share(str(self.settings["fleet.engine"].value))])
+        if "workload" not in self.lines:
+            self.add(_TRAFFIC)
+        if "adapters" not in self.lines:
+            self.add(_ADAPTERS[1:] if self.names_adapters else _ADAPTERS)
+        self.add(_GOALS)
+
+
+def _memory_share(engine: str) -> Setting:
+    larger = tuple(map(int, (release_of(engine) or "0").split(".")[:2])) >= _LARGER_SHARE_FROM
+    said = f"the default of vllm serve {'from 0.25 on' if larger else 'before 0.25'}"
+    return Setting("fleet.gpu_memory_utilization", 0.92 if larger else 0.9, said)
+
+
+def write_draft(draft: Draft, path: Path) -> list[str]:
+    """Write the scenario, without what can't be simulated, and return notes on that.
+
+    A setting that the checks refuse stays as a comment, with the reason.
+    """
+    draft.complete()
+    refused: dict[str, str] = {}
+    hopeless: list[str] = []
+    while not hopeless:
+        write_text(path, scenario_text(draft, refused))
+        try:
+            check_points(load_scenario(str(path), []))
+        except InputError as error:
+            several = error.errors if isinstance(error, SeveralErrors) else [error]
+            # One setting at a time: without it, what else was wrong may be right.
+            pairs = ((key, each) for each in several for key in _named(each))
+            key, found = next((pair for pair in pairs if pair[0] in draft.settings.keys() - refused), ("", error))
+            if key:
+                refused[key] = "; ".join(part for part in (found.problem, found.hint) if part)
+            else:
+                hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
+        else:
+            break
+    left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in refused.items()]
+    return [*draft.comments, *left_out, *hopeless]
+
+
+def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
+    """Return the text of the scenario file: every value has a comment that says where it comes from.
+
+    :param refused: by key, why a setting is commented out.
+    """
+    lines = [
+        f"# Drafted by {draft.made_by}. Every value says where it comes from.",
+        *(f"# {_one_line(comment)}" for comment in draft.comments),
+        "schema_version: 1",
+        *([f"extends: {flow_text(draft.extends)}"] if draft.extends is not None else ()),
+        f"name: {draft.name}",
+    ]
+    for section in _SECTIONS:
+        own = [setting for key, setting in draft.settings.items() if key.partition(".")[0] == section]
+        body = [*_yaml(own, refused), *draft.lines.get(section, ())]
+        if any(not line.lstrip().startswith("#") for line in body):
+            lines += [f"{section}:", *body]
+        else:
+            lines += [line.strip() for line in body]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]:
+    above: tuple[str, ...] = ()
+    for setting in sorted(settings, key=lambda each: each.key.split(".")[1:-1]):
+        _, *tables, last = setting.key.split(".")
+        if setting.key in refused:
+            yield (
+                f"  # {'.'.join([*tables, last])}: {flow_text(setting.value)}   # {_one_line(setting.said)}; left out: "
+                + (_one_line(refused[setting.key]))
+            )
+            continue
+        for depth, table in enumerate(tables):
+            if tuple(tables[: depth + 1]) != above[: depth + 1]:
+                yield f"{'  ' * (depth + 1)}{table}:"
+        above = tuple(tables)
+        yield f"{'  ' * (len(tables) + 1)}{last}: {flow_text(setting.value)}   # {_one_line(setting.said)}"
+
+
+_CHOOSE_PROFILE = ("adapters.base_model", "fleet.tensor_parallel", "fleet.gpu")
+"""Keys that choose the profile, the most specific first."""
+
+
+def _named(error: InputError) -> Iterator[str]:
+    """Yield the keys that an error may be about: its own, and those that hold it."""
+    key = error.key or ""
+    yield key
+    if key in _CHOOSE_PROFILE:  # none fits all of them: leave out the most specific
+        yield from _CHOOSE_PROFILE
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+# Manifests: what they say of an engine.
+
+
+@dataclass(frozen=True, slots=True)
+class FoundEngine:
+    """What a manifest says of an engine.
+
+    :ivar words: its command line.
+    :ivar replicas: how many there are; None: it doesn't say.
+    :ivar gpu: the GPU that it asks for, as ``fleet.gpu`` has it; None: it doesn't say, or none of ours.
+    """
+
+    words: tuple[str, ...]
+    replicas: int | None
+    gpu: str | None
+
+
+def read_manifest(file: Path) -> list[FoundEngine]:
+    """Return every engine that a manifest starts.
+
+    :raises InputError: if it is no YAML, or starts none.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = read_regular(file, MANIFEST_BYTES).decode("utf-8")
+        documents = list(YAML(typ="safe", pure=True).load_all(text))
+    except OSError as error:
+        raise InputError("the manifest can't be read", file=str(file), got=error.strerror or str(error)) from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        hint = "a chart's templates are no YAML: give its values, or what helm template prints"
+        raise InputError("not YAML", file=str(file), got=str(error).split("\n")[0], hint=hint) from None
+    found = [each for document in documents for each in _engines_in(document, None, _gpu(document), 0)]
+    if not found:
+        raise InputError(
+            "no container starts vLLM or SGLang",
+            file=str(file),
+            allowed="command and args of a container, or vllmConfig of the vLLM production stack's values",
+        )
+    return found
+
+
+def _engines_in(value: Any, replicas: int | None, gpu: str | None, depth: int) -> Iterator[FoundEngine]:
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, list):
+        for each in value:
+            yield from _engines_in(each, replicas, gpu, depth + 1)
+    if not isinstance(value, Mapping):
+        return
+    count = value.get("replicas", value.get("replicaCount"))
+    replicas = count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else replicas
+    is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
+    words = _chart_words(value) if is_chart else _container_words(value)
+    if starts_engine(words):
+        yield FoundEngine(tuple(words), replicas, _gpu(value) or gpu)
+        return
+    for each in value.values():
+        yield from _engines_in(each, replicas, gpu, depth + 1)
+
+
+def _container_words(container: Mapping[str, Any]) -> list[str]:
+    # A script of a shell is split.
+    if not ("command" in container or "args" in container):
+        return []
+    words = [container["image"]] if isinstance(container.get("image"), str) else []
+    for key in ("command", "args"):
+        part = container.get(key)
+        for word in [part] if isinstance(part, str) else part if isinstance(part, list) else []:
+            text = str(word)
+            words += _split(text) if re.search(r"\s", text) and "--" in text else [text]
+    return words
+
+
+def _chart_words(spec: Mapping[str, Any]) -> list[str]:
+    """Return the command line that the chart of the vLLM production stack makes of a model's values.
+
+    Source: ``helm/templates/deployment-vllm-multi.yaml`` of vllm-project/production-stack. Unless the values enable it,
+    it turns prefix caching off.
+    """
+    image = [f"{spec['repository']}:{spec['tag']}"] if "repository" in spec and "tag" in spec else []
+    words = [*image, "vllm", "serve", str(spec.get("modelURL", ""))]
+    if spec.get("enableLoRA") is True:
+        words.append("--enable-lora")
+    config = spec.get("vllmConfig")
+    if not isinstance(config, Mapping):
+        return words
+    for key, value in {"enablePrefixCaching": False, **config}.items():
+        if key == "extraArgs" and isinstance(value, list):
+            words += [str(word) for word in value]
+        elif value is True or value is False:
+            words.append(f"--{'' if value else 'no-'}{_dashed(str(key))}")
+        elif isinstance(value, (str, int, float)) and key not in ("v0", "v1", "hf_token"):
+            words.append(f"--{_dashed(str(key))}={value}")
+    return words
+
+
+def _dashed(key: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", key).lower()
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text.replace("\\\n", " "), comments=True)
+    except ValueError:
+        return text.split()
+
+
+def _gpu(value: Any, depth: int = 0) -> str | None:
+    """Return the first GPU of ours that a node selector, an affinity or a chart's value names."""
+    if isinstance(value, str):
+        known = gpu_named(value)
+        return None if known is None else known.name
+    if depth > _DEEPEST or not isinstance(value, (Mapping, list)):
+        return None
+    parts = value.values() if isinstance(value, Mapping) else value
+    return next((found for each in parts if (found := _gpu(each, depth + 1))), None)

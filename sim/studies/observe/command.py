@@ -1,0 +1,271 @@
+"""``loraplan observe``: traffic from an engine's metrics, and the metrics beside its simulation."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.options import JsonOption, QuietOption
+from sim.cli.output import command_line, finish, message, say
+from sim.errors import InputError, ScenarioError
+from sim.studies.init.command import gpu_setting, one_command
+
+if TYPE_CHECKING:
+    from reports.document import Report
+    from sim.spec.scenario import Scenario
+    from sim.spec.scenario_file import LoadedScenario
+    from sim.studies.init.draft import Draft
+    from sim.studies.observe.engine_metrics import Role
+    from sim.studies.observe.readings import MetricPage
+    from sim.studies.observe.study import ObservedService
+
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_LIMIT_S = 30.0
+_SHORTEST_S = 1.0
+_FITTED: tuple[Role, ...] = ("itl", "ttft")
+_FIT_REQUESTS = 2_000
+_MOST_SLOTS = 16
+"""GPU slots that the next command plans with, at most."""
+_WINDOW = "metrics"
+"""What the load is called that was read."""
+
+
+def observe(
+    prometheus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE",
+            help="A file with the text of /metrics, or the JSON of Prometheus' query_range, or a server's address. "
+            "Repeatable: two texts give what happened in between.",
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="The time that the counts cover, such as 10min, if the files don't say. With two files, give the "
+            "earlier one first. With an address: read it, wait this long, and read it again.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="SCENARIO", help="A scenario of these servers; only its traffic is replaced."),
+    ] = None,
+    from_vllm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from-vllm", "--from-sglang", metavar="TEXT", help='Their command line: "vllm serve MODEL --enable-lora".'
+        ),
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Their GPU, such as h100-80gb.")] = None,
+    fit_profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Correct the profile's step costs by the measured latencies, write it, and use it.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The scenario to write; it must not exist.")] = Path(
+        "observed.yaml"
+    ),
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a scenario with the traffic that an engine's metrics show, and compare them with its simulation.
+
+    Example: loraplan observe --prometheus metrics.txt --base my-scenario.yaml
+    """
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.observe.draft import lengths_file, source_of, write_observed
+    from sim.studies.observe.findings import compare_observed
+    from sim.studies.observe.readings import readings_of
+    from sim.studies.observe.report import observe_report
+    from sim.studies.observe.study import observed_service
+    from sim.studies.vet.adapter_scenario import check_target
+
+    where, command, lengths = prometheus or [], one_command(from_vllm), lengths_file(out)
+    _check(where, base, command, gpu)
+    check_target(out)
+    check_target(lengths)
+    loaded = None if base is None else load_scenario(base)
+    window_s = None if window is None else _window(window)
+    readings = readings_of(_pages(where, window_s, quiet), window_s)
+    service = observed_service(readings)
+    if fit_profile is not None:
+        _check_fit(service, loaded, fit_profile)
+    for note in write_observed(out, service, readings, loaded, _draft(out, gpu, command)):
+        message(f"note: {note}", quiet)
+    correction = None
+    try:
+        scenario = load_scenario(str(out)).scenario
+        if fit_profile is not None:
+            try:
+                correction = _correct(service, scenario, where, fit_profile)
+            except Exception:
+                for written in (out, lengths):  # so that the corrected command can write them
+                    written.unlink(missing_ok=True)
+                raise
+            write_observed(out, service, readings, loaded, _draft(out, gpu, command, fit_profile))
+            scenario = load_scenario(str(out)).scenario
+        rows, notes = compare_observed(service, scenario)
+    except InputError as error:
+        if not isinstance(error, ScenarioError):
+            raise
+        report = observe_report(out, service, source_of(readings), None, [f"not simulated: {error}"])
+        finish(report, None, as_json=json, quiet=quiet)  # the user has to complete the draft
+        return
+    finish(observe_report(out, service, source_of(readings), rows, notes), None, as_json=json, quiet=quiet)
+    if json:
+        return
+    for note in notes:
+        message(f"note: {note}", quiet)
+    if correction is not None:
+        say("")
+        finish(correction, None, as_json=False, quiet=quiet)
+    # The plan that comes next: first host memory for all adapters, then GPU slots.
+    count = scenario.adapters.count or _MOST_SLOTS
+    short_of_copies = scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None
+    host = f" --set cache.host.slots={count}" if short_of_copies and scenario.adapters.count else ""
+    slots = f"cache.gpu.slots=1..{min(_MOST_SLOTS, count)}"
+    say(f"scenario {out}", f"next     loraplan plan {out} --minimize {slots}{host}")
+
+
+def _check(where: list[str], base: str | None, command: str | None, gpu: str | None) -> None:
+    if not where:
+        raise InputError(
+            "nothing to read",
+            key="--prometheus",
+            allowed="a file with the text of /metrics, JSON of /api/v1/query_range, or an address such as "
+            "http://host:8000",
+        )
+    if base is not None and (command is not None or gpu is not None):
+        given = "--from-vllm" if command is not None else "--gpu"
+        raise InputError("the base scenario says what the servers are", key=given, hint="leave out --base, or this")
+    addresses = [each for each in where if _ADDRESS.match(each)]
+    if addresses and len(where) > 1:
+        raise InputError("give one address, or files", key="--prometheus", got=", ".join(where))
+    for address in addresses:
+        _check_address(address)
+
+
+def _check_address(url: str) -> None:
+    from calibrate.serve.connection import Host, without_credentials
+
+    try:
+        Host(url)
+    except (InputError, ValueError):
+        raise InputError(
+            "this is not the URL of a server",
+            key="--prometheus",
+            got=without_credentials(url),
+            allowed="such as http://host:8000",
+        ) from None
+
+
+def _window(text: str) -> float:
+    from sim.spec.units import parse_seconds
+
+    try:
+        seconds = parse_seconds(text)
+    except ValueError as error:
+        raise InputError(str(error), key="--window", got=text, allowed="a time such as 10min") from None
+    if seconds <= 0:
+        raise InputError("must be more than 0", key="--window", got=text, allowed="a time such as 10min")
+    return seconds
+
+
+def _pages(where: list[str], window_s: float | None, quiet: bool) -> list[MetricPage]:
+    from sim.studies.observe.readings import page_of_file
+
+    if not _ADDRESS.match(where[0]):
+        return [page_of_file(Path(file)) for file in where]
+    first = _fetched(where[0])
+    if window_s is None or first.content.lstrip()[:1] == b"{":
+        return [first]
+    message(f"reading {first.name} again in {window_s:g} s", quiet)
+    time.sleep(max(window_s - (time.time() - first.at_s), _SHORTEST_S))
+    return [first, _fetched(where[0])]
+
+
+def _fetched(url: str) -> MetricPage:
+    """Read an address once; without a path, that of ``/metrics``."""
+    from calibrate.serve.connection import run_or_stop, without_credentials
+    from calibrate.serve.http_answer import Broken
+    from calibrate.serve.server_metrics import fetch_page
+    from sim.studies.observe.readings import PAGE_BYTES, MetricPage
+
+    try:
+        name, status, content = run_or_stop(fetch_page(url, _LIMIT_S, PAGE_BYTES))
+    except (Broken, OSError) as error:
+        raise InputError("can't be read", key="--prometheus", got=without_credentials(url), hint=str(error)) from None
+    if status != 200:
+        got = f"{name}: status {status}"
+        raise InputError("no metrics at this address", key="--prometheus", got=got, allowed="200")
+    return MetricPage(name, content, time.time(), is_file=False)
+
+
+def _draft(out: Path, gpu: str | None, command: str | None, fitted: Path | None = None) -> Draft:
+    """Return a draft with what the user says of the servers.
+
+    :param fitted: the corrected profile, once it is there.
+    """
+    from sim.spec.engine_flags.command_lines import Setting, read_command
+    from sim.studies.init.draft import Draft
+
+    draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "observed")
+    if fitted is not None:
+        path = os.path.relpath(fitted.resolve(), out.parent.resolve())
+        path = path if os.sep in path else f".{os.sep}{path}"
+        draft.add([Setting("fleet.profile", path, "corrected by these metrics")])
+    if gpu is not None:
+        draft.add([gpu_setting(gpu)])
+    if command is not None:
+        draft.add_command(read_command(command))
+    return draft
+
+
+def _check_fit(service: ObservedService, base: LoadedScenario | None, profile: Path) -> None:
+    """Refuse before anything is written.
+
+    :raises InputError: where the metrics lack latencies, the base has no profile, or the profile can't be written.
+    """
+    from calibrate.fit.command import check_profile_target
+    from sim.cli.bench_results import check_one_kind
+
+    check_profile_target(profile, "--fit-profile")
+    if base is not None:
+        check_one_kind(base)
+    if base is not None and base.scenario.fleet.engine == "fixed":
+        raise InputError(
+            "this engine has no profile to correct",
+            file=base.source,
+            key="fleet.engine",
+            got="fixed",
+            allowed="vllm or sglang",
+        )
+    found = {role: service.histograms.get(role) for role in _FITTED}
+    missing = [role for role, histogram in found.items() if histogram is None or histogram.mean is None]
+    if missing:
+        raise InputError("these metrics lack latencies to correct by", key="--fit-profile", got=", ".join(missing))
+
+
+def _correct(service: ObservedService, scenario: Scenario, where: list[str], profile: Path) -> Report:
+    """Correct the scenario's profile by the measured latencies, and write it."""
+    from calibrate.fit.load_correction import MeasuredLoad
+    from calibrate.fit.report import correction_report
+    from sim.studies.observe.findings import observed_world
+
+    found = {f"{role}_mean_s": service.histograms[role] for role in _FITTED}
+    load = MeasuredLoad(
+        _WINDOW,
+        observed_world(scenario, _FIT_REQUESTS),
+        {name: histogram.mean for name, histogram in found.items() if histogram.mean is not None},
+        {name: histogram.half_width() for name, histogram in found.items()},
+    )
+    files = [Path(file) for file in where if not _ADDRESS.match(file)]
+    return correction_report([load], files, profile, command_line())

@@ -1,0 +1,261 @@
+"""Turns what metrics show into a scenario, whose comments say what was measured, what is assumed, what to choose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.results.run_directory.result_files import write_text
+from sim.rng import stream
+from sim.spec.engine_flags.command_lines import Setting
+from sim.spec.files.yaml_tree import flow_text
+from sim.spec.gpus import DEFAULT_GPU
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.sections.laws import MAX_TOKENS
+from sim.spec.units import human_seconds
+from sim.studies.init.draft import Draft, write_draft
+from sim.studies.observe.engine_metrics import counter_name
+from sim.studies.observe.readings import Readings, server_of
+from sim.studies.observe.study import BucketHistogram, ObservedService
+
+# Laws of prompt and output lengths from histograms of tokens, or from their mean.
+
+Ints = NDArray[np.int64]
+
+ROWS = 2000
+"""Lengths in the file: enough that its p99 is that of the buckets."""
+
+_SEED = 1
+
+
+def without_prefix(tokens: Ints, prefix: int) -> Ints:
+    """Return what follows a text of so many tokens in each prompt, so that the mean with that text stays.
+
+    Nothing can be shorter than one token. Where prompts are shorter than the text, what others have beyond one token
+    shrinks by as much as these grow.
+    """
+    rest = np.maximum(tokens - prefix, 1)
+    beyond = float(rest.mean()) - 1
+    wanted = max(float(tokens.mean()) - prefix - 1, 0.0)
+    ends = np.cumsum((rest - 1) * (wanted / beyond if beyond > 0 else 0.0))
+    whole = np.diff(np.rint(ends), prepend=0.0)  # rounds the sum, so that the mean doesn't drift
+    return np.asarray(1 + whole.astype(np.int64))
+
+
+def lengths_of(histogram: BucketHistogram, purpose: str) -> Ints:
+    """Return lengths with the histogram's counts and its mean, in random order.
+
+    Whole numbers are at most a bucket's bound, so 0.5 to 1.5 tokens are one.
+
+    :param purpose: ``prompt`` or ``output``; their orders are independent, because metrics have each alone.
+    """
+    finite = [bound for bound in histogram.bounds if np.isfinite(bound)]
+    highest = min(2 * max(finite, default=1.0), float(MAX_TOKENS) / 2)
+    tokens = np.clip(np.rint(histogram.spread(ROWS, highest)), 1, MAX_TOKENS // 2).astype(np.int64)
+    return stream(_SEED, 0, f"observed-{purpose}").permutation(tokens)
+
+
+# The scenario.
+
+REQUESTS = 20_000
+_FEWEST_CACHED = 0.01
+_ASSUMED_ADAPTERS = 100
+_TAIL = 5.0
+_KV_DIFFERS = 0.02
+
+
+def lengths_file(scenario: Path) -> Path:
+    """Return the file for lengths of a scenario file."""
+    return scenario.with_name(f"{scenario.stem}-lengths.csv")
+
+
+def write_observed(
+    path: Path, service: ObservedService, readings: Readings, base: LoadedScenario | None, draft: Draft
+) -> list[str]:
+    """Write a scenario and its lengths, and return notes beside ``source_of``.
+
+    :param base: the scenario that it builds on; None: fleet and adapters are drafted too.
+    :param draft: with what is known besides, such as a command line; metrics come after it for the fleet, before it
+        for the traffic.
+    """
+    draft.made_by = "loraplan observe"
+    draft.comments.insert(0, source_of(readings))
+    draft.comments += _late_servers(readings)
+    draft.add([*_traffic(service, base), *_lengths(service, lengths_file(path))])
+    if base is None:
+        draft.add([*_count(service)])
+        if not service.adapters.names:
+            draft.add([Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")])
+        draft.add([Setting("adapters.rank", 16, "assumed: metrics have no ranks"), *_fleet(service)])
+    else:
+        draft.extends = base.source
+        if (source := Path(base.source)).is_file():
+            draft.extends = os.path.relpath(source.resolve(), path.parent.resolve())
+        adapters = base.scenario.adapters
+        if (service.adapters.shares or adapters.count is None) and not adapters.base_alone:
+            draft.add([*_count(service)])  # measured weights fix the count, or the base has none
+        draft.comments += _differences(service, base)
+        if rates := _scaled_rates(service, base):
+            draft.lines["tenants"] = [
+                f"  - {flow_text({**tenant, 'rate': f'{rate:.9g}/s'} if rate else tenant)}"
+                "   # measured: the total of the rates; assumed: their proportions"
+                for tenant, rate in zip(base.data["tenants"], rates, strict=True)
+            ]
+            draft.comments.append(
+                f"The tenants' rates of {base.source} are scaled to the measured total, {sum(rates):.6g}/s: "
+                "the metrics don't say whose requests they are."
+            )
+    return [note for note in write_draft(draft, path) if note != source_of(readings)]
+
+
+def source_of(readings: Readings) -> str:
+    """Return where readings come from, and how their time is known."""
+    time = "" if readings.seconds is None else f"; {human_seconds(readings.seconds)}, {readings.timing}"
+    return f"From {readings.source}{time}."
+
+
+def _late_servers(readings: Readings) -> Iterator[str]:
+    name = counter_name("finished", readings.names)
+    for labels in () if name is None or readings.since_start else readings.late_servers(name):
+        server = ", ".join(f"{key} {value}" for key, value in server_of(labels)) or "The server"
+        if readings.began((name or "", labels)):
+            yield f"{server} began after the first reading: its counters count from 0."
+        else:
+            yield f"{server} is missing from the first reading: its counters count from its own first one."
+
+
+def _traffic(service: ObservedService, base: LoadedScenario | None) -> Iterator[Setting]:
+    if base is not None and base.scenario.workload.trace is not None:
+        yield Setting("workload.trace", None, "the traffic below replaces the trace")
+    if base is None or base.scenario.workload.requests is None:
+        yield Setting("workload.requests", REQUESTS, "how much to simulate: choose")
+    grown = service.offered - service.ended
+    aborted = f" ({service.aborted:,.0f} of them aborted)" if service.aborted >= 1 else ""
+    more = f" and {grown:+,.0f} in flight" if abs(grown) >= 1 else ""
+    ended = f"{service.ended:,.0f} requests ended{aborted}{more} in {service.seconds:,.0f} s"
+    full = ", and answers as long as all others instead of aborted ones" if aborted else ""
+    comment = f"measured: {ended}; assumed: independent users{full}"
+    rate = sum(_scaled_rates(service, base)) or float(f"{service.offered_rps:.6g}")
+    yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{rate:.9g}/s"}, comment)
+    shares = service.adapters.shares
+    if shares:
+        always = len(service.adapters.always)
+        larger = f"; {always} had one in every reading, and may have a larger share" if always else ""
+        groups = [{"adapters": 1, "weight": float(share)} for share in sorted(shares.values(), reverse=True)]
+        yield Setting(
+            "workload.popularity",
+            {"law": "groups", "groups": groups},
+            "measured: how often each adapter had a running request; assumed: its requests come independently, and "
+            f"answers of all are equally long{larger}",
+        )
+    elif base is None:
+        yield Setting(
+            "workload.popularity",
+            {"law": "zipf", "exponent": 0.9},
+            "assumed: the metrics don't say which adapter a request was for; a log does (loraplan trace)",
+        )
+
+
+def _scaled_rates(service: ObservedService, base: LoadedScenario | None) -> list[float]:
+    """Return the rates of the base's tenants in 1/s, as large together as measured; 0 for one without adapters, and
+    [] where they have none of their own."""
+    rates = [tenant.rate or 0.0 for tenant in base.scenario.tenants] if base is not None else []
+    total = sum(rates)
+    return [float(f"{rate / total * service.offered_rps:.6g}") for rate in rates] if total else []
+
+
+def _lengths(service: ObservedService, file: Path) -> Iterator[Setting]:
+    """Yield the laws of lengths, and write the file that they name."""
+    prompt, output = (service.histograms.get(role) for role in ("prompt_tokens", "output_tokens"))
+    if prompt is None or output is None:
+        yield from _assumed_lengths(service)
+        return
+    prompts, outputs = lengths_of(prompt, "prompt"), lengths_of(output, "output")
+    # The shared text that would give the measured hits; none where there were hardly any.
+    hits = service.prefix_hits or 0.0
+    prefix = round(hits * float(prompts.mean())) if hits >= _FEWEST_CACHED else 0
+    rows = zip(without_prefix(prompts, prefix).tolist(), outputs.tolist(), strict=True)
+    write_text(file, "\n".join(["input_tokens,output_tokens", *(f"{one},{two}" for one, two in rows), ""]))
+    shared = f", of which {prefix:,} are the prefix" if prefix else ""
+    for key, column, mean, of_it in (
+        ("prompt", "input_tokens", prompt.mean, shared),
+        ("output", "output_tokens", output.mean, ""),
+    ):
+        inside = f"assumed: how they lie within the buckets{', and that all have the prefix' if of_it else ''}"
+        known = "the histogram" if mean is None else f"mean {mean:,.1f} tokens{of_it}, and the histogram"
+        yield Setting(
+            f"workload.tokens.{key}",
+            {"law": "empirical", "file": file.name, "column": column},
+            f"measured: {known}; {inside}{', whose sum is missing' if mean is None else ''}",
+        )
+    yield Setting("workload.tokens.correlation", 0, "assumed: long prompts have answers like all others")
+    if prefix:
+        yield Setting(
+            "workload.prefix",
+            {"shared_by": "adapter", "tokens": prefix},
+            f"measured: {service.prefix_hits:.1%} of the prompt tokens were cached; assumed: they are a text at the "
+            "start of every prompt, one for each adapter, and the other tokens are not shared",
+        )
+
+
+def _assumed_lengths(service: ObservedService) -> Iterator[Setting]:
+    """Yield laws from means alone; without any, the examples of every draft stay."""
+    keys: tuple[Literal["prompt", "output"], ...] = ("prompt", "output")
+    for key in keys:
+        mean = service.mean_tokens(key)
+        if mean is not None and mean >= 1:
+            yield Setting(
+                f"workload.tokens.{key}",
+                {"law": "lognormal", "mean": round(mean, 1), "p99": round(_TAIL * mean, 1)},
+                f"measured: the mean; assumed: a p99 of {_TAIL:g} times it (SGLang has histograms of them "
+                "with --collect-tokens-histogram)",
+            )
+
+
+def _count(service: ObservedService) -> Iterator[Setting]:
+    names = service.adapters.names
+    if service.adapters.shares:
+        comment = "measured: adapters with a request when the metrics were read; assumed: there are no others"
+        yield Setting("adapters.count", len(service.adapters.shares), comment)
+    elif names:
+        yield Setting("adapters.count", len(names), "measured: names of adapters; assumed: there are no others")
+
+
+def _fleet(service: ObservedService) -> Iterator[Setting]:
+    yield Setting("fleet.engine", service.engine, "measured: whose metrics these are; assumed: the newest version")
+    yield Setting("fleet.gpu", DEFAULT_GPU, "assumed: metrics don't name the GPU (--gpu)")
+    if service.servers > 1:
+        yield Setting("fleet.replicas", service.servers, "measured: servers whose metrics these are")
+    if service.kv_tokens is not None:
+        yield Setting("fleet.kv_tokens", service.kv_tokens, "measured: the server's KV cache")
+    if service.block_size is not None:
+        yield Setting("fleet.block_size", service.block_size, "measured: cache_config_info")
+    if service.prefix_caching:
+        yield Setting("fleet.prefix_caching", True, "measured: cache_config_info")
+    if service.adapters.slots is not None:
+        yield Setting("cache.gpu.slots", service.adapters.slots, "measured: max_lora")
+    else:
+        yield Setting("cache.gpu.slots", 8, "assumed: the metrics name no max_lora")
+
+
+def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:
+    scenario = base.scenario
+    slots, names, count = service.adapters.slots, len(service.adapters.names), scenario.adapters.count
+    if names and count is not None and names != count and not service.adapters.shares:
+        yield f"The metrics name {names} adapters; adapters.count of {base.source} is {count}."
+    if slots is not None and scenario.cache.gpu.slots != slots:
+        yield f"The server has max_lora {slots}; cache.gpu.slots of {base.source} is {scenario.cache.gpu.slots}."
+    tokens, known = scenario.fleet.kv_tokens, service.kv_tokens
+    if known is not None and tokens is not None and abs(tokens / known - 1) > _KV_DIFFERS:
+        yield f"The server has {known:,} KV tokens; fleet.kv_tokens of {base.source} is {tokens:,}."
+    if service.prefix_caching is not None and scenario.fleet.prefix_caching != service.prefix_caching:
+        yield f"The server {'caches' if service.prefix_caching else 'does not cache'} prefixes, unlike {base.source}."
+    if service.servers != scenario.fleet.replicas:
+        replicas = scenario.fleet.replicas
+        servers = f"{service.servers} server{'s' if service.servers != 1 else ''}"
+        yield f"The metrics are of {servers}; fleet.replicas of {base.source} is {replicas}."

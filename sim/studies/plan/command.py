@@ -1,0 +1,113 @@
+"""``loraplan plan``: which value, or which fleet, meets the SLO."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sim.cli.help import SIMULATE
+from sim.cli.options import DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
+from sim.cli.output import finish, message, say_notes
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.study_records import EvaluationRecord
+
+NONE_MEETS = 1
+
+
+@takes(DeployableOptions)
+def plan(
+    options: DeployableOptions,
+    minimize: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Find the smallest value of KEY=a..b or KEY=a..b:step. Twice: two keys, the dearer first.",
+            metavar="KEY=RANGE",
+            autocompletion=complete_assignment,
+            rich_help_panel=SIMULATE,
+        ),
+    ] = None,
+    maximize: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Find the largest value of KEY=a..b or KEY=a..b:step.",
+            metavar="KEY=RANGE",
+            autocompletion=complete_assignment,
+            rich_help_panel=SIMULATE,
+        ),
+    ] = None,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Also try one change at a time at the answer.", rich_help_panel=SIMULATE)
+    ] = False,
+    no_headroom: NoHeadroomOption = False,
+) -> None:
+    """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does.
+
+    Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
+    """
+    from reports.formatting import metric_words, percent, show
+    from sim.results.run_directory.store import blamed_on, read_run
+    from sim.spec.scenario_file import load_scenario
+    from sim.studies.plan.findings import RECOMMENDED
+    from sim.studies.plan.report import plan_report
+    from sim.studies.plan.study import make_plan
+
+    loaded = options.load(*_question(minimize or [], maximize or []))
+    manifests = options.manifests(loaded)
+
+    def show_evaluation(entry: EvaluationRecord) -> None:
+        values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
+        runs = f"{entry.replications} × {entry.requests or 0:,} requests"
+        seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")
+        if entry.unserved is not None:
+            seen = f"{percent(entry.unserved)} of the requests refused or failed"
+        message(f"  {values}: {entry.word} ({seen}; {runs})", options.quiet or options.json)
+
+    quiet, asked = options.quiet, {"and_what_if": what_if, "headroom": not no_headroom}
+    with options.executing("planning") as execution:
+        planned = make_plan(loaded, options.out, execution, **asked, on_evaluation=show_evaluation)
+    with blamed_on(planned.path) if planned.resumed else nullcontext():
+        data = read_run(planned.path)
+        finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet)
+    say_notes([planned.point], quiet)
+    if not planned.record.feasible:
+        if manifests.emissions:
+            message("note: nothing is emitted, because nothing meets the SLO", quiet)
+        raise typer.Exit(NONE_MEETS)
+    if manifests.emissions:
+        chosen = load_scenario(str(planned.path / RECOMMENDED)).scenario
+        manifests.write_and_say(chosen, data, planned.point, json=options.json, quiet=quiet)
+
+
+def _question(minimize: list[str], maximize: list[str]) -> list[str]:
+    if minimize and maximize:
+        raise InputError(
+            "a plan needs exactly one of minimize and maximize",
+            key="--maximize",
+            hint="give either --minimize or --maximize",
+        )
+    if not minimize and not maximize:
+        return []
+    name, texts = ("minimize", minimize) if minimize else ("maximize", maximize)
+    parts = []
+    for text in texts:
+        found = parse_range(text)
+        if found is None:
+            raise InputError(
+                "not a key and its range",
+                key=f"--{name}",
+                got=text,
+                allowed="KEY=a..b or KEY=a..b:step, such as cache.gpu.slots=8..64:8",
+                hint="a list of values goes into the scenario: plan: {values: [8, 16]}",
+            )
+        parts.append(found)
+    keys, lows, highs, steps = zip(*parts, strict=True)
+    if len(parts) == 1:
+        question = [f"plan.{name}={keys[0]}", f"plan.range=[{lows[0]}, {highs[0]}]"]
+        return [*question, f"plan.step={steps[0]}"] if steps[0] else question
+    ranges = ", ".join(f"[{low}, {high}]" for low, high in zip(lows, highs, strict=True))
+    question = [f"plan.{name}=[{', '.join(keys)}]", f"plan.range=[{ranges}]"]
+    return [*question, f"plan.step=[{', '.join(step or 'null' for step in steps)}]"] if any(steps) else question

@@ -1,0 +1,396 @@
+"""The answer of a plan: what is enough, what stands in the way of less, how sure that is; each with its sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from reports.axes import make_axis
+from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
+from reports.text.headroom_text import headroom_sentences, headroom_words
+from reports.text.limit_text import largest_stage, limit_sentence, limits
+from reports.text.metric_text import capital, term_sentence, unserved_words
+from reports.text.setup_text import cost_sentences, gpu_words
+from reports.text.verdict_text import confidence
+from sim.results.point import Metric, Point
+from sim.results.slo_terms import metric_of, split_term, with_tenants
+from sim.results.verdict import (
+    MET,
+    NOT_MET,
+    UNCLEAR,
+    is_overloaded,
+    lacks_answers,
+    out_of_hand,
+    term_verdict,
+    verdict,
+)
+from sim.studies.run.answer import Answer
+
+if TYPE_CHECKING:
+    from sim.results.run_directory.store import RunData
+    from sim.results.run_directory.study_records import GradeRecord
+
+RECOMMENDED = "recommended.yaml"
+"""The scenario of the answer, in the run directory."""
+_POOL_COUNT = re.compile(r"fleet\.pools\.[A-Za-z0-9_-]+\.replicas")
+_GAIN = 0.005
+"""Share of a value from which one step further is a gain to mention."""
+_MOST_MIXES = 4
+"""Mixes of two pools that are ruled out which the answer names."""
+
+
+def is_plan(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a run directory holds a finished plan."""
+    return manifest.get("kind") == "plan" and "answer" in (manifest.get("plan") or {})
+
+
+class PlanReading:
+    """The run directory of a finished plan, its points by the role they have.
+
+    :ivar record: what the search left (``manifest["plan"]``).
+    :ivar terms: targets of the fleet and its tenants (``sim.results.slo_terms``).
+    :ivar chosen: the answer's point, or that of the best that was found; ``feasible``: whether it meets the SLO.
+    :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
+    :ivar mix_price: what the recommended mix of two pools costs per hour; None in other plans.
+    """
+
+    def __init__(self, data: RunData) -> None:
+        self.record = record = data.plan
+        self.points = data.points
+        by_key: dict[str, Point] = dict(zip(data.manifest["point_keys"], data.points, strict=False))
+        self.chosen = by_key[record.answer_key or record.best_key or ""]
+        self.terms = with_tenants(read_terms(data.slo), self.chosen)
+        self.edge = by_key.get(record.edge_key or "")
+        self.beyond = by_key.get(record.beyond_key or "")
+        self.other_edge = by_key.get(record.other_edge_key or "")
+        self.feasible = record.feasible
+        self.mix_price: float | None = None
+        if len(record.keys) == 2 and all(_POOL_COUNT.fullmatch(key) for key in record.keys):
+            self.mix_price = next((row.price for row in record.frontier if row.set == record.answer), None)
+
+    def phrase(self, set_: Mapping[str, Any]) -> str:
+        """Return values in words: ``64 GPU slots, 2 replicas``."""
+        return ", ".join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
+
+    def missed(self, point: Point) -> list[str]:
+        """Return the terms that a point does not certainly meet, those that it certainly misses first."""
+        words = {n: term_verdict(point, n, target) for n, target in self.terms.items()}
+        return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
+
+    def tightest(self) -> str:
+        """Return the term that is nearest its target at the chosen point."""
+
+        def over(name: str) -> float:
+            value = _metric(self.chosen, name).value
+            return 0.0 if value is None or not self.terms[name] else value / self.terms[name]
+
+        return max(self.terms, key=over)
+
+    def deciding_tenant(self) -> str:
+        """Return the tenant whose SLO decides: the neighbour misses it, or the answer is nearest to it; else empty."""
+        point = self.edge if self.feasible else self.chosen
+        missed = [] if point is None else self.missed(point)
+        return split_term(missed[0] if missed else self.tightest())[0]
+
+
+def plan_answer(data: RunData) -> Answer:
+    """Return the answer of a finished plan."""
+    read = PlanReading(data)
+    word, reason = _confidence(read, assumed=data.costs_assumed)
+    binding, sentence = _binding(read)
+    load = None if data.headroom is None else data.headroom.load
+    return Answer(
+        headline=_headline(read),
+        details=[*filter(None, _details(read)), *cost_sentences(read.chosen, load)],
+        verdict=MET if read.feasible else NOT_MET if read.record.certain else UNCLEAR,
+        binding=binding,
+        binding_sentence=sentence,
+        headroom=_headroom(read, headroom_sentences(data.headroom)),
+        confidence=word,
+        reason=reason,
+        headroom_words=headroom_words(data.headroom) if read.feasible else "",
+    )
+
+
+# The headline: the design that is enough.
+
+
+def _headline(read: PlanReading) -> str:
+    record, answer = read.record, read.record.answer
+    if not read.feasible:
+        opening = f"No {_range_words(read)}{'' if record.certain else ' certainly'} meets the SLO"
+        if record.probable is not None:
+            return f"{opening}; {_graded(read, record.probable)} probably does."
+        return f"{opening}; nearest is {read.phrase(read.chosen.set)}."
+    probably = "" if record.probable is None else f", {_graded(read, record.probable)} probably"
+    if record.probable is not None and record.probable.set == read.chosen.set:
+        probably = ""
+    meets = "meets" if record.certain else "certainly meets"
+    if record.fleets:
+        gpus = f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
+        others = f" of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
+        return (
+            f"{capital(plural(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
+            f"{gpus} of {answer['fleet']} for {_money(answer['price'])} an hour: "
+            f"the cheapest{others} that {meets} the SLO{probably}."
+        )
+    phrase = capital(read.phrase(answer))
+    if read.mix_price is not None:
+        return f"{phrase} for {_money(read.mix_price)} an hour: the cheapest mix that {meets} the SLO{probably}."
+    if record.question.get("values"):
+        return f"{phrase} is the first of {record.candidates} that {meets} the SLO{probably}."
+    most = record.direction == "maximize"
+    several = phrase[0].isdigit() and phrase.split()[0] != "1"
+    if not record.certain and most:
+        return f"{phrase} certainly {'meet' if several else 'meets'} the SLO{probably}."
+    if not record.certain:
+        return f"{phrase} {'are' if several else 'is'} certainly enough{probably}."
+    if most:
+        what = "are the most that meet" if several else "is the largest that meets"
+        return f"{phrase} {what} the SLO{_of_range(read)}."
+    return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
+
+
+def _graded(read: PlanReading, grade: GradeRecord) -> str:
+    p = likelihood(grade.probability)
+    return f"{read.phrase(grade.set)} (p {'' if p[0] in '<>' else '= '}{p})"
+
+
+def _and_full(count: int) -> str:
+    return f" and {count} for full models" if count else ""
+
+
+def _of_range(read: PlanReading) -> str:
+    if len(read.record.ranges) != 1:
+        return ""
+    ((key, (*_, count)),) = read.record.ranges.items()
+    return f", of {count} values {_from_to(read, key)}"
+
+
+def _range_words(read: PlanReading) -> str:
+    if read.record.fleets:
+        (first, last, _), *_ = read.record.ranges.values()
+        return f"fleet of {first} to {last} replicas"
+    parts = [f"{make_axis(key, read.points).words} {_from_to(read, key)}" for key in read.record.ranges]
+    return f"value of {' with '.join(parts)}"
+
+
+def _from_to(read: PlanReading, key: str) -> str:
+    axis, (first, last, _) = make_axis(key, read.points), read.record.ranges[key]
+    low, high = (last, first) if read.record.direction == "maximize" else (first, last)
+    return f"from {axis.label(low)} to {axis.label(high)}"
+
+
+def _money(amount: float) -> str:
+    return f"${amount:,.2f}".removesuffix(".00")
+
+
+# What else there is to say, the most useful first; empty sentences are left out.
+
+
+def _details(read: PlanReading) -> list[str]:
+    record, chosen = read.record, read.chosen
+    said = []
+    where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
+    phrases = [_term(read, chosen, name) for name in read.terms]
+    if read.feasible or len(phrases) > 1:
+        said.append(f"{where}, {'; '.join(phrases)}.")
+    if any(tenant.slo for tenant in chosen.tenants):
+        decides = read.deciding_tenant()
+        said.append(
+            f"The SLO of {decides} decides." if decides else "The SLO of the fleet decides, not those of its tenants."
+        )
+    if not read.feasible and out_of_hand(chosen):
+        drawn, draws = chosen.calibration.get("overloaded", 0), chosen.calibration.get("draws", 0)
+        some = "" if is_overloaded(chosen) else f" with {drawn} of the {draws} draws of the profile's costs"
+        said.append(f"{where}, more requests arrive than are served{some}, so its numbers depend on the run's length.")
+    too_close = [_too_close(read)] if record.doubtful else []
+    fleets = []
+    for row in record.fleets:
+        total = row.word
+        if row.total is not None:
+            count = row.replicas or 0
+            fleet = f"{plural(count, 'replica')}{_and_full(row.full_replicas)}"
+            if row.gpus > 1:
+                fleet = gpu_words(count + row.full_replicas, row.gpus)
+            total = f"{fleet}, {_money(row.total)} an hour"
+        fleets.append(f"{row.fleet} at {_money(row.price)} per GPU hour: {total}.")
+    said += [*fleets, *too_close] if read.feasible else [*too_close, *fleets]
+    if read.feasible and not record.edge_key and not record.doubtful:
+        said.append(_at_the_end(read))
+    return [*said, _other_edge(read), _missing_mixes(read), _unserved(read), _next_step(read), _left_out(read)]
+
+
+def _term(read: PlanReading, point: Point, name: str) -> str:
+    return term_sentence(point, name, read.terms[name])
+
+
+def _metric(point: Point, name: str) -> Metric:
+    return metric_of(point, name) or Metric(None)
+
+
+def _too_close(read: PlanReading) -> str:
+    """Name the designs whose verdict is open, with the probability that each meets the SLO."""
+    grades = [next((g for g in read.record.grades if g.set == set_), None) for set_ in read.record.doubtful[:4]]
+    named = [
+        read.phrase(set_) if grade is None else _graded(read, grade)
+        for set_, grade in zip(read.record.doubtful, grades, strict=False)
+    ]
+    said = f"Not certain either way: {'; '.join(named)}."
+    return f"{said} p is the probability of meeting the SLO." if any(grades) else said
+
+
+def _at_the_end(read: PlanReading) -> str:
+    record = read.record
+    if record.edge_refused:
+        return f"The next value, {read.phrase(record.edge_set or {})}, can't be built: {record.edge_refused}."
+    if record.fleets or record.refused:
+        return ""
+    more = "larger" if record.direction == "maximize" else "smaller"
+    return f"This is the end of the range; {more} values were not tried."
+
+
+def _other_edge(read: PlanReading) -> str:
+    """Say of two variables why the first can't be smaller."""
+    point = read.other_edge
+    missed = [] if point is None else read.missed(point)
+    if point is None or not missed or not read.feasible:
+        return ""
+    key = read.record.keys[0]
+    first = make_axis(key, read.points).phrase(point.set[key])
+    rest = read.phrase({name: value for name, value in point.set.items() if name != key})
+    return f"With {first} nothing meets the SLO; the nearest is {rest}, where {_term(read, point, missed[0])}."
+
+
+def _missing_mixes(read: PlanReading) -> str:
+    """Name the mixes of two pools that were ruled out: for each number of the first, the largest of the second.
+
+    Fewer replicas are ruled out with them.
+    """
+    if read.mix_price is None:
+        return ""
+    outer, inner = read.record.keys
+    largest: dict[Any, dict[str, Any]] = {}
+    for row in read.record.grades:
+        known = largest.get(row.set[outer])
+        if row.verdict == NOT_MET and (known is None or known[inner] < row.set[inner]):
+            largest[row.set[outer]] = row.set
+    least = read.record.ranges[inner][0]
+    mixes = [largest[count] for count in sorted(largest)]
+    named = [f"{read.phrase(mix)}{' or fewer' if mix[inner] > least else ''}" for mix in mixes[:_MOST_MIXES]]
+    more = f"; and {len(mixes) - _MOST_MIXES:,} more" if len(mixes) > _MOST_MIXES else ""
+    return f"Not enough: {'; '.join(named)}{more}." if mixes else ""
+
+
+def _unserved(read: PlanReading) -> str:
+    """Say with which values too many requests are refused or fail: the one nearest to the answer stands for all."""
+    if not read.feasible or len(read.record.keys) > 1 or read.record.fleets:
+        return ""
+    places = [i for i, p in enumerate(read.points) if any(lacks_answers(p, n, t) for n, t in read.terms.items())]
+    if not places:
+        return ""
+    at = read.points.index(read.chosen)
+    point = read.points[min(places, key=lambda i: abs(i - at))]
+    said = unserved_words(read.chosen)
+    here = f"at the answer {said}" if said else "at the answer every request is served"
+    return f"With {read.phrase(point.set)}, {unserved_words(point)}; {here}."
+
+
+def _next_step(read: PlanReading) -> str:
+    """Say what one step of safety gives, unless it changes too little to mention."""
+    if read.beyond is None or not read.feasible:
+        return ""
+    lost = read.missed(read.edge) if read.edge is not None else []
+    name = lost[0] if lost else read.tightest()
+    here, there = (_metric(point, name).value for point in (read.chosen, read.beyond))
+    again = [n for n, target in read.terms.items() if term_verdict(read.beyond, n, target) == NOT_MET]
+    if here is None or there is None or (there >= here * (1 - _GAIN) and not again):
+        return ""
+    worse = f", and {metric_words(again[0])} misses its target again" if again else ""
+    return (
+        f"One step of safety, {read.phrase(read.beyond.set)}, takes {metric_words(name)} from "
+        f"{show(name, here)} to {show(name, there)}{worse}."
+    )
+
+
+def _left_out(read: PlanReading) -> str:
+    """Name designs that are not possible and that the search left out, with the reason for the first."""
+    record = read.record
+    if not record.refused:
+        return ""
+    named = "; ".join(read.phrase(design.set) for design in record.refused)
+    more = max(record.refused_count, len(record.refused)) - len(record.refused)
+    others = f"; and {more:,} more" if more else ""
+    return f"Left out, because they are not possible: {named}{others}. {record.refused[0].why}."
+
+
+# What limits the answer, how far it is from its target, and how sure that is.
+
+
+def _binding(read: PlanReading) -> tuple[str, str]:
+    """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
+    record, point = read.record, read.edge or read.chosen
+    limit, *_ = limits(point)
+    name, sentence = limit.name, limit_sentence(limit, point)
+    stage = largest_stage(point) if limit.name == "none" else None
+    if stage is not None and stage[0] in ("decode_s", "prefill_s"):
+        name, sentence = (
+            "compute",
+            (
+                f"No request waits long: {percent(stage[1])} of the mean latency is {stage[0].removesuffix('_s')}, and "
+                "steps take longer the larger the batch."
+            ),
+        )
+    elif stage is not None:
+        name = "load time"
+    if read.feasible and read.edge is None:
+        if not record.edge_refused:
+            return name, f"At the answer, {sentence[:1].lower()}{sentence[1:]}"
+        more = "More" if record.direction == "maximize" else "Less"
+        part = "host memory" if (record.edge_refused_key or "").startswith("cache.host") else "GPU memory"
+        return part, f"{more} is not possible: {record.edge_refused}."
+    missed = read.missed(point)
+    if not missed:
+        return name, sentence
+    where = f"At {read.phrase(point.set)}"
+    if limit.name in ("refusals", "failures"):
+        return name, f"{where}, {sentence}"
+    if split_term(missed[0])[1] == "miss_ratio":  # latencies have nothing to say of misses
+        name, sentence = "adapter cache", "It holds too few of the requested adapters."
+    return name, f"{where}, {_term(read, point, missed[0])}. {sentence}"
+
+
+def _headroom(read: PlanReading, simulated: str) -> str:
+    """Return how far the answer is from its target, and how much more traffic fits.
+
+    :param simulated: the sentences on the latter; empty where it was not simulated.
+    """
+    if not read.feasible:
+        return ""
+    name = read.tightest()
+    value, target = _metric(read.chosen, name).value, read.terms[name]
+    if not value or not target:
+        return simulated
+    room = percent(round(1 - value / target, 3))
+    return f"{capital(metric_words(name))} is {room} below its target. {simulated}".strip()
+
+
+def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
+    record = read.record
+    if not record.certain:
+        if _open_by_costs(read):
+            return "low", "the measurements behind the profile leave the call open, and longer runs can't decide it"
+        return "low", "the call is too close for the requests that were simulated; raise workload.requests to decide it"
+    level = percent(record.confidence)
+    word, reason = confidence(read.chosen, read.terms, assumed=assumed)
+    if not read.feasible:
+        return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
+    return word, f"{level} sure of the answer and its neighbour; {reason}"
+
+
+def _open_by_costs(read: PlanReading) -> bool:
+    """Return whether all open verdicts would be clear if the profile's costs were certain."""
+    points = [point for point in read.points if point.set in read.record.doubtful]
+    settled = all(point.calibration and _metric(point, name).settled for point in points for name in read.terms)
+    return bool(points) and settled and UNCLEAR not in [verdict(p.without_calibration(), read.terms) for p in points]

@@ -1,0 +1,352 @@
+"""The effect of one change at a time on a chosen design, under the same traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from sim.errors import InputError
+from sim.policies.replica_memory import ASSUMED_SLOWDOWN
+from sim.results.model import MetricChange
+from sim.results.pairs import difference_of
+from sim.results.point import Point
+from sim.results.run_directory.store import RunStore, point_key
+from sim.results.run_directory.study_records import WhatIfRow
+from sim.results.slo_terms import all_terms
+from sim.results.verdict import verdict
+from sim.spec.engines import ENGINES
+from sim.spec.policies import EVICTIONS, ROUTERS
+from sim.spec.profile_choice import prices_of
+from sim.spec.scenario import Adapters, Scenario
+from sim.spec.scenario_file import LoadedScenario
+from sim.spec.sections.traffic_laws import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
+from sim.spec.sections.workload import AdapterKind
+from sim.spec.units import format_rate
+from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, make_design
+from sim.studies.execution import Execution
+from sim.studies.study_identity import code_version, input_digests
+from sim.studies.sweep import to_worker
+from sim.world.world import Pool, World
+
+# The changes that a what-if tries, one at a time: more traffic, larger adapters, other policies.
+
+_BASE_FORMATS: dict[Literal["bf16", "int8", "nf4"], str] = {
+    "bf16": "as in the profile",
+    "int8": "in 8 bits",
+    "nf4": "in 4 bits",
+}
+_ATTENTION = ("q", "k", "v", "o")
+_RANKS = (4, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of a scenario.
+
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``prefix cache``, ``eviction``, ``router`` or
+        ``remedy``.
+    :ivar label: what it does, in words.
+    :ivar set: values by dotted key; ``{}``: nothing changes.
+    :ivar note: what to know of it.
+    :ivar refused: why the scenario can't be changed so; empty where it can.
+    """
+
+    group: str
+    label: str
+    set: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    refused: str = ""
+
+
+def changes(world: World) -> list[Change]:
+    """Return the changes that make sense for a design, those of the traffic first."""
+    scenario = world.scenario
+    if world.scenario.fleet.pools:  # keys of the fleet and its caches may be others in each pool
+        return [*_traffic(scenario), *_routers(scenario)]
+    (pool,) = world.own_pools
+    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(pool), *_loading(scenario), *_prefixes(pool)]
+    if scenario.eviction_policy.is_exchangeable:
+        found += [
+            Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
+            for entry in EVICTIONS.all(scenario.given.evictions)
+            if entry.in_what_if and entry.name != scenario.cache.eviction
+        ]
+    return found + _routers(scenario)
+
+
+def _routers(scenario: Scenario) -> list[Change]:
+    if scenario.fleet.total == 1:
+        return []
+    return [
+        Change("router", f"router {entry.name}", {"router.policy": entry.name, **scenario.router.without_own_keys})
+        for entry in ROUTERS.all(scenario.given.routers)
+        if entry.in_what_if and entry.name != scenario.router.policy
+    ]
+
+
+def _traffic(scenario: Scenario) -> Iterator[Change]:
+    workload = scenario.workload
+    if workload.trace is not None:
+        scale = workload.trace.time_scale
+        yield Change(
+            "traffic",
+            "twice the traffic",
+            {"workload.trace.time_scale": 2 * scale},
+            "the trace is played twice as fast",
+        )
+        return
+    arrivals = workload.arrivals
+    assert arrivals is not None, "checked by the model"
+    if isinstance(arrivals, ClosedArrivals):
+        clients = arrivals.concurrency
+        yield Change("traffic", "twice the clients", {"workload.arrivals.concurrency": 2 * clients})
+        if clients > 1:
+            yield Change("traffic", "half the clients", {"workload.arrivals.concurrency": clients // 2})
+        return
+    for factor, words in ((2, "twice the traffic"), (0.5, "half the traffic")):
+        rates = {
+            f"tenants.{i}.rate": tenant.rate for i, tenant in enumerate(scenario.tenants) if tenant.rate is not None
+        }
+        rates["workload.arrivals.rate"] = arrivals.rate
+        yield Change("traffic", words, {key: format_rate(factor * rate) for key, rate in rates.items()})
+    if isinstance(arrivals, PoissonArrivals):
+        yield Change(
+            "traffic",
+            "bursty traffic (cv 1 → 3)",
+            {
+                "workload.arrivals.process": "gamma",
+                "workload.arrivals.rate": format_rate(arrivals.rate),
+                "workload.arrivals.cv": 3.0,
+            },
+            "gamma gaps at the same rate",
+        )
+    elif isinstance(arrivals, GammaArrivals | WeibullArrivals) and arrivals.cv is not None:
+        yield Change(
+            "traffic",
+            f"burstier traffic (cv {arrivals.cv:g} → {2 * arrivals.cv:g})",
+            {"workload.arrivals.cv": 2 * arrivals.cv},
+        )
+
+
+def _adapters(scenario: Scenario) -> Iterator[Change]:
+    adapters = scenario.adapters
+    counted = scenario.workload.trace is None and not scenario.workload.popularity.fixes_count
+    if adapters.count is not None and counted:
+        yield Change("adapters", "twice the adapters", {"adapters.count": 2 * adapters.count})
+    if adapters.size is not None:
+        yield Change("adapters", "adapters twice as large", {"adapters.size": f"{2 * adapters.size} B"})
+        return
+    others = [kind for kind in adapters.mix if kind.kind != "lora"]
+    if any(kind.size is not None for kind in adapters.mix if kind.kind == "lora"):
+        return
+    now = None if adapters.mix else (adapters.rank, _target_words(adapters.targets))
+    for targets, words in (("all-linear", "all linear layers"), (list(_ATTENTION), "attention only")):
+        for rank in _RANKS:
+            if (rank, words) != now:
+                yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, others))
+    if adapters.dtype != "fp8":
+        yield Change(
+            "adapters",
+            "adapters in 8 bits",
+            {"adapters.dtype": "fp8"},
+            "half the bytes to load and keep; step costs as before",
+        )
+
+
+def _all_of(rank: int, targets: Any, adapters: Adapters, others: list[AdapterKind]) -> dict[str, Any]:
+    """Return the values that give every adapter this shape and leave full models and the base model alone."""
+    if not others:
+        drop = {"adapters.mix": None} if adapters.mix else {}
+        return {**drop, "adapters.rank": rank, "adapters.targets": targets}
+    kept = [kind.model_dump(mode="json", exclude_unset=True) for kind in others]
+    for kind in kept:
+        kind |= {"size": f"{kind['size']} B"} if kind.get("size") is not None else {}
+    share = 1 - sum(kind.share for kind in others)
+    return {"adapters.mix": [{"share": share, "rank": rank, "targets": targets}, *kept]}
+
+
+def _target_words(targets: Any) -> str:
+    if targets == "all-linear":
+        return "all linear layers"
+    return "attention only" if set(targets) == set(_ATTENTION) else "other modules"
+
+
+def _base_model(pool: Pool) -> Iterator[Change]:
+    """Yield other formats of the base weights; where the KV cache is given in tokens, they would change no memory."""
+    scenario = pool.scenario
+    if pool.profile is None or pool.kv_tokens is None or scenario.fleet.kv_tokens is not None:
+        return
+    now = scenario.adapters.base_quantization
+    drop = {
+        f"adapters.{key}": None
+        for key in ("base_slowdown", "base_double_quantization")
+        if key in scenario.adapters.model_fields_set
+    }
+    for name, words in _BASE_FORMATS.items():
+        if name == now:
+            continue
+        measured = name == "bf16" or (name in pool.profile.quantized and pool.profile.quantized[name].step is not None)
+        note = ""
+        if not measured:
+            slowdown = f"the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} times as long"
+            note = f"the KV cache gets the memory; assumed: {slowdown}"
+        yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
+
+
+def _prefixes(pool: Pool) -> Iterator[Change]:
+    """Yield prefix caching turned off, or on; where no two requests share text, it would change nothing."""
+    fleet = pool.scenario.fleet
+    if not pool.traffic.shares_text or fleet.engine == "fixed":
+        return
+    if fleet.prefix_caching:
+        by_text = pool.scenario.router_policy.reads_text and fleet.replicas > 1
+        note = "the router still goes by shared text" if by_text else ""
+        yield Change("prefix cache", "no prefix caching", {"fleet.prefix_caching": False}, note)
+    else:
+        lacking = ENGINES[fleet.engine].no_prefix_cache if fleet.engine in ENGINES else ""
+        yield Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True}, refused=lacking)
+
+
+def _loading(scenario: Scenario) -> Iterator[Change]:
+    cache, storage = scenario.cache, scenario.storage
+    count = scenario.adapters.count
+    if cache.eviction == "vllm-lru":
+        if count is not None and (cache.host is None or (cache.host.slots or 0) < count):
+            yield Change("loading", "all adapters in host memory", {"cache.host.slots": count})
+    elif scenario.fleet.engine != "fixed" and (cache.host is None or cache.host.fill != "start"):
+        drop = {f"cache.host.{key}": None for key in ("slots", "size") if cache.host is not None}
+        yield Change("loading", "all adapters in host memory", {**drop, "cache.host.fill": "start"})
+    if storage.mode == "overlap":
+        yield Change(
+            "loading",
+            f"{2 * storage.loaders} loaders",
+            {"storage.loaders": 2 * storage.loaders},
+            "concurrent loads do not share bandwidth in this version, so this result is too optimistic",
+        )
+        if scenario.fleet.engine == "continuous":
+            yield Change(
+                "loading",
+                "loads that block the step",
+                {"storage.mode": "blocking", "storage.loaders": 1, "fleet.load_at": None, "cache.prefetch": "none"},
+            )
+
+
+ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
+"""Metrics that every what-if reports, in addition to those of the SLO."""
+COSTS = ("usd_per_m_tokens",)
+"""Those that it reports where there is a price."""
+_KEPT = tuple(each.name for each in fields(MetricChange) if each.name != "note")
+"""What a run directory keeps of a difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedDesign:
+    """A change, and the design it leads to.
+
+    :ivar design: None where the change is impossible; ``refused`` says why.
+    :ivar memory: what fits into it (``memory_of``); ``key``: the name under which its ``point`` is kept.
+    """
+
+    change: Change
+    design: LoadedScenario | None
+    memory: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+    key: str = ""
+    point: Point | None = None
+
+
+def what_if(loaded: LoadedScenario, store: RunStore, execution: Execution) -> tuple[list[WhatIfRow], int]:
+    """Return one row for each change (see ``rows_of``), and how many requests were simulated.
+
+    :param loaded: the design that every change starts from.
+    :param store: keeps points, so that an interrupted what-if resumes.
+    """
+    found = changes(build(loaded.scenario))
+    evaluated = try_changes(loaded, found, store, execution)
+    requests = sum(int(each.point.cost["requests"]) for each in evaluated if each.point is not None)
+    return rows_of(loaded, evaluated), requests
+
+
+def try_changes(
+    loaded: LoadedScenario, wanted: Sequence[Change], store: RunStore, execution: Execution
+) -> list[ChangedDesign]:
+    """Simulate a design and each change of it under the same traffic; the unchanged design comes first."""
+    evaluated = [_changed(loaded, change) for change in (Change("", "as it is"), *wanted)]
+    assert evaluated[0].design is not None, "the chosen design can be built"
+    designs = {each.key: each.design for each in evaluated if each.design is not None}  # equal designs only once
+    found = {
+        key: point
+        for key, design in designs.items()
+        if (point := store.load_priced(key, *prices_of(design.scenario))) is not None
+    }
+    execution.on_progress(len(found), len(designs))
+    todo = [(key, design) for key, design in designs.items() if key not in found]
+    arguments = ((place, to_worker(design.scenario, execution.pool)) for place, (_, design) in enumerate(todo))
+    for place, point in execution.pool.unordered(_simulate, arguments):
+        key = todo[place][0]
+        store.save_point(key, point)
+        found[key] = point
+        execution.on_progress(len(found), len(designs))
+    return [replace(each, point=found.get(each.key)) for each in evaluated]
+
+
+def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[WhatIfRow]:
+    """Return the effect of each change against the unchanged design, which is the first of those evaluated."""
+    terms = all_terms(loaded.scenario)
+    base = evaluated[0].point
+    assert base is not None, "it was simulated"
+    names = list(dict.fromkeys([*terms, *ALWAYS, *(name for name in COSTS if name in base.metrics)]))
+    rows = []
+    for each in evaluated[1:]:
+        change, point = each.change, each.point
+        row = WhatIfRow(change.group, change.label, change.set, change.note, each.refused or None)
+        if point is not None:
+            found = {name: difference_of(base, point, name) for name in names}
+            metrics = {
+                name: MetricChange(**{key: getattr(each, key) for key in _KEPT})
+                for name, each in found.items()
+                if each is not None
+            }
+            row = replace(row, verdict=verdict(point, terms), metrics=metrics)
+        rows.append(row)
+    return rows
+
+
+def _changed(loaded: LoadedScenario, change: Change) -> ChangedDesign:
+    if change.refused:
+        return ChangedDesign(change, None, refused=change.refused)
+    try:
+        design = loaded.with_values(change.set) if change.set else loaded
+        world = build(design.scenario)
+    except InputError as error:
+        return ChangedDesign(change, None, refused=error.problem)
+    inputs = input_digests(design, world.profile_sha256)
+    key = point_key(design.data, {"what_if": True}, code_version(), inputs)
+    return ChangedDesign(change, design, memory_of(world), key=key)
+
+
+def memory_of(world: World) -> dict[str, Any]:
+    """Return what fits into one replica: GPU slots (of the mean size where bytes are counted), KV cache, copies.
+
+    ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where nothing
+    limits it.
+    """
+    first, population = world.pools[0], world.traffic.population
+    cache = first.scenario.cache
+    sizes = population.size_bytes[~population.full]
+    slots = cache.gpu.slots
+    if slots is None and not cache.gpu.unified:
+        slots = int(first.capacity / float(sizes.mean()))
+    host = None
+    if cache.host is not None and cache.host.slots is not None:
+        host = int(min(cache.host.slots, len(sizes)) * float(sizes.mean()))
+    return {"replicas": world.replicas, "slots": slots, "kv_tokens": first.kv_tokens, "host_bytes": host}
+
+
+def _simulate(place: int, what: Scenario | Design) -> tuple[int, Point]:
+    """Simulate a design with the profile's own costs; draws take longer and cancel in the difference."""
+    design = what if isinstance(what, Design) else make_design(what)
+    # Naming the number of replications switches doubling off: every change meets the same traffic.
+    options = EvaluationOptions(replications=design.replications, draws=False, counterfactual=False)
+    return place, evaluate(design, options).point

@@ -1,0 +1,191 @@
+"""The answer at one point in words: does it meet the SLO, what limits it, how sure is that.
+
+No HTML and no heavy import: the terminal's table prints the same words as the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, auto
+
+from reports.answers.verdicts import deciding_term, main_metric
+from reports.formatting import metric_words, show
+from reports.text.headroom_text import fails_today, headroom_sentences, headroom_words
+from reports.text.limit_text import Evidence, limit_sentence, limit_words, limits, overload_words
+from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
+from reports.text.setup_text import cost_sentences
+from reports.text.verdict_text import confidence, other_tenants_sentences, verdict_opening, whose_slo
+from sim.results.point import Point
+from sim.results.run_directory.study_records import Headroom
+from sim.results.slo_terms import with_tenants
+from sim.results.verdict import (
+    NO_SLO,
+    NOT_MET,
+    PROBABLY_NOT,
+    UNCLEAR,
+    grade,
+    is_overloaded,
+    met_probability,
+    verdict,
+)
+from sim.studies.changes.findings import (
+    change_sentences,
+    held_back_sentences,
+    impact_headline,
+    placement_sentences,
+    scaling_sentences,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reader wants to know first.
+
+    :ivar headline: one sentence with value, unit and interval.
+    :ivar details: further sentences, the most useful first.
+    :ivar verdict: ``met``, ``not met``, ``unclear`` or ``no SLO``.
+    :ivar binding: name of what limits it: see ``Limit.name``.
+    :ivar binding_sentence: why, with numbers.
+    :ivar headroom: at what multiple of the traffic the SLO fails; empty where that was not simulated.
+    :ivar confidence: ``high``, ``medium`` or ``low``.
+    :ivar reason: why that confidence.
+    :ivar headroom_words: the headroom in a few words.
+    """
+
+    headline: str
+    details: list[str]
+    verdict: str
+    binding: str
+    binding_sentence: str
+    headroom: str
+    confidence: str
+    reason: str
+    headroom_words: str = ""
+
+
+class Rank(IntEnum):
+    """The order of what an answer says: its first statement is the headline."""
+
+    HELD_BACK = auto()
+    CHANGE = auto()
+    VERDICT = auto()
+    EFFECT = auto()
+    START = auto()
+    UNSERVED = auto()
+    TENANTS = auto()
+    BOUNDARY = auto()
+    CLIFF = auto()
+    RANGE = auto()
+    MEASURED = auto()
+    LIMIT = auto()
+    UNSETTLED = auto()
+    FLEET = auto()
+    COST = auto()
+    ROUTER = auto()
+
+
+def by_rank(statements: Mapping[Rank, Sequence[str]]) -> list[str]:
+    """Return what there is to say, the headline first."""
+    return [sentence for rank in sorted(statements) for sentence in statements[rank] if sentence]
+
+
+def _verdict(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[str, str | None]:
+    """Return whether the SLO is met, and the term or the metric whose sentence says so."""
+    bad = is_overloaded(point)
+    start = f"{overload_words(point)}. " if bad else ""
+    if found == NO_SLO:
+        name = main_metric([point], slo_terms)
+        metric = point.metrics.get(name)
+        if metric is None or metric.value is None:
+            return f"{start}There is not enough data for {metric_words(name)}.", None
+        hedge = "" if metric.settled else ", unsettled"
+        return f"{start}{capital(metric_words(name))} is {with_interval(name, metric)}{hedge}.", name
+    deciding = deciding_term(point, slo_terms, found)
+    target = with_tenants(slo_terms, point)[deciding]
+    alone = len(whose_slo(point, slo_terms, deciding)) == 1  # the opening names the tenant
+    said = term_sentence(point, deciding, target, its=alone)
+    return f"{start}{verdict_opening(point, slo_terms, deciding)}: {said}.", deciding
+
+
+def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> list[str]:
+    """Return what was measured besides the metric that is ``shown`` already."""
+    found = [f"{capital(term_sentence(point, name, target))}." for name, target in slo_terms.items() if name != shown]
+    found += other_tenants_sentences(point, shown)
+    lost = unserved_words(point)
+    unserved_limit = any(limit.name in ("refusals", "failures") for limit in limits(point))  # it says how many
+    if lost and not unserved_limit and not any(says_unserved(point, n, target) for n, target in slo_terms.items()):
+        found.append(f"{capital(lost)}.")
+    for name in ("ttft_p99_s", "e2e_p99_s"):
+        metric = point.metrics.get(name)
+        words = metric_words(name)
+        if metric is not None and metric.value is not None and name not in slo_terms and name != shown:
+            found.append(f"{capital(words)} is {with_interval(name, metric)}{'' if metric.settled else ', unsettled'}.")
+    miss, late = point.metrics.get("miss_ratio"), point.metrics.get("delayed_hit_ratio")
+    if miss is not None and miss.value is not None and "miss_ratio" not in slo_terms:
+        joined = ""
+        if late is not None and late.value is not None:
+            joined = f"; {show('delayed_hit_ratio', late.value)} join a load in flight"
+        some = "requests for adapters" if point.traffic.get("base_share") else "requests"
+        found.append(f"{show('miss_ratio', miss.value)} of {some} miss and start a load{joined}.")
+    cached = point.metrics.get("prefix_hit_ratio")
+    if cached is not None and cached.value is not None:
+        found.append(f"{show('prefix_hit_ratio', cached.value)} of all prompt tokens are found in the prefix cache.")
+    return found
+
+
+_COLD = "The caches start empty, which may be why {missed}. To start with full caches: --set cache.warm=steady."
+_MISSED = {NOT_MET: "the SLO is missed", UNCLEAR: "this is unclear"}
+
+
+def answer(
+    point: Point,
+    slo_terms: Mapping[str, float],
+    *,
+    assumed: bool = False,
+    cold: bool = False,
+    headroom: Headroom | None = None,
+) -> Answer:
+    """Return the answer of one point.
+
+    :param slo_terms: targets by metric name, as ``Slo.terms()`` or ``read_terms`` give them.
+    :param assumed: whether the costs come from a profile that was not measured.
+    :param cold: whether its caches started empty.
+    :param headroom: how much more traffic fits, where that was simulated.
+    """
+    found, terms = verdict(point, slo_terms), with_tenants(slo_terms, point)
+    graded = grade(met_probability(point, terms)) if terms else NO_SLO
+    binding, *others = limits(point)
+    missed = point.metrics.get("miss_ratio")
+    starts_decide = binding.evidence is Evidence.COLD_STARTS
+    cold = cold and found in _MISSED and missed is not None and bool(missed.value) and not starts_decide
+    if headroom is not None and fails_today(headroom):
+        cold = False  # full caches, with which that was found, don't help
+    opening, shown = _verdict(point, slo_terms, found)
+    changed = point.impact is not None
+    headline, *details = by_rank(
+        {
+            Rank.HELD_BACK: held_back_sentences([point]),
+            Rank.CHANGE: [impact_headline(point, graded, verdict_opening(point, slo_terms, shown))] if changed else [],
+            Rank.VERDICT: [opening],
+            Rank.EFFECT: change_sentences(point, slo_terms),
+            Rank.START: [_COLD.format(missed=_MISSED[found])] if cold else [],
+            Rank.MEASURED: _measured(point, slo_terms, shown),
+            Rank.LIMIT: [f"Also near its limit: {each.name}. {limit_sentence(each, point)}" for each in others],
+            Rank.FLEET: scaling_sentences(point) + placement_sentences(point),
+            Rank.COST: cost_sentences(point, None if headroom is None else headroom.load),
+        }
+    )
+    word, reason = confidence(point, terms, assumed=assumed)
+    missed_today = graded in (NOT_MET, PROBABLY_NOT)
+    return Answer(
+        headline,
+        details,
+        found,
+        limit_words(binding),
+        limit_sentence(binding, point),
+        headroom_sentences(headroom, missed_today=missed_today, cold=cold),
+        word,
+        reason,
+        headroom_words(headroom, missed_today=missed_today),
+    )

@@ -1,0 +1,345 @@
+"""What a sweep shows: which values meet the SLO, where the cliff is, and which point its report is about."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reports.answers.points import is_changed
+from reports.answers.verdicts import main_metric
+from reports.axes import Axis, in_order, make_axes, point_words
+from reports.formatting import metric_words
+from reports.text.limit_text import limit_sentence, limit_words, limits
+from reports.text.metric_text import capital, term_sentence, with_interval
+from reports.text.setup_text import cheapest_sentence
+from reports.text.verdict_text import confidence, tenants_of_sweep
+from sim.results.point import Point
+from sim.results.slo_terms import metric_of, with_tenants
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
+from sim.studies.changes.comparison import compare, recommended
+from sim.studies.changes.findings import held_back_sentences
+from sim.studies.run.answer import Answer, Rank, answer, by_rank
+
+_CLIFF = 1.5
+"""A step of a sweep on which the latency grows by this factor is called a cliff."""
+BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
+"""Last words of keys that one buys: for these the question is how much is enough."""
+_DEMANDED = ("rate", "concurrency", "count", "cv")
+"""Last words of keys that traffic demands: for these the question is how much can be served."""
+
+
+@dataclass(frozen=True)
+class Cliff:
+    """The step of a sweep on which the latency grows most.
+
+    :ivar before, after: the neighbouring points, the slower one last.
+    :ivar factor: how many times the latency grows.
+    """
+
+    before: Point
+    after: Point
+    factor: float
+
+
+def find_cliff(points: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
+    """Return the steepest step of a metric along a numeric axis, None where no step is steep."""
+    known = [p for p in in_order(points, [axis]) if name in p.metrics and p.metrics[name].value]
+    best: Cliff | None = None
+    for left, right in itertools.pairwise(known):
+        low, high = sorted((left, right), key=lambda p: p.metrics[name].value or 0.0)
+        factor = (high.metrics[name].value or 0.0) / (low.metrics[name].value or 1.0)
+        apart = (low.metrics[name].hi or 0.0) <= (high.metrics[name].lo or float("inf"))
+        if axis.numeric and apart and factor >= _CLIFF and (best is None or factor > best.factor):
+            best = Cliff(low, high, factor)
+    return best or _climb(known, axis, name)
+
+
+def _climb(known: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
+    """Return the shortest stretch at the end of a numeric axis on which a metric doubles: a cliff in small steps."""
+    if not axis.numeric or len(known) < 3:
+        return None
+    values = [p.metrics[name].value or 0.0 for p in known]
+    if values[0] > values[-1]:
+        known, values = known[::-1], values[::-1]
+    for start in range(len(values) - 2, -1, -1):
+        if values[start] and values[-1] >= 2 * values[start]:
+            return Cliff(known[start], known[-1], values[-1] / values[start])
+    return None
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Which values of one axis meet the SLO.
+
+    :ivar points: one a value, in the order of the axis; ``verdicts``: theirs.
+    :ivar met: places of those that meet it.
+    :ivar edge: the place of the first or last value that meets it, where all values on one side of it do; ``beyond``:
+        its neighbour that does not. Both are None where nothing, everything or something in between meets it.
+    """
+
+    points: tuple[Point, ...]
+    verdicts: tuple[str, ...]
+    met: tuple[int, ...]
+    edge: int | None = None
+    beyond: int | None = None
+
+    @property
+    def edge_point(self) -> Point | None:
+        """The point at the edge, if there is one."""
+        return None if self.edge is None else self.points[self.edge]
+
+
+def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Boundary:
+    """Return which values of one axis meet the SLO.
+
+    :param points: one point a value of the axis, in any order.
+    """
+    ordered = tuple(in_order(points, [axis]))
+    found = tuple(verdict(point, slo_terms) for point in ordered)
+    met = tuple(i for i, word in enumerate(found) if word == MET)
+    if not met or len(met) == len(ordered) or not axis.numeric:
+        return Boundary(ordered, found, met)
+    together = met == tuple(range(met[0], met[-1] + 1))
+    if not together or (met[0] > 0 and met[-1] < len(ordered) - 1):
+        return Boundary(ordered, found, met)
+    if met[0] == 0:
+        return Boundary(ordered, found, met, met[-1], met[-1] + 1)
+    return Boundary(ordered, found, met, met[0], met[0] - 1)
+
+
+def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
+    """Return the point that the key numbers are of, which is the one to choose where there is a choice.
+
+    That is the edge of the SLO: of several keys the least that serves the most demand. Of rollouts and faults it is the
+    design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
+    SLO. Where no point meets it, that is the one least far from its targets.
+    """
+    axes = make_axes(points)
+    if is_changed(points):
+        return recommended([point for point in points if point.impact], axes, slo_terms)
+    if not any(verdict(point, slo_terms) in (MET, NO_SLO) for point in points):
+        return min(points, key=lambda point: _most_strained(point, slo_terms))
+    if axes and not any(axis.numeric for axis in axes):
+        return fastest_point(points, slo_terms)
+    good = [point for point in points if verdict(point, slo_terms) == MET]
+    demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
+    if good and len(axes) > 1 and len(demanded) + len(bought) == len(axes):
+        return min(good, key=lambda p: ([-axis.index(p) for axis in demanded], [axis.index(p) for axis in bought]))
+    edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
+    return edge or slowest_point(good or points, main_metric(points, slo_terms))
+
+
+def _most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
+    """Return how far a point is from the target that it misses most; infinite where a term has no value."""
+    terms = with_tenants(slo_terms, point)
+    known = all((metric := metric_of(point, name)) is not None and metric.value is not None for name in terms)
+    return max(strain(point, name, target) for name, target in terms.items()) if known else math.inf
+
+
+def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
+    """Return the fastest point that meets the SLO, or the fastest of all where there is none."""
+    good, name = [point for point in points if verdict(point, slo_terms) == MET], main_metric(points, slo_terms)
+    known = [point for point in good or points if name in point.metrics and point.metrics[name].value is not None]
+    return min(known, key=lambda point: point.metrics[name].value or 0.0) if known else points[0]
+
+
+def slowest_point(points: Sequence[Point], name: str) -> Point:
+    """Return the point at which a metric is largest."""
+    return max(points, key=lambda p: (p.metrics[name].value or 0.0) if name in p.metrics else 0.0)
+
+
+# The answer of a sweep, in words.
+
+
+def cliff_sentence(cliff: Cliff, axis: Axis, name: str) -> str:
+    """Return where the cliff is, in words."""
+    low, high = cliff.before, cliff.after
+    times = f"{cliff.factor:.2g}" if cliff.factor < 100 else f"{cliff.factor:,.0f}"
+    hedge = "" if high.metrics[name].settled else ", unsettled"
+    return (
+        f"The cliff lies between {axis.point_phrase(low)} and {axis.point_label(high)}: "
+        f"{metric_words(name)} grows {times} times, from {with_interval(name, low.metrics[name])} to "
+        f"{with_interval(name, high.metrics[name])}{hedge}."
+    )
+
+
+def boundary_words(found: Boundary, axis: Axis) -> str:
+    """Return which value of one axis is the first or last to meet the SLO."""
+    what, total = axis.words, len(found.points)
+    if not found.met:
+        unsure = [p for p, word in zip(found.points, found.verdicts, strict=True) if word == UNCLEAR]
+        if len(unsure) == total:
+            return f"it is unclear whether the SLO is met {_tried(found, axis, 'any')}"
+        if unsure:
+            return (
+                f"the SLO is not certainly met {_tried(found, axis, 'any')}; it is unclear with {_labels(axis, unsure)}"
+            )
+        return f"the SLO is not met {_tried(found, axis, 'any')}"
+    if len(found.met) == total:
+        return f"the SLO is met {_tried(found, axis, 'every')}"
+    if found.edge is None or found.beyond is None:
+        if len(found.met) > 4:
+            return f"the SLO is met with {len(found.met)} of {total} values of {what}"
+        listed = _listed(axis, [found.points[i] for i in found.met])
+        return f"the SLO is met with {listed}, {_other_words(found, axis)}"
+    next_word = "it isn't" if found.verdicts[found.beyond] == NOT_MET else "that is unclear"
+    limit = axis.point_phrase(found.points[found.edge])
+    side = f"up to {limit}" if found.edge < found.beyond else f"from {limit} on"
+    return f"the SLO is met {side}; at {axis.point_label(found.points[found.beyond])} {next_word}"
+
+
+def _tried(found: Boundary, axis: Axis, each: str) -> str:
+    """Return all values of an axis in words: ``at every value tried, 8 to 128 GPU slots``.
+
+    :param each: ``every`` or ``any``.
+    """
+    low, high = found.points[0], found.points[-1]
+    if len(found.points) == 2:
+        return f"with {_listed(axis, found.points, last='or')}"
+    if not axis.numeric:
+        return f"with {each} {axis.words} tried"
+    if axis.counted:
+        return f"at {each} value tried, {axis.point_label(low)} to {axis.point_phrase(high)}"
+    return f"at {each} {axis.words} tried, {axis.point_label(low)} to {axis.point_label(high)}"
+
+
+def _other_words(found: Boundary, axis: Axis) -> str:
+    """Return how values stand that don't certainly meet the SLO: ``not with 16, unclear with 64``."""
+    by_word: dict[str, list[Point]] = {}
+    for place, (point, word) in enumerate(zip(found.points, found.verdicts, strict=True)):
+        if place not in found.met:
+            by_word.setdefault("not" if word == NOT_MET else "unclear", []).append(point)
+    return ", ".join(f"{word} with {_labels(axis, points, 'or')}" for word, points in by_word.items())
+
+
+def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:
+    """Return values with their key in words: ``16, 32 and 64 GPU slots``, ``arrival rate 25/s and 26/s``."""
+    text = _labels(axis, points, last)
+    words = axis.words.removesuffix("s") if text == "1" else axis.words
+    return f"{text} {words}" if axis.counted else f"{words} {text}"
+
+
+def _labels(axis: Axis, points: Sequence[Point], last: str = "and", most: int = 6) -> str:
+    labels = [axis.point_label(point) for point in points]
+    if len(labels) > most:
+        labels = [*labels[:most], f"{len(labels) - most} more"]
+    return f" {last} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
+
+
+def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:
+    """Return the answer of a sweep: which value meets the SLO, where the cliff is, what limits it there."""
+    axes = make_axes(points)
+    if not axes:
+        return answer(points[0], slo_terms, assumed=assumed)
+    name = main_metric(points, slo_terms)
+    changed = compare(points, axes, slo_terms)
+    words = {verdict(point, slo_terms) for point in points}
+    # If more than the router is swept, whether the SLO is met comes first.
+    slo_first = words != {NO_SLO} and not is_changed(points) and len(axes) > 1
+    with_range = not changed or slo_first  # what changed says more than the range of one metric
+    found = _one_axis if len(axes) == 1 else _many_axes
+    headline, *details = by_rank(
+        {
+            **found(points, axes, slo_terms, with_range=with_range),
+            Rank.HELD_BACK: held_back_sentences(points),
+            Rank.ROUTER if slo_first else Rank.CHANGE: changed,
+            Rank.TENANTS: tenants_of_sweep(points, slo_terms),
+            **_doubts(points, name),
+            Rank.COST: [cheapest_sentence(points, slo_terms)],
+        }
+    )
+    focus = sweep_focus(points, slo_terms)
+    word, reason = confidence(focus, with_tenants(slo_terms, focus), assumed=assumed)
+    worst = slowest_point([p for p in points if verdict(p, slo_terms) != MET] or points, name)
+    binding, *_ = limits(worst)
+    return Answer(
+        headline,
+        details,
+        NO_SLO if words == {NO_SLO} else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET,
+        limit_words(binding),
+        f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}",
+        "",
+        word,
+        f"at {point_words(focus, axes)}: {reason}",
+    )
+
+
+def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:
+    """Return at how many points requests go unserved, and at how many the main metric is unsettled."""
+    refusing = sum(map(is_lacking, points))
+    known = [p.metrics[name] for p in points if name in p.metrics and p.metrics[name].value is not None]
+    wobbly, total = sum(not metric.settled for metric in known), f"{len(points):,} points"
+    return {
+        Rank.UNSERVED: [f"At {refusing:,} of {total} more than 1 % of the requests go unserved."] if refusing else [],
+        Rank.UNSETTLED: [f"At {wobbly} of {total} {metric_words(name)} is unsettled."] if wobbly else [],
+    }
+
+
+def _lower(sentence: str) -> str:
+    """Return a sentence that can follow a colon."""
+    return sentence if sentence[:2].isupper() else sentence[:1].lower() + sentence[1:]
+
+
+def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) -> str:
+    known = [p for p in points if name in p.metrics and p.metrics[name].value is not None]
+    if not known:
+        return f"There is not enough data for {metric_words(name)} at any point."
+    low, high = min(known, key=lambda p: p.metrics[name].value or 0.0), slowest_point(known, name)
+    if low.metrics[name].value == high.metrics[name].value:
+        where = "at every point" if len(known) == len(points) else f"at {point_words(low, axes)}"
+        rest = (
+            "" if len(known) == len(points) else f"; {len(points) - len(known):,} of {len(points):,} points lack data"
+        )
+        return f"{capital(metric_words(name))} is {with_interval(name, low.metrics[name])} {where}{rest}."
+    return (
+        f"{capital(metric_words(name))} goes from {with_interval(name, low.metrics[name])} at {point_words(low, axes)} "
+        f"to {with_interval(name, high.metrics[name])} at {point_words(high, axes)}."
+    )
+
+
+def _one_axis(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], *, with_range: bool
+) -> dict[Rank, list[str]]:
+    """Return what a sweep of one key shows.
+
+    :param with_range: whether to say from what to what the metric goes.
+    """
+    axis, name = axes[0], main_metric(points, slo_terms)
+    cliff = find_cliff(points, axis, name)
+    spread = [_range_sentence(points, axes, name)] if with_range else []
+    said = {Rank.CLIFF: [cliff_sentence(cliff, axis, name)] if cliff is not None else []}
+    if all(verdict(point, slo_terms) == NO_SLO for point in points):
+        return {**said, Rank.VERDICT: spread}
+    found = find_boundary(points, axis, slo_terms)
+    edge, said[Rank.VERDICT] = found.edge_point, [f"{capital(boundary_words(found, axis))}."]
+    if edge is not None and name in slo_terms:
+        said[Rank.BOUNDARY] = [f"At {axis.point_phrase(edge)}, {term_sentence(edge, name, slo_terms[name])}."]
+    return said if cliff is not None else {**said, Rank.RANGE: spread}
+
+
+def _many_axes(
+    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], *, with_range: bool
+) -> dict[Rank, list[str]]:
+    """Return what a sweep of several keys shows."""
+    if all(verdict(point, slo_terms) == NO_SLO for point in points):
+        name = main_metric(points, slo_terms)
+        return {Rank.VERDICT: [_range_sentence(points, axes, name)]} if with_range else {}
+    good = sum(verdict(point, slo_terms) == MET for point in points)
+    unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
+    tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
+    if good == len(points):
+        return {Rank.VERDICT: [f"All {good:,} combinations meet the SLO."]}
+    said = {Rank.VERDICT: [f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}."]}
+    if len(axes) != 2:
+        return said
+    inner = next((a for a in axes if a.key.rsplit(".", 1)[-1] in BOUGHT), axes[0])
+    outer = axes[1] if inner is axes[0] else axes[0]
+    rows: dict[str, list[str]] = {}  # one sentence for all values with the same boundary
+    for i, value in enumerate(outer.values[:8]):
+        row = [point for point in points if outer.index(point) == i]
+        if row:
+            found = rows.setdefault(boundary_words(find_boundary(row, inner, slo_terms), inner), [])
+            found.append(outer.label(value) if found else outer.phrase(value))
+    return {**said, Rank.BOUNDARY: [f"With {' and '.join(values)}, {words}." for words, values in rows.items()]}

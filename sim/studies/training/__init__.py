@@ -1,1 +1,0 @@
-"""What training means for serving: the rollout gate, remedies and their cost, a census as a scenario."""

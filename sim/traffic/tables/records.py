@@ -1,0 +1,181 @@
+"""Tables of records: rows that name their cells, such as those in JSON.
+
+JSON has one object a line, or is a document of objects; spans of OpenTelemetry come without their wrapping.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from sim.errors import TraceError
+from sim.reading import BLOCK_BYTES, Bounded
+from sim.traffic.tables.blocks import BadRows, RowBlock, TextColumn, text_of
+
+MAX_DEPTH = 8
+"""Levels of a record whose keys can be columns; below them, a table is one cell."""
+_PIECE = 1 << 20
+_WRAPPINGS = ("data", "observations", "results", "logs")
+"""Keys of an object that holds nothing but a page of records: answers of the web interfaces of Langfuse and LiteLLM."""
+
+
+class Found(NamedTuple):
+    """A record and the line on which it begins.
+
+    :ivar record: None where the line holds none (``error``), or none that is a request (``left_out``).
+    """
+
+    line: int
+    record: Mapping[str, Any] | None
+    error: TraceError | None = None
+    left_out: str | None = None
+
+
+class RecordTable:
+    """Records one after the other."""
+
+    def __init__(self, header: Iterable[str], records: Iterator[Found], source: Bounded) -> None:
+        self.header = tuple(header)
+        self._records, self._source = records, source
+
+    def read(self, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        lines: list[int] = []
+        cells: dict[str, list[str]] = {name: [] for name in columns}
+        seen, source = False, self._source
+        source.block_bytes = 0
+        for number, record, error, left_out in islice(self._records, count):
+            seen = True
+            bad_rows.rows += 1
+            if left_out is not None:
+                bad_rows.leave_out(left_out, 1)
+            elif error is not None:
+                bad_rows.add(error)
+            elif record is not None:
+                lines.append(number)
+                for name in columns:
+                    cells[name].append(text_of(cell_of(record, name)))
+            if source.block_bytes > BLOCK_BYTES:
+                break
+        return block_of(lines, cells) if seen else None
+
+
+def block_of(lines: list[int], cells: Mapping[str, list[str]]) -> RowBlock:
+    """Return a block of texts."""
+    return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
+
+
+def records_by_line(text: Iterable[str], source: Bounded) -> Iterator[Found]:
+    """Yield the records of JSON lines; a line that is none yields one without a record, unless it is blank."""
+    for number, line in enumerate(text, start=1):
+        source.row_bytes = 0
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            yield from _unwrapped(number, record)
+        elif line.strip():
+            got, allowed = line.rstrip()[:80], "one object a line"
+            yield Found(number, None, TraceError("not a line of JSON", line=number, got=got, allowed=allowed))
+
+
+def records_of_document(text: IO[str], source: Bounded, file: str) -> Iterator[Found]:
+    """Yield the records of a list of objects, or of objects that span several lines, piece by piece.
+
+    :raises TraceError: where it is not JSON; nothing behind that place can be told apart.
+    """
+    decoder, buffer, place, line, ended = json.JSONDecoder(), "", 0, 1, False
+    while True:
+        begin = place
+        while place < len(buffer) and buffer[place] in " \t\r\n,[]":
+            place += 1
+        line += buffer.count("\n", begin, place)
+        if place < len(buffer):
+            try:
+                if buffer[place] != "{":
+                    raise ValueError("no object")
+                record, end = decoder.raw_decode(buffer, place)
+            except (ValueError, RecursionError):
+                if ended or buffer[place] != "{":
+                    got = buffer[place : place + 80].split("\n")[0]
+                    allowed = "a list of objects, or one object a line"
+                    raise TraceError("not JSON", file=file, line=line, got=got, allowed=allowed) from None
+            else:
+                source.row_bytes = 0
+                yield from _unwrapped(line, record)
+                line += buffer.count("\n", place, end)
+                place = end
+                continue
+        elif ended:
+            return
+        piece = text.read(_PIECE)
+        ended = not piece
+        buffer, place = buffer[place:] + piece, 0
+
+
+def columns_of(record: Mapping[str, Any], before: str = "", depth: int = 1) -> Iterator[str]:
+    """Yield the names of a record's cells; those of tables in it have dots: ``usage.prompt_tokens``."""
+    for key, value in record.items():
+        if isinstance(value, dict) and value and depth < MAX_DEPTH:
+            yield from columns_of(value, f"{before}{key}.", depth + 1)
+        else:
+            yield before + key
+
+
+def cell_of(record: Mapping[str, Any], column: str) -> Any:
+    """Return the cell of a column, whose name may have dots; None where there is none."""
+    if column in record:
+        return record[column]
+    place = column.find(".")
+    while place >= 0:
+        inner = record.get(column[:place])
+        if isinstance(inner, dict):
+            return cell_of(inner, column[place + 1 :])
+        place = column.find(".", place + 1)
+    return None
+
+
+def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
+    """Yield the requests of a record: itself, the records of a page, or the spans of OpenTelemetry."""
+    if "resourceSpans" in record:
+        yield from _spans(line, record)
+        return
+    for key in _WRAPPINGS:
+        page = record.get(key)
+        if isinstance(page, list) and page and all(isinstance(each, dict) for each in page):
+            for each in page:
+                yield from _one(line, each)
+            return
+    yield from _one(line, record)
+
+
+def _one(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
+    """Yield a record; an observation of Langfuse is a request only if it is a generation."""
+    if "traceId" in record and str(record.get("type", "GENERATION")).upper() != "GENERATION":
+        yield Found(line, None, left_out="observations that are no generation")
+    else:
+        yield Found(line, record)
+
+
+def _spans(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
+    """Yield the spans of an export in OTLP's JSON that have attributes of generative AI."""
+    for resource in _tables(record.get("resourceSpans")):
+        for scope in _tables(resource.get("scopeSpans")):
+            for span in _tables(scope.get("spans")):
+                attributes = {
+                    str(each["key"]): next(iter(each["value"].values()), None)
+                    for each in _tables(span.get("attributes"))
+                    if "key" in each and isinstance(each.get("value"), dict)
+                }
+                if any(name.startswith("gen_ai.usage.") for name in attributes):
+                    yield Found(line, {**span, "attributes": attributes})
+                else:
+                    yield Found(line, None, left_out="spans without gen_ai.usage attributes")
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
