@@ -192,7 +192,7 @@ class Point:
     :ivar impact: of scenarios with rollouts or faults, what happened to the measured requests; None elsewhere.
     :ivar held_back: rollouts that were held back because their version was vetted and failed, and what that avoided.
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
-        (``sim.results.traffic_digest``).
+        (``sim.results.point_summary.traffic_ids``).
     :ivar late: by latency term of the SLO; ``{}`` where every measured request was served.
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of

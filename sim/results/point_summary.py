@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,6 @@ from sim.traffic.popularity import concentration
 from sim.traffic.request import (
     MISS,
 )
-
-if TYPE_CHECKING:
-    pass
 
 Floats = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.traffic.adapters import MODULES, SHAPES
 from sim.world.build import build_world
-from sim.world.memory.gpu_memory import adapter_bytes
+from sim.world.memory.gpu_memory import adapter_bytes, memory_use
 from sim.world.times import AdapterTimes, tier_times
 from sim.world.world import World
 
@@ -223,3 +223,37 @@ def test_prices_are_per_gpu_and_a_replica_has_those_of_its_profile(tmp_path: Pat
     assert found.answer.headline.startswith("1 replica (2 GPUs) of TP 2 for $8 an hour: the cheapest of 2 fleets")
     assert "TP 2 at $4 per GPU hour: 1 replica of 2 GPUs = 2 GPUs, $8 an hour." in found.answer.details
     assert "TP 4 at $4 per GPU hour: dearer with its first replica." in found.answer.details
+
+
+# What a replica keeps in memory
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_the_memory_of_a_replica_adds_up(gpus: int) -> None:
+    pool = world_of(f"fleet.tensor_parallel={gpus}").pools[0]
+    use = memory_use(pool)
+    assert use is not None
+    assert pool.profile is not None
+    memory = pool.profile.memory
+    block = pool.scenario.fleet.block_size * memory.kv_bytes_per_token
+    utilization = pool.scenario.fleet.gpu_memory_utilization or memory.utilization
+    spent = use.weights + use.engine + use.adapters + use.kv
+    assert 0 <= memory.total_bytes * utilization - spent < 2 * block, "what is left is less than two blocks"
+    assert use.copies == 40
+    assert use.host == use.copies * gpus * int(pool.population.size_bytes.max()), "every GPU's process has its copies"
+
+
+@pytest.mark.parametrize(
+    ("host", "copies"),
+    [
+        ("{slots: 7}", 7),
+        ("{slots: 700}", 200),
+        ("{size: 1 GB}", 11),
+        ("", 0),
+    ],
+)
+def test_host_memory_has_room_for_these_copies(host: str, copies: int) -> None:
+    idealised = ("fleet.engine=continuous", "cache.gpu.slots=8", f"cache.host={host}")
+    use = memory_use(build_world(load_scenario("quickstart", idealised).scenario).pools[0])
+    assert use is not None
+    assert (use.copies, use.slots) == (copies, 8)

@@ -1,6 +1,6 @@
 """One replica: requests arrive, find or wait for their adapter, are served, and leave.
 
-``Server`` holds what both kinds share; ``FixedServer`` (``fixed.py``) serves one request at a time, ``BatchServer``
+``Server`` holds what both kinds share; ``FixedServer`` serves one request at a time, ``BatchServer``
 (``continuous.py``) batches continuously. Both leave adapters to an ``AdapterMode``, and decisions to ``sim.policies``.
 """
 
