@@ -149,7 +149,7 @@ _REASONS: Mapping[Doubt, str] = {
     ),
     Doubt.UNCLEAR: "an interval includes its target; run more requests",
     Doubt.ASSUMED: "the intervals are narrow, but the costs behind them are assumed, not measured",
-    Doubt.WIDE: "the interval of {metric} is ±{found.half:.0%}",
+    Doubt.WIDE: "the interval of {metric} is {half}",
     Doubt.NOTHING: "every interval is narrow and settled",
 }
 
@@ -178,7 +178,7 @@ def confidence_reason(found: Confidence) -> str:
 
 # What to trust: how sure the verdict is, by statistics, and how well the numbers are known, by the profile's costs.
 
-_NARROW = "to narrow it, correct the profile by a benchmark of your server (loraplan calibrate fit --from-bench)"
+_CORRECT = "a benchmark of your server corrects them (loraplan calibrate fit --from-bench)"
 _ORIGINS = {"assumed": "this GPU's costs are assumed", "derived": "this GPU's costs are derived, not measured"}
 
 
@@ -233,21 +233,25 @@ def _choice(point: Point, slo_terms: Mapping[str, float]) -> tuple[str, str]:
 
 def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> tuple[str, str]:
     """Return how well a point's numbers are known, from the draws of its profile."""
-    names = list(slo_terms) or list(_KEY_METRICS)
+    if is_overloaded(point):
+        return "", ""  # the numbers depend on the run, whatever the costs
+    names = [name for name in slo_terms or _KEY_METRICS if split_term(name)[1] != "miss_ratio"]
     metrics = {name: metric for name in names if (metric := metric_of(point, name)) is not None}
     setups = () if point.setup is None else point.setup.pools or (point.setup,)
-    origin = next((_ORIGINS[own.status] for own in setups if own.status in _ORIGINS), "the costs were measured")
+    origin = next(
+        (_ORIGINS[own.status] for own in setups if own.status in _ORIGINS), "the profile's own measurements vary"
+    )
     drawn = _of_calibration(point, metrics)
     if drawn is not None and drawn.doubt is not Doubt.DRAWS_WIDE:
         return "unknown latency", f"{capital(confidence_reason(drawn))}."
     halves = {name: half for name, metric in metrics.items() if (half := _calibration_half(metric)) is not None}
     if assumed or not halves:
-        return ("assumed costs", f"The costs are assumed, not measured: {_NARROW}.") if assumed else ("", "")
+        return ("assumed costs", f"The costs are assumed, not measured; {_CORRECT}.") if assumed else ("", "")
     widest = max(halves, key=lambda name: halves[name])
     width = _half_words(halves[widest])
-    if halves[widest] <= _WIDE:
+    if round(halves[widest], 2) <= _WIDE:
         return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}."
-    return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}, because {origin}; {_NARROW}."
+    return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}, because {origin}; {_CORRECT}."
 
 
 def _half_words(half: float) -> str:

@@ -179,7 +179,7 @@ def test_assumed_costs_are_called_so() -> None:
     assert answer(made, {"e2e_p99_s": 1.0}).trust.sentence == "The verdict is sure."
     assumed = answer(made, {"e2e_p99_s": 1.0}, assumed=True).trust
     assert assumed.words == "sure, assumed costs"
-    assert assumed.sentence.startswith("The verdict is sure. The costs are assumed, not measured: ")
+    assert assumed.sentence.startswith("The verdict is sure. The costs are assumed, not measured; ")
 
 
 def test_sweep_says_the_last_rate_and_the_cliff() -> None:
