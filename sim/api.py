@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -240,19 +240,13 @@ def _with_values(loaded: LoadedScenario, values: Mapping[str, Any] | None, seed:
 def _executing(how: Execution) -> AbstractContextManager[studies.Execution]:
     """Return what opens the pool that the options select."""
     from sim.studies.backends.backend_choice import choose_backend, open_pool
-    from sim.studies.execution import Execution as Executing
+    from sim.studies.execution import executing
 
     if unknown := how.keys() - Execution.__annotations__.keys():
         raise TypeError(f"no such parameter: {', '.join(sorted(unknown))}")
     backend, address = how.get("backend", "local"), how.get("address")
     opened = open_pool(choose_backend([backend] if address is None else [backend, address]), how.get("jobs", -1))
-
-    @contextmanager
-    def executing() -> Iterator[Executing]:
-        with opened as pool:
-            yield Executing(pool, on_progress=how.get("progress", lambda done, total: None))
-
-    return executing()
+    return executing(opened, nullcontext(how.get("progress", lambda done, total: None)))
 
 
 @contextmanager

@@ -52,7 +52,12 @@ class Results:
     @property
     def metrics(self) -> pd.DataFrame:
         """One row for each metric of ``point``: value, lo, hi, unit, settled, note."""
-        return _frame([(name, metric) for name, metric in self.point.metrics.items() if metric.applies])
+        import pandas as pd
+
+        columns = ("value", "lo", "hi", "unit", "settled", "note")
+        known = {name: metric for name, metric in self.point.metrics.items() if metric.applies}
+        rows = [{column: getattr(metric, column) for column in columns} for metric in known.values()]
+        return pd.DataFrame(rows, index=pd.Index(list(known), name="metric"))
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -225,6 +230,15 @@ class ComparisonResults:
 
         return headline(self.comparison)
 
+    def document(self, command: str = "") -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows.
+
+        :param command: the command that makes it again.
+        """
+        from sim.studies.compare.report import compare_report
+
+        return compare_report(self.comparison, command)
+
     @property
     def differences(self) -> pd.DataFrame:
         """One row for each pair of points and metric: the swept keys, metric, one, other, change, lo, hi, word."""
@@ -253,14 +267,6 @@ def _metric(point: Point, name: str) -> Metric:
     if name not in point.metrics:
         raise InputError("no such metric", key=name, allowed=", ".join(point.metrics))
     return point.metrics[name]
-
-
-def _frame(rows: list[tuple[str, Metric]]) -> pd.DataFrame:
-    import pandas as pd
-
-    columns = ("value", "lo", "hi", "unit", "settled", "note")
-    data = [{column: getattr(metric, column) for column in columns} for _, metric in rows]
-    return pd.DataFrame(data, index=pd.Index([name for name, _ in rows], name="metric"))
 
 
 def _hashable(value: Any) -> Any:

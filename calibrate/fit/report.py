@@ -104,7 +104,7 @@ def closing(profile: Profile) -> list[str]:
 
 def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: Path, command: str) -> Report:
     """Correct the profile of the first load by all loads, and write it; return how close it is now."""
-    profile = loads[0].world.profile
+    profile = loads[0].world.pools[0].profile
     assert profile is not None, "engine fixed has no tokens"
     correction = correct(profile, loads)
     named = dict(zip(distinct_names(files), files, strict=True))

@@ -202,7 +202,7 @@ def predict(
     """
     with tempfile.TemporaryDirectory(prefix="loraplan-") as folder:
         world = build_world(scenario_of(loaded, planned, count, sent_s, settings, Path(folder)))
-    first = len(world.population)
+    first = len(world.traffic.population)
     runs = [simulate(world, order, 1) for order in range(ORDERS)]
     pairs = [_times(run, first) for run in runs]
     metrics = [_metrics(run, world, first, *pair) for run, pair in zip(runs, pairs, strict=True)]

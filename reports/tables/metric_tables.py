@@ -1,20 +1,18 @@
-"""Tables of the report: key numbers, groups of adapters, and every metric."""
+"""Tables of the report: key numbers, every metric, what was simulated and what could limit it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from reports.answers.points import compares_routers, has_rollout, impact_name, is_changed, value_of
 from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, in_order, spread
-from reports.formatting import calibration, interval, metric_words, percent, popular_words, show, size_words
+from reports.formatting import calibration, interval, metric_words, percent, popular_words, show
 from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.text.limit_text import is_fixed, limits
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import UNITS, shown_in
-from sim.results.fleet_costs import GROUP_COST
 from sim.results.point import Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
@@ -91,63 +89,6 @@ def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
             )
         )
     return tiles[: 7 if changed else 8]
-
-
-def groups_table(point: Point, where: str) -> Table | None:
-    """Return one row for the base model and one for all adapters, if both are asked for, one for each kind of adapter,
-    and one for each band of popularity."""
-    if not point.groups or point.traffic.get("base_share") == 1.0:
-        return None
-    base = "the base model and all adapters, then " if point.traffic.get("base_share") else ""
-    note = f"Groups: {base}by kind, then by popularity; no intervals."
-    return _rows_of_groups(point.groups, f"Groups of {'requests' if base else 'adapters'}{where}", note)
-
-
-def pools_table(point: Point, where: str) -> Table | None:
-    """Return one row a pool, in a fleet of several."""
-    if not point.pools:
-        return None
-    names = ("miss_ratio", "gpu_utilization", "ttft_mean_s", "ttft_p99_s", "e2e_p99_s", GROUP_COST)
-    shown = [name for name in names if any(row.get(name) is not None for row in point.pools)]
-    head = ["pool", "replicas", "GPUs", "device", "requests", "of all", *(metric_words(name) for name in shown)]
-    rows = [
-        [
-            str(row["pool"]),
-            f"{row['replicas']:,}",
-            f"{row['gpus']:,}",
-            str(row["device"]) or "–",
-            f"{row['requests']:,}",
-            percent(row["request_share"]),
-            *(show(name, row[name]) if row.get(name) is not None else "–" for name in shown),
-        ]
-        for row in point.pools
-    ]
-    return Table(f"Pools{where}", head, rows, "All replications, measured requests; no intervals.")
-
-
-def base_model_table(point: Point) -> Table | None:
-    """Return one row for the base model and one for all adapters; None where all are for one of these."""
-    if point.traffic.get("base_share", 0.0) in (0.0, 1.0):
-        return None
-    return _rows_of_groups(point.groups[:2], "Requests to the base model and to adapters", "no intervals")
-
-
-def _rows_of_groups(groups: Sequence[Mapping[str, Any]], caption: str, note: str) -> Table:
-    wanted = ("miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
-    names = tuple(n for n in wanted if any(row.get(n) is not None for row in groups))
-    costs = any(row.get(GROUP_COST) is not None for row in groups)
-    head = ["group", "adapters", "adapter size", "requests", *(metric_words(name) for name in names)]
-    if costs:
-        head.append(metric_words(GROUP_COST))
-        note = f"{note.rstrip('.')}. Costs are shared out by prompt and output tokens."
-    rows = []
-    for row in groups:
-        numbers = [f"{row[key]:,.0f}" if row.get(key) is not None else "–" for key in ("adapters", "requests")]
-        cells = [show(name, row[name]) if row.get(name) is not None else "–" for name in names]
-        size = size_words(row.get("adapter_bytes")) if row.get("adapters") else "–"
-        cost = [show(GROUP_COST, row.get(GROUP_COST))] if costs else []
-        rows.append([str(row["group"]), numbers[0], size, numbers[1], *cells, *cost])
-    return Table(caption, head, rows, note)
 
 
 def metrics_table(point: Point) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from reports.axes import make_axes, point_words
 from reports.formatting import money, number, percent, plural, show
 from sim.results.fleet_costs import HOURS_PER_MONTH, is_priced
-from sim.results.model import GpuShare, Setup
+from sim.results.model import GpuShare, MemoryUse, Setup
 from sim.results.point import Point
 from sim.results.verdict import MET, verdict
 from sim.spec.engines import engine_words
@@ -58,6 +58,25 @@ def _held(share: GpuShare) -> str:
         "" if share.slot_bytes is None else f"each GPU keeps {share.slots:,} slots of {human_bytes(share.slot_bytes)}; "
     )
     return f"{kept}a load copies up to {human_bytes(share.load_bytes or 0)} to each GPU"
+
+
+def memory_words(use: MemoryUse, *, named: bool) -> str:
+    """Return what a replica keeps on its GPUs and in host memory.
+
+    :param named: whether to name its pool.
+    """
+    held = [f"weights take {human_bytes(use.weights)}"]
+    if use.slots:
+        each = human_bytes(use.adapters / use.slots)
+        held.append(f"{plural(use.slots, 'slot')} {human_bytes(use.adapters)} ({each} each)")
+    elif use.adapters:
+        held.append(f"the adapter cache {human_bytes(use.adapters)}")
+    if use.engine:
+        held.append(f"the engine {human_bytes(use.engine)}")
+    left = f"{human_bytes(use.kv)} are left for KV cache ({use.kv_tokens:,} tokens)"
+    whose = f"each replica of {use.pool}" if named else "each replica"
+    host = f"; host memory: {human_bytes(use.host)} for copies of {plural(use.copies, 'adapter')}" if use.copies else ""
+    return f"GPU memory of {whose}: {', '.join(held)}, and {left}{host}"
 
 
 def _profiles(setups: Iterable[Setup], joint: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_hints
@@ -237,17 +237,10 @@ class StudyOptions:
         :raises InputError: if there is no such backend.
         """
         from sim.cli.output import command_line, pool_of, progress_bar, workers_of
-        from sim.studies.execution import Execution
+        from sim.studies.execution import executing
 
-        opened = pool_of(self.backend, self.jobs, self.quiet)
         bar = progress_bar(self.quiet, doing, workers_of(self.jobs), lines=lines)
-
-        @contextmanager
-        def executing() -> Iterator[Execution]:
-            with opened as pool, bar as progress:
-                yield Execution(pool, command_line(), progress)
-
-        return executing()
+        return executing(pool_of(self.backend, self.jobs, self.quiet), bar, command_line())
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from sim.results.catalogue import CATALOGUE
 from sim.results.change_metrics import impact_of, wrong_ones
 from sim.results.metrics import Measured
-from sim.results.model import WRONG_KINDS, Count, HeldBack, HeldBackRollout, Impact, MetricChange
+from sim.results.model import KEPT_CHANGE, WRONG_KINDS, Count, HeldBack, HeldBackRollout, Impact, MetricChange
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point
+from sim.results.point_summary import traffic_ids
 from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import json_ready
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.statistics import mean_count
-from sim.results.traffic_digest import traffic_ids
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -80,7 +80,6 @@ def _late_ones(m: MeasuredRequests) -> Mask:
 
 
 def _found(m: MeasuredRequests, indexes: Sequence[Ints]) -> Mask:
-    """Return which measured requests are among those of their replication."""
     index, replication = m.column("index"), m.replication
     found = np.zeros(len(index), dtype=np.bool_)
     for place, some in enumerate(indexes):
@@ -99,7 +98,6 @@ NAMES = (
     "rollout_peak_loads_per_s",
 )
 """Metrics of the requests that come, and of the loads that begin, from the rollout's begin on."""
-_KEPT = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +137,7 @@ def avoided(
     each = [_answered(m, (one,)) for one in held]
     found = {name: difference_of(sides[0], sides[1], name) for name in NAMES}
     changes = {
-        name: MetricChange(**{key: json_ready(getattr(d, key)) for key in _KEPT})
+        name: MetricChange(**{key: json_ready(getattr(d, key)) for key in KEPT_CHANGE})
         for name, d in found.items()
         if d is not None
     }

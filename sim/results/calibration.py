@@ -148,6 +148,5 @@ def bounds(name: str, metric: Metric, pairs: Sequence[tuple[float, float]]) -> t
 
 
 def _reach(distances: NDArray[np.float64]) -> tuple[float, float]:
-    """Return how far the interval goes down and up from the value."""
     half = student(len(distances)) * math.sqrt(float(np.mean(distances**2)))
     return min(-half, float(distances.min())), max(half, float(distances.max()))

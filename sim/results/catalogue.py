@@ -41,7 +41,8 @@ class Definition:
         docs/metrics.md, which says what the words mean.
     :ivar estimate: None: it is made of other metrics, later.
     :ivar share: it lies between 0 and 1, and is shown as a percentage; others of unit 1 are counts or averages.
-    :ivar of_tenants: tenants have it, too. It is over requests; gaps between tokens are recorded by replica.
+    :ivar slices: kinds of slices that have it, too (``sim.results.slices``). It is over requests; gaps between tokens
+        are recorded by replica.
     :ivar of_fleet: the fleet has it; money that tenants pay is theirs alone.
     :ivar shown: its place by where tables show it: ``tile``, ``key`` (a column of many points), or the group in which
         a terminal shows it.
@@ -57,7 +58,7 @@ class Definition:
     estimate: Callable[[Measured], Metric] | None = None
     needs: tuple[Need, ...] = ()
     share: bool = False
-    of_tenants: bool = False
+    slices: frozenset[str] = frozenset()
     of_fleet: bool = True
     shown: Mapping[str, int] = field(default_factory=dict)
 
@@ -100,16 +101,20 @@ PREFIX_CACHE = Need(lambda m: all(r.prefix_blocks_evicted is not None for r in m
 AUTOSCALER = Need(lambda m: m.autoscaled)
 PLACEMENT = Need(lambda m: any(len(r.moves) for r in m.recordings))
 
+TENANT = frozenset({"tenant"})
+POOL, GROUP = TENANT | {"pool"}, TENANT | {"group"}
+ALL = POOL | GROUP | {"replica"}
+
 # fmt: off
 # A row is what it is about in one line and how it is made in another; one line for each value would take six times the
 # room and hide the columns.
 _M = Definition
 _ROWS = (
     _M("miss_ratio", "1", "miss ratio", "lower", "admitted", "ratio", "Requests that had to start a load, over all.",
-       lambda m: m.outcomes(MISS), share=True, of_tenants=True, shown={"tile": 4, "key": 3, "cache": 1}),
+       lambda m: m.outcomes(MISS), share=True, slices=ALL, shown={"tile": 4, "key": 3, "cache": 1}),
     _M("delayed_hit_ratio", "1", "delayed-hit ratio", "neither", "admitted", "ratio",  # between a miss and a hit
        "Requests that joined a load under way, over all.",
-       lambda m: m.outcomes(DELAYED_HIT), share=True, of_tenants=True, shown={"key": 4}),
+       lambda m: m.outcomes(DELAYED_HIT), share=True, slices=TENANT, shown={"key": 4}),
     _M("hit_ratio", "1", "hit ratio", "higher", "admitted", "ratio",
        "Requests that found their adapter resident when they needed it, over all.",
        lambda m: m.outcomes(HIT), share=True),
@@ -132,26 +137,26 @@ _ROWS = (
        lambda m: m.gpus_busy, share=True, shown={"key": 6}),
     _M("queue_mean_s", "s", "mean queue wait", "lower", "completed", "mean",
        "Arrival to first admission, mean. With `storage.mode: overlap` the load wait is part of it.",
-       lambda m: m.latency("queue").mean("s"), of_tenants=True),
+       lambda m: m.latency("queue").mean("s"), slices=TENANT),
     _M("queue_p50_s", "s", "median queue wait", "lower", "completed", "quantile", "The same, median.",
-       lambda m: m.latency("queue").quantile(0.5, "s"), of_tenants=True),
+       lambda m: m.latency("queue").quantile(0.5, "s"), slices=TENANT),
     _M("queue_p99_s", "s", "p99 queue wait", "lower", "completed", "p99", "The same, 99 % quantile.",
-       lambda m: m.latency("queue").quantile(0.99, "s"), of_tenants=True),
+       lambda m: m.latency("queue").quantile(0.99, "s"), slices=TENANT),
     _M("load_wait_mean_s", "s", "mean load wait", "lower", "completed", "mean",
        "From needing the adapter to having it, mean; 0 for a hit.",
        lambda m: m.sampled(m.column("load_wait_s")[m.completed]).mean("s")),
     _M("ttft_mean_s", "s", "mean TTFT", "lower", "completed", "mean",
        "TTFT, mean: arrival to the end of the step that completes the prefill. Engine `fixed` has one answer, so there "
        "TTFT equals E2E.",
-       lambda m: m.latency("ttft").mean("s"), of_tenants=True),
+       lambda m: m.latency("ttft").mean("s"), slices=POOL),
     _M("ttft_p50_s", "s", "median TTFT", "lower", "completed", "quantile", "TTFT, median.",
-       lambda m: m.latency("ttft").quantile(0.5, "s"), of_tenants=True, shown={"TTFT": 1}),
+       lambda m: m.latency("ttft").quantile(0.5, "s"), slices=GROUP, shown={"TTFT": 1}),
     _M("ttft_p99_s", "s", "p99 TTFT", "lower", "completed", "p99", "TTFT, 99 % quantile.",
-       lambda m: m.latency("ttft").quantile(0.99, "s"), of_tenants=True, shown={"tile": 1, "key": 1, "TTFT": 2}),
+       lambda m: m.latency("ttft").quantile(0.99, "s"), slices=POOL | GROUP, shown={"tile": 1, "key": 1, "TTFT": 2}),
     _M("tpot_mean_s", "s", "mean TPOT", "lower", "completed", "mean",
        "TPOT, mean over requests of (last token − first token) / (output tokens − 1); requests with one output token "
        "are left out.",
-       lambda m: m.tpot(), (TOKENS,), of_tenants=True, shown={"tile": 3, "TPOT, ITL": 1}),
+       lambda m: m.tpot(), (TOKENS,), slices=TENANT, shown={"tile": 3, "TPOT, ITL": 1}),
     _M("itl_mean_s", "s", "mean ITL", "lower", "gaps", "ratio",
        "ITL, mean over the gaps between consecutive tokens, all requests pooled: a request of 900 tokens weighs 899 "
        "times one of 2.",
@@ -161,44 +166,44 @@ _ROWS = (
        "that differ by less than half a bin count as equal.",
        lambda m: m.itl_p99(), (TOKENS,), shown={"TPOT, ITL": 2}),
     _M("e2e_mean_s", "s", "mean E2E", "lower", "completed", "mean", "Arrival to last token, mean.",
-       lambda m: m.latency("e2e").mean("s"), of_tenants=True),
+       lambda m: m.latency("e2e").mean("s"), slices=POOL),
     _M("e2e_p50_s", "s", "median E2E", "lower", "completed", "quantile", "E2E, median.",
-       lambda m: m.latency("e2e").quantile(0.5, "s"), of_tenants=True),
+       lambda m: m.latency("e2e").quantile(0.5, "s"), slices=TENANT),
     _M("e2e_p99_s", "s", "p99 E2E", "lower", "completed", "p99", "E2E, 99 % quantile.",
-       lambda m: m.latency("e2e").quantile(0.99, "s"), of_tenants=True, shown={"tile": 2, "key": 2, "E2E": 1}),
+       lambda m: m.latency("e2e").quantile(0.99, "s"), slices=ALL, shown={"tile": 2, "key": 2, "E2E": 1}),
     _M("throughput_rps", "1/s", "throughput", "higher", "time", "ratio",
        "Requests that end in the measured time, per second, including those that arrived in the warm-up.",
        lambda m: m.ratio(m.by_finish(), m.spans, "1/s"),
-       of_tenants=True, shown={"tile": 7, "key": 7, "load": 1}),
+       slices=TENANT, shown={"tile": 7, "key": 7, "load": 1}),
     _M("output_tokens_per_s", "1/s", "output tokens", "higher", "time", "ratio",
        "Output tokens of the requests in `throughput_rps`, per second; all tokens of a request count when it ends.",
-       lambda m: m.ratio(m.by_finish(weight="output_tokens"), m.spans, "1/s"), (TOKENS,), of_tenants=True),
+       lambda m: m.ratio(m.by_finish(weight="output_tokens"), m.spans, "1/s"), (TOKENS,), slices=TENANT),
     _M("goodput_rps", "1/s", "goodput", "higher", "time", "ratio",
        "Measured requests that end in the measured time and within every target for single requests, per second.",
-       lambda m: m.goodput(), (TARGETS,), of_tenants=True),
+       lambda m: m.goodput(), (TARGETS,), slices=TENANT),
     _M("slo_attainment", "1", "SLO attainment", "higher", "measured", "share",
        "Measured requests that complete within every target for single requests, over completed, refused and failed "
        "requests and unfinished ones that are already late. Other unfinished requests are left out.",
-       lambda m: m.attainment(), (TARGETS,), share=True, of_tenants=True, shown={"key": 8}),
+       lambda m: m.attainment(), (TARGETS,), share=True, slices=TENANT, shown={"key": 8}),
     _M("completed", "requests", "completed", "neither", "measured", "none",
        "Requests that ended with their last token, summed over replications.",
-       lambda m: m.total(m.count(m.ended("completed")), "requests"), of_tenants=True),
+       lambda m: m.total(m.count(m.ended("completed")), "requests"), slices=TENANT),
     _M("unfinished", "requests", "unfinished", "lower", "measured", "none",
        "Requests still inside when a run of given `duration` stops.",
-       lambda m: m.total(m.count(m.ended("unfinished")), "requests"), of_tenants=True, shown={"key": 9}),
+       lambda m: m.total(m.count(m.ended("unfinished")), "requests"), slices=TENANT, shown={"key": 9}),
     _M("refused", "requests", "refused", "lower", "measured", "sum",
        "Requests that are refused: with more prompt and output tokens than `fleet.max_model_len` or the KV cache of a "
        "replica allows, or, without chunked prefill, a prompt longer than a step's budget; while their adapter was "
        "being replaced (`unload-then-load`); with host memory full of adapters in use (`cache.host.full: reject`); "
        "beyond the requests that the client of `fleet.front_end` keeps open.",
-       lambda m: m.unserved("refused"), of_tenants=True),
+       lambda m: m.unserved("refused"), slices=TENANT),
     _M("failed", "requests", "failed", "lower", "measured", "sum",
        "Requests that ended without a right answer: they were lost with their replica, their adapter could not be "
        "loaded, or a wrong answer to the last try was noticed.",
-       lambda m: m.unserved("failed"), of_tenants=True),
+       lambda m: m.unserved("failed"), slices=TENANT),
     _M("preemptions", "1", "preemptions", "lower", "measured", "none",
        "Times a running request lost its KV blocks and had to start again.",
-       lambda m: m.total(m.summed("preemptions"), "1"), of_tenants=True),
+       lambda m: m.total(m.summed("preemptions"), "1"), slices=TENANT),
     _M("evictions", "1", "evictions", "neither", "whole run", "none",
        "Adapters that left GPU memory in the whole run of every replication, including warm-up and drain.",
        lambda m: m.of_whole_runs([r.evictions for r in m.recordings])),
@@ -381,8 +386,6 @@ UNITS = {each.name: each.unit for each in _ROWS if each.of_fleet}
 """Every metric of a fleet, and its unit."""
 ALWAYS_THERE = tuple(each.name for each in _ROWS if each.always_there)
 """Metrics that every point has."""
-TENANT_METRICS = tuple(each.name for each in _ROWS if each.of_tenants)
-"""Metrics that tenants have, too."""
 ONLY_WITH_PRICE = frozenset(name for name, unit in UNITS.items() if unit == "USD")
 """Metrics that a point lacks unless its scenario says what a GPU costs (``fleet.price``)."""
 SHARES = frozenset(each.name for each in _ROWS if each.share)
@@ -393,6 +396,11 @@ def shown_in(place: str) -> tuple[str, ...]:
     """Return the metrics that are shown somewhere, in the order in which they are."""
     found = [each for each in _ROWS if place in each.shown]
     return tuple(each.name for each in sorted(found, key=lambda each: each.shown[place]))
+
+
+def measured_of(kind: str) -> tuple[str, ...]:
+    """Return the metrics of a kind of slice: ``tenant``, ``pool``, ``group`` or ``replica``."""
+    return tuple(each.name for each in _ROWS if kind in each.slices)
 
 
 def needing(need: Need) -> frozenset[str]:

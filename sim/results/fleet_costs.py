@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from sim.results.catalogue import ONLY_WITH_PRICE, UNITS
 from sim.results.metric_state import Cause, State
-from sim.results.point import Metric, Point, TenantResult
+from sim.results.point import Metric, Point, SliceResult, TenantResult
 
 # What tenants pay and what they cost: sales are measured once, and any price is put on them afterwards.
 
@@ -53,7 +52,6 @@ def _part_of(share: Metric, month: Metric) -> Metric:
 
 
 def _revenue(tenant: TenantResult, price: Mapping[str, float]) -> Metric:
-    """Return what a tenant pays in a month."""
     parts = [(tenant.sold[name], each) for name, each in price.items() if each and name in tenant.sold]
     if not parts and any(price.values()):
         return Metric(None, unit="USD", state=State(Cause.NO_TOKENS))
@@ -82,8 +80,8 @@ def _sum(parts: Sequence[tuple[Metric, float]]) -> Metric:
 
 HOURS_PER_MONTH = 730.0
 """A twelfth of a year of 365 days."""
-GROUP_COST = "usd_per_month"
-"""The cost of a group, or of a pool, in its row."""
+SLICE_COST = "usd_per_month"
+"""The cost of a group, or of a pool, among its facts."""
 
 
 def priced(
@@ -95,53 +93,53 @@ def priced(
     :param pools: of a GPU of each pool; () without pools or prices.
     :param tenants: what each tenant pays, by what it is for; () where none pays.
     """
-    usage, rows = point.usage, _priced_pools(point.pools, pools)
+    usage, costly = point.usage, _priced_pools(point.pools, pools)
     pay = [dict(each) for each in tenants] or [{}] * len(point.tenants)
     known = [tenant.price for tenant in point.tenants]
-    if usage is None or (usage.price == price and rows == point.pools and known == pay):
+    if usage is None or (usage.price == price and costly == point.pools and known == pay):
         return point
     metrics = {name: metric for name, metric in point.metrics.items() if name not in ONLY_WITH_PRICE}
-    groups = [{key: value for key, value in row.items() if key != GROUP_COST} for row in point.groups]
+    groups = [_with_cost(group, None) for group in point.groups]
     if price is not None:
         metrics |= {name: metric.mapped(lambda cost: cost * price) for name, metric in usage.metrics.items()}
         metrics["idle_usd_per_month"] = _idle_of_pools(metrics["idle_usd_per_month"], point.pools, pools)
         month = metrics["usd_per_month"].value or 0.0
-        if len(groups) == len(usage.group_tokens):
-            shares = zip(groups, usage.group_tokens, strict=True)
-            groups = [{**row, GROUP_COST: share * month} for row, share in shares]
+        groups = [_with_cost(group, group.facts["token_share"] * month) for group in groups]
     ordered = {name: metrics[name] for name in UNITS if name in metrics}
     return replace(
         point,
         metrics=ordered,
         groups=groups,
         usage=replace(usage, price=price),
-        pools=rows,
+        pools=costly,
         tenants=with_money(point.tenants, pay, metrics.get("usd_per_month")),
     )
 
 
-def _priced_pools(rows: list[dict[str, Any]], prices: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the rows of pools with what the GPUs of each cost."""
-    plain = [{key: value for key, value in row.items() if key != GROUP_COST} for row in rows]
+def _with_cost(one: SliceResult, cost: float | None) -> SliceResult:
+    facts = {name: value for name, value in one.facts.items() if name != SLICE_COST}
+    return replace(one, facts=facts if cost is None else {**facts, SLICE_COST: cost})
+
+
+def _priced_pools(pools: Sequence[SliceResult], prices: Sequence[float]) -> list[SliceResult]:
     if not prices:
-        return plain
-    return [
-        {**row, GROUP_COST: row["gpus"] * price * HOURS_PER_MONTH} for row, price in zip(plain, prices, strict=True)
-    ]
+        return [_with_cost(pool, None) for pool in pools]
+    costs = [pool.facts["gpus"] * price * HOURS_PER_MONTH for pool, price in zip(pools, prices, strict=True)]
+    return [_with_cost(pool, cost) for pool, cost in zip(pools, costs, strict=True)]
 
 
-def _idle_of_pools(mean: Metric, rows: Sequence[Mapping[str, Any]], prices: Sequence[float]) -> Metric:
+def _idle_of_pools(mean: Metric, pools: Sequence[SliceResult], prices: Sequence[float]) -> Metric:
     """Return what idle GPUs cost with each at the price of its pool.
 
     Its interval is as wide, relative to its value, as at the mean price.
 
     :param mean: with all GPUs at the mean price.
     """
-    busy = [row["gpu_utilization"] for row in rows]
+    busy = [pool.facts["gpu_utilization"] for pool in pools]
     if len(set(prices)) < 2 or not mean.value or None in busy:
         return mean
-    parts = zip(rows, busy, prices, strict=True)
-    own = sum(max(0.0, 1 - share) * row["gpus"] * price for row, share, price in parts) * HOURS_PER_MONTH
+    parts = zip(pools, busy, prices, strict=True)
+    own = sum(max(0.0, 1 - share) * pool.facts["gpus"] * price for pool, share, price in parts) * HOURS_PER_MONTH
     factor = own / mean.value
     return mean.mapped(lambda cost: cost * factor)
 

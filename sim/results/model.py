@@ -69,6 +69,28 @@ class GpuShare:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What one replica keeps in memory, in bytes over all its GPUs.
+
+    :ivar pool: the name of its pool.
+    :ivar engine: what the engine takes besides, such as activations and CUDA graphs.
+    :ivar slots: how many adapters have a padded slot; None: ``adapters`` is the size of their cache, or 0 where they
+        share memory with the KV cache.
+    :ivar copies: adapters that have room in host memory; ``host``: their bytes at the mean size, once per GPU.
+    """
+
+    pool: str
+    weights: int
+    engine: int
+    slots: int | None
+    adapters: int
+    kv_tokens: int
+    kv: int
+    copies: int
+    host: int
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """On what a point was simulated.
 
@@ -361,7 +383,7 @@ class HeldBackRollout:
     vetted: list[dict[str, Any]] = field(default_factory=list)
 
 
-_KEPT_CHANGE = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
+KEPT_CHANGE = ("unit", "one", "other", "change", "lo", "hi", "word", "note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +404,6 @@ class HeldBack:
         """Return it as plain data."""
         data = asdict(self)
         data["metrics"] = {
-            name: {key: getattr(change, key) for key in _KEPT_CHANGE} for name, change in self.metrics.items()
+            name: {key: getattr(change, key) for key in KEPT_CHANGE} for name, change in self.metrics.items()
         }
         return data

@@ -7,8 +7,8 @@ from which reports are written without simulating.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from sim.results.metric_state import SETTLED, TRUSTED, Kind, State
@@ -98,6 +98,24 @@ class LateShare:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceResult:
+    """What some of the requests got: those of a pool, a group of adapters, or a replica (``sim.results.slices``).
+
+    :ivar facts: what it is, and counts that are exact for the run.
+    :ivar metrics: those of the catalogue that this kind of slice has, made as the fleet's are.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    metrics: dict[str, Metric]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Facts and the values of metrics, by name."""
+        return {**self.facts, **{name: metric.value for name, metric in self.metrics.items()}}
+
+
+@dataclass(frozen=True, slots=True)
 class TenantResult:
     """What the requests of one tenant got.
 
@@ -125,33 +143,6 @@ class TenantResult:
     price: dict[str, float] = field(default_factory=dict)
     money: dict[str, Metric] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {
-            "name": self.name,
-            "slo": dict(self.slo),
-            "metrics": _metrics_json(self.metrics),
-            "late": _late_json(self.late, calibrated=any(each.share.calibration_lo for each in self.late.values())),
-            "overload": self.overload,
-            "token_share": self.token_share,
-            "cost_share": None if self.cost_share is None else _metrics_json({"": self.cost_share})[""],
-            "sold": _metrics_json(self.sold),
-            "price": dict(self.price),
-            "money": _metrics_json(self.money),
-        }
-
-
-def _metrics_json(metrics: dict[str, Metric]) -> dict[str, Any]:
-    """Return metrics as a file of a point keeps them, with their parts."""
-    return {
-        name: {**metric.kept(calibrated=metric.calibration_lo is not None), "parts": list(metric.parts)}
-        for name, metric in metrics.items()
-    }
-
-
-def _late_json(late: dict[str, LateShare], *, calibrated: bool) -> dict[str, Any]:
-    return {name: {"target": one.target, "share": one.share.kept(calibrated=calibrated)} for name, one in late.items()}
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -160,19 +151,12 @@ class Usage:
     :ivar gpus: of the whole fleet.
     :ivar metrics: costs at a price of 1 for a GPU and an hour; the names of
         ``catalogue.ONLY_WITH_PRICE``.
-    :ivar group_tokens: by row of ``Point.groups``: its share of the tokens of all completed requests.
     :ivar price: of a GPU, in US dollars per hour, that the point's costs are from; None: it has no costs.
     """
 
     gpus: int
     metrics: dict[str, Metric]
-    group_tokens: list[float] = field(default_factory=list)
     price: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        metrics = _metrics_json(self.metrics)
-        return {"gpus": self.gpus, "metrics": metrics, "group_tokens": list(self.group_tokens), "price": self.price}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +172,9 @@ class Point:
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"front_end_s",
         "loader_queue_s", "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode =
         service); docs/metrics.md says which wait lies where.
-    :ivar groups: rows ``{"group", "adapters", "adapter_bytes", "requests", "request_share", "miss_ratio", "ttft_p50_s",
-        "ttft_p99_s", "e2e_p99_s"}``: for the base model and for all adapters, if there are requests to the base model;
-        by kind of adapter, if there are several; by popularity (hottest 1 %, next 9 %, rest). With a price also
-        ``"usd_per_month"``: its part of the fleet's cost, by its share of the tokens.
+    :ivar groups: the base model and all adapters, if there are requests to the base model; by kind of adapter, if there
+        are several; by popularity (hottest 1 %, next 9 %, rest). Facts: ``{"adapters", "adapter_bytes", "token_share",
+        "requests", "request_share"}``, and with a price ``"usd_per_month"``: its part of the fleet's cost.
     :ivar capacity: what could limit it, and how far each part is used.
     :ivar traffic: ``{"requests", "adapters", "rate_rps", "base_share" (only where above 0), "top_1pct", "top_10pct",
         "top_20pct", "effective_adapters"}`` of what was simulated.
@@ -199,9 +182,8 @@ class Point:
     :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
     :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of
         those simulated more arrives than is served; ``{}`` for a profile without draws.
-    :ivar replicas: rows of the first replication where there are several replicas: ``{"replica", "requests",
-        "completed", "miss_ratio", "loads", "busy_share", "e2e_p99_s"}``, measured requests and time; with pools also
-        ``"pool"``.
+    :ivar replicas: where there are several, what each did in the first replication. Facts: ``{"pool", "completed",
+        "loads", "gpu_utilization", "requests", "request_share"}``; those of full models are a pool of that name.
     :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``, and
         ``"rollout"`` (its number) in those of rollouts.
     :ivar version_mix: of scenarios with rollouts, over the spans of the timeline: ``{"t_s": [...], "versions": {"1":
@@ -210,16 +192,14 @@ class Point:
     :ivar impact: of scenarios with rollouts or faults, what happened to the measured requests; None elsewhere.
     :ivar held_back: rollouts that were held back because their version was vetted and failed, and what that avoided.
     :ivar traffic_ids: ``{"requests", "draws"}``: digests of the traffic, equal where two points met the same one
-        (``sim.results.traffic_digest``).
+        (``sim.results.point_summary.traffic_ids``).
     :ivar late: by latency term of the SLO; ``{}`` where every measured request was served.
     :ivar unserved: measured requests of all replications: ``{"requests", "refused", "failed", "too_long",
         "longest_tokens", "limit_tokens"}``; too long: refused at arrival for their tokens, with the most that one of
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
     :ivar usage: what costs follow from (``sim.results.fleet_costs``).
-    :ivar pools: rows of all replications where there are several pools: ``{"pool", "replicas", "gpus", "device",
-        "requests", "request_share", "completed", "miss_ratio", "loads", "gpu_utilization", "ttft_mean_s",
-        "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"}``, measured requests and time. With a price also ``"usd_per_month"``:
-        what its GPUs cost.
+    :ivar pools: where there are several. Facts: ``{"replicas", "gpus", "device", "completed", "loads",
+        "gpu_utilization", "requests", "request_share"}``, and with a price ``"usd_per_month"``: what its GPUs cost.
     :ivar tenants: what each tenant got, in the order of the scenario; [] without tenants.
     """
 
@@ -228,13 +208,13 @@ class Point:
     cdf: dict[str, list[float]] = field(default_factory=dict)
     timeline: Timeline = field(default_factory=Timeline)
     breakdown: dict[str, float] = field(default_factory=dict)
-    groups: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[SliceResult] = field(default_factory=list)
     capacity: Capacity = field(default_factory=Capacity)
     traffic: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     cost: dict[str, float] = field(default_factory=dict)
     calibration: dict[str, int] = field(default_factory=dict)
-    replicas: list[dict[str, Any]] = field(default_factory=list)
+    replicas: list[SliceResult] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     version_mix: dict[str, Any] = field(default_factory=dict)
     impact: Impact | None = None
@@ -244,20 +224,14 @@ class Point:
     unserved: dict[str, int] = field(default_factory=dict)
     setup: Setup | None = None
     usage: Usage | None = None
-    pools: list[dict[str, Any]] = field(default_factory=list)
+    pools: list[SliceResult] = field(default_factory=list)
     tenants: list[TenantResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write, without the parts that most points have nothing of."""
         calibrated = bool(self.calibration)
-        data: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            plain = value.to_json() if hasattr(value, "to_json") else _copied(value)
-            data[each.name] = plain
+        data = {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
         data["metrics"] = {name: metric.kept(calibrated=calibrated) for name, metric in self.metrics.items()}
-        data["late"] = _late_json(self.late, calibrated=calibrated)
-        data["tenants"] = [tenant.to_json() for tenant in self.tenants]
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
         left_out = ("calibration", "late", "pools", "tenants", "unserved")
         return {name: each for name, each in data.items() if each is not None and (each or name not in left_out)}
@@ -281,9 +255,10 @@ class Point:
         tenants = [replace(each, metrics=plain(each.metrics)) for each in self.tenants]
         return replace(self, metrics=plain(self.metrics), calibration={}, tenants=tenants)
 
-    def metrics_json(self) -> dict[str, Any]:
-        """Return the metrics as plain data."""
-        return {name: metric.to_json(calibrated=bool(self.calibration)) for name, metric in self.metrics.items()}
+    def metrics_json(self, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
+        """Return the metrics as plain data; or some of a slice."""
+        some = self.metrics if metrics is None else metrics
+        return {name: metric.to_json(calibrated=bool(self.calibration)) for name, metric in some.items()}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Point:
@@ -293,8 +268,14 @@ class Point:
         return from_plain(Point, {**data, "metrics": metrics})
 
 
-def _copied(value: Any) -> Any:
-    """Return plain data with lists and dicts of its own, in a third of the time that ``deepcopy`` takes."""
+def _plain(value: Any) -> Any:
+    """Return plain data with lists and dicts of its own: of a dataclass its fields, unless it says how itself."""
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Metric):
+        return {**value.kept(calibrated=value.calibration_lo is not None), "parts": list(value.parts)}
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    return {each.name: _plain(getattr(value, each.name)) for each in fields(value)} if is_dataclass(value) else value

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.traffic.request import BASE_MODEL
+
 if TYPE_CHECKING:
     import pyarrow
+
+    from sim.results.sample_data import ScenarioFacts
 
 
 Floats = NDArray[np.float64]
@@ -141,7 +145,7 @@ class Recording:
     held: Floats = field(default_factory=lambda: np.zeros((0, 2)))
 
 
-# Arrow columns from numpy arrays, put together from buffers.
+# The table of requests: Arrow columns from numpy arrays, put together from buffers.
 #
 # ``pyarrow.array`` and ``pyarrow.table`` import pandas to find out whether they were given something of pandas, which
 # takes longer than a small simulation.
@@ -184,3 +188,43 @@ def table(columns: Mapping[str, pyarrow.Array]) -> pyarrow.Table:
 
 def _bits(values: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(values, bitorder="little")
+
+
+def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioFacts | None = None) -> pyarrow.Table:
+    """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
+
+    A request to the base model has no adapter, and so no outcome and no tier.
+
+    :param names: adapter names, or () where adapters are numbered.
+    :param facts: where there are tenants, each request has the name of its own.
+    """
+    requests: dict[str, NDArray[Any]] = recording.requests
+    columns = {name: column(values) for name, values in requests.items()}
+    texts = {
+        "outcome": ["hit", "delayed_hit", "miss"],
+        "tier": ["gpu", "host", "storage"],
+        "status": list(STATUS_WORDS),
+    }
+    base = requests["adapter"] == BASE_MODEL
+    for name, values in texts.items():
+        columns[name] = words(requests[name].astype(np.int8), values, None if name == "status" else base)
+    columns["adapter"] = column(requests["adapter"], base)
+    if names:
+        columns["adapter_id"] = words(requests["adapter"], names, base)
+    if facts is not None and facts.tenant_of is not None:
+        tenant = facts.tenant_of[requests["adapter"].astype(np.int64)]
+        columns["tenant"] = words(tenant, [one.name for one in facts.tenants])
+    columns["marks"] = words(*mark_words(requests["marks"]))
+    columns["measured"] = column(recording.section_of >= 0)
+    for name in ("admitted_s", "first_token_s", "finished_s"):
+        columns[name] = column(requests[name], requests[name] < 0)
+    for name in ("version", "last_version"):
+        columns[name] = column(requests[name], requests[name] == 0)
+    return table(columns)
+
+
+def mark_words(marks: NDArray[Any]) -> tuple[NDArray[np.int32], list[str]]:
+    """Return the marks of requests as words with spaces between, each text once: (n,) which text, and the texts."""
+    found, which = np.unique(marks, return_inverse=True)
+    texts = [" ".join(word for word, mark in MARKS.items() if value & mark) for value in found.tolist()]
+    return which.astype(np.int32), texts

@@ -467,7 +467,6 @@ def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Fl
 
 
 def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDArray[np.bool_]:
-    """Return which requests keep every per-request target, by their stamps as they are."""
     targets = request_targets(facts, requests["adapter"])
     good = np.ones(len(requests["arrival_s"]), dtype=bool)
     for name, stamp in _TERMS:

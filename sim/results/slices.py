@@ -1,142 +1,201 @@
-"""Parts of the traffic and the fleet: what the requests of a group of adapters, a pool or a replica got.
+"""Some of the requests, measured as all of them are: those of a tenant, a pool, a group of adapters, or a replica.
 
-A row has values alone, without intervals. Tenants, which are judged by their own SLO, have all of ``TenantResult``.
+Which metrics a slice has stands in ``sim.results.catalogue``. What it says of steps and loads stays the fleet's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.results.measured_usage import tokens_of
+from sim.results.catalogue import measured_of
+from sim.results.fleet_metrics import sold, tokens_of
+from sim.results.metric_state import Cause, State
+from sim.results.metrics import Measured, metrics_of
+from sim.results.point import Metric, SliceResult, TenantResult
 from sim.results.records import Recording
-from sim.results.sample_data import STAMPS, MeasuredRequests, ScenarioFacts
-from sim.results.statistics import MIN_FOR_REST, MIN_SECTION_P99, mean_of, quantile_of
-from sim.traffic.request import MISS
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.served import is_served, late_shares
+from sim.results.statistics import MIN_FOR_P99, MIN_SECTION_P99, ratio
 
 Mask = NDArray[np.bool_]
-Groups = list[tuple[str, Mask | None]]
-"""Groups of requests by name, each with its adapters; None: the base model."""
 
 
-def _values(
-    m: MeasuredRequests,
-    names: Sequence[str],
-    inside: Mask | None,
-    replicas: range = range(0),
-    span_s: float = 0.0,
-) -> dict[str, Any]:
-    """Return what some of the measured requests got, by name.
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Which requests.
 
-    :param inside: which requests these are; None: those that went to ``replicas``.
-    :param span_s: of which replicas are busy a part.
+    :ivar adapters: (adapters + 1,) those for these adapters, last the base model; None: those that went to
+        ``replicas``.
     """
-    if inside is None:
-        inside = np.asarray((m.column("replica") >= replicas.start) & (m.column("replica") < replicas.stop))
-    done, admitted = m.completed & inside, m.admitted_with_adapter & inside
-    busy_s, loads = 0.0, 0
+
+    name: str
+    adapters: Mask | None = None
+    replicas: range = range(0)
+
+    def of(self, m: Measured, facts: ScenarioFacts | None = None) -> Measured:
+        """Return the measured requests of the slice.
+
+        :param facts: its own; None: those of the fleet.
+        """
+        part = Measured([self._only(r) for r in m.recordings], facts or m.facts, m.least_for_p99)
+        part.near_saturation = m.near_saturation  # of loaders and servers, which are the fleet's
+        return part
+
+    def _only(self, r: Recording) -> Recording:
+        if self.adapters is None:
+            replica = np.asarray(r.requests["replica"], dtype=np.int64)
+            own = np.flatnonzero((replica >= self.replicas.start) & (replica < self.replicas.stop))
+        else:
+            own = np.flatnonzero(self.adapters[np.asarray(r.requests["adapter"], dtype=np.int64)])
+        return replace(r, requests=_Columns(r.requests, own), section_of=r.section_of.take(own))
+
+
+class _Columns(dict[str, NDArray[np.generic]]):
+    """The columns of some requests, each made when something reads it: most are never read."""
+
+    def __init__(self, every: Mapping[str, NDArray[np.generic]], own: NDArray[np.intp]) -> None:
+        self._every, self._own = every, own
+
+    def __missing__(self, name: str) -> NDArray[np.generic]:
+        column = self[name] = self._every[name].take(self._own)
+        return column
+
+
+def overloaded(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return metrics with all latencies unsettled, where more requests come than are served: they depend on how long
+    the run is."""
+    state = State(Cause.OVERLOADED)
+    return {
+        name: replace(metric, state=state) if metric.unit == "s" and metric.value is not None else metric
+        for name, metric in metrics.items()
+    }
+
+
+def _result(kind: str, one: Slice, m: Measured, facts: Mapping[str, Any]) -> SliceResult:
+    part = one.of(m)
+    metrics, requests = metrics_of(part, measured_of(kind)), len(part.section)
+    if m.facts.fixed:  # has one answer, whose TTFT is its E2E
+        metrics |= {name: Metric(None, unit="s", state=State(Cause.NO_TOKENS)) for name in metrics if "ttft" in name}
+    counts = {"requests": requests, "request_share": requests / len(m.section) if len(m.section) else 0.0}
+    return SliceResult(one.name, {**facts, **counts}, metrics)
+
+
+def _use(m: Measured, replicas: range) -> dict[str, Any]:
+    """Return the requests that some replicas completed, their loads, and the share of the time in which they compute:
+    exact for the run."""
+    replica = m.column("replica")
+    done = m.completed & (replica >= replicas.start) & (replica < replicas.stop)
+    busy_s = sum(float(r.busy_by_replica[replicas.start : replicas.stop].sum()) for r in m.recordings)
+    loads = 0
     for r in m.recordings:
-        busy_s += float(r.busy_by_replica[replicas.start : replicas.stop].sum())
         own = (r.loads["replica"] >= replicas.start) & (r.loads["replica"] < replicas.stop)
         loads += int((own & (r.loads["started_s"] >= r.bounds[0]) & (r.loads["started_s"] < r.bounds[-1])).sum())
-    found: dict[str, Any] = {
-        "requests": int(inside.sum()),
-        "request_share": float(inside.mean()) if len(inside) else 0.0,
-        "completed": int(done.sum()),
-        "miss_ratio": float((m.column("outcome")[admitted] == MISS).mean()) if admitted.any() else None,
-        "loads": loads,
-        "gpu_utilization": busy_s / (span_s * len(replicas)) if span_s > 0 else None,
-    }
-    return {name: found[name] if name in found else _latency(m, done, name) for name in names}
+    time_s = float(m.spans.sum()) * len(replicas)
+    return {"completed": int(done.sum()), "loads": loads, "gpu_utilization": busy_s / time_s if time_s > 0 else None}
 
 
-def _latency(m: MeasuredRequests, done: Mask, name: str) -> float | None:
-    """Return a latency of completed requests; None where the engine has none, or too few requests do."""
-    stage, statistic, _ = name.split("_")
-    seconds = m.column(STAMPS[stage])[done] - m.column("arrival_s")[done]
-    if len(seconds) == 0 or (stage == "ttft" and m.facts.fixed):
-        return None
-    if statistic == "mean":
-        return mean_of(seconds)
-    share, least = (0.5, MIN_FOR_REST) if statistic == "p50" else (0.99, m.least_for_p99)
-    return quantile_of(seconds, share) if len(seconds) >= least else None
+def pool_results(m: Measured) -> list[SliceResult]:
+    """Return what each pool did; nothing without pools."""
+    found = []
+    for pool in m.facts.pools:
+        replicas = range(pool.first, pool.first + pool.replicas)
+        facts = {"replicas": pool.replicas, "gpus": pool.gpus, "device": pool.device, **_use(m, replicas)}
+        found.append(_result("pool", Slice(pool.name, replicas=replicas), m, facts))
+    return found
 
 
-_OF_POOLS = (
-    *("requests", "request_share", "completed", "miss_ratio", "loads", "gpu_utilization"),
-    *("ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"),
-)
-_OF_REPLICAS = ("requests", "completed", "miss_ratio", "loads", "gpu_utilization", "e2e_p99_s")
-_OF_GROUPS = ("requests", "request_share", "miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
-
-
-def pool_rows(m: MeasuredRequests) -> list[dict[str, Any]]:
-    """Return one row a pool of the measured requests and time of all replications; nothing without pools."""
-    return [
-        {
-            "pool": pool.name,
-            "replicas": pool.replicas,
-            "gpus": pool.gpus,
-            "device": pool.device,
-            **_values(m, _OF_POOLS, None, range(pool.first, pool.first + pool.replicas), float(m.spans.sum())),
-        }
-        for pool in m.facts.pools
-    ]
-
-
-def replica_rows(recording: Recording, facts: ScenarioFacts) -> list[dict[str, Any]]:
-    """Return one row a replica of what one replication measured; nothing for a single replica."""
+def replica_results(recording: Recording, facts: ScenarioFacts) -> list[SliceResult]:
+    """Return what each replica did in one replication; nothing for a single replica."""
     if facts.replicas == 1:
         return []
-    m = MeasuredRequests([recording], facts, MIN_SECTION_P99)
-    measured_s = float(recording.bounds[-1]) - float(recording.bounds[0])
+    m = Measured([recording], facts, MIN_SECTION_P99)
     pool_of = [pool.name for pool in facts.pools for _ in range(pool.replicas)]
-    rows = []
-    for replica in range(facts.replicas):
-        values = _values(m, _OF_REPLICAS, None, range(replica, replica + 1), measured_s)
-        rows.append(
-            {
-                "replica": replica,
-                **({"pool": pool_of[replica]} if pool_of else {}),
-                **({"full": replica >= facts.own_replicas} if facts.full_replicas else {}),
-                **{"busy_share" if name == "gpu_utilization" else name: value for name, value in values.items()},
-            }
-        )
-    return rows
+    found = []
+    for number in range(facts.replicas):
+        kind = "full models" if number >= facts.own_replicas else pool_of[number] if pool_of else ""
+        replicas = range(number, number + 1)
+        found.append(_result("replica", Slice(str(number), replicas=replicas), m, {"pool": kind, **_use(m, replicas)}))
+    return found
 
 
-def group_rows(m: MeasuredRequests) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return one row a group of adapters, and which share of the tokens each has."""
+def group_results(m: Measured) -> list[SliceResult]:
+    """Return what each group of adapters got: the base model and all adapters if both are asked for, kinds of adapters,
+    and popularity as seen in the run."""
     tokens = tokens_of(m)
     whole = float(tokens.sum())
-    rows, shares = [], []
+    adapter = m.column("adapter").astype(np.int64)
+    found = []
     for name, chosen in _groups(m):
-        inside = m.for_base if chosen is None else np.asarray(~m.for_base & chosen[m.column("adapter")])
-        sizes = np.empty(0) if chosen is None else m.facts.size_bytes[chosen]
-        mean = float(sizes.mean()) if len(sizes) else 0.0
-        rows.append({"group": name, "adapters": len(sizes), "adapter_bytes": mean, **_values(m, _OF_GROUPS, inside)})
-        shares.append(float(tokens[inside].sum()) / whole if whole else 0.0)
-    return rows, shares
+        sizes = m.facts.size_bytes[chosen[:-1]]
+        facts = {
+            "adapters": len(sizes),
+            "adapter_bytes": float(sizes.mean()) if len(sizes) else 0.0,
+            "token_share": float(tokens[chosen[adapter]].sum()) / whole if whole else 0.0,
+        }
+        found.append(_result("group", Slice(name, chosen), m, facts))
+    return found
 
 
-def _groups(m: MeasuredRequests) -> Groups:
-    """Return groups by name, each with its adapters (None: the base model): the base model and all adapters if both are
-    asked for, kinds of adapters, and popularity as seen in the run."""
-    facts = m.facts
-    count = len(facts.size_bytes)
-    found: Groups = []
+def _groups(m: MeasuredRequests) -> Iterator[tuple[str, Mask]]:
+    """Yield groups by name, each with its adapters, last the base model."""
+    facts, count = m.facts, len(m.facts.size_bytes)
+
+    def adapters(chosen: Mask) -> Mask:
+        return np.append(chosen, False)
+
     if m.for_base.any():
-        found += [("base model", None), ("adapters", np.ones(count, dtype=np.bool_))]
+        yield "base model", np.append(np.zeros(count, dtype=np.bool_), True)
+        yield "adapters", adapters(np.ones(count, dtype=np.bool_))
     if len(facts.kind_names) > 1:
-        found += [(name, facts.kind == i) for i, name in enumerate(facts.kind_names)]
+        for number, name in enumerate(facts.kind_names):
+            yield name, adapters(facts.kind == number)
     if count >= 10:
         asked = np.bincount(m.column("adapter")[~m.for_base], minlength=count)
         place = np.empty(count, dtype=np.int64)
         place[np.argsort(-asked, kind="stable")] = np.arange(count)
         top, next_ = max(1, round(count * 0.01)), max(2, round(count * 0.1))
-        bands = (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count))
-        found += [(name, (place >= a) & (place < b)) for name, a, b in bands]
-    return found
+        for name, first, end in (("hottest 1 %", 0, top), ("next 9 %", top, next_), ("other 90 %", next_, count)):
+            yield name, adapters((place >= first) & (place < end))
+
+
+def tenant_results(
+    recordings: Sequence[Recording],
+    facts: ScenarioFacts,
+    overload_of: Callable[[MeasuredRequests], float | None],
+    least_for_p99: int | None = None,
+) -> list[TenantResult]:
+    """Return what each tenant got, in the order of the scenario; [] without tenants.
+
+    :param overload_of: arrivals over completions where a queue grew over the whole measured time, else None.
+    :param least_for_p99: requests that a p99 needs, where it is only compared; None: as many as usual.
+    """
+    if not facts.tenants:
+        return []
+    assert facts.tenant_of is not None, "there are tenants"
+    m = Measured(list(recordings), facts, MIN_FOR_P99 if least_for_p99 is None else least_for_p99)
+    found, tokens = [], []
+    for place, tenant in enumerate(facts.tenants):
+        part = Slice(tenant.name, facts.tenant_of == place).of(m, replace(facts, slo=tenant.slo, tenants=()))
+        metrics, overload = metrics_of(part, measured_of("tenant")), overload_of(part)
+        # As what is sold, by the time of the end: otherwise, margins would be differences of two things.
+        tokens.append(part.by_finish(weight="prompt_tokens") + part.by_finish(weight="output_tokens"))
+        found.append(
+            TenantResult(
+                name=tenant.name,
+                slo=dict(tenant.slo),
+                metrics=overloaded(metrics) if overload is not None and overload >= 1 else metrics,
+                late={} if is_served(part) and least_for_p99 is None else late_shares(part),
+                overload=overload,
+                sold=sold(part),
+            )
+        )
+    total = np.sum(tokens, axis=0)
+    shares = [ratio(own, total, m.sections, "1", highest=1) for own in tokens]
+    return [
+        replace(one, token_share=share.value or 0.0, cost_share=share) for one, share in zip(found, shares, strict=True)
+    ]

@@ -337,7 +337,6 @@ class Sampled:
         return [quantile_of_sorted(self._sorted.all, each) for each in q] if len(self) else []
 
     def _by_section(self) -> list[Floats]:
-        """Return the values of each section."""
         return [self._values[a:b] for a, b in pairwise(self._edges)]
 
     @cached_property
@@ -350,7 +349,6 @@ class Sampled:
     def _estimate(
         self, parts: _Parts, statistic: Callable[[Floats], float], unit: str, least: int
     ) -> tuple[Metric, Floats]:
-        """Return a statistic with the wider interval, and the statistic in each section."""
         if len(self) < least:
             return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least)), np.empty(0)
         by_section = _each(statistic, parts.sections)

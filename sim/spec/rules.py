@@ -53,7 +53,7 @@ def _has_weight(s: Scenario) -> bool:
 def _no_such_replica(s: Scenario, fault: Any) -> dict[str, object] | None:
     """Return the replica that a fault names and the last one that there is, where it names none of them."""
     replica, replicas = getattr(fault, "replica", None), s.fleet.total if s.fleet.pools else s.fleet.places
-    if replica is None or replica < replicas:
+    if replica is None or replica < replicas or s.fleet.full_models is not None:  # how many there are follows later
         return None
     counted = "the replicas of pools are counted in order" if s.fleet.pools else ""
     return {"got": replica, "last": replicas - 1, "counted": counted}
@@ -250,9 +250,9 @@ FULL_MODELS: tuple[Row, ...] = (
             allowed="none",
         ),
         Rule(
-            "faults: faults are not supported with full models",
-            lambda s: s.faults and f"{len(s.faults)} faults",
-            allowed="none",
+            "faults.{i}.kind: this fault is not supported with full models",
+            lambda s, it, i: it.kind not in _STAYING and it.kind,
+            allowed=", ".join(_STAYING),
         ),
         Rule(
             "fleet.engine: engine fixed has no weights that a full model could replace",
@@ -370,6 +370,17 @@ POOLS = (
         allowed="router.pools together",
     ),
     Rule(
+        "faults.{i}: where pools take different requests, misrouting and crashes are not supported together",
+        lambda s, it, i: (
+            it.kind in ("misrouting", "stale-map")
+            and any(fault.kind == "crash" for fault in s.faults)
+            and any(pool.serves != "all" for pool in s.fleet.open_pools)
+            and it.kind
+        ),
+        allowed="serves: all in every pool",
+        hint="or simulate one of the faults",
+    ),
+    Rule(
         "router.policy: {got} places adapters on equal replicas, not on pools",
         lambda s: s.router_policy.places_adapters and s.router.policy,
         allowed="another policy",
@@ -385,11 +396,6 @@ POOLS = (
             (s.kinds[i].fleet.engine == "fixed") != (s.kinds[0].fleet.engine == "fixed") and s.kinds[i].fleet.engine
         ),
         allowed="engine fixed in all pools, or in none",
-    ),
-    Rule(
-        "cache.eviction: cache.eviction {got} is not supported in this fleet of pools",
-        lambda s: next((kind.cache.eviction for kind in s.kinds if kind.eviction_policy.needs_future), False),
-        allowed="another eviction",
     ),
     Rule(
         "fleet.front_end: fleet.front_end {got} is not supported in this fleet of pools",

@@ -18,10 +18,11 @@ from sim.results.fleet_costs import priced
 from sim.results.metric_state import Cause
 from sim.results.model import Setup
 from sim.results.point import Metric, Point
-from sim.results.point_summary import request_table, summarise
+from sim.results.point_summary import summarise
+from sim.results.records import request_table
 from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, TenantFacts
 from sim.results.statistics import sections_per_replication
-from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_choice
+from sim.spec.profile_choice import prices_of, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
@@ -30,7 +31,8 @@ from sim.studies.vetting_gate import Vetting, held_back_record, release
 from sim.world.build import build_world
 from sim.world.memory.gpu_memory import gpu_share
 from sim.world.replication import Simulate, simulate
-from sim.world.world import ReplicaPool, World
+from sim.world.world import Pool as ReplicaPool
+from sim.world.world import World
 
 if TYPE_CHECKING:
     import pyarrow
@@ -353,11 +355,17 @@ def _too_short_warning(scenario: Scenario, point: Point) -> str:
 
 def setup_of(world: World) -> Setup:
     """Return on what a world is simulated."""
-    engine, profile = world.scenario.fleet.engine, world.profile
-    pools = tuple(setup_of(pool.world) for pool in world.own_pools) or None
+    if not world.scenario.fleet.pools:
+        return _setup_of(world.pools[0], world.replicas)
+    pools = tuple(_setup_of(pool, pool.replicas) for pool in world.own_pools)
+    return replace(pools[0], share=None, pools=pools)
+
+
+def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
+    engine, profile = pool.scenario.fleet.engine, pool.profile
     if profile is None:
-        return Setup(engine, pools=pools)
-    choice = profile_choice(world.scenario)
+        return Setup(engine)
+    choice = profile_choice(pool.scenario)
     return Setup(
         engine,
         profile.device,
@@ -366,59 +374,56 @@ def setup_of(world: World) -> Setup:
         profile.status,
         choice.why,
         ", ".join(choice.assumed),
-        None if pools else gpu_share(world),
-        pools,
+        gpu_share(pool, replicas),
     )
 
 
 def facts_of(world: World) -> ScenarioFacts:
     """Return the facts about a world that metrics need."""
-    scenario, population = world.scenario, world.traffic.population
-    fixed, host = scenario.fleet.engine == "fixed", scenario.cache.host
-    pools = tuple(_pool_facts(pool) for pool in world.own_pools)
+    scenario, pools, traffic, first = world.scenario, world.own_pools, world.traffic, world.pools[0].scenario
+    fixed, host = first.fleet.engine == "fixed", first.cache.host
     return ScenarioFacts(
         slo=scenario.slo.terms(),
         fixed=fixed,
-        blocking=scenario.storage.mode == "blocking",
+        blocking=first.storage.mode == "blocking",
         replicas=world.replicas,
-        loaders=_loaders(scenario),
-        size_bytes=population.size_bytes,
-        kind=population.kind,
-        kind_names=population.kind_names,
-        slots=_of_all(world, lambda own: own.cache.gpu.slots),
-        kv_tokens=max((pool.world.kv_tokens or 0 for pool in world.own_pools), default=0) or world.kv_tokens,
-        max_num_seqs=None if fixed else _of_all(world, lambda own: own.fleet.max_num_seqs),
-        refusals=_refusals(world),
+        loaders=_loaders(first),
+        size_bytes=traffic.population.size_bytes,
+        kind=traffic.population.kind,
+        kind_names=traffic.population.kind_names,
+        slots=_shared(pool.scenario.cache.gpu.slots for pool in pools),
+        kv_tokens=max(pool.kv_tokens or 0 for pool in pools) or None,
+        max_num_seqs=None if fixed else _shared(pool.scenario.fleet.max_num_seqs for pool in pools),
+        refusals=_refusals(world.pools[0]),
         strategies=tuple(rollout.strategy for rollout in scenario.rollouts),
         faults=frozenset(fault.kind for fault in scenario.faults),
-        seed=None if world.traffic.replayed else scenario.run.seed,
+        seed=None if traffic.replayed else scenario.run.seed,
         faults_from_s=min((at for fault in scenario.faults if (at := getattr(fault, "at", 0.0)) > 0), default=inf),
-        broken=tuple(_broken(scenario)),
-        full_replicas=world.replicas - scenario.fleet.places,
-        max_model_len=scenario.fleet.max_model_len,
-        closed_loop=world.traffic.closed_loop,
-        requests=None if world.traffic.replayed else scenario.workload.requests,
+        broken=tuple(_broken(scenario, world.replicas)),
+        full_replicas=world.replicas - world.own_replicas,
+        max_model_len=first.fleet.max_model_len,
+        closed_loop=traffic.closed_loop,
+        requests=None if traffic.replayed else scenario.workload.requests,
         steady=_is_steady(scenario),
-        gpus=sum(pool.gpus for pool in pools) or world.replicas * gpus_per_replica(scenario, world.profile),
-        pools=pools,
-        storage_blocks=scenario.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
-        host_holds_all=_host_holds_all(world),
+        gpus=world.gpus,
+        pools=tuple(map(_pool_facts, pools)) if scenario.fleet.pools else (),
+        storage_blocks=first.storage.mode == "blocking" and (host is None or host.fill != "arrival"),
+        host_holds_all=all(_host_holds_all(pool) for pool in pools),
         tenants=tuple(map(_tenant_facts, scenario.tenants)),
-        tenant_of=world.traffic.tenant_of,
+        tenant_of=traffic.tenant_of,
         front_end_s=world.front_ends_s,
     )
 
 
-def _host_holds_all(world: World) -> bool:
-    """Return whether the host memory of every replica has slots for all adapters."""
-    hosts = [own.scenario.cache.host for own in ([pool.world for pool in world.own_pools] or [world])]
-    count = len(world.traffic.population.size_bytes)
-    return all(host is not None and host.slots is not None and host.slots >= count for host in hosts)
+def _host_holds_all(pool: ReplicaPool) -> bool:
+    """Return whether the host memory of a replica has slots for all adapters."""
+    host = pool.scenario.cache.host
+    return host is not None and host.slots is not None and host.slots >= len(pool.traffic.population)
 
 
-def _of_all(world: World, value: Callable[[Scenario], int | None]) -> int | None:
-    """Return a value that all pools share; None where it differs between them."""
-    found = {value(pool.world.scenario) for pool in world.own_pools} or {value(world.scenario)}
+def _shared(values: Iterable[int | None]) -> int | None:
+    """Return the value that all pools have; None where they differ."""
+    found = set(values)
     return found.pop() if len(found) == 1 else None
 
 
@@ -434,15 +439,14 @@ def _tenant_facts(tenant: Tenant) -> TenantFacts:
 
 
 def _pool_facts(pool: ReplicaPool) -> PoolFacts:
-    scenario, profile = pool.world.scenario, pool.world.profile
     return PoolFacts(
         name=pool.name,
         first=pool.first,
         replicas=pool.replicas,
         gpus=pool.replicas * pool.gpus,
-        device="" if profile is None else profile.device,
-        loaders=_loaders(scenario),
-        blocking=scenario.storage.mode == "blocking",
+        device="" if pool.profile is None else pool.profile.device,
+        loaders=_loaders(pool.scenario),
+        blocking=pool.scenario.storage.mode == "blocking",
     )
 
 
@@ -454,27 +458,27 @@ def _is_steady(scenario: Scenario) -> bool:
     return not (changing or scenario.rollouts or scenario.faults or scenario.fleet.autoscale)
 
 
-def _broken(scenario: Scenario) -> Iterator[FaultWindow]:
+def _broken(scenario: Scenario, replicas: int) -> Iterator[FaultWindow]:
     """Return when replicas are down and when storage is slow."""
     for fault in scenario.faults:
         if isinstance(fault, Crash):
-            yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / scenario.fleet.places)
+            yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / replicas)
         elif isinstance(fault, (SlowStorage, StorageStall, FailingLoads, NetworkDelay)):
-            share = 1.0 if fault.replica is None else 1 / scenario.fleet.places
+            share = 1.0 if fault.replica is None else 1 / replicas
             yield FaultWindow(fault.kind, fault.at, ends_s(fault), share)
 
 
-def _refusals(world: World) -> str:
+def _refusals(pool: ReplicaPool) -> str:
     """Return the possible reasons for refused requests of a scenario."""
-    fleet, host = world.scenario.fleet, world.scenario.cache.host
+    fleet, host = pool.scenario.fleet, pool.scenario.cache.host
     reasons = ["prompt and output don't fit into the KV cache of one replica"]
     if fleet.max_model_len is not None:
         reasons.append(f"are longer than fleet.max_model_len ({fleet.max_model_len})")
     if not fleet.chunked_prefill:
-        reasons.append(f"the prompt is longer than a step's budget ({world.batched_tokens})")
+        reasons.append(f"the prompt is longer than a step's budget ({pool.batched_tokens})")
     if host is not None and host.full == "reject":
         reasons.append("host memory was full of adapters in use (cache.host.full: reject)")
-    if any(tenant.bucket is not None and tenant.bucket.full == "refuse" for tenant in world.scenario.tenants):
+    if any(tenant.bucket is not None and tenant.bucket.full == "refuse" for tenant in pool.scenario.tenants):
         reasons.append("the token bucket of their tenant lacked tokens (bucket.full: refuse)")
     if fleet.front_end != "none":
         reasons.append("the client had too many requests open")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,3 +30,12 @@ class Execution:
     command: str = ""
     on_progress: Progress = lambda done, total: None
     recording_of: Simulate | None = None
+
+
+@contextmanager
+def executing(
+    opened: AbstractContextManager[Pool], bar: AbstractContextManager[Progress], command: str = ""
+) -> Iterator[Execution]:
+    """Open a pool and a progress bar for as long as a study runs."""
+    with opened as pool, bar as progress:
+        yield Execution(pool, command, progress)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, ScenarioError
-from sim.results.model import Setup
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
@@ -30,12 +29,12 @@ from sim.studies.evaluate import (
     evaluate_scenario,
     make_design,
     on_pool,
-    setup_of,
     simulate_part,
 )
 from sim.studies.execution import Execution, Progress
 from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
+from sim.world.world import World
 
 SMALL_RUN = 100_000
 """Simulated requests below which starting worker processes costs more than they save."""
@@ -123,17 +122,15 @@ def _headroom_of(manifest: Mapping[str, Any] | None, keys: list[str]) -> Any:
     return manifest.get("headroom") if manifest is not None and manifest.get("point_keys") == keys else None
 
 
-def check_points(loaded: LoadedScenario) -> tuple[list[str], list[Setup]]:
+def check_points(loaded: LoadedScenario) -> list[World]:
     """Check the scenario and every point of its ``sweep`` block.
 
-    :return: notes for the user, and on what each point would be simulated.
+    :return: that of the scenario itself, then those of the points.
     :raises InputError: saying what is wrong, and where.
     """
     sets = grid(loaded) if loaded.scenario.sweep else []
     worlds = [_build(loaded, {}).world]
-    worlds += [_build(loaded.with_values(set_), set_).world for set_ in sets]
-    notes = [note for world in worlds for note in world.notes]
-    return list(dict.fromkeys(notes)), [setup_of(world) for world in worlds]
+    return [*worlds, *(_build(loaded.with_values(set_), set_).world for set_ in sets)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +165,8 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
     design = _build(point, set_)
     world = design.world
     profile = None
-    if world.profile is not None:
-        profiles = [pool.world.profile for pool in world.own_pools] or [world.profile]
+    profiles = [pool.profile for pool in world.own_pools]
+    if profiles[0] is not None:
         texts: dict[str, Any] = {
             name: "; ".join(dict.fromkeys(getattr(each, name) for each in profiles))
             for name in ("name", "status", "description", "error")

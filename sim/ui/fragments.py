@@ -16,14 +16,14 @@ from reports.formatting import key_words, listed, money, number, percent
 from reports.render.html import environment, page_script
 from reports.table import Table
 from reports.tables.metric_tables import make_tiles
-from reports.tables.tenant_tables import tenants_table
+from reports.tables.slice_tables import tenants_table
 from reports.text.setup_text import setup_line
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import all_terms
 from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
-from sim.spec.profile_choice import gpus_per_replica, prices_of
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.compare.findings import headline
@@ -67,17 +67,19 @@ def estimate(design: ChosenDesign) -> Estimate:
     world = build(design.loaded.scenario)
     scenario = design.loaded.scenario
     return Estimate(
-        screen(world), _monthly(scenario, world), engine_flags(scenario, world.kv_tokens), why_no_flags(scenario)
+        screen(world),
+        _monthly(scenario, world),
+        engine_flags(scenario, world.pools[0].kv_tokens),
+        why_no_flags(scenario),
     )
 
 
 def _monthly(scenario: Scenario, world: World) -> float | None:
-    """Return what the fleet costs per month; the world of a fleet of pools has the scenario of its first pool only."""
+    """Return what the fleet costs per month."""
     price = prices_of(scenario).gpu
     if price is None or scenario.fleet.autoscale is not None:
         return None
-    gpus = sum(pool.replicas * pool.gpus for pool in world.own_pools)
-    return (gpus or world.replicas * gpus_per_replica(scenario, world.profile)) * price * HOURS_PER_MONTH
+    return world.gpus * price * HOURS_PER_MONTH
 
 
 _PAGE = Path(__file__).parent / "page"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
 
@@ -17,118 +18,134 @@ from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of, profiles_digest
-from sim.spec.scenario import Cache, Pool, Scenario, Storage
-from sim.spec.scenario import GpuCache as GpuCacheSpec
-from sim.spec.sections.changes import Crash, StorageFault
+from sim.spec.scenario import Pool as PoolSpec
+from sim.spec.scenario import Scenario
+from sim.spec.sections.serving import ServedKinds
+from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.spec.units import format_seconds, human_seconds
-from sim.traffic.adapters import Population, base_shape
+from sim.traffic.adapters import ModelShape, Population, base_shape
 from sim.traffic.generate import Traffic, without_adapters
-from sim.world.faults.misrouting import check_misrouting_faults
-from sim.world.faults.stale_prefixes import check_stale_prefixes
+from sim.world.faults.misrouting import check_misrouting_faults, check_stale_prefixes
 from sim.world.memory.gpu_memory import check_gpus, check_sharding, usable_kv_tokens
 from sim.world.memory.replica_caches import gpu_capacity, pinned_and_warm
 from sim.world.pools.autoscaler import mean_cold_start_s
-from sim.world.pools.full_model_layout import FullModelPool, lay_out_full_models, profile_without_lora
-from sim.world.pools.pool_requests import check_reachable, check_same_model, pool_notes, requests_taken, taken_alone
-from sim.world.pools.pool_times import PoolTimes, token_limits
-from sim.world.rollouts.rollout_plan import plan_rollouts, with_new_versions
-from sim.world.world import ReplicaPool, World
+from sim.world.pools.full_model_layout import full_model_pools
+from sim.world.rollouts.rollout_plan import NO_ROLLOUTS, RolloutPlan, plan_rollouts, with_new_versions
+from sim.world.world import Pool, World
 from sim.world.world_notes import notes_on
 
+# Which requests the pools of a fleet take, and whether every request and every pool is reached.
 
-def check_changes(scenario: Scenario, pools: Sequence[ReplicaPool]) -> None:
-    """Refuse what sends a request to another adapter, where pools would disagree on what that means.
 
-    Such a request keeps its draws and gets the load times of the other adapter before it has a pool.
+def requests_taken(pool: PoolSpec, adapters: Adapters, population: Population) -> NDArray[np.bool_]:
+    """Return which requests a pool takes, (adapters + 1,): by adapter, and last those to the base model."""
+    count, serves = len(population), pool.serves
+    if isinstance(serves, ServedKinds):
+        return np.append(np.isin(population.kind, _kinds(serves, adapters)), False)
+    return np.append(np.full(count, serves != "base"), serves != "adapters")
 
-    :raises ScenarioError: with the rollout or fault.
+
+def _kinds(serves: ServedKinds, adapters: Adapters) -> list[int]:
+    """Return kinds of a mix as a population numbers them: without the share of the base model."""
+    places = [i for i, kind in enumerate(adapters.mix) if kind.kind != "base"]
+    return [number for number, place in enumerate(places) if place in serves.kinds]
+
+
+def taken_alone(
+    pool: PoolSpec, scenario: Scenario, population: Population, shape: str | ModelShape, plan: RolloutPlan
+) -> tuple[Population, Scenario]:
+    """Return the adapters as a pool's replicas know them, and its scenario with only the adapters that it takes.
+
+    Slots are as large as those need. Replicas that serve the base model alone run without LoRA.
+
+    :param population: of the fleet, with new versions; ``plan``: rollouts of adapters that the pool takes.
+    :param shape: of the base model, or its name.
+    :raises ScenarioError: if the pool names kinds that the mix doesn't have.
     """
-    steering = [f"faults.{i}" for i, fault in enumerate(scenario.faults) if not isinstance(fault, Crash | StorageFault)]
-    steering += [f"rollouts.{i}" for i in range(len(scenario.rollouts))]
-    if not steering:
-        return
-    what = "rollouts" if steering[0].startswith("rollouts") else "faults that concern adapters"
-    choosy = next((pool.name for pool in pools if not pool.world.takes.all()), None)
-    if choosy is not None:
+    serves, adapters = pool.serves, scenario.adapters
+    if serves == "base":
+        mix: tuple[AdapterKind, ...] = (AdapterKind(share=1.0, kind="base"),)
+        return population, scenario.model_copy(update={"adapters": adapters.model_copy(update={"mix": mix})})
+    if not isinstance(serves, ServedKinds):
+        return population, scenario
+    wrong = [kind for kind in serves.kinds if kind >= len(adapters.mix) or adapters.mix[kind].kind != "lora"]
+    if wrong:
+        lora = [str(i) for i, kind in enumerate(adapters.mix) if kind.kind == "lora"]
         raise ScenarioError(
-            f"{what} are not supported where pools take different requests",
-            key=steering[0],
-            got=f"pool {choosy} doesn't take all",
-            allowed="serves: all in every pool",
-            hint="simulate this pool alone",
+            "no such kind of adapters",
+            key="fleet.serves.kinds",
+            got=wrong[0],
+            allowed=", ".join(lora) if lora else "nothing: adapters.mix has no kinds of adapters",
+            hint="kinds are places in adapters.mix, counted from 0",
         )
-    if PoolTimes(pools, [token_limits(pool.world) for pool in pools]).differ:
-        raise ScenarioError(
-            f"{what} are not supported where pools have different load times or limits of tokens",
-            key=steering[0],
-            got=f"pools {', '.join(pool.name for pool in pools)}",
-            hint="simulate each pool alone, or give all pools the same GPU, engine and storage",
-        )
-
-
-# Pools of full models: ordinary replicas whose GPU cache has places for whole models instead of adapters.
-
-FULL_MODELS = "full models"
-"""The name of these pools."""
-
-
-def with_full_models(world: World, layout: tuple[FullModelPool, ...], profile: Profile) -> World:
-    """Return a world in which replicas of full models follow those of the base model.
-
-    :param world: of the base model and its adapters.
-    :param profile: as it was read.
-    """
-    first, price = world.scenario.fleet.replicas, world.scenario.fleet.price
-    gpus = gpus_per_replica(world.scenario, profile)
-    pools = [ReplicaPool("base model", world, 0, first, gpus=gpus, price=price)]
-    for each in layout:
-        served = _world_of(world, each, profile_without_lora(profile))
-        pools.append(ReplicaPool(FULL_MODELS, served, first, each.replicas, gpus=gpus, price=price))
-        first += each.replicas
-    return replace(world, pools=tuple(pools))
-
-
-def _world_of(world: World, pool: FullModelPool, profile: Profile) -> World:
-    """Return the world of replicas of full models: slots for whole models, and no LoRA.
-
-    A replica with a model of its own holds it from the start. A pool that swaps begins empty, and its loads block the
-    step that needs them.
-
-    :param profile: its costs.
-    """
-    scenario, spec = world.scenario, pool.spec
-    swaps = spec.serve == "swap"
-    rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
-    if swaps:
-        rules["prefix_caching"] = False  # another model takes the memory
-    count = len(world.traffic.population)
-    takes = np.zeros(count + 1, dtype=np.bool_)
-    takes[list(pool.models)] = True
-    return replace(
-        world,
-        scenario=scenario.model_copy(
-            update={
-                "fleet": scenario.fleet.model_copy(update=rules),
-                "cache": Cache(gpu=GpuCacheSpec(slots=spec.places)),
-                "storage": Storage(mode="blocking" if swaps else "overlap", load=spec.load),
-            }
-        ),
-        profile=profile,
-        population=world.traffic.population,
-        kv_tokens=pool.kv_tokens,
-        weights=[1] * count,
-        capacity=spec.places,
-        ranks=[0] * count,
-        adapter_blocks=[],
-        pinned=() if swaps else pool.models,
-        warm=(),
-        base_weights=None,
-        takes=takes,
-        whole_models=spec,
+    mix = tuple(adapters.mix[kind] for kind in sorted(serves.kinds))
+    own = adapters.model_copy(update={"mix": mix})
+    return (
+        population.alone(_kinds(serves, adapters), plan.slot_bytes(own, shape)),
+        scenario.model_copy(update={"adapters": own}),
     )
 
 
-Floats = NDArray[np.float64]
+def check_same_model(first: Pool, other: Pool) -> None:
+    """Refuse pools of different base models, whose adapters would not fit each other.
+
+    :raises ScenarioError: key ``fleet``.
+    """
+    one, own = first.profile, other.profile
+    if one is not None and own is not None and one.model != own.model:
+        raise ScenarioError(
+            "the pools of a fleet serve the same base model",
+            key="fleet.profile",
+            got=f"{one.model} in pool {first.name}, {own.model} in pool {other.name}",
+            hint="set adapters.base_model and give each pool a gpu, or profiles of one model",
+        )
+
+
+def check_reachable(scenario: Scenario, pools: Sequence[Pool]) -> None:
+    """Refuse a fleet in which a request has no pool, or a pool no request.
+
+    :raises ScenarioError: with the key of the pool, or of all of them.
+    """
+    traffic, population = pools[0].traffic, pools[0].population
+    wanted = np.zeros(len(population) + 1, dtype=np.bool_)
+    wanted[-1] = traffic.base_share > 0
+    if traffic.base_share < 1:
+        wanted[: traffic.places] = traffic.shares() > 0
+        wanted[traffic.places : -1] = True  # adapters and versions that arrive during the run
+    taken = np.array([pool.takes for pool in pools])
+    drawn = np.array([pool.weight > 0 or scenario.router.pools == "together" for pool in pools])
+    lost = wanted & ~taken.any(axis=0)
+    if lost[-1]:
+        raise ScenarioError(
+            "no pool takes requests to the base model",
+            key="fleet.pools",
+            got=f"{traffic.base_share:.3g} of the requests are for it",
+            hint="give a pool serves: all or serves: base",
+        )
+    if lost.any():
+        kinds = sorted({int(kind) for kind in population.kind[np.flatnonzero(lost)]})
+        raise ScenarioError(
+            "no pool takes requests for some adapters",
+            key="fleet.pools",
+            got=", ".join(population.kind_names[kind] for kind in kinds),
+            hint="give a pool serves: all or serves: adapters, or these kinds",
+        )
+    if (wanted & ~(taken & drawn[:, None]).any(axis=0)).any():
+        raise ScenarioError(
+            "of the pools that take some requests, none has a weight above zero",
+            key="fleet.pools",
+            got=", ".join(pool.name for pool, is_drawn in zip(pools, drawn, strict=True) if not is_drawn),
+            hint="give one of them a weight",
+        )
+    for pool, mask in zip(pools, taken, strict=True):
+        if not (mask & wanted).any():
+            place = next(i for i, spec in enumerate(scenario.fleet.pools) if spec.name == pool.name)
+            raise ScenarioError(
+                "no request is for this pool",
+                key=f"fleet.pools.{place}.serves",
+                got=pool.name,
+                hint="the traffic has no such requests; remove the pool, or let it serve others",
+            )
 
 
 def build_world(scenario: Scenario) -> World:
@@ -136,82 +153,115 @@ def build_world(scenario: Scenario) -> World:
 
     :raises ScenarioError, TraceError: with the key of the value that does not fit.
     """
-    return _build_pools(scenario) if scenario.pools else _build(scenario)
-
-
-def _build_pools(scenario: Scenario) -> World:
-    """Return the world of a fleet of pools, which share the traffic that the first one makes."""
-    found: list[ReplicaPool] = []
-    first = 0
-    for spec, own in zip(scenario.fleet.open_pools, scenario.pools, strict=True):
-        try:
-            world = _build(own, found[0].world.traffic if found else None, spec)
-            if found:
-                check_same_model(found[0], spec.name, world)
-        except InputError as error:
-            error.key = error.key and key_in_fleet(error.key, scenario.fleet.pools.index(spec), spec.model_dump())
-            raise
-        gpus = gpus_per_replica(own, world.profile)
-        found.append(ReplicaPool(spec.name, world, first, spec.replicas, spec.weight, gpus, own.fleet.price))
-        first += spec.replicas
-    lead = found[0].world
-    check_reachable(scenario, found)
-    check_changes(scenario, found)
-    fleet = lead.scenario.fleet.model_copy(update={"replicas": first})
-    return replace(
-        lead,
-        scenario=lead.scenario.model_copy(update={"fleet": fleet}),
+    pools: list[Pool] = []
+    notes: dict[str, list[str]] = {}  # with the pools that have them
+    traffic: Traffic | None = None
+    plan = NO_ROLLOUTS
+    for place, own in enumerate(scenario.pools or (scenario,)):
+        with _keys_of(scenario, place):
+            profile, shape = _model_of(own)
+            if traffic is None:
+                traffic = Traffic(own, shape, 0 if profile is None else profile.memory.weights_bytes)
+            if traffic.base_alone:  # by the mix, or in the trace
+                own = without_adapters(own)
+            if not pools:
+                _check_times(own, traffic)
+                check_misrouting_faults(own, traffic)
+            check_stale_prefixes(own, prefix_cache=own.fleet.prefix_caching and traffic.shares_text)
+            if not pools:
+                plan = plan_rollouts(own, traffic)
+            spec = scenario.fleet.open_pools[place] if scenario.pools else None
+            pool = _pool_of(own, spec, profile, shape, traffic, plan)
+            if pools:
+                check_same_model(pools[0], pool)
+                pool = replace(pool, first=pools[-1].indices.stop)
+            pools.append(pool)
+            full = full_model_pools(pool, profile)
+            for note in dict.fromkeys(notes_on(pool, full)):
+                notes.setdefault(note, []).append(pool.name)
+            _check_base_steps(pool)
+            _check_cold_start(pool)
+            _check_buckets(pool)
+            pools += full
+    assert traffic is not None, "a fleet has a pool"
+    if scenario.pools:
+        check_reachable(scenario, pools)
+    _check_replicas(scenario, pools[-1].indices.stop)
+    return World(
+        scenario=without_adapters(scenario) if traffic.base_alone else scenario,
+        traffic=traffic,
+        pools=tuple(pools),
         profile_sha256=profiles_digest(scenario),
-        notes=pool_notes(found),
-        takes=np.logical_or.reduce([pool.world.takes for pool in found]),
-        pools=tuple(found),
+        rollout_plan=plan,
+        notes=_named(notes, max(1, len(scenario.pools))),
     )
 
 
-def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None = None) -> World:
-    """Return the world of replicas of one kind, and of full models besides them.
+@contextmanager
+def _keys_of(scenario: Scenario, place: int) -> Iterator[None]:
+    """Report what is wrong in a pool at the key that the user wrote.
 
-    :param traffic: of the fleet, if another pool has made it.
-    :param pool: the pool that they are; None: the whole fleet.
+    :param place: of the pool among ``fleet.open_pools``, if there are any.
     """
+    try:
+        yield
+    except InputError as error:
+        if scenario.pools and error.key:
+            spec = scenario.fleet.open_pools[place]
+            error.key = key_in_fleet(error.key, scenario.fleet.pools.index(spec), spec.model_dump())
+        raise
+
+
+def _named(notes: Mapping[str, Sequence[str]], pools: int) -> tuple[str, ...]:
+    """Return the notes on all pools, and those on some with the names of these."""
+    return tuple(note if len(names) == pools else f"{' and '.join(names)}: {note}" for note, names in notes.items())
+
+
+def _model_of(scenario: Scenario) -> tuple[Profile | None, str | ModelShape]:
+    """Return the profile as it is read, and the name or the shape of the base model."""
     _check_policies(scenario)
-    fixed = scenario.fleet.engine == "fixed"
     check_gpus(scenario)
-    profile, digest = profile_of(scenario)
+    profile, _ = profile_of(scenario)
     base_model = base_model_of(scenario, profile)
-    shape = base_model if profile is None or profile.shape is None else base_shape(profile)
-    if traffic is None:
-        traffic = Traffic(scenario, shape, 0 if profile is None else profile.memory.weights_bytes)
-    if traffic.base_alone:  # by the mix, or in the trace
-        scenario = without_adapters(scenario)
-    _check_times(scenario, traffic)
-    check_misrouting_faults(scenario, traffic)
-    check_stale_prefixes(scenario, prefix_cache=scenario.fleet.prefix_caching and traffic.shares_text)
-    rollout_plan = plan_rollouts(scenario, traffic)
-    full = lay_out_full_models(scenario, profile, traffic)
-    as_read = profile
+    return profile, base_model if profile is None or profile.shape is None else base_shape(profile)
+
+
+def _pool_of(
+    scenario: Scenario,
+    spec: PoolSpec | None,
+    profile: Profile | None,
+    shape: str | ModelShape,
+    traffic: Traffic,
+    plan: RolloutPlan,
+) -> Pool:
+    """Return the replicas of one kind, which serve the base model and adapters.
+
+    :param spec: the pool that they are; None: the whole fleet.
+    :param profile: as it was read.
+    """
+    fixed = scenario.fleet.engine == "fixed"
     weights_kept = None if profile is None else base_weights(scenario.adapters, profile)
     if profile and weights_kept:
         profile = weights_kept.apply(profile)
     population, takes = traffic.population.without_full(), np.append(~traffic.population.full, True)
-    if pool is not None:
-        takes = requests_taken(pool, scenario.adapters, traffic.population)
-        population, scenario = taken_alone(pool, scenario, population, shape)
-    takes = rollout_plan.extended(takes)
-    population = with_new_versions(population, rollout_plan, scenario.adapters, shape)
+    population = with_new_versions(population, plan, scenario.adapters, shape)
+    if spec is not None:
+        takes = requests_taken(spec, scenario.adapters, traffic.population)
+        population, scenario = taken_alone(spec, scenario, population, shape, plan.only(takes))
+    takes = plan.extended(takes)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
-    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, rollout_plan, takes)
+    pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, plan, takes)
     if profile is not None and not fixed:
         check_sharding(scenario, profile, population)
-    kv_tokens = None if fixed or profile is None else usable_kv_tokens(scenario, profile, population)
-    world = World(
+    return Pool(
+        name=scenario.name if spec is None else spec.name,
+        first=0,
+        replicas=scenario.fleet.places,
         scenario=scenario,
         traffic=traffic,
         population=population,
-        rollout_plan=rollout_plan,
         profile=profile,
-        profile_sha256=digest,
-        kv_tokens=kv_tokens,
+        kv_tokens=None if fixed or profile is None else usable_kv_tokens(scenario, profile, population),
         weights=weights,
         capacity=capacity,
         ranks=population.rank.tolist(),
@@ -220,18 +270,16 @@ def _build(scenario: Scenario, traffic: Traffic | None = None, pool: Pool | None
         pinned=pinned,
         warm=warm,
         shares=traffic.shares() if scenario.cache.starts_full else np.zeros(0),
-        base_weights=weights_kept,
+        rollout_plan=plan,
         warmed_up=_warmed_up(scenario, traffic, len(pinned)),
+        base_weights=weights_kept,
+        weight=1.0 if spec is None else spec.weight,
+        gpus=gpus_per_replica(scenario, profile),
+        price=scenario.fleet.price,
     )
-    world = replace(world, notes=tuple(notes_on(world, full)))
-    _check_base_steps(world)
-    _check_cold_start(world)
-    _check_buckets(world)
-    return with_full_models(world, full, as_read) if as_read is not None and full else world
 
 
 def _check_policies(scenario: Scenario) -> None:
-    """Refuse policies from outside that can't be used."""
     try:
         check_eviction(scenario.eviction_policy)
     except InputError as error:
@@ -244,16 +292,15 @@ def _check_policies(scenario: Scenario) -> None:
         raise
 
 
-def _check_base_steps(world: World) -> None:
-    """Refuse requests to the base model where a step without adapters would take no time, so that none would end."""
-    profile = world.profile
-    if profile is None or world.kv_tokens is None or not world.serves_base_model:
+def _check_base_steps(pool: Pool) -> None:
+    profile = pool.profile
+    if profile is None or pool.kv_tokens is None or not pool.serves_base_model:
         return
     if StepCosts(profile.step, 1, 1).with_base_model().least_s <= 0:
         raise ScenarioError(
             "a step without adapters takes no time in this profile",
             key="fleet.profile",
-            got=world.scenario.fleet.profile or profile.name,
+            got=pool.scenario.fleet.profile or profile.name,
             hint="requests to the base model need fixed_s or tokens above 0",
         )
 
@@ -268,9 +315,8 @@ def _warmed_up(scenario: Scenario, traffic: Traffic, pinned: int) -> tuple[int, 
     return tuple(traffic.hottest().tolist()[pinned : pinned + count]) if count else ()
 
 
-def _check_cold_start(world: World) -> None:
-    """Refuse an autoscaler that would not start a replica, or not decide at all, before the run ends."""
-    spec, end_s = world.scenario.fleet.autoscale, world.traffic.expected_s()
+def _check_cold_start(pool: Pool) -> None:
+    spec, end_s = pool.scenario.fleet.autoscale, pool.traffic.expected_s()
     if spec is None:
         return
     if spec.interval >= end_s:
@@ -280,7 +326,7 @@ def _check_cold_start(world: World) -> None:
             got=format_seconds(spec.interval),
             allowed=f"below {human_seconds(end_s)}",
         )
-    seconds = mean_cold_start_s(spec.cold_start, world)
+    seconds = mean_cold_start_s(spec.cold_start, pool)
     if spec.interval + seconds >= end_s:
         raise ScenarioError(
             "the run ends before a new replica is ready",
@@ -291,14 +337,13 @@ def _check_cold_start(world: World) -> None:
         )
 
 
-def _check_buckets(world: World) -> None:
-    """Refuse a token bucket that can never hold the tokens of a request that the fleet would take."""
-    scenario = world.scenario
-    taken = min(scenario.fleet.max_model_len or inf, world.kv_tokens or inf)
+def _check_buckets(pool: Pool) -> None:
+    scenario = pool.scenario
+    taken = min(scenario.fleet.max_model_len or inf, pool.kv_tokens or inf)
     for place, tenant in enumerate(scenario.tenants):
         if tenant.bucket is None:
             continue
-        longest = min(world.traffic.longest_request(place), taken)
+        longest = min(pool.traffic.longest_request(place), taken)
         if tenant.bucket.burst < longest:
             raise ScenarioError(
                 "the bucket never holds the tokens of the longest request, prompt and answer together",
@@ -309,8 +354,20 @@ def _check_buckets(world: World) -> None:
             )
 
 
+def _check_replicas(scenario: Scenario, replicas: int) -> None:
+    for i, fault in enumerate(scenario.faults):
+        replica = getattr(fault, "replica", None)
+        if replica is not None and replica >= replicas:
+            raise ScenarioError(
+                "no such replica",
+                key=f"faults.{i}.replica",
+                got=replica,
+                allowed=f"0 to {replicas - 1}",
+                hint="those of full models follow the others",
+            )
+
+
 def _check_times(scenario: Scenario, traffic: Traffic) -> None:
-    """Refuse rollouts and faults that would begin after the last request."""
     end_s = traffic.expected_s()
     for key in ("rollouts", "faults"):
         for i, change in enumerate(getattr(scenario, key)):

@@ -141,7 +141,6 @@ class ClosedLoopFleet(Fleet):
         self._clients.start(self._send_next)
 
     def _send_next(self) -> None:
-        """Send the next request."""
         assert self._next_s < inf, "clients stop when there is none"
         request, now = self._next, self.clock.now
         request.arrival_s = now
@@ -172,11 +171,11 @@ class ClosedLoopFleet(Fleet):
 
 def make_recorder(world: World, replication: int, sections: int, clock: Clock) -> Recorder:
     """Return the recorder of a replication; that of a closed loop has its clients."""
-    law, seed, own = world.traffic.closed_loop, world.scenario.run.seed, world.scenario.fleet.places
+    law, first = world.traffic.closed_loop, world.pools[0]
     if law is None:
-        return Recorder(sections, world.replicas, own, prefix_cache=world.prefix_cache)
-    clients = Clients(law, seed, replication, clock, world.front_end_s)
-    return ClosedLoopRecorder(clients, sections, world.replicas, own, prefix_cache=world.prefix_cache)
+        return Recorder(sections, world.replicas, world.own_replicas, prefix_cache=first.prefix_cache)
+    clients = Clients(law, world.scenario.run.seed, replication, clock, first.front_end_s)
+    return ClosedLoopRecorder(clients, sections, world.replicas, world.own_replicas, prefix_cache=first.prefix_cache)
 
 
 def make_fleet(clock: Clock, recorder: Recorder, router: Choosing, arrivals: Arrivals, dispatcher: Dispatcher) -> Fleet:

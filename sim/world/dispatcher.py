@@ -148,7 +148,6 @@ class Dispatcher(ReplicaListener):
         self._find_hooks()
 
     def _find_hooks(self) -> None:
-        """Note which extensions have something to do for every request."""
 
         def having(hook: str) -> list[Extension]:
             return [each for each in self.extensions if getattr(type(each), hook) is not getattr(Extension, hook)]
@@ -159,16 +158,16 @@ class Dispatcher(ReplicaListener):
         self.hears_ends = bool(self._ending or self._leaving)
         self._reorders = any(each.reorders for each in self.extensions)
 
-    def open(self, makers: Sequence[MakeReplica], serving: int) -> None:
+    def open(self, makers: Sequence[MakeReplica], serving: Sequence[bool]) -> None:
         """Start the replicas.
 
         :param makers: one for each.
-        :param serving: how many there are at the start; the others are places that an autoscaler may fill.
+        :param serving: which there are at the start; the others are places that an autoscaler may fill.
         """
         self._makers = makers
         self.inside.extend([0] * len(makers))
         for index, make in enumerate(makers):
-            empty = index >= serving
+            empty = not serving[index]
             self.servers.append(make(index, self.inside, restarted=empty, standing_in=empty))
 
     def replace(self, replica: int, *, standing_in: bool) -> None:

@@ -144,7 +144,6 @@ class Fleet:
         return self._close()
 
     def _begin(self) -> None:
-        """Put the first arrival on the clock."""
         self.clock.schedule(self._next_s, ARRIVAL, NextArrival(self))
 
     def _run_to_the_last(self) -> None:
@@ -184,7 +183,6 @@ class Fleet:
         return False
 
     def _load(self, chunk: Chunk) -> None:
-        """Prepare the requests of a chunk."""
         self._mark_sections(chunk)
         self.recorder.flush()
         self.recorder.to_come(chunk)
@@ -216,7 +214,6 @@ class Fleet:
         )
 
     def _mark_sections(self, chunk: Chunk) -> None:
-        """Mark the sections that begin, or end, in a chunk."""
         marks = self._marks
         while marks and marks[0] < chunk.first + len(chunk):
             self.recorder.mark(float(chunk.arrival_s[marks.pop(0) - chunk.first]))
@@ -251,7 +248,6 @@ class Fleet:
                 return
 
     def _send(self, request: Request) -> None:
-        """Send a request that has arrived, or refuse it."""
         if self._too_long and request.index in self._too_long:
             self.recorder.record_unserved(request, -1, REFUSED)
             return
@@ -298,7 +294,6 @@ class NextArrival(Call):
 
 
 def _packed(column: NDArray[Any], kind: str) -> bytes:
-    """Return the values of a column, packed as ``ArrivingRequests`` reads them."""
     return column.astype(kind, copy=False).tobytes()
 
 

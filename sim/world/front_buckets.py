@@ -65,7 +65,6 @@ class FrontBuckets(Extension):
         return False
 
     def _release(self, limited: _Limited) -> Iterator[Call]:
-        """Send on the requests that wait, each when its tokens are there."""
         while limited.held:
             yield self._clock.until(limited.bucket.ready_s(tokens_of(limited.held[0]), self._clock.now), ARRIVAL)
             request, now = limited.held.popleft(), self._clock.now

@@ -31,7 +31,6 @@ from sim.world.memory.replica_caches import (
     vllm_cache,
 )
 from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
-from sim.world.replica.fixed import FixedServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
@@ -46,9 +45,9 @@ from sim.world.replica.modes.protected import (
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.ports import LoadContext
-from sim.world.replica.server import ReplicaParts, Server
+from sim.world.replica.server import FixedServer, ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
-from sim.world.world import World
+from sim.world.world import Pool
 
 ServerWrapper = Callable[[type[BatchServer]], Callable[..., BatchServer]]
 """Returns a subclass of a class of batching servers that also observes it; calibration looks into runs this way."""
@@ -59,10 +58,10 @@ def unwrapped(server: type[BatchServer]) -> Callable[..., BatchServer]:
     return server
 
 
-def kv_rule(world: World) -> KvRule | None:
+def kv_rule(pool: Pool) -> KvRule | None:
     """Return the rule by which KV memory is reserved for answers; None: there is none."""
-    fleet, tokens = world.scenario.fleet, world.kv_tokens
-    adapters = (*world.adapter_blocks, 0) if world.scenario.cache.gpu.unified else ()  # 0: of the base model
+    fleet, tokens = pool.scenario.fleet, pool.kv_tokens
+    adapters = (*pool.adapter_blocks, 0) if pool.scenario.cache.gpu.unified else ()  # 0: of the base model
     if tokens is not None and fleet.kv_check == "peak":
         return PeakOfAnswers(tokens, adapters)
     if tokens is not None and fleet.kv_check == "whole-answer":
@@ -71,7 +70,7 @@ def kv_rule(world: World) -> KvRule | None:
 
 
 def make_mode(
-    world: World,
+    pool: Pool,
     context: LoadContext,
     rule: KvRule | None,
     eviction: EvictionContext,
@@ -82,16 +81,16 @@ def make_mode(
 
     :param tiers: load times from storage and from host memory; replicas share them.
     """
-    scenario = world.scenario
+    scenario = pool.scenario
     mode, stop = modes.mode_of(scenario), scenario.fleet.admission == "stop"
     if mode == modes.VLLM_LRU:
         reload_s = reload_times(tiers, draws)
-        slots = vllm_cache(world, draws)
+        slots = vllm_cache(pool, draws)
         # With priorities, passed requests go back to their places (vLLM's request_queue.py, prepend_requests).
         passed = "keep-order" if scenario.fleet.scheduling == "priority" else scenario.fleet.passed_requests
         return VllmLru(slots, vllm_queue(slots, passed), reload_s, context)
     if mode == modes.BATCH_SLOTS:
-        batch_slots = batch_slots_cache(world)
+        batch_slots = batch_slots_cache(pool)
         fleet = scenario.fleet
         passing: ClaimingQueue | None = None
         if scenario.storage.mode == "overlap":
@@ -102,25 +101,25 @@ def make_mode(
             make_queue = RejoiningQueue if fleet.kv_check == "ratio" else ClaimingQueue
             passing = make_queue(batch_slots, None, stop=False, gives_up=True)
         reload_s = reload_times(tiers, draws)
-        return BatchSlotsMode(batch_slots, host_tier(world, batch_slots), passing, reload_s, context, fleet.drain_wait)
+        return BatchSlotsMode(batch_slots, host_tier(pool, batch_slots), passing, reload_s, context, fleet.drain_wait)
     discards = scenario.cache.eviction == "discard-when-idle"
     loaders = scenario.storage.loaders, scenario.storage.host_loaders
     if mode == modes.UNIFIED:
         assert rule is not None, "checked by the scenario"
-        shared = unified_cache(world, eviction, rule)
-        parts = ModeParts(shared, host_tier(world, shared), loaders, context)
-        queue = FairQueue(_weights(world), shared) if _is_fair(scenario) else ClaimingQueue(shared, None, stop=stop)
+        shared = unified_cache(pool, eviction, rule)
+        parts = ModeParts(shared, host_tier(pool, shared), loaders, context)
+        queue = FairQueue(_weights(pool), shared) if _is_fair(scenario) else ClaimingQueue(shared, None, stop=stop)
         return Unified(parts, shared, queue, discards=discards)
-    cache = gpu_cache(world, eviction)
-    parts = ModeParts(cache, host_tier(world, cache), loaders, context)
+    cache = gpu_cache(pool, eviction)
+    parts = ModeParts(cache, host_tier(pool, cache), loaders, context)
     if mode == modes.PER_ADAPTER:
         return PerAdapterQueues(parts, scenario.cache.cycle)
-    if world.whole_models is not None and world.whole_models.serve == "swap":
-        return TurnsOfModels(parts, world.whole_models.turn or 0.0)
+    if pool.whole_models is not None and pool.whole_models.serve == "swap":
+        return TurnsOfModels(parts, pool.whole_models.turn or 0.0)
     if mode == modes.IN_STEPS:
         return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:
-        waiting = FairQueue(_weights(world), None) if _is_fair(scenario) else None
+        waiting = FairQueue(_weights(pool), None) if _is_fair(scenario) else None
         return LoadsAtArrival(parts, waiting, discards=discards)
     at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission
     return at_admission(parts, stop=stop, discards=discards)
@@ -131,59 +130,59 @@ def _is_fair(scenario: Scenario) -> bool:
     return scenario.fleet.scheduling == "vtc" and len(scenario.tenants) > 1
 
 
-def _weights(world: World) -> list[float]:
-    return [tenant.weight for tenant in world.scenario.tenants]
+def _weights(pool: Pool) -> list[float]:
+    return [tenant.weight for tenant in pool.scenario.tenants]
 
 
-def with_host_fill(world: World, parts: ReplicaParts, mode: AdapterMode, context: LoadContext) -> ReplicaParts:
+def with_host_fill(pool: Pool, parts: ReplicaParts, mode: AdapterMode, context: LoadContext) -> ReplicaParts:
     """Return ``parts`` with the host memory that requests must pass before they reach ``mode``, if there is any.
 
     :param context: for loads from storage to host memory.
     """
-    host = world.scenario.cache.host
+    host = pool.scenario.cache.host
     if host is None or host.fill != "arrival":
         return parts
-    copies = fetched_copies(world, mode.cache)
-    fill = HostFill(mode, copies, world.scenario.storage.loaders, context, reject=host.full == "reject")
+    copies = fetched_copies(pool, mode.cache)
+    fill = HostFill(mode, copies, pool.scenario.storage.loaders, context, reject=host.full == "reject")
     return replace(parts, intake=fill, listener=FetchListener(fill, parts.recorder, parts.listener))
 
 
 def make_server(
-    world: World, parts: ReplicaParts, mode: AdapterMode, rule: KvRule | None, wrap_server: ServerWrapper
+    pool: Pool, parts: ReplicaParts, mode: AdapterMode, rule: KvRule | None, wrap_server: ServerWrapper
 ) -> Server:
     """Return a replica that is ready for requests."""
-    scenario = world.scenario
+    scenario = pool.scenario
     fleet = scenario.fleet
     if fleet.engine == "fixed":
         return FixedServer(parts, mode)
-    assert world.profile is not None, "checked by build_world"
-    assert world.kv_tokens is not None, "checked by build_world"
+    assert pool.profile is not None, "checked by build_world"
+    assert pool.kv_tokens is not None, "checked by build_world"
     limits = Limits(
         num_seqs=fleet.max_num_seqs,
-        batched_tokens=world.batched_tokens,
+        batched_tokens=pool.batched_tokens,
         whole_prompt=fleet.kv_check != "first-chunk",
         prefill_first=fleet.batching == "prefill-first",
         chunked=fleet.chunked_prefill,
         interval=fleet.admission_interval,
         waiting_ratio=fleet.waiting_ratio,
         prefill_interval=fleet.prefill_schedule_interval,
-        asynchronous=world.asynchronous,
+        asynchronous=pool.asynchronous,
         ends_scan=fleet.self_preemption == "ends-scan",
     )
     costs = StepCosts(
-        world.profile.step,
-        _slots(scenario, world.traffic.population),
-        world.batched_tokens,
-        padded_rank(world.profile, world.population),
+        pool.profile.step,
+        _slots(scenario, pool.traffic.population),
+        pool.batched_tokens,
+        padded_rank(pool.profile, pool.population),
     )
     # Replicas for whole models have other queues, and plain rules.
     if fleet.kv_check == "ratio" and isinstance(mode.waiting, RejoiningQueue):
-        blocks = world.kv_tokens // fleet.block_size
+        blocks = pool.kv_tokens // fleet.block_size
         sglang = SglangScheduler(
             limits,
             RadixMemory(blocks, fleet.block_size, caches=fleet.prefix_caching),
             mode.waiting,
-            world.ranks,
+            pool.ranks,
             costs,
             conservativeness=fleet.schedule_conservativeness,
             overlapped=fleet.overlap_schedule,
@@ -192,9 +191,9 @@ def make_server(
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
-    scheduler = make_scheduler(limits, _kv_store(world, world.kv_tokens), mode.waiting, world.ranks, costs, rule)
-    if world.asynchronous:
-        mode.copy_s = tier_times(scenario, world.profile, world.population)[1].mean_s
+    scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
+    if pool.asynchronous:
+        mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
     if fleet.scheduling == "priority":
         mode.waiting.by_priority = True
         server = wrap_server(PriorityServer)(parts, scheduler, mode)
@@ -205,21 +204,21 @@ def make_server(
         return wrap_server(FairServer)(parts, scheduler, mode)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)
-    front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(world.population))
+    front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
 
 
-def _kv_store(world: World, kv_tokens: int) -> KvStore:
+def _kv_store(pool: Pool, kv_tokens: int) -> KvStore:
     """Return an empty KV cache. Only where requests can share text, it has to know what all its blocks contain."""
-    fleet = world.scenario.fleet
+    fleet = pool.scenario.fleet
     blocks, uncached_last = kv_tokens // fleet.block_size, fleet.uncached_blocks == "last"
-    if world.prefix_cache:
+    if pool.prefix_cache:
         return PrefixStore(
             blocks,
             fleet.block_size,
             uncached_last=uncached_last,
-            invocation_tokens=world.scenario.adapters.invocation_tokens or 0,
-            base_model=world.base_model,
+            invocation_tokens=pool.scenario.adapters.invocation_tokens or 0,
+            base_model=pool.base_model,
         )
     if fleet.prefix_caching:
         return CountUntilPreemption(blocks, fleet.block_size, uncached_last=uncached_last)

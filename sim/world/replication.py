@@ -16,12 +16,12 @@ from sim.policies.routing import Choosing, View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
+from sim.spec.sections.changes import Crash, StorageFault
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
 from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.faults.crashes import make_crashes
-from sim.world.faults.misrouting import make_misrouting
-from sim.world.faults.stale_prefixes import make_stale_prefixes
+from sim.world.faults.misrouting import make_misrouting, make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
 from sim.world.fleet import Arrivals, Fleet, RunWindow
 from sim.world.foresight import ArrivalOracle, Foresight
@@ -34,11 +34,11 @@ from sim.world.replica.ports import LoadContext, WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
 from sim.world.rollouts.active_rollouts import Rollouts
-from sim.world.routing.placement_controller import PlacedFleet, adapters_at_a_time, control_placement
+from sim.world.routing.placement_controller import PlacementController, adapters_at_a_time
 from sim.world.routing.router_state import ReplicaViews, RouterState
 from sim.world.routing.router_views import ViewRefresher
 from sim.world.times import ReplicaDraws, tier_times
-from sim.world.world import ReplicaPool, World
+from sim.world.world import Pool, World
 
 # Which adapters each replica used last before the start, for caches that start full (``cache.warm: steady``).
 
@@ -49,13 +49,13 @@ class SteadyStart:
     A router that splits adapters is asked where it would send each of them in an idle fleet; one that follows a
     placement, where each is placed.
 
-    :param fleet: the world of the whole fleet, if ``world`` is that of a pool of it.
+    :param pool: whose replicas are asked for; ``world``: with all pools that the router may choose.
     """
 
-    def __init__(self, world: World, replication: int, fleet: World | None = None) -> None:
-        self._shares = np.where(world.takes[: world.traffic.places], world.shares, 0.0)
-        self._shares[list(world.pinned)] = 0.0
-        self._sent_to = _adapters_sent(fleet or world, replication)
+    def __init__(self, pool: Pool, world: World, replication: int) -> None:
+        self._shares = np.where(pool.takes[: pool.traffic.places], pool.shares, 0.0)
+        self._shares[list(pool.pinned)] = 0.0
+        self._sent_to = _adapters_sent(world, replication)
 
     def last_used(self, replica: int, draws: ReplicaDraws) -> tuple[int, ...]:
         """Return the adapters of a replica, the last used first; those that are never requested are left out.
@@ -73,29 +73,17 @@ def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np
     if not world.scenario.router_policy.splits_adapters or world.replicas == 1:
         all_adapters = np.ones(world.traffic.places, dtype=np.bool_)
         return lambda replica: all_adapters
+    router, adapters = _idle_router(world, replication), range(world.traffic.places)
     if world.scenario.router.placing is not None:
-        all_homes = _all_homes(world, replication)
+        assert isinstance(router, Placed), "it follows a placement"
+        all_homes = [router.all_homes(adapter) for adapter in adapters]
         return lambda replica: np.array([replica in homes for homes in all_homes])
-    owners = _owners(world, replication)
+    owners = np.array([router.choose(adapter, adapter) for adapter in adapters])
     return lambda replica: owners == replica
 
 
-def _owners(world: World, replication: int) -> NDArray[np.int64]:
-    """Return to which replica each adapter's requests go as long as the fleet is idle."""
-    router = _idle_router(world, replication)
-    return np.array([router.choose(adapter, adapter) for adapter in range(world.traffic.places)])
-
-
-def _all_homes(world: World, replication: int) -> list[tuple[int, ...]]:
-    """Return the replicas to which each adapter's requests go."""
-    router = _idle_router(world, replication)
-    assert isinstance(router, Placed), "it follows a placement"
-    return [router.all_homes(adapter) for adapter in range(world.traffic.places)]
-
-
 def _idle_router(world: World, replication: int) -> Choosing:
-    """Return the router of an idle fleet."""
-    replicas, adapters = world.replicas, len(world.population)
+    replicas, adapters = world.replicas, world.base_model
 
     def idle(up: list[int]) -> View:
         return View(
@@ -150,7 +138,7 @@ def simulate(world: World, replication: int, sections: int, wrap_server: ServerW
     """
     with collector_paused():
         recording = behind_front_end(_run(world, replication, sections, wrap_server), world)
-    note_storage(world, recording.events, recording.stopped_s)
+    note_storage(world.scenario, recording.events, recording.stopped_s)
     return recording
 
 
@@ -195,17 +183,19 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     taken last, of replicas that exist.
     """
     scenario, replicas = world.scenario, world.replicas
-    serving = replicas if world.pools else scenario.fleet.replicas
-    pools = world.pools or (ReplicaPool(scenario.name, world, 0, replicas),)
+    pools = world.pools
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
-    at_a_time = min(adapters_at_a_time(pool.world) for pool in pools if not pool.world.serves_full_models)
+    at_a_time = min(map(adapters_at_a_time, world.own_pools))
     routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     # With a single replica the router is never called.
     reads = routing.reads if replicas > 1 else frozenset[str]()
-    router_state = RouterState(len(world.population), replicas, reads | routing.current_reads)
-    times = PoolTimes(pools, [token_limits(pool.world) for pool in pools])
+    router_state = RouterState(world.base_model, replicas, reads | routing.current_reads)
+    steered = bool(world.rollout_plan.rollouts) or not all(
+        isinstance(fault, Crash | StorageFault) for fault in scenario.faults
+    )
+    times = PoolTimes(pools, [token_limits(pool) for pool in pools], steered=steered)
 
     prefixes = make_stale_prefixes(world, replication)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)
@@ -213,14 +203,15 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if world.rollout_plan.rollouts:
         misrouted = () if misrouting is None else misrouting.wrong
         rollouts = Rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
-    crashes = make_crashes(scenario, ReplicaViews(routing.views, routing.of_request), clock, recorder)
-    times.keeps = crashes is not None
+    views = ReplicaViews([*routing.views, *routing.current], routing.of_request)
+    crashes = make_crashes(scenario, views, clock, recorder)
+    times.keeps = times.differ and (steered or crashes is not None)
     foresight: Foresight | None = None
-    if scenario.eviction_policy.needs_future:
-        foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), len(world.population)), replicas)
+    if any(pool.scenario.eviction_policy.needs_future for pool in pools):
+        foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), world.base_model), replicas)
     extensions: list[Extension | None] = [  # in the order in which requests pass them
         make_buckets(scenario.tenants, recorder, clock),
-        make_autoscaler(world, replication, routing.views[0], clock, recorder),
+        make_autoscaler(pools[0], replication, routing.views[0], clock, recorder),
         PoolLimits(pools, times, recorder) if times.differ else None,
         crashes,
         misrouting,
@@ -240,7 +231,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             world.base_model,
             times.limits.prompt,
             max_tokens=world.scenario.workload.tokens.max_tokens or 0,
-            with_text=any(pool.world.prefix_cache for pool in pools) or "texts" in reads,
+            with_text=any(pool.prefix_cache for pool in pools) or "texts" in reads,
             tenant_of=world.traffic.tenant_of,
         ),
         dispatcher,
@@ -249,12 +240,13 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     makers: list[ReplicaMaker] = []
     for pool in pools:
         makers += [ReplicaMaker(pool, world, replication, around, wrap_server)] * pool.replicas
-    dispatcher.open(makers, serving)
+    dispatcher.open(makers, [index in pool.serving for pool in pools for index in pool.indices])
     if there and router_state.reads("inside"):
         fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
-    placed = PlacedFleet(clock, view, fleet.servers, fleet.next_s)
-    control_placement(world, replication, routing.router, placed, recorder)
+    if isinstance(routing.router, Placed) and replicas > 1:
+        servers, next_s = fleet.servers, fleet.next_s
+        PlacementController(pools[0], replication, routing.router, view, servers, recorder, clock, next_s)
     return Replication(fleet, router_state, rollouts)
 
 
@@ -287,29 +279,26 @@ class Surroundings:
 
 
 class ReplicaMaker:
-    """Makes the replicas of one pool in one replication, at the start and after crashes.
-
-    :param fleet: the world of the whole fleet.
-    """
+    """Makes the replicas of one pool in one replication, at the start and after crashes."""
 
     def __init__(
         self,
-        pool: ReplicaPool,
-        fleet: World,
+        pool: Pool,
+        world: World,
         replication: int,
         around: Surroundings,
         wrap_server: ServerWrapper,
     ) -> None:
-        self._world = world = pool.world
-        self._replicas = fleet.replicas
+        self._pool = pool
+        self._replicas = world.replicas
         self._replication = replication
         self._around = around
         self._wrap_server = wrap_server
         self._steady: SteadyStart | None = None
-        if world.scenario.cache.starts_full:
-            drawn = fleet.own_pools and fleet.scenario.router.pools == "weight"
-            self._steady = SteadyStart(world, replication, replace(fleet, pools=(pool,)) if drawn else fleet)
-        self._tiers = tier_times(world.scenario, world.profile, world.population)
+        if pool.scenario.cache.starts_full:
+            drawn = world.scenario.router.pools == "weight"
+            self._steady = SteadyStart(pool, replace(world, pools=(pool,)) if drawn else world, replication)
+        self._tiers = tier_times(pool.scenario, pool.profile, pool.population)
         self._made = Counter[int]()  # incarnations by index: a restarted replica has other random draws
         self._cache_listeners: list[FleetCacheListener] = [
             *around.router_state.cache_listeners(),
@@ -318,33 +307,33 @@ class ReplicaMaker:
 
     def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
         """Return an empty replica; see ``MakeReplica``."""
-        world, scenario, around = self._world, self._world.scenario, self._around
+        pool, scenario, around = self._pool, self._pool.scenario, self._around
         clock, recorder, rollouts = around.clock, around.recorder, around.rollouts
         if restarted:
-            pinned = world.pinned if rollouts is None else rollouts.pinned(world.pinned)
-            world = replace(world, warm=() if standing_in else world.warmed_up, pinned=pinned)
+            pinned = pool.pinned if rollouts is None else rollouts.pinned(pool.pinned)
+            pool = replace(pool, warm=() if standing_in else pool.warmed_up, pinned=pinned)
             for each in self._cache_listeners:
                 each.forget(index)
         place = self._made[index] * self._replicas + index
         self._made[index] += 1
         draws = ReplicaDraws(scenario.run.seed, self._replication, place)
         if self._steady is not None and not restarted:
-            world = replace(world, warm=self._steady.last_used(index, draws))
+            pool = replace(pool, warm=self._steady.last_used(index, draws))
 
-        timing = make_load_timing(world, index, draws)
+        timing = make_load_timing(pool, index, draws)
         loaded: tuple[WeightVersions, WeightVersions]
         loaded = (WeightVersions(), WeightVersions()) if rollouts is None else rollouts.versions(index)
         context, fetches = (LoadContext(clock, recorder, index, versions, timing) for versions in loaded)
-        eviction = eviction_context(world, clock, draws)
+        eviction = eviction_context(pool, clock, draws)
         if around.foresight is not None:
             eviction = around.foresight.of(eviction, index)
-        rule = kv_rule(world)
-        mode = make_mode(world, context, rule, eviction, draws, self._tiers)
+        rule = kv_rule(pool)
+        mode = make_mode(pool, context, rule, eviction, draws, self._tiers)
         attach_listeners(mode.cache, index, self._cache_listeners)
         parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
-        parts = with_host_fill(world, parts, mode, fetches)
-        server = make_server(world, parts, mode, rule, self._wrap_server)
-        if world.serves_base_model:
+        parts = with_host_fill(pool, parts, mode, fetches)
+        server = make_server(pool, parts, mode, rule, self._wrap_server)
+        if pool.serves_base_model:
             server.serve_base_model()
         around.router_state.replica(server)
         return server

@@ -20,24 +20,24 @@ from sim.traffic.generate import Traffic
 from sim.traffic.lengths import TokenLengths
 from sim.world.faults.storage_faults import storage_notes
 from sim.world.memory.gpu_memory import kv_tokens_that_fit, split_notes
-from sim.world.pools.full_model_layout import FullModelPool, full_model_notes
-from sim.world.world import World
+from sim.world.pools.full_model_layout import full_model_notes
+from sim.world.world import Pool
 
 _MEASURED_MORE = 0.1
 """A KV cache that was measured is up to this share larger than the one that the profile's numbers leave room for."""
 SHARING = "workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids"
 
 
-def notes_on(world: World, full: Sequence[FullModelPool]) -> list[str]:
-    """Return all notes on a world.
+def notes_on(pool: Pool, full: Sequence[Pool]) -> list[str]:
+    """Return all notes on a pool.
 
     :param full: its full models, if it has any.
     :raises ScenarioError: far outside what the profile was measured for, or for shared text that can't be served.
     """
-    scenario, traffic = world.scenario, world.traffic
-    notes = list(traffic.notes) + shared_text_notes(scenario, traffic, world.kv_tokens) + _profile_notes(world)
+    scenario, traffic = pool.scenario, pool.traffic
+    notes = list(traffic.notes) + shared_text_notes(scenario, traffic, pool.kv_tokens) + _profile_notes(pool)
     notes += storage_notes(scenario) + full_model_notes(scenario, full)
-    notes += _base_notes(scenario, world.base_weights) + _cache_notes(world) + _context_notes(world)
+    notes += _base_notes(scenario, pool.base_weights) + _cache_notes(pool) + _context_notes(pool)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
     notes += _limit_notes(scenario)
     notes += _placement_notes(scenario, traffic)
@@ -46,9 +46,8 @@ def notes_on(world: World, full: Sequence[FullModelPool]) -> list[str]:
     return notes
 
 
-def _profile_notes(world: World) -> list[str]:
-    """Return notes on how well the profile fits the fleet."""
-    scenario, profile = world.scenario, world.profile
+def _profile_notes(pool: Pool) -> list[str]:
+    scenario, profile = pool.scenario, pool.profile
     if profile is None or scenario.fleet.engine == "fixed":
         return []
     slots = scenario.cache.gpu.slots or 0  # a cache by size has no fixed number
@@ -58,17 +57,16 @@ def _profile_notes(world: World) -> list[str]:
         *fitness_notes(profile),
         *disturbance_notes(profile),
         *split_notes(scenario, profile),
-        *beyond_envelope(profile, slots, int(world.population.rank.max()), scenario.fleet.max_num_seqs),
+        *beyond_envelope(profile, slots, int(pool.population.rank.max()), scenario.fleet.max_num_seqs),
     ]
 
 
-def _context_notes(world: World) -> list[str]:
-    """Return a note on requests that are longer than the server takes, by ``fleet.max_model_len`` or by its model."""
-    profile, limit = world.profile, world.scenario.fleet.max_model_len
-    if profile is None or world.kv_tokens is None:
+def _context_notes(pool: Pool) -> list[str]:
+    profile, limit = pool.profile, pool.scenario.fleet.max_model_len
+    if profile is None or pool.kv_tokens is None:
         return []
     context = limit or CONTEXTS.get(profile.model)
-    sessions = world.scenario.workload.sessions
+    sessions = pool.scenario.workload.sessions
     if context is None:
         return []
     what = "fleet.max_model_len" if limit else f"the context of {profile.model}"
@@ -77,18 +75,17 @@ def _context_notes(world: World) -> list[str]:
         if limit
         else f"a server refuses them, and this run doesn't; set fleet.max_model_len={context}"
     )
-    if share := world.traffic.share_above(context):
+    if share := pool.traffic.share_above(context):
         return [f"about {share:.1%} of requests have more than {context:,} tokens, {what}: {why}"]
     if sessions is not None and sessions.history and sessions.max_context > context:
         return [f"workload.sessions.max_context ({sessions.max_context:,}) is above {what} ({context:,}): {why}"]
     return []
 
 
-def _cache_notes(world: World) -> list[str]:
-    """Return notes on slots that take no memory, loads that are too fast, and caches that are too small or pinned."""
-    scenario, population = world.scenario, world.population
+def _cache_notes(pool: Pool) -> list[str]:
+    scenario, population = pool.scenario, pool.population
     notes: list[str] = []
-    given, profile = scenario.fleet.kv_tokens, world.profile
+    given, profile = scenario.fleet.kv_tokens, pool.profile
     if given and profile and scenario.fleet.engine != "fixed":
         fits = kv_tokens_that_fit(scenario, profile, population)
         if given > (1 + _MEASURED_MORE) * fits:
@@ -98,15 +95,15 @@ def _cache_notes(world: World) -> list[str]:
             )
     if scenario.adapters.base_alone and scenario.fleet.engine != "fixed":
         notes.append("no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs")
-    if world.profile and scenario.storage.loaders > 1 and not scenario.storage.load:
+    if pool.profile and scenario.storage.loaders > 1 and not scenario.storage.load:
         notes.append(
             "concurrent loads do not share bandwidth in this version, "
             "so results with several loaders are too optimistic"
         )
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
-    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and world.capacity < served:
+    if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and pool.capacity < served:
         notes.append(
-            f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {world.capacity} "
+            f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {pool.capacity} "
             f"of {served} most loads come from storage, inside the step; cache.host.slots={served} "
             "keeps all"
         )
@@ -154,7 +151,6 @@ def _asks_for_caching(scenario: Scenario) -> bool:
 
 
 def _length_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | None) -> list[str]:
-    """Return notes on prompts that are too long for the model, and conversations too long for their limit."""
     workload, fleet = scenario.workload, scenario.fleet
     notes: list[str] = []
     begin = 0
@@ -208,7 +204,6 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 
 def _client_notes(traffic: Traffic) -> list[str]:
-    """Return a note on a closed loop in which some clients never send a request."""
     loop, total = traffic.closed_loop, traffic.total
     if loop is None or total is None or total >= loop.concurrency:
         return []
@@ -219,7 +214,6 @@ def _client_notes(traffic: Traffic) -> list[str]:
 
 
 def _scheduling_notes(scenario: Scenario) -> list[str]:
-    """Return a note on a scheduling policy that has nothing to choose between."""
     policy, tenants = scenario.fleet.scheduling, scenario.tenants
     if policy == "vtc" and len(tenants) < 2:
         return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
@@ -229,7 +223,6 @@ def _scheduling_notes(scenario: Scenario) -> list[str]:
 
 
 def _limit_notes(scenario: Scenario) -> list[str]:
-    """Return a note on limits of answers that the engine doesn't read."""
     given = [key for key in ("max_tokens", "ignore_eos") if getattr(scenario.workload.tokens, key)]
     if not given or scenario.fleet.kv_check == "ratio":
         return []
@@ -237,7 +230,6 @@ def _limit_notes(scenario: Scenario) -> list[str]:
 
 
 def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
-    """Return notes on a placement controller that decides nothing, and on one that knows the whole trace."""
     spec, notes = scenario.router.placing, []
     if spec is None or scenario.fleet.places == 1:
         return []
@@ -255,7 +247,6 @@ def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 
 def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
-    """Return notes on assumptions about quantised base weights, and on memory that they do not change."""
     tokens = scenario.fleet.kv_tokens
     if not kept:
         return []

@@ -46,20 +46,15 @@ def test_older_drivers_have_other_names(driver: Path) -> None:
 def test_others_on_the_same_gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPS", "4711\\n4712\\n4713\\n")
     seen = hardware._check_cuda()
-    assert seen.busy
-    assert "2 other processes" in seen.what
+    assert (seen.busy, "2 other processes" in seen.what) == (True, True)
 
 
 def test_facts_of_the_gpu(driver: Path) -> None:
     facts = hardware._nvidia(hardware._NVIDIA)
-    assert facts["driver"] == "570.1"
-    assert facts["power cap, W"] == "700.00"
-    assert facts["PCIe width"] == "16"
+    assert (facts["driver"], facts["power cap, W"], facts["PCIe width"]) == ("570.1", "700.00", "16")
 
 
 def test_no_driver_no_facts(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.unlink()
     assert hardware._nvidia(hardware._NVIDIA) == {}
-    seen = hardware._check_cuda()
-    assert not seen.throttled
-    assert not seen.busy
+    assert hardware._check_cuda() == hardware.Disturbance(False, False, "")

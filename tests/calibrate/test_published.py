@@ -41,7 +41,7 @@ def kv_tokens(model: str, slots: int, rank: int) -> int:
             "cache": {"gpu": {"slots": slots}},
         }
     )
-    tokens = build_world(scenario).kv_tokens
+    tokens = build_world(scenario).pools[0].kv_tokens
     assert tokens is not None
     return tokens
 

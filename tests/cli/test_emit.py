@@ -276,7 +276,7 @@ def test_a_replica_of_more_gpus_than_its_profile_asks_for_all_of_them(loraplan: 
 
 
 def test_the_manifest_on_the_page_is_what_is_emitted(loraplan: CommandLine, tmp_path: Path) -> None:
-    page = (SCHEMAS.parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    page = (SCHEMAS.parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
     shown = re.findall(r"```yaml\n( +image:.*?)```", page, re.DOTALL)[0].splitlines()
     model = "adapters.base_model=meta-llama/Llama-3.1-8B-Instruct"
     run = ("run", "quickstart", *QUICK, "--set", model, "--set", "cache.gpu.slots=24", "--set", "name=tone-adapters")

@@ -111,7 +111,7 @@ def test_only_the_simulated_engine_has_a_command_line(
         assert command in page
         assert "No command line" not in ended.out + page
     if engine == "sglang":
-        tokens = build_world(load_scenario("runs/small-plan/recommended.yaml").scenario).kv_tokens
+        tokens = build_world(load_scenario("runs/small-plan/recommended.yaml").scenario).pools[0].kv_tokens
         assert f" --max-total-tokens {tokens} " in ended.out
 
 

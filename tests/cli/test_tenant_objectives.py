@@ -92,7 +92,7 @@ def test_a_plan_meets_every_slo_and_names_the_tenant_that_decides(tmp_path: Path
     alone = SCENARIO + TWO.replace("slo: {queue_mean: 5 ms}", "slo: {}")
     strict = make_plan(load(tmp_path, SCENARIO + TWO), tmp_path / "both")
     loose = make_plan(load(tmp_path, alone), tmp_path / "one")
-    assert strict.answer["fleet.replicas"] > loose.answer["fleet.replicas"], "chat wants less waiting"
+    assert strict.record.answer["fleet.replicas"] > loose.record.answer["fleet.replicas"], "chat wants less waiting"
     data = read_run(tmp_path / "both")
     assert PlanReading(data).deciding_tenant() == "chat.a"
     assert plan_report(data).data["decides"] == "chat.a"
@@ -100,7 +100,7 @@ def test_a_plan_meets_every_slo_and_names_the_tenant_that_decides(tmp_path: Path
     assert "The SLO of chat.a decides." in said.details
     assert "mean queue wait of chat.a is" in said.binding_sentence
     with_fleet = make_plan(load(tmp_path, alone + "slo: {queue_mean: 5 ms}\n"), tmp_path / "fleet")
-    assert with_fleet.answer == strict.answer
+    assert with_fleet.record.answer == strict.record.answer
     assert (
         "The SLO of the fleet decides, not those of its tenants." in plan_answer(read_run(tmp_path / "fleet")).details
     )

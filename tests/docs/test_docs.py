@@ -235,10 +235,10 @@ def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
     default = [f"fleet.gpu={DEFAULT_GPU}", f"adapters.base_model={DEFAULT_MODEL}"]
     for rank, printed in zip((8, 16, 32), found.groups()[:3], strict=True):
         world = build_world(load_scenario("quickstart", [*default, f"adapters.rank={rank}"]).scenario)
-        assert world.profile is not None
-        load = world.profile.load
-        assert printed == f"{1e3 * load_seconds(load.storage, world.population)[0]:.0f}"
-        assert found[4] == f"{1e3 * load_seconds(load.host, world.population)[0]:.1f}"
+        assert world.pools[0].profile is not None
+        load = world.pools[0].profile.load
+        assert printed == f"{1e3 * load_seconds(load.storage, world.pools[0].population)[0]:.0f}"
+        assert found[4] == f"{1e3 * load_seconds(load.host, world.pools[0].population)[0]:.1f}"
 
 
 def test_pages_name_the_default_engine_and_the_lengths_of_the_runs_for_headroom() -> None:

@@ -34,7 +34,7 @@ def test_a_closed_loop_stays_one(samples: Path, tmp_path: Path) -> None:
     assert scenario.workload.popularity.law == "zipf"  # the scenario's: no result names adapters
     assert scenario.cache.gpu.slots == 8
     world = bench_world(read_bench(samples / "vllm-closed.json")[0], load_scenario("serve-tiny"), None)
-    assert world.front_end_s == load_profile("cpu/tiny/vllm-0.32")[0].front_end_s > 0
+    assert world.pools[0].front_end_s == load_profile("cpu/tiny/vllm-0.32")[0].front_end_s > 0
 
 
 def test_an_open_loop_is_replayed(samples: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_confined_scenario_can_be_a_server(samples: Path, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("extends: serve-tiny\nname: mine\n")
     base = load_scenario("mine.yaml", confined=True)
-    assert bench_world(read_bench(samples / "vllm-closed.json")[0], base, None).profile is not None
+    assert bench_world(read_bench(samples / "vllm-closed.json")[0], base, None).pools[0].profile is not None
     with pytest.raises(InputError, match=r"--profile: no such profile \(got nope"):
         bench_world(read_bench(samples / "vllm-closed.json")[0], base, "nope")
 

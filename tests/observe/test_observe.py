@@ -102,7 +102,7 @@ def test_a_profile_is_corrected_by_what_was_measured(loraplan: CommandLine, samp
     assert load_scenario("observed.yaml").scenario.fleet.profile is not None
     kept = json.loads((samples / "round-trip.json").read_text(encoding="utf-8"))
     world = build_world(load_scenario("observed.yaml", [f"workload.arrivals.rate={kept['high_rps']}/s"]).scenario)
-    assert world.profile is not None
+    assert world.pools[0].profile is not None
     predicted = predict_service(world, 1)
     for kind in ("ttft", "e2e"):  # the other load that the same server was measured with
         assert predicted.quantile(kind, 0.5) == pytest.approx(np.median(kept["high"][f"{kind}_p50_s"]), rel=0.2)

@@ -18,9 +18,9 @@ from librt.strings import BytesWriter
 from naive_parts import Broken, Facts, Gap, Load, Replication, Request, Span, Step
 
 from sim.results.point import Point
-from sim.results.point_summary import request_table, summarise
+from sim.results.point_summary import summarise
 from sim.results.recording.recorder import LEAP_ROW, PAUSE_ROW, Recorder
-from sim.results.records import STATUS_WORDS, Recording
+from sim.results.records import STATUS_WORDS, Recording, request_table
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import REPLICATION, Design, Part, facts_of, simulate_part
 from sim.world.build import build_world

@@ -12,7 +12,7 @@ from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
-from sim.world.replica.fixed import FixedServer
+from sim.world.replica.server import FixedServer
 from sim.world.replication import simulate
 from sim.world.world import World
 

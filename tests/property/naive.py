@@ -726,7 +726,7 @@ class TwinFleet:
     """Replicas and a router; ``run`` returns what happened."""
 
     def __init__(self, world: World, replication: int = 0) -> None:
-        self.world = world
+        (self.world,) = world.pools
         self.replication = replication
         self.now = 0.0
         self.jobs: list[Job] = []

@@ -32,6 +32,7 @@ BACKLOG_SHARE = 0.02
 LEAST_SERVED = 50
 QUARTERS = 4
 MIN_REQUESTS_P99_REPLICA = 100
+MIN_REQUESTS_RATIO, MIN_REQUESTS_RATIO_REPLICA = 100, 10
 COUNTED_MARKS = {
     "mixed": "mixed",
     "stale": "stale",
@@ -181,6 +182,12 @@ def breakdown(parts: list[Part]) -> dict[str, float]:
     }
 
 
+def miss_ratio(let_in: list[Request], least: int) -> float | None:
+    """The share of requests that had to start a load; none where too few say it."""
+    missed = [request for request in let_in if request.outcome == "miss"]
+    return ratio(len(missed), len(let_in)) if len(let_in) >= least else None
+
+
 def replica_rows(replication: Replication, part: Part) -> list[dict[str, float | None]]:
     """One row a replica, of the measured requests and time of one replication."""
     rows = []
@@ -197,12 +204,11 @@ def replica_rows(replication: Replication, part: Part) -> list[dict[str, float |
         enough = len(done) >= MIN_REQUESTS_P99_REPLICA
         rows.append(
             {
-                "replica": replica,
                 "requests": len(here),
                 "completed": len(done),
-                "miss_ratio": ratio(len([request for request in let_in if request.outcome == "miss"]), len(let_in)),
+                "miss_ratio": miss_ratio(let_in, MIN_REQUESTS_RATIO_REPLICA),
                 "loads": len([load for load in loads if is_in(load.start_s, part.begin_s, part.end_s)]),
-                "busy_share": ratio(math.fsum(busy_s), part.seconds),
+                "gpu_utilization": ratio(math.fsum(busy_s), part.seconds),
                 "e2e_p99_s": quantile([e2e_s(request) for request in done], 0.99) if enough else None,
             }
         )
@@ -225,7 +231,7 @@ def group_row(parts: list[Part], adapters: list[int] | None, adapter_bytes: list
         "adapter_bytes": mean([adapter_bytes[adapter] for adapter in adapters]) or 0.0,
         "requests": len(asked),
         "request_share": len(asked) / len(measured) if measured else 0.0,
-        "miss_ratio": ratio(len([request for request in let_in if request.outcome == "miss"]), len(let_in)),
+        "miss_ratio": miss_ratio(let_in, MIN_REQUESTS_RATIO),
         "ttft_p50_s": quantile(ttft, 0.5) if len(done) >= 20 and not parts[0].facts.fixed_engine else None,
         "ttft_p99_s": quantile(ttft, 0.99) if enough and not parts[0].facts.fixed_engine else None,
         "e2e_p99_s": quantile([e2e_s(request) for request in done], 0.99) if enough else None,

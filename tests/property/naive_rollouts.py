@@ -14,9 +14,8 @@ import pytest
 
 from sim.results.records import Recording
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.replica.fixed import FixedServer
 from sim.world.replica.host_fill import HostFill
-from sim.world.replica.server import Server
+from sim.world.replica.server import FixedServer, Server
 from sim.world.replication import assemble
 from sim.world.rollouts.active_rollouts import Rollouts
 from sim.world.rollouts.versions import Versions

@@ -151,7 +151,7 @@ def test_caches_and_boards_agree_at_the_end(scenario: Scenario) -> None:
         server.check_integrity()
     router_state = assembly.router_state
     if router_state.reads("resident"):
-        adapters = len(build_world(scenario).population)
+        adapters = len(build_world(scenario).pools[0].population)
         router_state.residency.check_integrity([server.cache.state[:adapters] for server in servers])
     if router_state.reads("running"):
         router_state.activity.check_integrity()
@@ -259,9 +259,9 @@ def test_a_replica_comes_back_empty(scenario: Scenario, data: st.DataObject) -> 
 
     def made(self: ReplicaMaker, index: int, inside: list[int], **how: bool) -> Server:
         server = make(self, index, inside, **how)
-        count = len(self._world.population)
+        count = len(self._pool.population)
         there = {adapter for adapter, state in enumerate(server.cache.state[:count]) if state != ABSENT}
-        seen.append((there, set(self._world.pinned)))
+        seen.append((there, set(self._pool.pinned)))
         return server
 
     with pytest.MonkeyPatch.context() as patch:

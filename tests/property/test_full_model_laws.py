@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields, replace
 from typing import Any
 
@@ -94,10 +95,19 @@ def pools(draw: st.DrawFn) -> dict[str, Any]:
     return full
 
 
+def crash(replica: int) -> dict[str, Any]:
+    return {"kind": "crash", "replica": replica, "at": "5.1 s", "down": "400 ms", "detected": "30 ms"}
+
+
+SLOW = {"kind": "slow-storage", "factor": 3, "at": "5.2 s", "lasts": "1 s"}
+
+
 others = st.sampled_from(
     (
         {"fleet": {"replicas": 2}, "router": {"policy": "round-robin"}},
         {"fleet": {"replicas": 2}, "router": {"policy": "hash"}},
+        {"fleet": {"replicas": 2}, "router": {"policy": "round-robin"}, "faults": (crash(0), crash(2))},
+        {"fleet": {"replicas": 1}, "router": {"policy": "round-robin"}, "faults": (crash(1), SLOW)},
         {"fleet": {"replicas": 2}, "router": {"policy": "affinity-residency"}},
         {"fleet": {"replicas": 2}, "router": {"policy": "affinity-activity", "staleness": "0 s"}},
         {"fleet": {"replicas": 1, "engine": "vllm-0.8", "max_num_batched_tokens": 64}, "storage": {}},
@@ -130,7 +140,7 @@ def alone(world: World, chosen: np.ndarray) -> Recording:
 def test_each_part_of_the_fleet_is_as_if_the_other_had_no_requests(
     trace: Rows, full: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    world = build_world(scenario_of(trace, full, **{key: dict(value) for key, value in other.items()}))
+    world = build_world(scenario_of(trace, full, **{key: copy.deepcopy(value) for key, value in other.items()}))
     is_full = world.traffic.population.full
     whole = simulate(world, 0, 1).requests
     for part in (True, False):
@@ -167,7 +177,7 @@ def checked(server: type[BatchServer]) -> type[BatchServer]:
 def test_nobody_is_lost_and_every_cache_agrees_with_a_count(
     trace: Rows, full: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    scenario = scenario_of(trace, full, **{key: dict(value) for key, value in other.items()})
+    scenario = scenario_of(trace, full, **{key: copy.deepcopy(value) for key, value in other.items()})
     world = build_world(scenario)
     assembly = assemble(world, 0, 1, checked)
     servers = assembly.fleet.servers
@@ -207,7 +217,7 @@ def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, tu
     world = build_world(scenario_of(trace, full, fleet={"max_num_seqs": seats}))
     chunk = next(world.traffic.chunks(0))
     chosen = np.flatnonzero(world.traffic.population.full[chunk.adapter])
-    served = world.pools[-1].world
+    served = world.pools[-1]
     assert served.profile is not None
     load_s = request_times(served.scenario, served.profile, served.population).load(chunk)
     jobs = [

@@ -49,7 +49,7 @@ def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
     The base model is -1.
     """
     world = build_world(scenario)
-    count = len(world.population)
+    count = len(world.pools[0].population)
     names = world.rollout_plan.original.tolist() or list(range(count))
     seen: list[tuple[int, int, int]] = []
     leave = Server._leave

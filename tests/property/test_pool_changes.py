@@ -102,8 +102,8 @@ def test_crashes_in_unequal_pools_lose_no_request(specs: list[dict[str, Any]], d
     ):
         if status == COMPLETED:
             (pool,) = [pool for pool in world.pools if replica in pool.indices]
-            assert pool.takes(adapter)
-            assert prompt + output <= (pool.world.kv_tokens or 0)
+            assert pool.takes[adapter]
+            assert prompt + output <= (pool.kv_tokens or 0)
 
 
 @pytest.mark.parametrize("strategy", ["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"])
@@ -156,6 +156,103 @@ def test_requests_wait_where_all_replicas_that_take_them_are_down() -> None:
     assert (requests["status"] == COMPLETED).all()
 
 
+STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
+STEERING = st.sampled_from(
+    (
+        {"kind": "misrouting", "probability": 0.3, "detector": {"checks": 0.5, "delay": "50 ms", "retries": 2}},
+        {"kind": "stale-map", "share": 0.5, "at": "1 s", "propagation": {"law": "fixed", "value": "2 s"}},
+        {"kind": "base-model", "probability": 0.3},
+    )
+)
+ROLLOUTS = st.sampled_from(
+    [{"strategy": strategy, "at": at} for strategy in STRATEGIES for at in ("1 s", "3 s")]
+    + [{"strategy": "new-name", "at": "1 s", "rank": 64}]
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(pools, st.lists(STEERING, max_size=2), st.lists(ROLLOUTS, max_size=1), st.integers(0, 9))
+def test_requests_sent_to_other_adapters_reach_pools_that_take_those(
+    specs: list[dict[str, Any]], faults: list[dict[str, Any]], rollouts: list[dict[str, Any]], seed: int
+) -> None:
+    """Every request ends once; a completed one in a pool that takes its adapter, or the one that it reached."""
+    named = [{"name": f"p{i}", **spec} for i, spec in enumerate(specs)] + [{"name": "rest", "replicas": 1}]
+    parts: dict[str, Any] = {"faults": faults, "rollouts": rollouts, "run": {"seed": seed, "warmup": 0}}
+    world = build_world(scenario({"pools": named, "kv_tokens": 65536}, requests=200, **parts))
+    recording = simulate(world, 0, 2)
+    requests = recording.requests
+    assert len(set(requests["index"].tolist())) == len(requests["index"]) == 200
+    assert set(requests["status"].tolist()) <= {COMPLETED, REFUSED, FAILED}
+    completed = requests["status"] == COMPLETED
+    assert completed.sum() > 100
+    for replica, adapter in zip(
+        requests["replica"][completed].tolist(), requests["adapter"][completed].tolist(), strict=True
+    ):
+        (pool,) = [pool for pool in world.pools if replica in pool.indices]
+        assert pool.takes[adapter] or any(fault["kind"] in ("misrouting", "stale-map") for fault in faults)
+    for replica, adapter in zip(recording.loads["replica"].tolist(), recording.loads["adapter"].tolist(), strict=True):
+        (pool,) = [pool for pool in world.pools if replica in pool.indices]
+        assert pool.takes[int(adapter)], "no pool loads what it doesn't take"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("faults", [[], [{"kind": "misrouting", "probability": 0.3}]])
+def test_pools_that_only_count_as_different_are_one_fleet(strategy: str, faults: list[dict[str, Any]]) -> None:
+    """With more room for KV than is ever used, requests get their times by pool, and these are the same."""
+    parts: dict[str, Any] = {"faults": faults, "rollouts": [{"strategy": strategy, "at": "1 s"}], "requests": 300}
+    even = {"adapters": {"count": 40, "rank": 8}}
+    one = simulate(build_world(scenario({"replicas": 3, "kv_tokens": 65536}, **parts, **even)), 0, 3)
+    named = [{"name": "a", "replicas": 2}, {"name": "b", "kv_tokens": 131072}]
+    pooled = simulate(build_world(scenario({"pools": named, "kv_tokens": 65536}, **parts, **even)), 0, 3)
+    for name in ("replica", "arrival_s", "admitted_s", "first_token_s", "finished_s", "version"):
+        assert pooled.requests[name].tolist() == one.requests[name].tolist(), name
+    assert pooled.events == one.events
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"faults": [{"kind": "misrouting", "probability": 0.5}]},
+        {"rollouts": [{"strategy": "new-name", "at": "1 s"}]},
+        {"rollouts": [{"strategy": "in-place", "at": "1 s"}]},
+    ],
+)
+def test_loads_of_requests_sent_to_other_adapters_take_the_time_of_their_pool(changes: dict[str, Any]) -> None:
+    named = [
+        {"name": f"of{ms}ms", "replicas": 2, "storage": {"load": {"law": "fixed", "value": f"{ms} ms"}}}
+        for ms in (40, 10)
+    ]
+    loads = simulate(build_world(scenario({"pools": named, "kv_tokens": 65536}, requests=300, **changes)), 0, 1).loads
+    seconds = np.round(loads["ended_s"] - loads["started_s"], 9)
+    of_pool = Counter(zip((loads["replica"] < 2).tolist(), seconds.tolist(), strict=True))
+    assert set(of_pool) == {(True, 0.04), (False, 0.01)}
+    assert min(of_pool.values()) > 20
+
+
+def test_a_rollout_reaches_each_pool_that_takes_its_adapters() -> None:
+    named = [
+        {"name": "low", "replicas": 2, "serves": {"kinds": [1]}},
+        {"name": "high", "replicas": 2, "serves": {"kinds": [2]}},
+        {"name": "base", "serves": "base"},
+    ]
+    mix = [{"share": 0.2, "kind": "base"}, {"share": 0.5, "rank": 8}, {"share": 0.3, "rank": 16}]
+    parts: dict[str, Any] = {"adapters": {"count": 40, "mix": mix}, "requests": 600}
+    rollout = {"strategy": "new-name", "at": "1 s", "rank": 64}
+    plain, raised = (
+        build_world(scenario({"pools": named, "kv_tokens": 65536}, rollouts=rollouts, **parts))
+        for rollouts in ([], [rollout])
+    )
+    assert [pool.population.slot_bytes for pool in raised.pools[:2]] == [
+        max(pool.population.slot_bytes for pool in raised.pools)
+    ] * 2, "slots of both are padded to the new rank"
+    assert plain.pools[0].population.slot_bytes < plain.pools[1].population.slot_bytes
+    requests = simulate(raised, 0, 1).requests
+    late = (requests["arrival_s"] > 10) & (requests["adapter"] >= 0)
+    assert (requests["status"] == COMPLETED).all()
+    assert set(requests["version"][late].tolist()) == {2}
+    assert set(requests["replica"][late].tolist()) == {0, 1, 2, 3}
+
+
 def test_a_request_too_long_for_its_pool_is_refused_there() -> None:
     named = [{"name": "large", "replicas": 2, "kv_tokens": 65536}, {"name": "small", "replicas": 2, "kv_tokens": 1024}]
     tokens = {"prompt": {"law": "fixed", "value": 1000}, "output": {"law": "fixed", "value": 100}}
@@ -171,7 +268,7 @@ def test_times_are_kept_for_requests_of_earlier_chunks() -> None:
         {"name": "b", "storage": {"load": {"law": "fixed", "value": "10 ms"}}},
     ]
     world = build_world(scenario({"pools": named}, requests=70_000))
-    times = PoolTimes(world.pools, [token_limits(pool.world) for pool in world.pools])
+    times = PoolTimes(world.pools, [token_limits(pool) for pool in world.pools])
     times.keeps = True
     chunks = list(world.traffic.chunks(0))
     assert len(chunks) == 2
@@ -194,18 +291,8 @@ def test_times_are_kept_for_requests_of_earlier_chunks() -> None:
         ({}, {"faults": [{**CRASH, "replica": 4}]}, "faults.0.replica: no such replica"),
         (
             {"serves": "adapters"},
-            {"rollouts": [{"strategy": "new-name", "at": "1 s"}]},
-            "rollouts.0: rollouts are not supported where pools take different requests (got pool b doesn't take all",
-        ),
-        (
-            {"storage": {"load": {"law": "fixed", "value": "13 ms"}}},
-            {"faults": [{"kind": "misrouting", "probability": 0.1}]},
-            "faults.0: faults that concern adapters are not supported where pools have different load times",
-        ),
-        (
-            {"kv_tokens": 4096},
-            {"rollouts": [{"strategy": "in-place", "at": "1 s"}]},
-            "rollouts.0: rollouts are not supported where pools have different load times or limits of tokens",
+            {"faults": [CRASH, {"kind": "misrouting", "probability": 0.1}]},
+            "faults.1: where pools take different requests, misrouting and crashes are not supported together",
         ),
         (
             {"load_at": "admission", "cache": {"prefetch": "queued"}},

@@ -49,6 +49,32 @@ def table(recording: Recording) -> dict[str, bytes]:
     return found | {name: getattr(recording, name).tobytes() for name in names}
 
 
+def test_a_pool_may_know_the_future_beside_one_that_does_not() -> None:
+    """It misses less than with LRU; a pool of other adapters doesn't change."""
+    future = {"gpu": {"slots": 5}, "eviction": "belady"}
+    one = scenario({"replicas": 4}, requests=600, cache=future)
+    split = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 2}]
+    pooled = scenario({"pools": split}, requests=600, cache=future)
+    assert table(simulate(build_world(pooled), 0, 4)) == table(simulate(build_world(one), 0, 4))
+    calm = {
+        "requests": 2000,
+        "arrivals": {"process": "poisson", "rate": "1/s"},
+        "popularity": {"law": "uniform"},
+    }
+    loads = []
+    for eviction in ("belady", "lru"):
+        own = [
+            {"name": "low", "serves": {"kinds": [1]}, "cache": {"eviction": eviction}},
+            {"name": "rest", "serves": {"kinds": [2]}},
+            {"name": "base", "serves": "base"},
+        ]
+        mixed = scenario({"pools": own}, workload=calm)
+        loads.append(np.bincount(simulate(build_world(mixed), 0, 1).loads["replica"].astype(int)).tolist())
+    (foreseen, other), (recent, same) = loads
+    assert foreseen < 0.9 * recent
+    assert other == same
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_pools_of_equal_cards_are_one_fleet_to_the_byte(policy: str, engine: str) -> None:
@@ -124,21 +150,21 @@ def test_every_request_ends_in_one_pool_that_takes_it(
     ):
         if status == REFUSED:
             assert replica == -1
-            takers = [pool.world.kv_tokens or 0 for pool in world.pools if pool.takes(adapter)]
+            takers = [pool.kv_tokens or 0 for pool in world.pools if pool.takes[adapter]]
             assert prompt + output > min(takers) - 32, "some pool is too small for it"
             continue
         (pool,) = [pool for pool in world.pools if replica in pool.indices]
-        assert pool.takes(adapter)
-        assert pool.world.kv_tokens is not None
-        assert prompt + output <= pool.world.kv_tokens
+        assert pool.takes[adapter]
+        assert pool.kv_tokens is not None
+        assert prompt + output <= pool.kv_tokens
     point = evaluate_scenario(one).point
     unserved = point.unserved.get("refused", 0)
-    assert sum(row["requests"] for row in point.pools) + unserved == point.traffic["requests"]
-    assert sum(row["completed"] for row in point.pools) == point.metrics["completed"].value
-    assert sum(row["replicas"] for row in point.pools) == world.replicas
+    assert sum(pool.facts["requests"] for pool in point.pools) + unserved == point.traffic["requests"]
+    assert sum(pool.facts["completed"] for pool in point.pools) == point.metrics["completed"].value
+    assert sum(pool.facts["replicas"] for pool in point.pools) == world.replicas
     assert point.usage is not None
-    assert sum(row["gpus"] for row in point.pools) == point.usage.gpus
-    utilization = sum(row["gpu_utilization"] * row["replicas"] for row in point.pools) / world.replicas
+    assert sum(pool.facts["gpus"] for pool in point.pools) == point.usage.gpus
+    utilization = sum(pool.facts["gpu_utilization"] * pool.facts["replicas"] for pool in point.pools) / world.replicas
     assert utilization == pytest.approx(point.metrics["gpu_utilization"].value)
 
 

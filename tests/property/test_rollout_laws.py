@@ -75,7 +75,9 @@ def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scen
                 assert server.mode.loader._renewals == []
                 assert server.mode.loader.loads == {}
             pinned = getattr(server.cache, "_pinned", ())
-            users = server.cache.users[: len(world.population)]  # the base model, behind them, is always in use
+            users = server.cache.users[
+                : len(world.pools[0].population)
+            ]  # the base model, behind them, is always in use
             assert all(count == 0 or adapter in pinned for adapter, count in enumerate(users))
 
 
@@ -246,7 +248,7 @@ def test_nobody_in_use_or_pinned_is_evicted_and_sums_agree_at_every_boundary(sce
 def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scenario, keep_old: bool) -> None:
     parts = [part.model_dump(mode="json", exclude_unset=True) | {"keep_old": keep_old} for part in scenario.rollouts]
     world = build_world(with_(scenario, rollouts=parts))
-    names, sizes = world.rollout_plan.original.tolist(), world.population.size_bytes.tolist()
+    names, sizes = world.rollout_plan.original.tolist(), world.pools[0].population.size_bytes.tolist()
     there: set[tuple[int, int]] = set()
     peak = 0
 

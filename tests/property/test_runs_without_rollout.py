@@ -69,7 +69,7 @@ def test_a_rollout_of_an_adapter_that_nobody_asks_for_changes_nothing(
 ) -> None:
     world = build_world(scenario)
     asked = {int(adapter) for chunk in world.traffic.chunks(0) for adapter in chunk.adapter}
-    idle = set(range(world.traffic.places)) - asked - set(world.pinned) - set(world.warm)
+    idle = set(range(world.traffic.places)) - asked - set(world.pools[0].pinned) - set(world.pools[0].warm)
     assume(idle)
     assume(
         strategy in ("new-name", "lazy-reread") or scenario.cache.host is None or scenario.cache.host.fill != "start"

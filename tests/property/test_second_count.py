@@ -226,7 +226,7 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
     yield from close_rows("faults", capacity.get("faults", {}), naive_capacity.broken_shares(parts))
     if facts.all_replicas > 1:
         for ours, theirs in zip(point.replicas, naive_capacity.replica_rows(replications[0], parts[0]), strict=True):
-            yield from close_rows(f"replica {theirs['replica']}", ours, theirs)
+            yield from close_rows(f"replica {ours.name}", ours.row, theirs)
     yield from differences_of_groups(one, parts)
     if facts.rollout_begins or facts.faults:
         yield from close_rows(
@@ -282,7 +282,7 @@ def differences_of_groups(one: Run, parts: list[Part]) -> Iterator[str]:
     if len(sizes) >= 10:
         groups += naive_capacity.popularity_bands(parts, len(sizes))
     for ours, adapters in zip(one.point.groups, groups, strict=True):
-        yield from close_rows(ours["group"], ours, naive_capacity.group_row(parts, adapters, sizes))
+        yield from close_rows(ours.name, ours.row, naive_capacity.group_row(parts, adapters, sizes))
 
 
 def events(one: Run, counted: SecondCount) -> Iterator[str]:

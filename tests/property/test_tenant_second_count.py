@@ -13,7 +13,7 @@ from metric_scenarios import FAMILIES, metric_scenario
 from naive_parts import Part, whole
 
 from sim.errors import LoraplanError
-from sim.results.catalogue import TENANT_METRICS
+from sim.results.catalogue import measured_of
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 
@@ -85,5 +85,5 @@ def test_every_metric_of_a_tenant_is_that_of_its_requests(family: str) -> None:
                 assert expected is not None, f"{family}/{number}, {tenant.name}: {name}"
                 assert metric.value == pytest.approx(expected, rel=1e-9, abs=1e-12), f"{family}/{number}: {name}"
                 seen[name] += 1
-    assert set(seen) <= set(TENANT_METRICS)
+    assert set(seen) <= set(measured_of("tenant"))
     assert {*COUNTS, "throughput_rps", "e2e_mean_s"} <= set(seen), "there are tenants in every family"

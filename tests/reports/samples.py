@@ -11,7 +11,7 @@ from reports.render.html import page
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.model import WRONG_KINDS, Capacity, Impact, Timeline, from_plain
-from sim.results.point import Metric, Point
+from sim.results.point import Metric, Point, SliceResult
 from sim.results.run_directory.store import RunData
 from sim.studies.run.report import run_report
 
@@ -157,7 +157,7 @@ def _timeline(rate: float, mean: float, busy: float) -> Timeline:
     )
 
 
-def _groups(miss: float, p99: float) -> list[dict[str, Any]]:
+def _groups(miss: float, p99: float) -> list[SliceResult]:
     rows = (
         ("rank 16, all-linear", 700, 83_886_080, 665_000, 1.0),
         ("rank 8, q, v", 300, 6_815_744, 285_000, 0.97),
@@ -166,15 +166,15 @@ def _groups(miss: float, p99: float) -> list[dict[str, Any]]:
         ("rest", 900, 60_000_000, 855_000, 1.02),
     )
     return [
-        {
-            "group": name,
-            "adapters": n,
-            "adapter_bytes": size,
-            "requests": r,
-            "miss_ratio": min(1.0, miss * f),
-            "ttft_p99_s": p99 * 0.9 * f,
-            "e2e_p99_s": p99 * f,
-        }
+        SliceResult(
+            name,
+            {"adapters": n, "adapter_bytes": size, "requests": r},
+            {
+                "miss_ratio": Metric(min(1.0, miss * f)),
+                "ttft_p99_s": Metric(p99 * 0.9 * f, unit="s"),
+                "e2e_p99_s": Metric(p99 * f, unit="s"),
+            },
+        )
         for name, n, size, r, f in rows
     ]
 
@@ -397,16 +397,12 @@ def changed_point(
         e2e_mean_s=[2.0 * b for b in bump],
         e2e_p99_s=[5.0 * b for b in bump],
     )
-    replicas: list[dict[str, Any]] = [
-        {
-            "replica": i,
-            "requests": 4000 + 100 * i,
-            "completed": 4000,
-            "miss_ratio": 0.3,
-            "loads": 1200 + i,
-            "busy_share": 0.9,
-            "e2e_p99_s": None if i == 3 else 5.0,
-        }
+    replicas = [
+        SliceResult(
+            str(i),
+            {"pool": "", "requests": 4000 + 100 * i, "completed": 4000, "loads": 1200 + i, "gpu_utilization": 0.9},
+            {"miss_ratio": Metric(0.3), "e2e_p99_s": Metric(None if i == 3 else 5.0, unit="s")},
+        )
         for i in range(4)
     ]
     for name, mean in (("harmed", harmed), ("harmed_excess", harmed - usual)):

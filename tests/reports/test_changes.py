@@ -13,6 +13,7 @@ from reports.charts.axis_ticks import clock_ticks, clock_words
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.tables.metric_tables import metrics_table, terminal_table
+from reports.tables.slice_tables import replicas_table
 from sim.results.catalogue import UNITS
 from sim.results.metric_state import Cause, State
 from sim.results.model import ComputeUse
@@ -20,7 +21,7 @@ from sim.results.point import LateShare, Metric, Point
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 from sim.studies.changes.comparison import extremes
 from sim.studies.changes.findings import composition, replications_needed, rollouts_begun
-from sim.studies.changes.report import events_table, impact_table, replicas_table, side_by_side
+from sim.studies.changes.report import events_table, impact_table, side_by_side
 from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
 

@@ -12,7 +12,8 @@ import samples
 
 from reports.axes import make_axes
 from reports.charts.sweep_charts import varies
-from reports.tables.metric_tables import base_model_table, metrics_table
+from reports.tables.metric_tables import metrics_table
+from reports.tables.slice_tables import base_model_table
 from reports.text.limit_text import limits
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse

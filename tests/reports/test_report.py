@@ -57,9 +57,17 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-@pytest.fixture(scope="module", params=sorted(samples.ALL))
-def page(request: pytest.FixtureRequest) -> tuple[str, Page]:
-    text = samples.build_report(samples.ALL[request.param]())
+OTHERS = ("trace", "cache", "compare", "fidelity", "serve")
+"""Documents of other studies, which the same laws hold for."""
+
+
+@pytest.fixture(scope="module", params=[*sorted(samples.ALL), *OTHERS])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    from test_accessibility import PAGES
+
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    PAGES[request.param](file)
+    text = file.read_text(encoding="utf-8")
     return text, Page(text)
 
 

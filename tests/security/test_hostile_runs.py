@@ -325,13 +325,9 @@ def test_a_report_of_a_strangers_run_is_text(run: Path) -> None:
         warnings=[evil],
         groups=[
             {
-                "group": evil,
-                "adapters": 1,
-                "adapter_bytes": 1,
-                "requests": 1,
-                "miss_ratio": 0.1,
-                "ttft_p99_s": 1.0,
-                "e2e_p99_s": 1.0,
+                "name": evil,
+                "facts": {"adapters": 1, "adapter_bytes": 1, "requests": 1},
+                "metrics": {"miss_ratio": {"value": 0.1}, "ttft_p99_s": {"value": 1.0}, "e2e_p99_s": {"value": 1.0}},
             }
         ],
         events=[{"t_s": 1.0, "kind": evil, "text": evil}],

@@ -58,7 +58,7 @@ def spoil(run: Path) -> None:
         for metric in point["metrics"].values():
             metric["note"] = EVIL
         for group in point.get("groups", ()):
-            group["group"] = EVIL
+            group["name"] = EVIL
         file.write_text(json.dumps(data))
 
 

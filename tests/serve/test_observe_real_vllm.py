@@ -105,7 +105,7 @@ def predicted_from(low: Served, folder: Path) -> tuple[dict[str, Any], Predicted
     assert done.returncode == 0, done.stderr
     changed = [f"workload.arrivals.rate={HIGH_RPS}/s", f"workload.requests={HIGH_RPS * RUN_S}"]
     world = build_world(load_scenario(str(folder / "observed.yaml"), changed).scenario)
-    assert world.profile is not None
+    assert world.pools[0].profile is not None
     return json.loads(done.stdout), predict_service(world, 10)
 
 

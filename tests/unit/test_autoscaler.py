@@ -134,10 +134,12 @@ def test_cold_starts_add_up_and_the_new_cache_is_empty() -> None:
 
 def test_weights_take_their_bytes_over_the_bandwidth() -> None:
     world = build_world(waves({"cold_start": {"weights_per_s": "2 GB"}}))
-    autoscale, profile = world.scenario.fleet.autoscale, world.profile
+    autoscale, profile = world.scenario.fleet.autoscale, world.pools[0].profile
     assert autoscale is not None
     assert profile is not None
-    assert mean_cold_start_s(autoscale.cold_start, world) == pytest.approx(34.0 + profile.memory.weights_bytes / 2e9)
+    assert mean_cold_start_s(autoscale.cold_start, world.pools[0]) == pytest.approx(
+        34.0 + profile.memory.weights_bytes / 2e9
+    )
 
 
 def test_a_warm_up_list_takes_time_and_is_resident() -> None:
@@ -147,7 +149,7 @@ def test_a_warm_up_list_takes_time_and_is_resident() -> None:
     new = [row for row in recording.lives if row[1] > 0 and row[2] < math.inf]
     assert new
     assert all(row[2] - row[1] == pytest.approx(12.0) for row in new)
-    hottest = set(build_world(waves({"cold_start": cold}, storage=loads)).warmed_up)
+    hottest = set(build_world(waves({"cold_start": cold}, storage=loads)).pools[0].warmed_up)
     requests = recording.requests
     for place, _, at, drained, _ in new:
         here = (requests["replica"] == place) & (requests["arrival_s"] >= at) & (requests["arrival_s"] < drained)

@@ -14,7 +14,8 @@ import pytest
 from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
 
 from calibrate.serve.client import plan_requests
-from reports.tables.metric_tables import base_model_table, groups_table, traffic_sentence, traffic_table
+from reports.tables.metric_tables import traffic_sentence, traffic_table
+from reports.tables.slice_tables import base_model_table, groups_table
 from reports.text.verdict_text import find_confidence
 from sim.errors import ScenarioError, TraceError
 from sim.policies.adapter_cache import SlotForBaseModel
@@ -22,8 +23,8 @@ from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.policies.routing import RouterContext, View, make_router
 from sim.results.point import Point
-from sim.results.point_summary import request_table, summarise
-from sim.results.records import COMPLETED, MISROUTED, REROUTED, Recording
+from sim.results.point_summary import summarise
+from sim.results.records import COMPLETED, MISROUTED, REROUTED, Recording, request_table
 from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.policies import ROUTERS
 from sim.spec.profile import StepCost
@@ -96,11 +97,11 @@ def test_a_fleet_of_base_requests_alone_has_no_lora() -> None:
         adapters=ALONE, fleet={"kv_tokens": None, "profile": write_profile(plain)}, cache={"gpu": {"slots": 1}}
     )
     worlds = [build_world(each) for each in (many, few, without)]
-    assert len({world.kv_tokens for world in worlds}) == 1, "slots take no memory"
+    assert len({world.pools[0].kv_tokens for world in worlds}) == 1, "slots take no memory"
     assert len({str(columns(run(world))) for world in worlds}) == 1
     assert set(run(worlds[0]).requests["adapter"].tolist()) == {BASE_MODEL}
     served = build_world(scenario(fleet={"kv_tokens": None}))
-    assert served.kv_tokens < worlds[0].kv_tokens, "with adapters they do"
+    assert served.pools[0].kv_tokens < worlds[0].pools[0].kv_tokens, "with adapters they do"
     assert (
         "no request is for an adapter, so LoRA is off: slots take no memory, and steps have no LoRA costs"
         in worlds[0].notes
@@ -126,16 +127,16 @@ def test_every_engine_serves_the_base_model_alone(engine: str) -> None:
 def test_the_other_shares_are_relative_to_each_other() -> None:
     sizes = ({"share": 0.35, "size": "1 MB"}, {"share": 0.35, "size": "2 MB"})
     halves = [{"share": 0.5, "size": "1 MB"}, {"share": 0.5, "size": "2 MB"}]
-    plain = build_world(scenario(adapters={"count": 40, "mix": halves})).population
+    plain = build_world(scenario(adapters={"count": 40, "mix": halves})).pools[0].population
     for mix in ([BASE, *sizes], [sizes[0], BASE, sizes[1]]):
-        found = build_world(scenario(adapters={"count": 40, "mix": mix})).population
+        found = build_world(scenario(adapters={"count": 40, "mix": mix})).pools[0].population
         assert found.kind_names == plain.kind_names
         assert found.size_bytes.tolist() == plain.size_bytes.tolist()
 
 
 def test_a_profile_whose_time_is_all_of_lora_cannot_serve_them() -> None:
     profile = write_profile({"fixed_s": 0, "tokens": [[0, 0.0], [64, 0.0]], "lora": {"fixed_s": GRID}})
-    assert build_world(scenario(adapters=PLAIN, fleet={"profile": profile})).kv_tokens
+    assert build_world(scenario(adapters=PLAIN, fleet={"profile": profile})).pools[0].kv_tokens
     with pytest.raises(ScenarioError) as caught:
         build_world(scenario(fleet={"profile": profile}))
     assert caught.value.key == "fleet.profile"
@@ -250,7 +251,7 @@ def test_a_trace_of_base_requests_alone_turns_lora_off(tmp_path: Path) -> None:
     )
     assert by_trace.traffic.base_share == 1
     assert by_trace.scenario.adapters == by_mix.scenario.adapters
-    assert by_trace.kv_tokens == by_mix.kv_tokens
+    assert by_trace.pools[0].kv_tokens == by_mix.pools[0].kv_tokens
     assert [note for note in by_trace.notes if "LoRA is off" in note]
     assert columns(run(by_trace)) == columns(run(by_mix))
     with pytest.raises(TraceError, match="no row names an adapter, so no request uses a cache"):
@@ -626,9 +627,9 @@ def point_of(world: World) -> Point:
 
 def test_there_are_groups_of_the_base_model_and_of_adapters() -> None:
     point = point_of(build_world(scenario(workload={**WORKLOAD, "requests": 5000})))
-    base, adapters, *bands = point.groups
-    assert (base["group"], base["adapters"], base["miss_ratio"]) == ("base model", 0, None)
-    assert (adapters["group"], adapters["adapters"], len(bands)) == ("adapters", 20, 3)
+    base, adapters, *bands = (group.row for group in point.groups)
+    assert [group.name for group in point.groups[:2]] == ["base model", "adapters"]
+    assert (base["adapters"], base["miss_ratio"], adapters["adapters"], len(bands)) == (0, None, 20, 3)
     assert base["requests"] + adapters["requests"] == 5000
     assert sum(band["requests"] for band in bands) == adapters["requests"]
     assert adapters["miss_ratio"] == pytest.approx(point.metrics["miss_ratio"].value)
@@ -640,7 +641,7 @@ def test_there_are_groups_of_the_base_model_and_of_adapters() -> None:
     assert [row[0] for row in table.rows[:2]] == ["base model", "adapters"]
     short = base_model_table(point)
     assert short is not None
-    assert short.rows == table.rows[:2]
+    assert [row[:4] for row in short.rows] == [row[:4] for row in table.rows[:2]]
     assert traffic_sentence([point]).startswith(f"Traffic: {100 * base['request_share']:.1f} % of the requests are for")
     shown = traffic_table(point)
     assert shown is not None
@@ -652,7 +653,7 @@ def test_without_them_nothing_is_said_of_them() -> None:
     assert "base_share" not in point.traffic
     assert base_model_table(point) is None
     assert traffic_sentence([point]).startswith("Traffic: the hottest 1 / 10 / 20 % of 20 adapters get ")
-    assert [row["group"] for row in point.groups] == ["hottest 1 %", "next 9 %", "other 90 %"]
+    assert [group.name for group in point.groups] == ["hottest 1 %", "next 9 %", "other 90 %"]
 
 
 def test_their_rows_name_no_adapter() -> None:

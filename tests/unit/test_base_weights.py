@@ -58,14 +58,16 @@ def world(**adapters: Any) -> World:
 
 def test_the_memory_becomes_kv_cache_and_the_base_part_of_a_step_longer() -> None:
     plain, quantised = world(), world(adapters={"base_quantization": "nf4", "base_slowdown": 1.5})
-    assert plain.profile is not None
-    assert quantised.profile is not None
-    assert plain.kv_tokens is not None
-    assert quantised.kv_tokens is not None
-    freed = plain.profile.memory.weights_bytes - quantised.profile.memory.weights_bytes
-    per_token = plain.profile.memory.kv_bytes_per_token
-    assert (quantised.kv_tokens - plain.kv_tokens) * per_token == pytest.approx(freed, abs=17 * per_token)
-    ours, theirs = quantised.profile.step, plain.profile.step
+    assert plain.pools[0].profile is not None
+    assert quantised.pools[0].profile is not None
+    assert plain.pools[0].kv_tokens is not None
+    assert quantised.pools[0].kv_tokens is not None
+    freed = plain.pools[0].profile.memory.weights_bytes - quantised.pools[0].profile.memory.weights_bytes
+    per_token = plain.pools[0].profile.memory.kv_bytes_per_token
+    assert (quantised.pools[0].kv_tokens - plain.pools[0].kv_tokens) * per_token == pytest.approx(
+        freed, abs=17 * per_token
+    )
+    ours, theirs = quantised.pools[0].profile.step, plain.pools[0].profile.step
     assert ours.fixed_s == 1.5 * theirs.fixed_s
     assert ours.tokens[-1] == (theirs.tokens[-1][0], 1.5 * theirs.tokens[-1][1])
     assert (ours.lora, ours.per_kv_token_s) == (theirs.lora, theirs.per_kv_token_s)
@@ -80,7 +82,7 @@ def test_what_nobody_measured_is_said_to_be_assumed(name: str) -> None:
     assert "given by adapters.base_slowdown, not measured" in given.notes[-1]
     fixed = world(adapters={"base_quantization": name}, fleet={"kv_tokens": 65536})
     assert fixed.notes[-1].startswith("fleet.kv_tokens gives the KV cache (65,536 tokens)")
-    assert fixed.kv_tokens == 65536
+    assert fixed.pools[0].kv_tokens == 65536
 
 
 def test_a_profile_may_have_measured_steps(tmp_path: Path) -> None:
@@ -90,10 +92,10 @@ def test_a_profile_may_have_measured_steps(tmp_path: Path) -> None:
     data["quantized"] = {"nf4": {"weights_bytes": 5_800_000_000, "step": {"fixed_s": 0.02}}, "int8": {}}
     path = write_file(".json", json.dumps(data))
     measured = world(adapters={"base_quantization": "nf4"}, fleet={"profile": path})
-    assert measured.profile is not None
-    assert measured.profile.step.fixed_s == 0.02
-    assert measured.profile.memory.weights_bytes == 5_800_000_000
-    assert measured.profile.draws == ()
+    assert measured.pools[0].profile is not None
+    assert measured.pools[0].profile.step.fixed_s == 0.02
+    assert measured.pools[0].profile.memory.weights_bytes == 5_800_000_000
+    assert measured.pools[0].profile.draws == ()
     assert not any("assumed" in note for note in measured.notes)
     with pytest.raises(ScenarioError, match="has steps with nf4 weights") as caught:
         world(adapters={"base_quantization": "nf4", "base_slowdown": 2}, fleet={"profile": path})
@@ -104,9 +106,9 @@ def test_a_profile_may_have_measured_steps(tmp_path: Path) -> None:
 
 def test_draws_are_slowed_down_as_their_profile_is() -> None:
     quantised = world(adapters={"base_quantization": "nf4"}, fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"})
-    assert quantised.profile is not None
-    draw = quantised.profile.draws[0]
-    drawn = quantised.with_costs(draw).profile
+    assert quantised.pools[0].profile is not None
+    draw = quantised.pools[0].profile.draws[0]
+    drawn = quantised.with_costs(draw).pools[0].profile
     assert drawn is not None
     assert drawn.step.fixed_s == pytest.approx(ASSUMED_SLOWDOWN["nf4"] * draw.step.fixed_s)
 

@@ -80,7 +80,7 @@ def test_a_draw_sees_the_traffic_that_it_is_compared_on(tmp_path: Path) -> None:
     world = design.world
     own = [simulate(world, replication, 10) for replication in range(2)]
     for place in range(3):
-        drawn = simulate(world.with_costs(world.profile.draws[place]), place % 2, 10)  # type: ignore[union-attr]
+        drawn = simulate(world.with_costs(world.pools[0].profile.draws[place]), place % 2, 10)  # type: ignore[union-attr]
         for column in ("arrival_s", "adapter", "prompt_tokens", "output_tokens"):
             assert (drawn.requests[column] == own[place % 2].requests[column]).all()
     slow, same = (simulate_part(design, Part(DRAW, place)).values["itl_mean_s"] for place in (2, 0))

@@ -10,18 +10,11 @@ import pytest
 
 from sim.results.baseline_impact import usual_impact, with_impact
 from sim.results.catalogue import ALWAYS_THERE
-from sim.results.change_metrics import (
-    PEAK_SPAN_S,
-    event_cuts,
-    mark_words,
-    sessions_of_both,
-    timeline_latencies,
-    version_mix,
-)
+from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
 from sim.results.metrics import measure
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.point_summary import request_table, summarise
+from sim.results.point_summary import summarise
 from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import (
     COMPLETED,
@@ -38,9 +31,12 @@ from sim.results.records import (
     WRONG_SERVED,
     Event,
     Recording,
+    mark_words,
+    request_table,
 )
 from sim.results.sample_data import FaultWindow, ScenarioFacts
-from sim.results.slices import replica_rows
+from sim.results.slices import replica_results
+from sim.results.timeline import event_cuts, timeline_latencies, version_mix
 from sim.traffic.request import FROM_STORAGE, HIT, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}
@@ -393,18 +389,18 @@ def test_traffic_without_sessions_has_none_to_count() -> None:
 
 def test_rows_of_replicas_say_what_each_did() -> None:
     one = recording(
-        replica=np.where(np.arange(COUNT) % 4 == 0, 1, 0),
+        replica=np.where(np.arange(COUNT) % 2 == 0, 1, 0),
         outcome={4: MISS, 8: MISS},
         status={5: FAILED},
         loads=[(1.0, 0), (5.0, 0), (6.0, 1), (7.0, 1), (39.0, 1), (40.5, 1)],
     )
-    first, second = replica_rows(one, facts())
-    assert (first["requests"], first["completed"], second["requests"], second["completed"]) == (27, 26, 9, 9)
+    first, second = (each.row for each in replica_results(one, facts()))
+    assert (first["requests"], first["completed"], second["requests"], second["completed"]) == (18, 17, 18, 18)
     assert (first["loads"], second["loads"]) == (1, 3)  # one came in the warm-up, one after the end
-    assert (first["miss_ratio"], second["miss_ratio"]) == (0, pytest.approx(2 / 9))
-    assert (first["busy_share"], second["busy_share"]) == (0.5, 0.25)
+    assert (first["miss_ratio"], second["miss_ratio"]) == (0, pytest.approx(2 / 18))
+    assert (first["gpu_utilization"], second["gpu_utilization"]) == (0.5, 0.25)
     assert first["e2e_p99_s"] is None  # too few
-    assert replica_rows(one, facts(replicas=1)) == []
+    assert replica_results(one, facts(replicas=1)) == []
 
 
 def test_the_mix_of_versions_adds_up_in_every_span() -> None:

@@ -10,8 +10,8 @@ import pytest
 import strategies
 from strategies import build, fixed_time, write_trace
 
+from sim.results.capacity import _offered_to_loaders
 from sim.results.metrics import measure
-from sim.results.point_summary import _offered_to_loaders
 from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of

@@ -196,9 +196,9 @@ def test_s_loras_token_budget_is_a_sixth_of_its_pool_if_that_is_more_than_a_requ
     # batch_max_tokens = max(max_total_token_num / 6, max_req_total_len), unless it is given.
     rows = [(0, 0, 64, 2)]
     for pool, budget in ((82_528, 13_754), (18_432, 3_072), (4_096, 3_072)):
-        assert build_world(scenario("s-lora", rows, fleet__kv_tokens=pool)).batched_tokens == budget
+        assert build_world(scenario("s-lora", rows, fleet__kv_tokens=pool)).pools[0].batched_tokens == budget
     given = scenario("s-lora", rows, fleet__kv_tokens=82_528, fleet__max_num_batched_tokens=4_096)
-    assert build_world(given).batched_tokens == 4_096
+    assert build_world(given).pools[0].batched_tokens == 4_096
     # Two prompts of 2,000 tokens share the first step in a pool of 24,000, but not with a budget of 3,072.
     rows = [(0, 0, 2000, 2), (0, 0, 2000, 2)]
     assert ticks(run("s-lora", rows, fleet__kv_tokens=24_000), "admitted_s") == [0, 0]

@@ -16,7 +16,8 @@ import loraplan
 import sim.studies.evaluate
 import sim.studies.headroom
 from reports.formatting import money, show
-from reports.tables.metric_tables import grouped_table, groups_table, metrics_table
+from reports.tables.metric_tables import grouped_table, metrics_table
+from reports.tables.slice_tables import groups_table
 from reports.text.setup_text import cheapest_sentence, cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, ONLY_WITH_PRICE, needing
 from sim.results.fleet_costs import priced
@@ -60,7 +61,7 @@ def test_a_cost_is_what_paper_says(name: str, expected: float) -> None:
 
 def test_groups_share_the_cost_by_their_tokens() -> None:
     month = 3.6 * 4 * 730
-    assert [row["usd_per_month"] for row in ON_PAPER.groups] == pytest.approx(
+    assert [group.facts["usd_per_month"] for group in ON_PAPER.groups] == pytest.approx(
         [month * 51 / 192, month * (35 + 43 + 63) / 192]
     )
 
@@ -81,7 +82,7 @@ def test_another_price_scales_every_part_and_no_price_shows_nothing() -> None:
         one, other = ON_PAPER.metrics[name], twice.metrics[name]
         assert (other.value, other.parts[0]) == pytest.approx((2 * (one.value or 0), 2 * (one.parts[0] or 0)))
     assert none.metrics.keys() == set(ALWAYS_THERE)
-    assert "usd_per_month" not in none.groups[0]
+    assert "usd_per_month" not in none.groups[0].facts
     assert cost_sentences(none) == []
     assert priced(none, 3.6) == ON_PAPER
     assert Point.from_json(json.loads(json.dumps(ON_PAPER.to_json()))).usage == ON_PAPER.usage
@@ -103,7 +104,7 @@ def test_a_run_adds_up() -> None:
     assert value["usd_per_m_output_tokens"] == pytest.approx(1e6 * per_second / value["output_tokens_per_s"])
     both = 1 / value["usd_per_m_input_tokens"] + 1 / value["usd_per_m_output_tokens"]
     assert 1 / value["usd_per_m_tokens"] == pytest.approx(both)
-    assert sum(row["usd_per_month"] for row in point.groups[-3:]) == pytest.approx(3 * 730)
+    assert sum(group.facts["usd_per_month"] for group in point.groups[-3:]) == pytest.approx(3 * 730)
 
 
 def test_replicas_over_several_gpus_pay_for_each() -> None:

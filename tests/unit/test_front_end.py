@@ -130,7 +130,7 @@ def test_clients_of_a_closed_loop_send_later_by_the_time_in_the_front_end() -> N
 
 def test_servers_that_were_measured_have_a_front_end_unless_told_otherwise() -> None:
     def seconds(**fleet: object) -> float:
-        return build_world(build(fleet={"front_end_time": None, **fleet}, **FEW)).front_end_s
+        return build_world(build(fleet={"front_end_time": None, **fleet}, **FEW)).pools[0].front_end_s
 
     assert seconds(engine="vllm-0.32") == FRONT_END_S
     assert seconds(engine="vllm-0.16") == FRONT_END_S

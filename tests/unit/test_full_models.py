@@ -10,15 +10,16 @@ import pytest
 from strategies import build, write_file, write_profile
 
 from reports.tables.metric_tables import capacity_table
+from reports.tables.slice_tables import replicas_table
 from reports.text.limit_text import limit_sentence, limits
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ToHolders
+from sim.results.records import COMPLETED
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.changes.report import replicas_table
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.plan.screen import screen
@@ -29,7 +30,7 @@ from sim.traffic.adapters import SHAPES, model_tensors, populate
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.times import tier_times
-from sim.world.world import World
+from sim.world.world import Pool, World
 
 WORKLOAD: dict[str, Any] = {"requests": 300, "arrivals": {"process": "poisson", "rate": "4/s"}}
 FULL = {"share": 0.2, "kind": "full"}
@@ -42,14 +43,14 @@ def scenario(**sections: Any) -> Scenario:
     return build(**{**given, **sections}, fleet=fleet)
 
 
-def full_model_worlds(world: World) -> list[World]:
-    """Return the worlds of the replicas of full models."""
-    return [pool.world for pool in world.pools if pool.world.whole_models is not None]
+def full_model_pools(world: World) -> list[Pool]:
+    """Return the pools of full models."""
+    return [pool for pool in world.pools if pool.whole_models is not None]
 
 
 def kv_tokens(world: World) -> list[int | None]:
     """Return the KV cache of each pool of full models."""
-    return [served.kv_tokens for served in full_model_worlds(world)]
+    return [served.kv_tokens for served in full_model_pools(world)]
 
 
 SWAP = {"full_models": {"serve": "swap"}}
@@ -82,16 +83,17 @@ def test_full_models_change_no_slot_and_no_rank() -> None:
         10,
     )
     world = build_world(scenario())
-    assert world.population.slot_bytes == plain.slot_bytes
-    assert int(world.population.rank.max()) == 16
+    assert world.pools[0].population.slot_bytes == plain.slot_bytes
+    assert int(world.pools[0].population.rank.max()) == 16
     assert world.traffic.population.size_bytes.max() == 16_060_522_496
-    assert world.population.size_bytes.max() == plain.size_bytes.max()
-    assert world.weights == [1] * 10
+    assert world.pools[0].population.size_bytes.max() == plain.size_bytes.max()
+    assert world.pools[0].weights == [1] * 10
     exact = build_world(scenario(cache={"gpu": {"size": "1 GB"}}))
-    assert exact.weights == [0 if full else 83_886_080 for full in world.traffic.population.full]
+    assert exact.pools[0].weights == [0 if full else 83_886_080 for full in world.traffic.population.full]
     assert not world.traffic.population.full[0]
     pinned = build_world(scenario(cache={"gpu": {"slots": 4}, "pinned": 3, "warm": 9}))
-    assert not any(pinned.traffic.population.full[list(pinned.pinned + pinned.warm)])
+    (pool,) = pinned.own_pools
+    assert not any(pinned.traffic.population.full[list(pool.pinned + pool.warm)])
 
 
 def test_a_model_has_the_tensors_of_its_published_index() -> None:
@@ -101,7 +103,7 @@ def test_a_model_has_the_tensors_of_its_published_index() -> None:
 
 
 def test_a_load_takes_the_size_over_the_bandwidth() -> None:
-    (served,) = full_model_worlds(build_world(scenario(fleet=SWAP)))
+    (served,) = full_model_pools(build_world(scenario(fleet=SWAP)))
     model = served.traffic.population.full.tolist().index(True)
     uniform = np.array([0.0, 0.999])
     expected = 0.0466 + 291 * 1.48e-5 + 16_060_522_496 / 2.14e9
@@ -110,15 +112,15 @@ def test_a_load_takes_the_size_over_the_bandwidth() -> None:
 
 
 def test_requests_find_their_replica() -> None:
-    view = View(loads=[0, 9, 2, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
-    pool = ToHolders(view, range(1, 4), [3, 4, 2], key=1)
+    view = View(up=[1, 2, 3], loads=[0, 9, 2, 3], resident=[0, 0, 0, 0b0110, 0], inside=[{}, {}, {}, {4: 1}])
+    pool = ToHolders(view, [3, 4, 2], key=1)
     assert pool.choose(3, 0) == 2, "of two that hold it, the one with fewer requests"
     assert pool.choose(4, 0) == 3, "no replica has it, and there they wait for it"
     view.loads = [0, 5, 5, 5]
     assert pool.choose(2, 0) == 3, "of equally loaded ones, the one that holds the fewest"
     view.resident = [0] * 5
     assert {pool.choose(2, number) for number in range(40)} == {1, 2, 3}
-    assert ToHolders(view, range(2, 3), [2], key=1).choose(2, 0) == 2
+    assert ToHolders(View(up=[2]), [2], key=1).choose(2, 0) == 2
 
 
 def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
@@ -142,6 +144,30 @@ def test_too_long_is_by_the_memory_of_the_replica_that_serves_it() -> None:
     assert (none.requests["status"] == 2).all()
 
 
+@pytest.mark.parametrize("crashed", [0, 1])
+def test_a_crash_concerns_the_requests_of_its_replica_alone(crashed: int) -> None:
+    """Replica 0 serves the base model, 1 and 2 a full model each, and no other replica takes their requests."""
+    crash = {"kind": "crash", "replica": crashed, "at": "20 s", "down": "10 s", "detected": "0 s"}
+    world = build_world(scenario(faults=[crash], run={"warmup": 0}))
+    assert [len(pool.indices) for pool in world.pools] == [1, 1, 1]
+    requests = simulate(world, 0, 1).requests
+    own = requests["replica"] == crashed
+    during = (requests["arrival_s"] > 20) & (requests["arrival_s"] < 30)
+    assert (requests["status"] == COMPLETED).all()
+    assert (own & during).any()
+    assert (requests["admitted_s"][own & during] >= 30).all()
+    assert (requests["admitted_s"][~own & during] < 30).any()
+
+
+def test_a_run_with_crashes_and_slow_storage_has_a_point() -> None:
+    crash = {"kind": "crash", "replica": 1, "at": "20 s", "down": "10 s"}
+    slow = {"kind": "slow-storage", "factor": 3, "at": "30 s", "lasts": "10 s"}
+    fleet = {"full_models": {"serve": "swap", "replicas": 2}}
+    point = evaluate_scenario(scenario(fleet=fleet, faults=[crash, slow], run={"replications": 2})).point
+    assert [event["kind"] for event in point.events] == ["crash", "detected", "restart", "fault", "over"]
+    assert point.metrics["e2e_p50_s"].value is not None
+
+
 @pytest.fixture(scope="module")
 def swapping() -> Any:
     fleet = {"replicas": 2, "full_models": {"serve": "swap"}}
@@ -157,12 +183,12 @@ def test_metrics_keep_loads_of_whole_models_apart_from_loaders(swapping: Any) ->
     assert part["utilization"] > 0.5, "two models that swap for nearly every request"
     assert point.metrics["loader_utilization"].value < 0.5
     assert point.capacity.loader.loaders == 2
-    rows = {row["group"]: row for row in point.groups}
+    rows = {group.name: group.row for group in point.groups}
     assert rows["full models, 16.1 GB"]["adapters"] == 2
     assert rows["full models, 16.1 GB"]["miss_ratio"] > rows["rank 16, all-linear"]["miss_ratio"]
     replicas = np.asarray(table["replica"])
     assert set(replicas.tolist()) == {0, 1, 2}
-    assert [row["full"] for row in point.replicas] == [False, False, True]
+    assert [one.facts["pool"] for one in point.replicas] == ["", "", "full models"]
     assert point.metrics["replica_load_skew"].value < 1.2, "of the two that share the adapters"
     assert sum(point.breakdown.values()) == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-6)
 
@@ -258,10 +284,10 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
 
 def test_draws_reach_full_models_too() -> None:
     world = build_world(scenario(fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"}))
-    assert world.profile is not None
-    draw = world.profile.draws[0]
+    assert world.pools[0].profile is not None
+    draw = world.pools[0].profile.draws[0]
     for drawn in (world.with_costs(draw), world.with_draw(0)):
-        for served in full_model_worlds(drawn):
+        for served in full_model_pools(drawn):
             assert served.profile is not None
             assert served.profile.step.fixed_s == draw.step.fixed_s
             assert served.profile.step.lora.per_adapter_s == 0
@@ -274,7 +300,7 @@ def test_draws_reach_full_models_too() -> None:
 def test_costs_per_passed_request_are_those_of_lora() -> None:
     path = write_profile({"fixed_s": 0.01, "per_passed_s": 1.0})
     world = build_world(scenario(fleet={"profile": path, "kv_tokens": 65536}))
-    assert [served.profile and served.profile.step.per_passed_s for served in full_model_worlds(world)] == [0, 0]
+    assert [served.profile and served.profile.step.per_passed_s for served in full_model_pools(world)] == [0, 0]
 
 
 def test_another_way_to_serve_replaces_what_belongs_to_the_first() -> None:

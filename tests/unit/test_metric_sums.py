@@ -28,8 +28,8 @@ def test_a_quantile_of_gaps_is_the_upper_edge_of_its_bin(seconds: float) -> None
 def test_the_hottest_adapters_are_those_asked_for_most() -> None:
     adapter = np.where(np.arange(COUNT) % 3 == 0, np.arange(COUNT) % 20, 7)
     many = facts(size_bytes=np.full(20, 10), kind=np.zeros(20, dtype=int))
-    rows = summarise([recording(adapter=adapter)], many, {}, []).groups
-    hottest, following, rest = (row["requests"] for row in rows)
+    groups = summarise([recording(adapter=adapter)], many, {}, []).groups
+    hottest, following, rest = (group.facts["requests"] for group in groups)
     assert hottest == int((adapter[WARM:] == 7).sum())
     assert hottest > following
     assert hottest + following + rest == MEASURED

@@ -13,7 +13,8 @@ from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
 from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.results.catalogue import ALWAYS_THERE, PLACEMENT, needing
-from sim.results.metrics import ADAPTER, COMES, REPLICA, TIME, measure
+from sim.results.fleet_metrics import ADAPTER, COMES, REPLICA, TIME
+from sim.results.metrics import measure
 from sim.results.records import COMPLETED, Recording
 from sim.spec.policies import PLACERS
 from sim.spec.scenario import Scenario

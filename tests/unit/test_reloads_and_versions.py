@@ -20,7 +20,9 @@ def test_a_reload_takes_the_time_of_its_tier() -> None:
         run={"seed": 1},
     )
     world = build_world(scenario)
-    seconds = reload_times(tier_times(scenario, world.profile, world.population), ReplicaDraws(1, 0, 0))
+    seconds = reload_times(
+        tier_times(scenario, world.pools[0].profile, world.pools[0].population), ReplicaDraws(1, 0, 0)
+    )
     assert [seconds(adapter, tier) for adapter in (0, 7) for tier in (FROM_STORAGE, FROM_HOST)] == [0.125, 0.005] * 2
 
 

@@ -102,8 +102,8 @@ def test_slots_take_the_same_memory_and_one_more_would_not_fit(slots: int, rank:
 
 
 def test_kv_memory_stays_where_slots_give_way() -> None:
-    before = build(load_scenario("retrain-1000-adapters").scenario).kv_tokens
-    after = build(design(priced(LARGER)[1].change.set).scenario).kv_tokens
+    before = build(load_scenario("retrain-1000-adapters").scenario).pools[0].kv_tokens
+    after = build(design(priced(LARGER)[1].change.set).scenario).pools[0].kv_tokens
     assert before is not None
     assert after is not None
     assert before <= after < 1.01 * before
@@ -171,7 +171,7 @@ def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
     found = changes_of(LARGER, [vetted(LARGER, current=current)], loaded, build(loaded.scenario))
     assert [each.bytes_after for each in found] == [round(50_000_000 * 41_943_040 / 3_407_872)] * 2
     assert all("storage.load gives the load time" in each.change.note for each in found)
-    assert build(loaded.with_values(found[1].change.set).scenario).capacity == 10_000_000_000
+    assert build(loaded.with_values(found[1].change.set).scenario).pools[0].capacity == 10_000_000_000
     base = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     assert changes_of(base, [vetted(base)], loaded, build(loaded.scenario))[0].change.set == {}
 
@@ -183,8 +183,8 @@ def test_a_base_with_more_bits_takes_memory_from_the_kv_cache() -> None:
     remedy = Remedy("base-16-bit", "train on a 16-bit base", base_quantization="bf16")
     (found,) = priced(remedy, "adapters.base_quantization=nf4")
     assert found.change.set["adapters.base_quantization"] == "bf16"
-    four = build(load_scenario("retrain-1000-adapters", ["adapters.base_quantization=nf4"]).scenario)
-    sixteen = build(design(found.change.set, "adapters.base_quantization=nf4").scenario)
+    four = build(load_scenario("retrain-1000-adapters", ["adapters.base_quantization=nf4"]).scenario).pools[0]
+    sixteen = build(design(found.change.set, "adapters.base_quantization=nf4").scenario).pools[0]
     assert four.kv_tokens is not None
     assert sixteen.kv_tokens is not None
     assert sixteen.kv_tokens < four.kv_tokens

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.tables.metric_tables import pools_table
+from reports.tables.slice_tables import pools_table, replicas_table
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.fleet_costs import priced
@@ -18,7 +18,6 @@ from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.changes.report import replicas_table
 from sim.studies.deploy.deployment import check_deployment
 from sim.studies.evaluate import evaluate_scenario, make_design
 from sim.studies.execution import Execution
@@ -109,17 +108,17 @@ def test_resolved_values_show_what_a_pool_says_and_no_defaults(file: Path) -> No
 def test_a_pool_of_some_adapters_has_slots_of_their_size(file: Path) -> None:
     parts = ("fleet.pools.small.gpu=null", "fleet.pools.small.cache=null", "fleet.pools.small.max_num_seqs=null")
     low = ("fleet.pools.small.serves={kinds: [1]}", *parts)
-    all_, low_ranks = (build_world(load(file, *low).scenario).pools[i].world for i in (0, 1))
+    all_, low_ranks = (build_world(load(file, *low).scenario).pools[i] for i in (0, 1))
     assert all_.kv_tokens is not None
     assert low_ranks.kv_tokens is not None
     assert low_ranks.kv_tokens > all_.kv_tokens, "slots for rank 8 leave more memory than slots for rank 32"
     assert int(low_ranks.population.rank.max()) == 8
-    base = build_world(load(file, "fleet.pools.small.serves=base", *parts).scenario).pools[1].world
+    base = build_world(load(file, "fleet.pools.small.serves=base", *parts).scenario).pools[1]
     assert base.kv_tokens is not None
     assert base.kv_tokens > low_ranks.kv_tokens, "without LoRA, slots take no memory"
     pinned = load(file, *low, "fleet.engine=continuous", "cache.pinned=3").scenario
     kind = all_.traffic.population.kind
-    assert {int(kind[adapter]) for adapter in build_world(pinned).pools[1].world.pinned} == {0}
+    assert {int(kind[adapter]) for adapter in build_world(pinned).pools[1].pinned} == {0}
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +131,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedScenario,
 
 def test_results_are_given_by_pool(evaluated: tuple[LoadedScenario, Point]) -> None:
     _, point = evaluated
-    big, small = point.pools
-    assert (big["pool"], big["replicas"], big["gpus"]) == ("big", 1, 1)
-    assert (small["pool"], small["replicas"], small["gpus"]) == ("small", 2, 2)
+    big, small = (pool.row for pool in point.pools)
+    assert ([pool.name for pool in point.pools], big["replicas"], big["gpus"]) == (["big", "small"], 1, 1)
+    assert (small["replicas"], small["gpus"]) == (2, 2)
     assert "H100" in big["device"]
     assert big["requests"] + small["requests"] == point.traffic["requests"]
     assert big["ttft_p99_s"] < small["ttft_p99_s"], "the smaller card is slower"
-    assert [row["pool"] for row in point.replicas] == ["big", "small", "small"]
+    assert [one.facts["pool"] for one in point.replicas] == ["big", "small", "small"]
     assert Point.from_json(json.loads(json.dumps(point.to_json()))).pools == point.pools
     rows = points_csv([point]).splitlines()
     assert f"pools.small.requests,{small['requests']},,,requests" in [row.rstrip(",") for row in rows]
@@ -160,31 +159,31 @@ def test_a_report_names_pools_and_both_cards(evaluated: tuple[LoadedScenario, Po
 def test_costs_are_each_pools_price_times_its_gpus(evaluated: tuple[LoadedScenario, Point]) -> None:
     loaded, point = evaluated
     assert point.metrics["usd_per_month"].value == pytest.approx((3 + 2 * 1) * 730)
-    assert [row["usd_per_month"] for row in point.pools] == pytest.approx([3 * 730, 2 * 730])
+    assert [pool.facts["usd_per_month"] for pool in point.pools] == pytest.approx([3 * 730, 2 * 730])
     mean, by_pool, _ = prices_of(loaded.scenario)
     assert mean == pytest.approx(5 / 3)
     assert by_pool == (3.0, 1.0)
     assert replica_prices(loaded.scenario) == {"fleet.pools.big.replicas": 3.0, "fleet.pools.small.replicas": 1.0}
     assert priced(point, *prices_of(loaded.scenario)) is point
-    idle = sum((1 - row["gpu_utilization"]) * row["usd_per_month"] for row in point.pools)
+    idle = sum((1 - pool.row["gpu_utilization"]) * pool.row["usd_per_month"] for pool in point.pools)
     assert idle > 0
     found = point.metrics["idle_usd_per_month"]
     assert found.value == pytest.approx(idle), "each GPU at the price of its pool"
     assert found.lo is None or found.lo <= found.value <= (found.hi or 0)
     free = priced(point, None)
     assert "usd_per_month" not in free.metrics
-    assert all("usd_per_month" not in row for row in free.pools)
+    assert all("usd_per_month" not in pool.facts for pool in free.pools)
     dearer = load_scenario(loaded.source, ["fleet.pools.small.price=2"]).scenario
     assert priced(point, *prices_of(dearer)).metrics["usd_per_month"].value == pytest.approx(7 * 730)
 
 
 def test_each_pool_takes_the_same_draw_of_its_own_profile(file: Path) -> None:
     world = make_design(load(file).scenario).world
-    assert world.draws == min(len(pool.world.profile.draws) for pool in world.pools if pool.world.profile)
+    assert world.draws == min(len(pool.profile.draws) for pool in world.pools if pool.profile)
     for pool, drawn in zip(world.pools, world.with_draw(3).pools, strict=True):
-        assert pool.world.profile is not None
-        assert drawn.world.profile is not None
-        assert drawn.world.profile.step == pool.world.profile.draws[3].step
+        assert pool.profile is not None
+        assert drawn.profile is not None
+        assert drawn.profile.step == pool.profile.draws[3].step
 
 
 def test_formulas_add_up_what_pools_can_do(file: Path) -> None:

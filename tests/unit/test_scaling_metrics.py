@@ -18,7 +18,7 @@ from sim.results.metrics import measure
 from sim.results.point import Metric
 from sim.results.records import Recording
 from sim.results.sample_data import provisioned_s, seconds_in, starting
-from sim.results.scaling_metrics import replicas_over_time
+from sim.results.timeline import replicas_over_time
 from sim.spec.scenario import Scenario
 from sim.studies.changes.findings import scaling_sentences
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of

@@ -93,6 +93,7 @@ def test_as_many_adapters_as_are_left_can_be_taken(base: Path) -> None:
 
 def test_a_card_with_more_memory_has_a_larger_kv_cache(base: Path) -> None:
     plain, larger = (
-        build_world(load_scenario(str(base), overrides).scenario) for overrides in ([], ["fleet.gpu_memory=96 GB"])
+        build_world(load_scenario(str(base), overrides).scenario).pools[0]
+        for overrides in ([], ["fleet.gpu_memory=96 GB"])
     )
     assert larger.kv_tokens > plain.kv_tokens

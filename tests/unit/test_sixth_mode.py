@@ -26,7 +26,7 @@ from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.protected import LoadsAtArrival
 from sim.world.replica.ports import LoadContext, Replica
 from sim.world.replication import Replication, assemble
-from sim.world.world import World
+from sim.world.world import Pool, World
 
 
 class RankClassCaches(AdapterCache):
@@ -117,8 +117,8 @@ def scenario_of(**cache: Any) -> Scenario:
 def run(world: World, class_of: list[int], slots: Sequence[int], patch: pytest.MonkeyPatch) -> tuple[Replication, Any]:
     """Simulate with caches of these sizes, one for each class of adapters."""
 
-    def make_mode(world: World, context: LoadContext, *others: object) -> AdapterMode:
-        count = len(world.population)
+    def make_mode(pool: Pool, context: LoadContext, *others: object) -> AdapterMode:
+        count = len(pool.population)
         caches = [GpuCache([1] * count, size, Lru(EvictionContext([1] * count, size))) for size in slots]
         return RankClasses([ModeParts(cache, HostTier(), (1, 1), context) for cache in caches], class_of)
 
@@ -140,7 +140,7 @@ def test_one_class_of_all_adapters_is_the_mode_that_it_is_made_of(monkeypatch: p
 @pytest.mark.interpreted
 def test_large_adapters_evict_no_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_world(scenario_of())
-    class_of = [int(rank == LARGE) for rank in world.ranks]
+    class_of = [int(rank == LARGE) for rank in world.pools[0].ranks]
     replication, recording = run(world, class_of, [class_of.count(0), 4], monkeypatch)
     assert np.all(recording.requests["status"] == COMPLETED)
     (server,) = replication.fleet.servers

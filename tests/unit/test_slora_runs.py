@@ -38,7 +38,7 @@ def test_a_row_becomes_a_scenario(tmp_path: Path) -> None:
     assert (fleet.engine, fleet.front_end, fleet.kv_tokens) == ("s-lora", "s-lora", 82528)
     assert (fleet.max_num_batched_tokens, fleet.max_num_seqs, fleet.admission_interval) == (13754, 1000, 10)
     world = build_world(scenario)
-    assert set(world.adapter_blocks) == {4 * 32}, "an adapter of rank r takes 4 r tokens of the pool"
+    assert set(world.pools[0].adapter_blocks) == {4 * 32}, "an adapter of rank r takes 4 r tokens of the pool"
     assert world.traffic.total == 60
 
 
@@ -49,7 +49,7 @@ def test_preset_and_profile_alone_give_the_server_s_pool_and_budget() -> None:
         fleet={"engine": "s-lora", "profile": PROFILE},
     )
     world = build_world(scenario)
-    assert (world.kv_tokens, world.batched_tokens) == (82_528, 13_754)
+    assert (world.pools[0].kv_tokens, world.pools[0].batched_tokens) == (82_528, 13_754)
 
 
 def test_requests_are_those_that_the_seeded_client_sent(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_pinned_adapters_keep_their_places() -> None:
 def test_the_last_used_adapter_is_one_that_a_request_would_ask_for() -> None:
     """With Zipf's law over three adapters, the shares are 6, 3 and 2 of 11."""
     world = build_world(steady(adapters={"count": 3}))
-    start = SteadyStart(world, 0)
+    start = SteadyStart(world.pools[0], world, 0)
     orders = [start.last_used(0, ReplicaDraws(1, replication, 0)) for replication in range(2000)]
     first = Counter(order[0] for order in orders)
     second = Counter(order[1] for order in orders if order[0] == 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sim.errors import InputError
-from sim.results.catalogue import TENANT_METRICS
+from sim.results.catalogue import measured_of
 from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json, tenants_csv
 from sim.spec.scenario_file import load_scenario
@@ -141,7 +141,7 @@ def test_tenants_add_up_to_the_fleet(tmp_path: Path) -> None:
 def test_one_tenant_has_the_metrics_of_the_fleet(tmp_path: Path) -> None:
     point = point_of(tmp_path, SCENARIO + "tenants: [{name: all, adapters: 30, slo: {ttft_p99: 1 s}}]\n")
     (tenant,) = point.tenants
-    assert tenant.metrics == {name: point.metrics[name] for name in TENANT_METRICS}
+    assert tenant.metrics == {name: point.metrics[name] for name in measured_of("tenant")}
     assert tenant.late == point.late
     assert tenant.token_share == 1
 

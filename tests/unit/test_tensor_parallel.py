@@ -19,7 +19,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.traffic.adapters import MODULES, SHAPES
 from sim.world.build import build_world
-from sim.world.memory.gpu_memory import adapter_bytes
+from sim.world.memory.gpu_memory import adapter_bytes, memory_use
 from sim.world.times import AdapterTimes, tier_times
 from sim.world.world import World
 
@@ -33,8 +33,8 @@ def world_of(*overrides: str) -> World:
 
 
 def kv_tokens(world: World) -> int:
-    assert world.kv_tokens is not None
-    return world.kv_tokens
+    assert world.pools[0].kv_tokens is not None
+    return world.pools[0].kv_tokens
 
 
 def refusal(source: str, *overrides: str) -> str:
@@ -50,8 +50,8 @@ def refusal(source: str, *overrides: str) -> str:
 def test_the_number_of_gpus_picks_the_sibling_of_the_named_profile(gpus: int) -> None:
     for named in (2, 4):
         world = world_of(f"fleet.profile={H200.format(named)}", f"fleet.tensor_parallel={gpus}")
-        assert world.profile is not None
-        assert (world.profile.name, world.profile.tensor_parallel) == (H200.format(gpus), gpus)
+        assert world.pools[0].profile is not None
+        assert (world.pools[0].profile.name, world.pools[0].profile.tensor_parallel) == (H200.format(gpus), gpus)
         assert world.profile_sha256 == load_profile(H200.format(gpus))[1]
 
 
@@ -94,20 +94,22 @@ def test_a_profile_without_memory_is_refused(tmp_path: Path) -> None:
 def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
     two, four = world_of("fleet.tensor_parallel=2"), world_of("fleet.tensor_parallel=4")
     sharded = world_of("fleet.tensor_parallel=4", "fleet.fully_sharded_loras=true")
-    assert two.profile
-    assert four.profile
+    assert two.pools[0].profile
+    assert four.pools[0].profile
 
     def on_gpu(world: World) -> float:
-        assert world.profile is not None
+        assert world.pools[0].profile is not None
         fleet = world.scenario.fleet
-        whole = adapter_bytes(40, world.profile, world.population, fully_sharded=fleet.fully_sharded_loras)
-        return whole / world.profile.tensor_parallel
+        whole = adapter_bytes(
+            40, world.pools[0].profile, world.pools[0].population, fully_sharded=fleet.fully_sharded_loras
+        )
+        return whole / world.pools[0].profile.tensor_parallel
 
     # One side of each adapter is whole on every GPU, so twice the GPUs don't halve a slot; fully sharded they do.
     assert on_gpu(two) / 2 < on_gpu(sharded) * 1.3 < on_gpu(four) * 1.3 < on_gpu(two) * 1.3
-    memory = four.profile.memory
-    freed = adapter_bytes(40, four.profile, four.population) - adapter_bytes(
-        40, four.profile, four.population, fully_sharded=True
+    memory = four.pools[0].profile.memory
+    freed = adapter_bytes(40, four.pools[0].profile, four.pools[0].population) - adapter_bytes(
+        40, four.pools[0].profile, four.pools[0].population, fully_sharded=True
     )
     assert kv_tokens(sharded) - kv_tokens(four) == pytest.approx(freed / memory.kv_bytes_per_token, abs=16)
     # Weights are there once, so the second pair of GPUs adds more than the first pair had left.
@@ -117,18 +119,20 @@ def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
 def test_slots_of_other_engines_are_split_like_vllms() -> None:
     """Of rank 16, counted by hand: A of q, k, v, gate and up and B of o and down whole, a quarter of the rest."""
     world = world_of("fleet.tensor_parallel=4")
-    assert world.profile is not None
-    exact = world.profile.memory.model_copy(update={"slot_layout": "exact"})
-    profile = world.profile.model_copy(update={"memory": exact})
+    assert world.pools[0].profile is not None
+    exact = world.pools[0].profile.memory.model_copy(update={"slot_layout": "exact"})
+    profile = world.pools[0].profile.model_copy(update={"memory": exact})
     whole, rest = 5 * 8192 + 2 * 8192, 8192 + 2 * 1024 + 2 * 28672 + 8192 + 28672
-    assert adapter_bytes(10, profile, world.population) == 10 * 4 * 80 * 16 * 2 * (whole + rest // 4)
-    assert adapter_bytes(10, profile, world.population, fully_sharded=True) == 10 * 80 * 16 * 2 * (whole + rest)
+    assert adapter_bytes(10, profile, world.pools[0].population) == 10 * 4 * 80 * 16 * 2 * (whole + rest // 4)
+    assert adapter_bytes(10, profile, world.pools[0].population, fully_sharded=True) == 10 * 80 * 16 * 2 * (
+        whole + rest
+    )
 
 
 def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:
     most, less = (world_of("fleet.tensor_parallel=4", f"fleet.gpu_memory_utilization={share}") for share in (0.9, 0.8))
-    assert most.profile
-    memory = most.profile.memory
+    assert most.pools[0].profile
+    memory = most.pools[0].profile.memory
     assert kv_tokens(most) - kv_tokens(less) == pytest.approx(
         0.1 * memory.total_bytes / memory.kv_bytes_per_token, abs=32
     )
@@ -143,11 +147,11 @@ def test_a_load_reads_the_whole_file_and_copies_a_share_to_each_gpu(tmp_path: Pa
     seconds = {}
     for fully in ("false", "true"):
         world = world_of(f"fleet.profile={path}", "fleet.tensor_parallel=4", f"fleet.fully_sharded_loras={fully}")
-        storage, host = tier_times(world.scenario, world.profile, world.population)
-        alone = AdapterTimes(load.storage, world.population)
+        storage, host = tier_times(world.scenario, world.pools[0].profile, world.pools[0].population)
+        alone = AdapterTimes(load.storage, world.pools[0].population)
         first, half = np.array([0]), np.array([0.5])
         assert storage.seconds(first, half) == alone.seconds(first, half)
-        seconds[fully] = float(host.seconds(first, half)[0]) / (int(world.population.size_bytes[0]) / 1e9)
+        seconds[fully] = float(host.seconds(first, half)[0]) / (int(world.pools[0].population.size_bytes[0]) / 1e9)
     residual = float(np.interp(0.5, np.linspace(0, 1, len(slow.residual)), slow.residual))
     assert seconds["true"] == pytest.approx(residual / 4)
     shape = SHAPES["llama-3.1-70b"]
@@ -219,3 +223,37 @@ def test_prices_are_per_gpu_and_a_replica_has_those_of_its_profile(tmp_path: Pat
     assert found.answer.headline.startswith("1 replica (2 GPUs) of TP 2 for $8 an hour: the cheapest of 2 fleets")
     assert "TP 2 at $4 per GPU hour: 1 replica of 2 GPUs = 2 GPUs, $8 an hour." in found.answer.details
     assert "TP 4 at $4 per GPU hour: dearer with its first replica." in found.answer.details
+
+
+# What a replica keeps in memory
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_the_memory_of_a_replica_adds_up(gpus: int) -> None:
+    pool = world_of(f"fleet.tensor_parallel={gpus}").pools[0]
+    use = memory_use(pool)
+    assert use is not None
+    assert pool.profile is not None
+    memory = pool.profile.memory
+    block = pool.scenario.fleet.block_size * memory.kv_bytes_per_token
+    utilization = pool.scenario.fleet.gpu_memory_utilization or memory.utilization
+    spent = use.weights + use.engine + use.adapters + use.kv
+    assert 0 <= memory.total_bytes * utilization - spent < 2 * block, "what is left is less than two blocks"
+    assert use.copies == 40
+    assert use.host == use.copies * gpus * int(pool.population.size_bytes.max()), "every GPU's process has its copies"
+
+
+@pytest.mark.parametrize(
+    ("host", "copies"),
+    [
+        ("{slots: 7}", 7),
+        ("{slots: 700}", 200),
+        ("{size: 1 GB}", 11),
+        ("", 0),
+    ],
+)
+def test_host_memory_has_room_for_these_copies(host: str, copies: int) -> None:
+    idealised = ("fleet.engine=continuous", "cache.gpu.slots=8", f"cache.host={host}")
+    use = memory_use(build_world(load_scenario("quickstart", idealised).scenario).pools[0])
+    assert use is not None
+    assert (use.copies, use.slots) == (copies, 8)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.point_summary import _passed
+from sim.results.timeline import _passed
 
 
 @given(st.data(), st.integers(1, 60), st.floats(1e-6, 1e9))

@@ -113,7 +113,7 @@ def test_a_version_that_passes_goes_out_and_is_said_to(file: Path) -> None:
     write_adapter(file.parent / "new" / "v2", LEARNED, rank=8)
     world = build(load_scenario(str(file)).scenario)
     assert "rollouts.0 vetted: passes" in world.notes
-    assert world.population.rank.max() == 8  # from its folder
+    assert world.pools[0].population.rank.max() == 8  # from its folder
     (point,) = read_run(run(file, "out")).points
     assert not point.held_back
     assert "2" in point.version_mix["versions"]
@@ -121,7 +121,7 @@ def test_a_version_that_passes_goes_out_and_is_said_to(file: Path) -> None:
 
 def test_rank_of_the_scenario_counts_more_than_that_of_the_folder(file: Path) -> None:
     loaded = load_scenario(str(file), ["rollouts.0.require=none", "rollouts.0.rank=32"])
-    assert build(loaded.scenario).population.rank.max() == 32
+    assert build(loaded.scenario).pools[0].population.rank.max() == 32
 
 
 def test_what_can_be_judged_in_part_passes_and_is_said(file: Path) -> None:

@@ -97,7 +97,7 @@ def _travels(**workload: Any) -> None:
 def test_worlds_and_tasks_of_bundled_scenarios_travel(name: str) -> None:
     loaded = load_scenario(name, [], None)
     world = build_world(loaded.scenario)
-    assert sent(world).weights == world.weights
+    assert sent(world).pools[0].weights == world.pools[0].weights
     task = task_of(0, loaded, {})
     assert sent(task).inputs == task.inputs
 

@@ -22,9 +22,9 @@ def test_every_case_ends_as_promised(kind: str) -> None:
     assert not failed, "python validation/fuzz/run.py " + "\n".join(failed)
 
 
-@pytest.mark.parametrize("name", ["atheris_trace.py", "atheris_safetensors.py"])
-def test_harnesses_run_on_their_corpus_without_atheris(name: str) -> None:
-    command = [sys.executable, str(HARNESSES / name), "--corpus"]
+@pytest.mark.parametrize("reader", ["traces", "weights"])
+def test_harnesses_run_on_their_corpus_without_atheris(reader: str) -> None:
+    command = [sys.executable, str(HARNESSES / "atheris_readers.py"), reader, "--corpus"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout.split()[0]) > 20

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,17 +38,21 @@ class TooSlow(BaseException):
     """A line took longer than it may; no ``except Exception`` on the way must catch it."""
 
 
+def strategy_of(kind: str) -> Any:
+    """Return the strategy for cases of a kind."""
+    return getattr(import_module(f"validation.fuzz.of_{kind}s"), f"{kind}_cases")()
+
+
 def check(kind: str, number: int) -> dict[str, Any]:
     """Run one case and return what came of it: ``codes`` and ``faults``, with all that reproduces it."""
     from validation.fuzz.cases import drawn
     from validation.fuzz.lines import faults_of, run_line
-    from validation.fuzz.strategies_by_kind import STRATEGIES
 
     if kind == "run":
         from validation.fuzz.of_runs import template
 
         template()  # here, because what simulates seeds a generator of its own, which Hypothesis wants to know of
-    case = drawn(STRATEGIES[kind], number)
+    case = drawn(strategy_of(kind), number)
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{kind}-{number}-"))
     codes: list[int] = []
     faults: list[str] = []
@@ -129,9 +134,8 @@ def main() -> int:
 def _one(kind: str, number: int, show: bool) -> int:
     if show:
         from validation.fuzz.cases import drawn
-        from validation.fuzz.strategies_by_kind import STRATEGIES
 
-        case = drawn(STRATEGIES[kind], number)
+        case = drawn(strategy_of(kind), number)
         for name, content in case.files.items():
             print(
                 f"--- {name}\n{'(a folder)' if content is None else content[:5000].decode(errors='backslashreplace')}"

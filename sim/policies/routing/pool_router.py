@@ -80,17 +80,16 @@ class ToHolders:
     with the fewest requests, and of those the one that holds the fewest models; equal ones are drawn by the request's
     number: always taking the first would swap models there while other replicas are idle.
 
-    :param pool: the replicas that swap full models; ``models``: all full models.
+    :param view: of the replicas that swap full models; ``models``: all full models.
     """
 
-    def __init__(self, view: View, pool: range, models: Sequence[int], key: int) -> None:
+    def __init__(self, view: View, models: Sequence[int], key: int) -> None:
         self._view = view
-        self._pool = pool
         self._models = models
         self._draws = UniformDraws(key)
 
     def choose(self, model: int, number: int) -> int:
-        view, pool = self._view, self._pool
+        view, pool = self._view, self._view.up
         if len(pool) == 1:
             return pool[0]
         mask, inside, loads = view.resident[model], view.inside, view.loads

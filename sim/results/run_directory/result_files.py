@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -17,13 +17,15 @@ from sim.cells import text_cell
 from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.catalogue import UNITS
-from sim.results.point import Point
+from sim.results.point import Metric, Point, SliceResult
 from sim.results.run_directory.study_records import Headroom
 from sim.results.verdict import term_verdict, verdict
 
 # What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.
 _NOT_HASHED = ("name", "description", "sweep", "plan")
 
+Row = tuple[list[str], Metric, list[str]]
+"""What stands in a table of metrics before the numbers, these, and what follows them."""
 _POOL_UNITS = {"replicas": "replicas", "gpus": "GPUs", "requests": "requests", "request_share": "1", "loads": "loads"}
 """Units of what pools have that is no metric of a fleet."""
 
@@ -150,7 +152,7 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
             "metrics": point.metrics_json(),
             **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
-            **({"pools": point.pools} if point.pools else {}),
+            **({"pools": [_pool(pool, point) for pool in point.pools]} if point.pools else {}),
             **({"tenants": _tenants(point)} if point.tenants else {}),
         }
         for point in points
@@ -166,32 +168,22 @@ def points_csv(points: Sequence[Point]) -> str:
 
     The calibration interval has columns only where a point has one, and they are the last.
     """
-    swept = list(dict.fromkeys(key for point in points for key in point.set))
-    calibrated = any(point.calibration for point in points)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    more = ["calibration_lo", "calibration_hi"] if calibrated else []
-    writer.writerow([*map(_cell, swept), "metric", "value", "lo", "hi", "unit", *more])
     texts = {text for point in points for name, metric in point.metrics.items() for text in (name, metric.unit)}
     cells = {text: text_cell(text) for text in texts}
-    for point in points:
-        values = [_cell(point.set.get(key)) for key in swept]
+
+    def rows(point: Point) -> Iterator[Row]:
         for name, metric in point.metrics.items():
-            numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-            bounds = [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
-            writer.writerow([*values, cells[name], *numbers, cells[metric.unit], *bounds])
-        for row in point.pools:
-            empty = [""] * len(more)
-            for name, value in row.items():
-                if name not in ("pool", "device") and value is not None:
-                    named, unit = text_cell(f"pools.{row['pool']}.{name}"), _POOL_UNITS.get(name) or UNITS[name]
-                    writer.writerow([*values, named, _cell(value), "", "", unit, *empty])
+            yield [cells[name]], metric, [cells[metric.unit]]
+        for pool in point.pools:
+            exact = {name: Metric(value) for name, value in pool.facts.items() if name != "device"}
+            for name, metric in {**exact, **pool.metrics}.items():
+                if metric.value is not None:
+                    yield [text_cell(f"pools.{pool.name}.{name}")], metric, [_POOL_UNITS.get(name) or UNITS[name]]
         for tenant in point.tenants if any(each.price for each in point.tenants) else ():
             for name, metric in tenant.money.items():
-                numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-                named = text_cell(f"tenants.{tenant.name}.{name}")
-                writer.writerow([*values, named, *numbers, metric.unit, *[""] * len(more)])
-    return out.getvalue()
+                yield [text_cell(f"tenants.{tenant.name}.{name}")], metric, [metric.unit]
+
+    return _table(points, ["metric"], ["unit"], rows)
 
 
 def tenants_csv(points: Sequence[Point]) -> str:
@@ -202,38 +194,43 @@ def tenants_csv(points: Sequence[Point]) -> str:
     """
     if not any(point.tenants for point in points):
         return ""
-    swept = list(dict.fromkeys(key for point in points for key in point.set))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    calibrated = any(point.calibration for point in points)
-    more = ["calibration_lo", "calibration_hi"] if calibrated else []
-    writer.writerow([*map(_cell, swept), "tenant", "metric", "value", "lo", "hi", "unit", "target", "verdict", *more])
-    for point in points:
-        values = [_cell(point.set.get(key)) for key in swept]
+
+    def rows(point: Point) -> Iterator[Row]:
         for tenant in point.tenants:
-            own = point.of_tenant(tenant)
+            own, named = point.of_tenant(tenant), text_cell(tenant.name)
             for name, metric in {**tenant.metrics, **tenant.money}.items():
                 target = tenant.slo.get(name)
                 word = "" if target is None else term_verdict(own, name, target)
-                numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-                bounds = (
-                    [_cell(number) for number in (metric.calibration_lo, metric.calibration_hi)] if calibrated else []
-                )
-                row = [*values, text_cell(tenant.name), name, *numbers, metric.unit, _cell(target), _cell(word)]
-                writer.writerow([*row, *bounds])
+                yield [named, name], metric, [metric.unit, _cell(target), word]
+
+    return _table(points, ["tenant", "metric"], ["unit", "target", "verdict"], rows)
+
+
+def _table(points: Sequence[Point], names: list[str], more: list[str], rows: Callable[[Point], Iterable[Row]]) -> str:
+    """Return a table with the swept keys as first columns, and calibration intervals as last where a point has any."""
+    swept = list(dict.fromkeys(key for point in points for key in point.set))
+    ends = ("calibration_lo", "calibration_hi") if any(point.calibration for point in points) else ()
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*map(_cell, swept), *names, "value", "lo", "hi", *more, *ends])
+    for point in points:
+        values = [_cell(point.set.get(key)) for key in swept]
+        for named, metric, about in rows(point):
+            numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
+            writer.writerow([*values, *named, *numbers, *about, *(_cell(getattr(metric, end)) for end in ends)])
     return out.getvalue()
 
 
+def _pool(pool: SliceResult, point: Point) -> dict[str, Any]:
+    return {"pool": pool.name, **pool.row, "metrics": point.metrics_json(pool.metrics)}
+
+
 def _tenants(point: Point) -> dict[str, Any]:
-    """Return what ``summary.json`` says of tenants, by name."""
     return {
         tenant.name: {
             "slo": verdict(point.of_tenant(tenant), tenant.slo),
             "token_share": tenant.token_share,
-            "metrics": {
-                name: metric.to_json(calibrated=bool(point.calibration))
-                for name, metric in {**tenant.metrics, **tenant.money}.items()
-            },
+            "metrics": point.metrics_json({**tenant.metrics, **tenant.money}),
         }
         for tenant in point.tenants
     }

@@ -413,7 +413,6 @@ def _holds_requests(file: Path, key: str) -> bool:
 
 
 def _same_scenario(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest of an earlier run of the same scenario; None where there was none."""
     if not (out / MANIFEST).exists():
         return None
     try:

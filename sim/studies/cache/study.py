@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.replay.cache_replay import Replayed, check_byte_sums, replay, replayable
+from sim.policies.replay.lru_curve import LruOrders, lru_orders
 from sim.spec.policies import EvictionEntry
-from sim.studies.lru_orders import LruOrders, lru_orders
 from sim.traffic.traces.read import AdapterSequence
 
 DEFAULT_SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)

@@ -44,19 +44,7 @@ from sim.studies.changes.findings import (
     with_bounds,
 )
 
-_GROWS = frozenset(
-    {
-        "lasts",
-        "probability",
-        "down",
-        "detected",
-        "factor",
-        "delay",
-        "share",
-        "lifetime",
-        "propagation",
-    }
-)
+_GROWS = frozenset({"lasts", "probability", "down", "detected", "factor", "delay", "share", "lifetime", "propagation"})
 """Last words of keys of a fault that say how bad it is, not what is done about it.
 
 That a longer one has more impact is no finding. The question is in which design the worst one has the least.

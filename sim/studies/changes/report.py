@@ -1,17 +1,15 @@
-"""What a run's page shows of rollouts, faults and routers: impact, strategies side by side, events, what each replica
-did, and what holding a rollout back avoided."""
+"""What a run's page shows of rollouts, faults and routers: impact, strategies side by side, events, and what holding a
+rollout back avoided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from reports.answers.points import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
 from reports.document import Section
 from reports.formatting import metric_words, percent, show
 from reports.table import Table, point_rows, table_note
-from reports.text.metric_text import with_interval
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 from sim.studies.changes.findings import clear_change, count_bounds, per_event, rounded, why_held_back, with_bounds
@@ -143,42 +141,6 @@ def events_table(point: Point, where: str) -> Table | None:
     more = len(point.events) - len(events)
     note = f"{more} more events are in points/." if more else ""
     return Table(f"Events of the first replication{where}", ["", "at", "what"], rows, note, words=(2,))
-
-
-def replicas_table(point: Point, where: str) -> Table | None:
-    """Return what each replica did in the first replication, and how unevenly."""
-    if not point.replicas:
-        return None
-    head = ["replica", "requests", "completed", "miss ratio", "loads", "busy", "p99 E2E"]
-    rows = [
-        [
-            f"{row['replica']}{_kind_of_replica(row)}",
-            f"{row['requests']:,}",
-            f"{row['completed']:,}",
-            _shown(row, "miss_ratio"),
-            f"{row['loads']:,}",
-            "–" if row["busy_share"] is None else percent(row["busy_share"]),
-            _shown(row, "e2e_p99_s"),
-        ]
-        for row in point.replicas
-    ]
-    skew = point.metrics.get("replica_load_skew")
-    note = "First replication, measured requests."
-    if skew is not None and skew.value is not None:
-        times = with_interval("replica_load_skew", skew)
-        note += f" Over all replications the busiest replica gets {times} times the mean."
-    return Table(f"Replicas{where}", head, rows, note)
-
-
-def _kind_of_replica(row: Mapping[str, Any]) -> str:
-    """Return the pool of a replica, behind its number."""
-    pool = "full models" if row.get("full") else row.get("pool")
-    return f" ({pool})" if pool else ""
-
-
-def _shown(row: Mapping[str, float | None], name: str) -> str:
-    value = row[name]
-    return "–" if value is None else show(name, value)
 
 
 def held_table(point: Point, where: str) -> Table | None:

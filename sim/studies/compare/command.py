@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import command_line, finish, folder_for
 from sim.errors import InputError
-
-if TYPE_CHECKING:
-    from sim.results.run_directory.store import RunData
 
 
 def compare(
@@ -32,12 +29,13 @@ def compare(
 
     Example: loraplan compare runs/quickstart runs/more-slots
     """
+    from sim import api
     from sim.results.run_directory.store import blamed_on
-    from sim.studies.compare.report import compare_report
-    from sim.studies.compare.study import compare_runs, worse_terms
+    from sim.studies.compare.study import worse_terms
 
     with blamed_on(one, other):
-        comparison = compare_runs(_read(one), _read(other))
+        results = api.compare(_no_scenario(one), _no_scenario(other))
+        comparison = results.comparison
         if check and not comparison.terms:
             if any(comparison.tenants_alone):
                 raise InputError(
@@ -45,15 +43,14 @@ def compare(
                 )
             raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
         folder = folder_for(out, f"compare-{_stem(one)}-{_stem(other)}", as_json=json)
-        finish(compare_report(comparison, command_line()), folder, as_json=json, quiet=quiet)
+        finish(results.document(command_line()), folder, as_json=json, quiet=quiet)
         failed = check and worse_terms(comparison)
     if failed:
         raise typer.Exit(1)
 
 
-def _read(path: Path) -> RunData:
-    """Read a run directory; a scenario in its place must be run first."""
-    from sim.results.run_directory.store import read_run
+def _no_scenario(path: Path) -> Path:
+    """Return the path of a run directory; a scenario in its place must be run first."""
     from sim.spec.scenario_file import bundled_scenarios
 
     bundled = not path.exists() and str(path) in {entry.name for entry in bundled_scenarios()}
@@ -61,7 +58,7 @@ def _read(path: Path) -> RunData:
         raise InputError(
             "this is a scenario, not a run directory", got=str(path), hint=f"run it first: loraplan run {path}"
         )
-    return read_run(path)
+    return path
 
 
 def _stem(path: Path) -> str:

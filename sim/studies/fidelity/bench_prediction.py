@@ -197,12 +197,13 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
     :raises InputError: where it can't be simulated.
     """
     world = bench_world(run, base, profile)
-    assert world.profile is not None, "engine fixed is refused"
+    used = world.pools[0].profile
+    assert used is not None, "engine fixed is refused"
     predicted = predicted_values(predict_service(world, SIMULATIONS))
     return BenchPrediction(
         run=run,
-        profile=world.profile.name,
-        profile_status=world.profile.stated,
+        profile=used.name,
+        profile_status=used.stated,
         engine=world.scenario.fleet.engine,
         metrics={
             name: {
@@ -221,7 +222,7 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
 def _on_fleet(world: World) -> Iterator[str]:
     """Yield the simulator's notes, but those on how the file in between was read."""
     if not world.scenario.adapters.base_alone:
-        count = len(world.population)
+        count = len(world.traffic.population)
         yield (
             "a result doesn't say which adapter a request was for: the scenario's popularity draws it from "
             f"{count:,} {'adapter' if count == 1 else 'adapters'} (--set adapters.count=N, if the client used others)"

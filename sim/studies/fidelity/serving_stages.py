@@ -251,13 +251,14 @@ def _predict(place: int, stage: Stage, profile: str | None) -> tuple[int, StageP
     except InputError as error:
         error.file, error.line = stage.file, stage.line
         raise
-    assert world.profile is not None, "no stage is of engine fixed"
+    used = world.pools[0].profile
+    assert used is not None, "no stage is of engine fixed"
     recording = simulate(world, 0, 1)
     assert np.any(recording.requests["status"] == COMPLETED), f"line {stage.line}: no request was served"
     values = predicted_values(service_of([recording]))
     _, _, overloaded = measure_alone(recording, facts_of(world))
     predicted = {name: values[f"{name}_s"] for name in stage.measured}
-    return place, StagePrediction(stage, world.profile.name, predicted, overloaded)
+    return place, StagePrediction(stage, used.name, predicted, overloaded)
 
 
 ServerErrors = tuple[int, float, float, float]

@@ -298,7 +298,7 @@ class DesignEvaluator:
                 cost += short.cost["searched"] if design.effort < 0 else 0.0
             design.drawn = values_of_draws(built, self._run)
             cost += len(design.drawn) * (built.world.traffic.expected_requests() or 0.0)
-        assert built.world.profile is not None, "draws belong to a profile"
+        assert built.world.draws, "draws belong to a profile"
         point = with_calibration(point, design.short, design.drawn, built.world.draws)
         return replace(point, cost={**point.cost, "searched": point.cost["searched"] + cost})
 

@@ -230,7 +230,7 @@ def gpus_of_replica(fleet: FleetChoice, loaded: LoadedScenario) -> int:
 
 def full_replicas(design: PlanDesign) -> int:
     """Return the replicas of full models, which ``fleet.replicas`` doesn't count; 0 where it can't be built."""
-    return 0 if design.world is None else design.world.replicas - design.world.scenario.fleet.replicas
+    return 0 if design.world is None else design.world.replicas - design.world.own_replicas
 
 
 def _score(design: PlanDesign) -> float:

@@ -20,7 +20,7 @@ from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.world.memory.gpu_memory import padded_rank
-from sim.world.world import World
+from sim.world.world import Pool, World
 
 Floats = NDArray[np.float64]
 
@@ -46,24 +46,27 @@ class Screened:
 
 def screen(world: World) -> Screened:
     """Return the estimates for a world; in a fleet of pools, as if every pool took all kinds of requests."""
-    if world.own_pools:
-        return _together([screen(pool.world) for pool in world.own_pools])
-    scenario, traffic = world.scenario, world.traffic
+    pools = [_of_pool(pool) for pool in world.own_pools]
+    return _together(pools) if world.scenario.fleet.pools else pools[0]
+
+
+def _of_pool(pool: Pool) -> Screened:
+    scenario, traffic = pool.scenario, pool.traffic
     replicas = scenario.fleet.replicas
-    shares, own, with_adapter = _shares(world)
-    weights = np.asarray(world.weights[: len(shares)], dtype=np.int64)
+    shares, own, with_adapter = _shares(pool)
+    weights = np.asarray(pool.weights[: len(shares)], dtype=np.int64)
     pooled = replicas if scenario.router_policy.splits_adapters else 1
-    miss = float(che_miss_ratios(shares, [world.capacity * pooled], weights)[0])
+    miss = float(che_miss_ratios(shares, [pool.capacity * pooled], weights)[0])
     if traffic.rate is None:
         return Screened(miss, None, None, None, None)
     rate = traffic.rate * own / replicas
     adapter_rate = rate * with_adapter
-    busiest_s, in_steps_s = _loading(world, shares, pooled)
+    busiest_s, in_steps_s = _loading(pool, shares, pooled)
     loader_load = adapter_rate * busiest_s
     if scenario.fleet.engine == "fixed":
         assert scenario.fleet.service is not None, "checked by the model"
         return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
-    batch, gpu_load, kv_share = _batch(world, rate, adapter_rate * in_steps_s)
+    batch, gpu_load, kv_share = _batch(pool, rate, adapter_rate * in_steps_s)
     return Screened(miss, loader_load, batch, gpu_load, kv_share)
 
 
@@ -81,7 +84,7 @@ def _together(pools: Sequence[Screened]) -> Screened:
     return Screened(miss, load(lambda pool: pool.loader_load), None, gpu_load, None)
 
 
-def _loading(world: World, shares: Floats, pooled: int) -> tuple[float, float]:
+def _loading(pool: Pool, shares: Floats, pooled: int) -> tuple[float, float]:
     """Return what a request for an adapter takes on average, in seconds: of the loaders that have most to do, and of
     the time that steps wait for.
 
@@ -90,17 +93,17 @@ def _loading(world: World, shares: Floats, pooled: int) -> tuple[float, float]:
     :param pooled: replicas whose caches add up.
     """
     used = shares > 0
-    host = world.scenario.cache.host
+    host = pool.scenario.cache.host
     first = host is not None and host.fill == "arrival"
-    sizes = world.population.size_bytes[: len(used)][used]
-    weights = np.asarray(world.weights[: len(used)], dtype=np.int64)[used]
-    missed = shares[used] * che_misses(shares[used], world.capacity * pooled, weights)
-    read = _read(world.scenario, shares[used], missed, sizes, pooled)
+    sizes = pool.population.size_bytes[: len(used)][used]
+    weights = np.asarray(pool.weights[: len(used)], dtype=np.int64)[used]
+    missed = shares[used] * che_misses(shares[used], pool.capacity * pooled, weights)
+    read = _read(pool.scenario, shares[used], missed, sizes, pooled)
     copied = missed if first else np.maximum(missed - read, 0.0)  # what fetches first, copies afterwards
-    storage = world.scenario.storage
-    costs = (None, None) if world.profile is None else (world.profile.load.storage, world.profile.load.host)
-    storage_s = float((read * _mean_load_s(storage.load, costs[0], world)[: len(used)][used]).sum())
-    host_s = float((copied * _mean_load_s(storage.host_load, costs[1], world)[: len(used)][used]).sum())
+    storage = pool.scenario.storage
+    costs = (None, None) if pool.profile is None else (pool.profile.load.storage, pool.profile.load.host)
+    storage_s = float((read * _mean_load_s(storage.load, costs[0], pool)[: len(used)][used]).sum())
+    host_s = float((copied * _mean_load_s(storage.host_load, costs[1], pool)[: len(used)][used]).sum())
     if storage.mode == "blocking":
         in_steps_s = host_s + (0.0 if first else storage_s)
         return max(in_steps_s, storage_s / storage.loaders), in_steps_s
@@ -126,28 +129,28 @@ def _read(scenario: Scenario, shares: Floats, missed: Floats, sizes: NDArray[np.
     return read
 
 
-def _mean_load_s(law: TimeLaw | None, tier: TierCost | None, world: World) -> Floats:
-    count = len(world.population)
+def _mean_load_s(law: TimeLaw | None, tier: TierCost | None, pool: Pool) -> Floats:
+    count = len(pool.population)
     if law is not None:
         return np.full(count, float(law.mean()))
-    return np.zeros(count) if tier is None else load_seconds(tier, world.population) * mean_residual(tier)
+    return np.zeros(count) if tier is None else load_seconds(tier, pool.population) * mean_residual(tier)
 
 
-def _shares(world: World) -> tuple[np.ndarray, float, float]:
+def _shares(pool: Pool) -> tuple[np.ndarray, float, float]:
     """Return the adapters' shares of the requests for adapters, the share of all requests that go to replicas of the
     base model, and which share of these is for adapters."""
-    shares, base = world.traffic.shares(), world.traffic.base_share
-    if not world.traffic.population.full_kinds:
+    shares, base = pool.traffic.shares(), pool.traffic.base_share
+    if not pool.traffic.population.full_kinds:
         return shares, 1.0, 1.0 - base
-    own = np.where(world.traffic.population.full[: len(shares)], 0.0, shares)
+    own = np.where(pool.traffic.population.full[: len(shares)], 0.0, shares)
     total = float(own.sum())
     asked = total * (1.0 - base)
     return own / max(total, 1e-300), asked + base, asked / max(asked + base, 1e-300)
 
 
-def mean_tokens(world: World) -> tuple[float, float]:
+def mean_tokens(pool: Pool) -> tuple[float, float]:
     """Return mean prompt and output tokens, of the first requests of the first replication."""
-    chunk = next(world.traffic.chunks(0), None)
+    chunk = next(pool.traffic.chunks(0), None)
     if chunk is None:
         raise ScenarioError(
             "no request arrives in this duration", key="workload.duration", hint="simulate longer, or raise the rate"
@@ -155,49 +158,47 @@ def mean_tokens(world: World) -> tuple[float, float]:
     return float(chunk.prompt_tokens.mean()), float(chunk.output_tokens.mean())
 
 
-def _batch(world: World, rate: float, blocked: float) -> tuple[float | None, float, float | None]:
+def _batch(pool: Pool, rate: float, blocked: float) -> tuple[float | None, float, float | None]:
     """Return the batch at which a replica keeps up, the load of the GPU, and the share of the KV cache.
 
     A batch of b sequences yields b tokens per step of t(b) seconds, so it serves b / (t(b) · output) requests per
     second; the step also computes a share of their prompts. While a load blocks, nothing runs.
     """
-    scenario = world.scenario
-    assert world.profile is not None, "a batching engine has a profile"
-    assert world.kv_tokens is not None, "a batching engine has a KV cache"
-    prompt, output = mean_tokens(world)
+    scenario = pool.scenario
+    assert pool.profile is not None, "a batching engine has a profile"
+    assert pool.kv_tokens is not None, "a batching engine has a KV cache"
+    prompt, output = mean_tokens(pool)
     held = prompt + output / 2
-    rank = padded_rank(world.profile, world.population)
-    costs = StepCosts(world.profile.step, _slots(scenario, world), world.batched_tokens, rank)
-    most = max(1, min(scenario.fleet.max_num_seqs, int(world.kv_tokens / held)))
-    shares, _, with_adapter = _shares(world)
+    rank = padded_rank(pool.profile, pool.population)
+    costs = StepCosts(pool.profile.step, _slots(scenario, pool), pool.batched_tokens, rank)
+    most = max(1, min(scenario.fleet.max_num_seqs, int(pool.kv_tokens / held)))
+    shares, _, with_adapter = _shares(pool)
     best, enough = 0.0, None
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
         prefill = prompt / output * batch
-        tokens = min(world.batched_tokens, int(batch + prefill))
+        tokens = min(pool.batched_tokens, int(batch + prefill))
         distinct = float(-np.expm1(batch * with_adapter * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
-        distinct = min(distinct, world.capacity if scenario.cache.gpu.slots else batch)
-        step = costs.step(
-            tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(world, world.ranks))
-        )
+        distinct = min(distinct, pool.capacity if scenario.cache.gpu.slots else batch)
+        step = costs.step(tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(pool, pool.ranks)))
         host = costs.host_s(batch)
-        step = max(step, host) if world.asynchronous else step + host
+        step = max(step, host) if pool.asynchronous else step + host
         serves = batch / (step * output) * max(0.0, 1 - blocked)
         best = max(best, serves)
         if serves >= rate and enough is None:
             enough = float(batch)
-    kv = (enough or most) * held / world.kv_tokens
+    kv = (enough or most) * held / pool.kv_tokens
     return enough, rate / best if best > 0 else math.inf, min(1.0, kv)
 
 
-def _slots(scenario: Scenario, world: World) -> int:
+def _slots(scenario: Scenario, pool: Pool) -> int:
     if scenario.cache.gpu.slots is not None:
         return scenario.cache.gpu.slots
-    return max(1, int(world.capacity / max(1.0, _mean_of_adapters(world, world.weights))))
+    return max(1, int(pool.capacity / max(1.0, _mean_of_adapters(pool, pool.weights))))
 
 
-def _mean_of_adapters(world: World, values: list[int]) -> float:
+def _mean_of_adapters(pool: Pool, values: list[int]) -> float:
     """Return the mean over adapters, without full models."""
-    full = world.traffic.population.full.tolist()
+    full = pool.traffic.population.full.tolist()
     if not any(full):
         return float(np.mean(values))
     return float(np.mean([value for value, whole in zip(values, full, strict=True) if not whole] or [0]))

@@ -14,14 +14,14 @@ from typing import Any
 from sim.errors import InputError, OutputError
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
-from sim.results.point_summary import request_table
+from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
-from sim.spec.profile_choice import gpus_per_replica, prices_of
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.evaluate import facts_of
@@ -95,7 +95,7 @@ def make_plan(
         found = search(plan, axes, evaluator)
         record = _record(plan, axes, found, evaluator, loaded)
         chosen = found.answer or found.best
-        designs = [design for design in _in_order(evaluator.designs(), axes, plan) if design.point is not None]
+        designs = _in_order(evaluator.designs(), axes, plan)
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
             assert found.answer.simulated is not None, "it was evaluated"
@@ -230,7 +230,7 @@ def _price(design: PlanDesign) -> float | None:
         return None if month is None or month.value is None else month.value / HOURS_PER_MONTH
     if pools:
         return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
-    return price * world.replicas * gpus_per_replica(scenario, world.profile)
+    return price * world.gpus
 
 
 def _record(
@@ -288,7 +288,7 @@ def _record(
         formulas=FormulaRecord(
             formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
         ),
-        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.kv_tokens),
+        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.pools[0].kv_tokens),
         no_flags="" if found.answer is None else why_no_flags(chosen.loaded.scenario),
         beyond_flags=[*model_to_fill_in(chosen.loaded.scenario), *beyond_flags(chosen.loaded.scenario)],
         full_replicas=full_replicas(chosen),

@@ -27,7 +27,7 @@ from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, mak
 from sim.studies.execution import Execution
 from sim.studies.study_identity import code_version, input_digests
 from sim.studies.sweep import to_worker
-from sim.world.world import World
+from sim.world.world import Pool, World
 
 # The changes that a what-if tries, one at a time: more traffic, larger adapters, other policies.
 
@@ -62,9 +62,10 @@ class Change:
 def changes(world: World) -> list[Change]:
     """Return the changes that make sense for a design, those of the traffic first."""
     scenario = world.scenario
-    if world.own_pools:  # keys of the fleet and its caches may be others in each pool
+    if world.scenario.fleet.pools:  # keys of the fleet and its caches may be others in each pool
         return [*_traffic(scenario), *_routers(scenario)]
-    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(world), *_loading(scenario), *_prefixes(world)]
+    (pool,) = world.own_pools
+    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(pool), *_loading(scenario), *_prefixes(pool)]
     if scenario.eviction_policy.is_exchangeable:
         found += [
             Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
@@ -75,7 +76,7 @@ def changes(world: World) -> list[Change]:
 
 
 def _routers(scenario: Scenario) -> list[Change]:
-    if scenario.fleet.replicas == 1:
+    if scenario.fleet.total == 1:
         return []
     return [
         Change("router", f"router {entry.name}", {"router.policy": entry.name, **scenario.router.without_own_keys})
@@ -171,10 +172,10 @@ def _target_words(targets: Any) -> str:
     return "attention only" if set(targets) == set(_ATTENTION) else "other modules"
 
 
-def _base_model(world: World) -> Iterator[Change]:
+def _base_model(pool: Pool) -> Iterator[Change]:
     """Yield other formats of the base weights; where the KV cache is given in tokens, they would change no memory."""
-    scenario = world.scenario
-    if world.profile is None or world.kv_tokens is None or scenario.fleet.kv_tokens is not None:
+    scenario = pool.scenario
+    if pool.profile is None or pool.kv_tokens is None or scenario.fleet.kv_tokens is not None:
         return
     now = scenario.adapters.base_quantization
     drop = {
@@ -185,9 +186,7 @@ def _base_model(world: World) -> Iterator[Change]:
     for name, words in _BASE_FORMATS.items():
         if name == now:
             continue
-        measured = name == "bf16" or (
-            name in world.profile.quantized and world.profile.quantized[name].step is not None
-        )
+        measured = name == "bf16" or (name in pool.profile.quantized and pool.profile.quantized[name].step is not None)
         note = ""
         if not measured:
             slowdown = f"the base model's part of a step takes {ASSUMED_SLOWDOWN[name]:g} times as long"
@@ -195,13 +194,13 @@ def _base_model(world: World) -> Iterator[Change]:
         yield Change("base model", f"base weights {words}", {**drop, "adapters.base_quantization": name}, note)
 
 
-def _prefixes(world: World) -> Iterator[Change]:
+def _prefixes(pool: Pool) -> Iterator[Change]:
     """Yield prefix caching turned off, or on; where no two requests share text, it would change nothing."""
-    fleet = world.scenario.fleet
-    if not world.traffic.shares_text or fleet.engine == "fixed":
+    fleet = pool.scenario.fleet
+    if not pool.traffic.shares_text or fleet.engine == "fixed":
         return
     if fleet.prefix_caching:
-        by_text = world.scenario.router_policy.reads_text and fleet.replicas > 1
+        by_text = pool.scenario.router_policy.reads_text and fleet.replicas > 1
         note = "the router still goes by shared text" if by_text else ""
         yield Change("prefix cache", "no prefix caching", {"fleet.prefix_caching": False}, note)
     else:
@@ -257,11 +256,7 @@ class ChangedDesign:
     point: Point | None = None
 
 
-def what_if(
-    loaded: LoadedScenario,
-    store: RunStore,
-    execution: Execution,
-) -> tuple[list[WhatIfRow], int]:
+def what_if(loaded: LoadedScenario, store: RunStore, execution: Execution) -> tuple[list[WhatIfRow], int]:
     """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
     :param loaded: the design that every change starts from.
@@ -274,10 +269,7 @@ def what_if(
 
 
 def try_changes(
-    loaded: LoadedScenario,
-    wanted: Sequence[Change],
-    store: RunStore,
-    execution: Execution,
+    loaded: LoadedScenario, wanted: Sequence[Change], store: RunStore, execution: Execution
 ) -> list[ChangedDesign]:
     """Simulate a design and each change of it under the same traffic; the unchanged design comes first."""
     evaluated = [_changed(loaded, change) for change in (Change("", "as it is"), *wanted)]
@@ -340,15 +332,16 @@ def memory_of(world: World) -> dict[str, Any]:
     ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where nothing
     limits it.
     """
-    cache, population = world.scenario.cache, world.traffic.population
+    first, population = world.pools[0], world.traffic.population
+    cache = first.scenario.cache
     sizes = population.size_bytes[~population.full]
     slots = cache.gpu.slots
     if slots is None and not cache.gpu.unified:
-        slots = int(world.capacity / float(sizes.mean()))
+        slots = int(first.capacity / float(sizes.mean()))
     host = None
     if cache.host is not None and cache.host.slots is not None:
         host = int(min(cache.host.slots, len(sizes)) * float(sizes.mean()))
-    return {"replicas": world.replicas, "slots": slots, "kv_tokens": world.kv_tokens, "host_bytes": host}
+    return {"replicas": world.replicas, "slots": slots, "kv_tokens": first.kv_tokens, "host_bytes": host}
 
 
 def _simulate(place: int, what: Scenario | Design) -> tuple[int, Point]:

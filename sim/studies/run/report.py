@@ -28,7 +28,14 @@ from reports.document import (
 from reports.formatting import metric_words, read_terms, show
 from reports.table import Table
 from reports.tables import metric_tables
-from reports.tables.tenant_tables import money_table, tenants_table
+from reports.tables.slice_tables import (
+    base_model_table,
+    groups_table,
+    money_table,
+    pools_table,
+    replicas_table,
+    tenants_table,
+)
 from reports.text.metric_text import capital, unchanged_sentence
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
@@ -39,7 +46,7 @@ from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
 from sim.spec.sections.workload import parse_time_of_day
 from sim.studies.changes.findings import badge_words, has_clear_impact
-from sim.studies.changes.report import changes_section, replicas_table
+from sim.studies.changes.report import changes_section
 from sim.studies.run import method
 from sim.studies.run.answer import Answer, answer
 from sim.studies.run.charts import choose_charts, unchanged
@@ -200,9 +207,8 @@ def _terminal(run: RunData, found: Answer, *, every: bool) -> list[str | Table |
     else:
         load = None if run.headroom is None else run.headroom.load
         parts.append(metric_tables.metrics_table(single) if every else metric_tables.grouped_table(single, terms, load))
-        more = (metric_tables.base_model_table(single), metric_tables.pools_table(single, ""))
-        parts += [part for table in more if table for part in ("", table.caption, replace(table, note=""))]
-    tables = (tenants_table(points, axes), money_table(points, axes))
+    some = () if single is None else (base_model_table(single), pools_table(single, ""))
+    tables = (*some, tenants_table(points, axes), money_table(points, axes))
     return parts + [part for table in tables if table for part in ("", table.caption, table)]
 
 
@@ -231,7 +237,7 @@ def _sections(
         ),
         changes_section(points, axes, terms, focus, where),
         Section("charts", "Charts", Paragraph(flat), *charts[1:], listed="Charts"),
-        Section("pools", "What does each pool do?", metric_tables.pools_table(focus, where)),
+        Section("pools", "What does each pool do?", pools_table(focus, where, bounds=True)),
         Section("replicas", "How even is the load?", replicas_table(focus, where), listed="Replicas"),
         Section(
             "tenants",
@@ -240,7 +246,7 @@ def _sections(
             money_table(shown, by),
             listed="Tenants",
         ),
-        Section("groups", "Which adapters wait?", metric_tables.groups_table(focus, where), listed="Adapters"),
+        Section("groups", "Which adapters wait?", groups_table(focus, where), listed="Adapters"),
         Section(
             "metrics",
             "All numbers",

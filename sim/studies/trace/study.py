@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replay.lru_curve import lru_curve
-from sim.studies.lru_orders import lru_orders
+from sim.policies.replay.lru_curve import lru_curve, lru_orders
 from sim.studies.trace.facts import (
     BurstFacts,
     Candidate,

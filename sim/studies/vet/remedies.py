@@ -46,7 +46,7 @@ def adapters_with(adapters: Adapters, kinds: tuple[AdapterKind, ...]) -> Adapter
 
 def slots_at_same_memory(world: World, population: Population) -> int:
     """Return how many slots of other adapters fit into the memory of the scenario's slots; perhaps 0."""
-    slots, profile = world.scenario.cache.gpu.slots, world.profile
+    slots, profile = world.scenario.cache.gpu.slots, world.pools[0].profile
     assert slots is not None, "a cache counted in slots"
 
     def taken(number: int, of: Population) -> int:
@@ -54,7 +54,7 @@ def slots_at_same_memory(world: World, population: Population) -> int:
             return number * of.slot_bytes
         return adapter_bytes(number, profile, of, fully_sharded=world.scenario.fleet.fully_sharded_loras)
 
-    budget, low, high = taken(slots, world.population), 0, slots + 1
+    budget, low, high = taken(slots, world.pools[0].population), 0, slots + 1
     while high - low > 1:
         middle = (low + high) // 2
         if taken(middle, population) <= budget:
@@ -154,7 +154,7 @@ def bytes_of(kind: AdapterKind, adapters: Adapters, world: World) -> int:
 def populate_as(adapters: Adapters, world: World, count: int) -> Population:
     """Return other adapters of a world's model; full models have the bytes of the profile's weights."""
     weights = 0
-    if world.profile is not None:  # as on disk: full models keep the bits that a quantised base gave up
+    if world.pools[0].profile is not None:  # as on disk: full models keep the bits that a quantised base gave up
         profile, _ = profile_of(world.scenario)
         assert profile is not None, "the world has one"
         weights = profile.memory.weights_bytes
@@ -162,8 +162,9 @@ def populate_as(adapters: Adapters, world: World, count: int) -> Population:
 
 
 def _model(world: World) -> str | ModelShape:
-    if world.profile is not None:
-        return world.profile.model if world.profile.shape is None else base_shape(world.profile)
+    profile = world.pools[0].profile
+    if profile is not None:
+        return profile.model if profile.shape is None else base_shape(profile)
     return world.scenario.adapters.base_model or "llama-3.1-8b"
 
 

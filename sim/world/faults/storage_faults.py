@@ -26,7 +26,7 @@ from sim.spec.sections.changes import (
 )
 from sim.world.replica.ports import Attempts, LoadTiming
 from sim.world.times import ReplicaDraws
-from sim.world.world import World
+from sim.world.world import Pool
 
 LONGEST_PAUSE_S = 300.0
 """Pauses between attempts double up to this, Kubernetes' cap of ``CrashLoopBackOff``."""
@@ -169,7 +169,6 @@ class StorageFaults(LoadTiming):
         return seconds
 
     def _failed(self, attempt: int, end_s: float, number: int) -> Failures | None:
-        """Return the fault that makes an attempt fail, or None."""
         for failures in self._failures:
             holds = failures.begin_s <= end_s < failures.end_s
             if holds and uniform_draw(failures.keys[attempt], number) < failures.probability:
@@ -181,20 +180,20 @@ def _pause_s(backoff_s: float, doubled: int) -> float:
     return min(backoff_s * 2.0**doubled, max(LONGEST_PAUSE_S, backoff_s))
 
 
-def storage_faults(world: World) -> list[tuple[int, StorageFault]]:
+def storage_faults(scenario: Scenario) -> list[tuple[int, StorageFault]]:
     """Return the storage faults of a scenario, each with its place there."""
-    return [(i, fault) for i, fault in enumerate(world.scenario.faults) if isinstance(fault, StorageFault)]
+    return [(i, fault) for i, fault in enumerate(scenario.faults) if isinstance(fault, StorageFault)]
 
 
-def make_load_timing(world: World, replica: int, draws: ReplicaDraws) -> LoadTiming:
+def make_load_timing(pool: Pool, replica: int, draws: ReplicaDraws) -> LoadTiming:
     """Return how long loads from storage take on one replica, with the faults that concern it."""
     replication = draws.replication
-    seed = world.scenario.run.seed
+    seed = pool.scenario.run.seed
     windows: list[Window] = []
     delays: list[Delay] = []
     failures: list[Failures] = []
-    most = 1 + max((fault.retries for fault in world.scenario.faults if isinstance(fault, FailingLoads)), default=0)
-    for i, fault in storage_faults(world):
+    most = 1 + max((fault.retries for fault in pool.scenario.faults if isinstance(fault, FailingLoads)), default=0)
+    for i, fault in storage_faults(pool.scenario):
         if fault.replica is not None and fault.replica != replica:
             continue
         end_s = ends_s(fault)
@@ -210,7 +209,7 @@ def make_load_timing(world: World, replica: int, draws: ReplicaDraws) -> LoadTim
             windows.append((fault.at, end_s, fault.factor if isinstance(fault, SlowStorage) else inf))
     if not (windows or delays or failures):
         return LoadTiming()
-    original = world.rollout_plan.original.tolist()
+    original = pool.rollout_plan.original.tolist()
     return StorageFaults(StorageSpeed(windows), delays, failures, original, draws.place)
 
 
@@ -229,12 +228,12 @@ def storage_notes(scenario: Scenario) -> list[str]:
     ]
 
 
-def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
+def note_storage(scenario: Scenario, events: list[Event], stopped_s: float) -> None:
     """Add the storage faults to the timeline of a replication that stopped at ``stopped_s``.
 
     Events on the clock would make a run of all requests longer.
     """
-    for i, fault in storage_faults(world):
+    for i, fault in storage_faults(scenario):
         if never_happens(fault):
             continue
         where = "all replicas" if fault.replica is None else f"replica {fault.replica}"
@@ -246,7 +245,6 @@ def note_storage(world: World, events: list[Event], stopped_s: float) -> None:
 
 
 def _words(fault: StorageFault) -> tuple[str, str]:
-    """Return the event texts of a fault for its start and its end."""
     if isinstance(fault, SlowStorage):
         return f"loads from storage take {fault.factor:g} times as long", "storage is as fast as before"
     if isinstance(fault, StorageStall):

@@ -1,4 +1,4 @@
-"""GPU memory of one replica, over one GPU or several: bytes for adapters, and the KV cache that is left."""
+"""Memory of one replica, over one GPU or several: bytes for adapters, and the KV cache that is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.policies.replica_memory import slots_bytes
-from sim.results.model import GpuShare
+from sim.results.model import GpuShare, MemoryUse
 from sim.spec.engine_flags.options import vllm_rank
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.profile import Profile, load_profile
@@ -16,7 +16,7 @@ from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_model
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape
-from sim.world.world import World
+from sim.world.world import Pool
 
 
 def padded_rank(profile: Profile, population: Population) -> int:
@@ -150,7 +150,6 @@ def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str
 
 
 def _advice(scenario: Scenario, profile: Profile, population: Population) -> str:
-    """Return the allowed size of the adapter cache, in words."""
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
     if _left(scenario, profile, population, None, 0) < needed:
@@ -256,24 +255,62 @@ def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
     return notes
 
 
-def gpus_of(world: World) -> int:
+def gpus_of(pool: Pool) -> int:
     """Return the GPUs of one replica."""
-    return 1 if world.profile is None else world.profile.tensor_parallel
+    return 1 if pool.profile is None else pool.profile.tensor_parallel
 
 
-def gpu_share(world: World) -> GpuShare | None:
-    """Return what each GPU holds of a replica over several; None: a replica runs on one."""
-    profile, gpus, cache = world.profile, gpus_of(world), world.scenario.cache.gpu
+def gpu_share(pool: Pool, replicas: int) -> GpuShare | None:
+    """Return what each GPU holds of a replica over several; None: a replica runs on one.
+
+    :param replicas: how many there are.
+    """
+    profile, gpus, cache = pool.profile, gpus_of(pool), pool.scenario.cache.gpu
     if profile is None or gpus == 1:
         return None
-    sharded = world.scenario.fleet.fully_sharded_loras
+    sharded = pool.scenario.fleet.fully_sharded_loras
     share = GpuSplit(gpus, sharded).share(base_shape(profile))
     slots = None if cache.unified else cache.slots
-    bytes_of_all = adapter_bytes(slots or 0, profile, world.population, fully_sharded=sharded)
+    bytes_of_all = adapter_bytes(slots or 0, profile, pool.population, fully_sharded=sharded)
     return GpuShare(
         gpus=gpus,
-        replicas=world.replicas,
+        replicas=replicas,
         slots=slots,
         slot_bytes=round(bytes_of_all / slots / gpus) if slots else None,
-        load_bytes=round(int(world.population.size_bytes.max()) * share),
+        load_bytes=round(int(pool.population.size_bytes.max()) * share),
     )
+
+
+def memory_use(pool: Pool) -> MemoryUse | None:
+    """Return what a replica keeps in memory; None where no adapters and KV cache share a GPU."""
+    profile, scenario = pool.profile, pool.scenario
+    if profile is None or pool.kv_tokens is None or pool.whole_models is not None or scenario.adapters.base_alone:
+        return None
+    gpu, sharded = scenario.cache.gpu, scenario.fleet.fully_sharded_loras
+    slots = None if gpu.unified else gpu.slots
+    taken = 0 if gpu.unified else gpu.size or 0
+    sizes = pool.population.size_bytes[: len(pool.traffic.population)]
+    own = sizes[sizes > 0]  # of those that these replicas take
+    copies = _host_copies(scenario, len(own), float(own.mean()))
+    return MemoryUse(
+        pool=pool.name,
+        weights=profile.memory.weights_bytes,
+        engine=profile.memory.overhead_bytes,
+        slots=slots,
+        adapters=adapter_bytes(slots, profile, pool.population, fully_sharded=sharded) if slots else taken,
+        kv_tokens=pool.kv_tokens,
+        kv=round(pool.kv_tokens * profile.memory.kv_bytes_per_token),
+        copies=copies,
+        host=round(copies * float(own.mean())) * gpus_of(pool),
+    )
+
+
+def _host_copies(scenario: Scenario, adapters: int, mean_bytes: float) -> int:
+    """Return of how many adapters host memory has room for copies, if they are of average size."""
+    host, slots = scenario.cache.host, scenario.cache.gpu.slots or 0
+    if host is None:
+        return min(adapters, slots) if scenario.cache.eviction == "vllm-lru" else 0
+    if host.size:
+        return min(adapters, int(host.size / mean_bytes))
+    unlimited = adapters if host.fill != "load" else slots
+    return min(adapters, host.slots or unlimited)

@@ -26,7 +26,7 @@ from sim.traffic.generate import Traffic
 from sim.world.clock import Clock
 from sim.world.rollouts.rollout_plan import RolloutPlan
 from sim.world.times import ReplicaDraws
-from sim.world.world import World
+from sim.world.world import Pool
 
 
 class ReplicaCacheListener:
@@ -66,89 +66,89 @@ def attach_listeners(cache: AdapterCache, replica: int, listeners: Sequence[Flee
     cache.set_listener(listener)
 
 
-def eviction_context(world: World, clock: Clock, draws: ReplicaDraws) -> EvictionContext:
+def eviction_context(pool: Pool, clock: Clock, draws: ReplicaDraws) -> EvictionContext:
     """Return what eviction policies may know; adapters that share the KV cache are counted in blocks."""
-    weights, capacity = world.weights, world.capacity
-    if world.adapter_blocks:
-        assert world.kv_tokens is not None, "they share the KV cache"
-        weights, capacity = world.adapter_blocks, world.kv_tokens // world.scenario.fleet.block_size
+    weights, capacity = pool.weights, pool.capacity
+    if pool.adapter_blocks:
+        assert pool.kv_tokens is not None, "they share the KV cache"
+        weights, capacity = pool.adapter_blocks, pool.kv_tokens // pool.scenario.fleet.block_size
     return EvictionContext(weights, capacity, draws.stream("eviction"), now=lambda: clock.now)
 
 
-def vllm_cache(world: World, draws: ReplicaDraws) -> VllmLruCache:
+def vllm_cache(pool: Pool, draws: ReplicaDraws) -> VllmLruCache:
     """Return vLLM's slots and host memory, with the warm adapters."""
-    host, slots, adapters = world.scenario.cache.host, world.capacity, len(world.population)
+    host, slots, adapters = pool.scenario.cache.host, pool.capacity, len(pool.population)
     host_slots = (host.slots if host else None) or slots
     # A Python set is walked by hash, and vLLM's adapters are hashed by name, differently in every process.
     hashes = draws.stream("set-order").integers(2**61 - 1, size=adapters)
-    counts_running = world.scenario.fleet.adapter_limit == "running"
+    counts_running = pool.scenario.fleet.adapter_limit == "running"
     order = SetOrder(array("q", hashes.tobytes()))
     cache = VllmLruCache(adapters, slots, host_slots, order, counts_running=counts_running)
-    cache.warm_up(world.warm)
-    if world.warm_in_host:
-        cache.copy_to_host(world.warm[slots:])
+    cache.warm_up(pool.warm)
+    if pool.warm_in_host:
+        cache.copy_to_host(pool.warm[slots:])
     return cache
 
 
-def batch_slots_cache(world: World) -> BatchSlots:
+def batch_slots_cache(pool: Pool) -> BatchSlots:
     """Return SGLang's slots, with the pinned and the warm adapters.
 
     SGLang touches adapters in the order of their ids, which are hashes; here that is the order of their numbers.
     """
-    fifo = world.scenario.cache.eviction == "fifo"
-    cache = BatchSlots(world.capacity, range(len(world.population)), fifo=fifo, pinned=world.pinned)
-    cache.warm_up(world.pinned + world.warm)
+    fifo = pool.scenario.cache.eviction == "fifo"
+    cache = BatchSlots(pool.capacity, range(len(pool.population)), fifo=fifo, pinned=pool.pinned)
+    cache.warm_up(pool.pinned + pool.warm)
     return cache
 
 
-def gpu_cache(world: World, context: EvictionContext) -> GpuCache:
+def gpu_cache(pool: Pool, context: EvictionContext) -> GpuCache:
     """Return slots or bytes that protect adapters in use, with the pinned and the warm adapters."""
-    scenario = world.scenario
+    scenario = pool.scenario
     base = scenario.cache.gpu.base_model_slot
     eviction = make_eviction(scenario.eviction_policy, context)
-    if base and world.serves_base_model and scenario.storage.mode == "blocking":
-        cache: GpuCache = SlotForBaseModel(world.weights, world.capacity, eviction, pinned=world.pinned)
+    if base and pool.serves_base_model and scenario.storage.mode == "blocking":
+        cache: GpuCache = SlotForBaseModel(pool.weights, pool.capacity, eviction, pinned=pool.pinned)
     else:
-        cache = GpuCache(world.weights, world.capacity, eviction, base_model_slot=base, pinned=world.pinned)
+        cache = GpuCache(pool.weights, pool.capacity, eviction, base_model_slot=base, pinned=pool.pinned)
     if scenario.cache.eviction != "cycle":  # there, adapters come at their turn
-        cache.warm_up(world.warm)
+        cache.warm_up(pool.warm)
     return cache
 
 
-def unified_cache(world: World, context: EvictionContext, rule: KvRule) -> UnifiedCache:
+def unified_cache(pool: Pool, context: EvictionContext, rule: KvRule) -> UnifiedCache:
     """Return a cache that takes its blocks from the KV cache, with the warm adapters."""
-    eviction = make_eviction(world.scenario.eviction_policy, context)
-    cache = UnifiedCache(world.capacity, eviction, world.adapter_blocks, lambda: rule.total - rule.need)
-    cache.warm_up(world.warm)
+    eviction = make_eviction(pool.scenario.eviction_policy, context)
+    cache = UnifiedCache(pool.capacity, eviction, pool.adapter_blocks, lambda: rule.total - rule.need)
+    cache.warm_up(pool.warm)
     return cache
 
 
-def host_tier(world: World, cache: AdapterCache) -> HostTier:
+def host_tier(pool: Pool, cache: AdapterCache) -> HostTier:
     """Return host memory as loads to the GPU see it, with copies of what is in ``cache`` from the start."""
-    host, count = world.scenario.cache.host, len(world.population)
+    host, count = pool.scenario.cache.host, len(pool.population)
     if host is None:
         return HostTier()
     if host.fill == "arrival":
         return AllInHost()  # requests reach the GPU once their adapter has been fetched
     if host.fill == "start":
-        later = set(range(len(world.traffic.population), count)) - set(world.pinned)
+        later = set(range(len(pool.traffic.population), count)) - set(pool.pinned)
         return AllInHost(later)  # new versions with names of their own
-    copies = HostCache(*_capacity(host, world.population))
-    for adapter in reversed(world.pinned + _copied(world, cache)):
+    copies = HostCache(*_capacity(host, pool.population))
+    for adapter in reversed(pool.pinned + _copied(pool, cache)):
         copies.insert(adapter)  # they were loaded through host memory
     return copies
 
 
-def fetched_copies(world: World, cache: AdapterCache) -> GpuCache:
+def fetched_copies(pool: Pool, cache: AdapterCache) -> GpuCache:
     """Return host memory that fills at arrival, with copies of what is warm in ``cache``.
 
     :raises ScenarioError: if an adapter does not fit.
     """
-    host = world.scenario.cache.host
+    host = pool.scenario.cache.host
     assert host is not None, "the scenario has host memory"
     unlimited = not (host.slots or host.size)
-    count = len(world.population)
-    weights, capacity = ([1] * count, count) if unlimited else _capacity(host, world.population)
+    count = len(pool.population)
+    weights, capacity = ([1] * count, count) if unlimited else _capacity(host, pool.population)
     if max(weights) > capacity:
         raise ScenarioError(
             "an adapter is larger than host memory, through which all must come",
@@ -156,9 +156,9 @@ def fetched_copies(world: World, cache: AdapterCache) -> GpuCache:
             got=human_bytes(capacity),
             allowed=f"at least {human_bytes(max(weights))}, the largest adapter",
         )
-    _check_pinned(_heaviest(world.pinned, weights, world.rollout_plan), weights, capacity, "cache.host")
-    fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=world.pinned)
-    fetched.warm_up(_copied(world, cache))
+    _check_pinned(_heaviest(pool.pinned, weights, pool.rollout_plan), weights, capacity, "cache.host")
+    fetched = GpuCache(weights, capacity, Lru(EvictionContext(weights, capacity)), pinned=pool.pinned)
+    fetched.warm_up(_copied(pool, cache))
     return fetched
 
 
@@ -210,14 +210,14 @@ def pinned_and_warm(
     return pinned, tuple(hottest[cache.pinned : cache.pinned + number])
 
 
-def _copied(world: World, cache: AdapterCache) -> tuple[int, ...]:
+def _copied(pool: Pool, cache: AdapterCache) -> tuple[int, ...]:
     """Return the adapters of which host memory has copies at the start, as far as there is room: the last used first.
 
     In the steady state that includes adapters that have left ``cache`` again.
     """
-    if world.warm_in_host:
-        return world.warm
-    return tuple(adapter for adapter in world.warm if cache.state[adapter] == RESIDENT)
+    if pool.warm_in_host:
+        return pool.warm
+    return tuple(adapter for adapter in pool.warm if cache.state[adapter] == RESIDENT)
 
 
 def _capacity(spec: GpuCacheSpec | HostCacheSpec, population: Population) -> tuple[list[int], int]:
@@ -236,7 +236,6 @@ def _heaviest(pinned: Sequence[int], weights: Sequence[int], rollout_plan: Rollo
 
 
 def _check_pinned(pinned: Sequence[int], weights: Sequence[int], capacity: int, where: str) -> None:
-    """Refuse pinned adapters that leave no room for the largest other adapter."""
     taken = sum(weights[adapter] for adapter in pinned)
     kept = set(pinned)
     largest = max((weight for adapter, weight in enumerate(weights) if adapter not in kept), default=0)

@@ -30,7 +30,7 @@ from sim.world.clock import CONTROL, Call, Clock
 from sim.world.dispatcher import Dispatcher, Extension
 from sim.world.replica.server import Server
 from sim.world.times import tier_times
-from sim.world.world import World
+from sim.world.world import Pool
 
 # What an autoscaler reads of one replica: the gauges that engines export, from the simulated server itself.
 
@@ -102,11 +102,11 @@ class GpuLoad:
 _GAUGES: dict[str, Gauge] = {"in_flight": in_flight, "waiting": waiting, "adapter_waiting": adapter_waiting}
 
 
-def make_reader(metric: str, world: World, clock: Clock, recorder: Recorder) -> Reader:
-    """Return the reader of the metric that the autoscaler of a world goes by."""
+def make_reader(metric: str, pool: Pool, clock: Clock, recorder: Recorder) -> Reader:
+    """Return the reader of the metric that the autoscaler of a pool goes by."""
     if metric == "gpu_load":
-        return GpuLoad(clock, recorder, world.scenario.fleet.places).read
-    gauge = kv_usage(world.kv_tokens or 1) if metric == "kv_usage" else _GAUGES[metric]
+        return GpuLoad(clock, recorder, pool.replicas).read
+    gauge = kv_usage(pool.kv_tokens or 1) if metric == "kv_usage" else _GAUGES[metric]
     return lambda servers, indices: [gauge(servers[index]) for index in indices]
 
 
@@ -117,10 +117,10 @@ ENGINE_START_S = 34.0
 class ColdStarts:
     """The cold starts of one replication. The n-th replica that starts has the same draws in every design."""
 
-    def __init__(self, spec: ColdStart, world: World, replication: int) -> None:
-        self._laws = cold_start_laws(spec, world)
-        self._warm_up = _WarmUp(world)
-        self._seed, self._replication = world.scenario.run.seed, replication
+    def __init__(self, spec: ColdStart, pool: Pool, replication: int) -> None:
+        self._laws = cold_start_laws(spec, pool)
+        self._warm_up = _WarmUp(pool)
+        self._seed, self._replication = pool.scenario.run.seed, replication
         self._count = 0
 
     def next_s(self) -> float:
@@ -132,14 +132,14 @@ class ColdStarts:
         return seconds + self._warm_up.seconds(rng)
 
 
-def mean_cold_start_s(spec: ColdStart, world: World) -> float:
+def mean_cold_start_s(spec: ColdStart, pool: Pool) -> float:
     """Return the mean seconds of a cold start, the loads of the adapters on the warm-up list included."""
-    return sum(law.mean() for law in cold_start_laws(spec, world)) + _WarmUp(world).seconds(None)
+    return sum(law.mean() for law in cold_start_laws(spec, pool)) + _WarmUp(pool).seconds(None)
 
 
-def cold_start_laws(spec: ColdStart, world: World) -> list[TimeLaw]:
+def cold_start_laws(spec: ColdStart, pool: Pool) -> list[TimeLaw]:
     """Return the laws of the parts of a cold start: provisioning, image, weights, engine."""
-    profile, fixed = world.profile, world.scenario.fleet.engine == "fixed"
+    profile, fixed = pool.profile, pool.scenario.fleet.engine == "fixed"
     read_s = 0.0 if fixed or profile is None else profile.memory.weights_bytes / spec.weights_per_s
     return [
         spec.provision or _always(0.0),
@@ -156,13 +156,13 @@ def _always(seconds: float) -> TimeLaw:
 class _WarmUp:
     """The loads of pinned adapters and of the warm-up list, before a new replica serves."""
 
-    def __init__(self, world: World) -> None:
-        scenario, host = world.scenario, world.scenario.cache.host
-        tiers = tier_times(scenario, world.profile, world.population)
+    def __init__(self, pool: Pool) -> None:
+        scenario, host = pool.scenario, pool.scenario.cache.host
+        tiers = tier_times(scenario, pool.profile, pool.population)
         in_host = host is not None and host.fill == "start"
         self._times = tiers[1] if in_host else tiers[0]
         self._loaders = scenario.storage.host_loaders if in_host else scenario.storage.loaders
-        self._adapters = np.array([*world.pinned, *world.warmed_up], dtype=np.int64)
+        self._adapters = np.array([*pool.pinned, *pool.warmed_up], dtype=np.int64)
 
     def seconds(self, rng: np.random.Generator | None) -> float:
         """Return how long they take; without a generator, about their mean."""
@@ -204,22 +204,21 @@ class Autoscaler(Extension):
     """
 
     def __init__(
-        self, spec: Autoscale, world: World, replication: int, view: View, clock: Clock, recorder: Recorder
+        self, spec: Autoscale, pool: Pool, replication: int, view: View, clock: Clock, recorder: Recorder
     ) -> None:
         super().__init__()
-        fleet = world.scenario.fleet
         self._interval_s = spec.interval
         self.reorders = spec.min == 0  # requests may find no replica at all, and are held
-        self._starts = ColdStarts(spec.cold_start, world, replication)
-        self._policy = make_policy(spec, mean_cold_start_s(spec.cold_start, world))
+        self._starts = ColdStarts(spec.cold_start, pool, replication)
+        self._policy = make_policy(spec, mean_cold_start_s(spec.cold_start, pool))
         self._view = view
         self._clock = clock
         self._recorder = recorder
-        self._read = make_reader(spec.metric, world, clock, recorder)
-        self._places = [Place(index) for index in range(fleet.places)]
-        for place in self._places[: fleet.replicas]:
+        self._read = make_reader(spec.metric, pool, clock, recorder)
+        self._places = [Place(index) for index in pool.indices]
+        for place in self._places[: len(pool.serving)]:
             place.state, place.ready_s = READY, 0.0
-        self._wanted = fleet.replicas
+        self._wanted = len(pool.serving)
         self._held: list[Request] = []
         self._held_s = inf  # since when requests are held
         self._patience_s = PATIENCE_ROUNDS * (spec.every + spec.interval)
@@ -302,7 +301,6 @@ class Autoscaler(Extension):
         self._fill_or_stop()
 
     def _fill_or_stop(self) -> None:
-        """Start or stop replicas until there are as many as wanted, as far as places are free."""
         alive = [place for place in self._places if place.state in (STARTING, READY)]
         for place in self._places:
             if len(alive) >= self._wanted:
@@ -366,7 +364,7 @@ class Autoscaler(Extension):
         self._recorder.lives.append((place.index, place.began_s, place.ready_s, place.drained_s, gone_s))
 
 
-def make_autoscaler(world: World, replication: int, view: View, clock: Clock, recorder: Recorder) -> Autoscaler | None:
+def make_autoscaler(pool: Pool, replication: int, view: View, clock: Clock, recorder: Recorder) -> Autoscaler | None:
     """Return the autoscaler of one replication, if there is one."""
-    spec = world.scenario.fleet.autoscale
-    return None if spec is None else Autoscaler(spec, world, replication, view, clock, recorder)
+    spec = pool.scenario.fleet.autoscale
+    return None if spec is None else Autoscaler(spec, pool, replication, view, clock, recorder)

@@ -3,68 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from sim.errors import ScenarioError
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.spec.profile import Draw, LoraCost, Profile
-from sim.spec.scenario import Scenario
+from sim.spec.profile import Draw, Profile
+from sim.spec.scenario import Cache, GpuCache, Scenario, Storage
 from sim.spec.sections.serving import MOST_REPLICAS, FullModels
 from sim.spec.units import human_bytes
-from sim.traffic.generate import Traffic
+from sim.world.world import Pool, without_lora
+
+FULL_MODELS = "full models"
+"""The name of their pools."""
 
 
-@dataclass(frozen=True, slots=True)
-class FullModelPool:
-    """Replicas that serve the same full models.
-
-    :ivar spec: how they serve them.
-    :ivar kv_tokens: KV cache of one replica in tokens.
-    """
-
-    spec: FullModels
-    models: tuple[int, ...]
-    replicas: int
-    kv_tokens: int
-
-
-def lay_out_full_models(scenario: Scenario, profile: Profile | None, traffic: Traffic) -> tuple[FullModelPool, ...]:
+def full_model_pools(beside: Pool, profile: Profile | None) -> list[Pool]:
     """Return the pools of a scenario's full models: one for each model with replicas of its own, or one that swaps all.
 
+    GPU caches have places for whole models instead of adapters, and there is no LoRA. A replica with a model of its own
+    holds it from the start. A pool that swaps begins empty, and its loads block the step that needs them.
+
+    :param beside: the replicas of the base model, which they follow.
     :param profile: as it was read. Quantised base weights do not apply to full models.
     :raises ScenarioError: if a full model does not fit, or there are too many replicas.
     """
-    spec, population = scenario.fleet.full_models, traffic.population
+    scenario, population, first = beside.scenario, beside.traffic.population, beside.indices.stop
+    spec = scenario.fleet.full_models
     if spec is None:
-        return ()
+        return []
     assert profile is not None, "full models need an engine that batches, and that needs a profile"
-    models, first = np.flatnonzero(population.full).tolist(), scenario.fleet.replicas
-    groups = [(model,) for model in models] if spec.serve == "dedicated" else [tuple(models)]
+    models, swaps, count = np.flatnonzero(population.full).tolist(), spec.serve == "swap", len(population)
+    groups = [tuple(models)] if swaps else [(model,) for model in models]
     if first + len(groups) * spec.replicas > MOST_REPLICAS:
         each = f"{len(models):,} full models, {spec.replicas} replicas each"
         raise ScenarioError(
             "too many replicas",
             key="fleet.full_models.replicas",
-            got=f"{each if spec.serve == 'dedicated' else f'{spec.replicas:,} in the pool'}, in addition to {first:,} "
-            "of the base model",
+            got=f"{f'{spec.replicas:,} in the pool' if swaps else each}, in addition to {first:,} of the base model",
             allowed=f"{MOST_REPLICAS:,} in all",
             hint="a lower share of full models, or serve: swap",
         )
-    sizes = population.size_bytes.tolist()
-    return tuple(
-        FullModelPool(spec, group, spec.replicas, _kv_tokens(scenario, profile, spec, [sizes[each] for each in group]))
-        for group in groups
-    )
+    rules: dict[str, object] = {"admission": "skip", "load_at": "admission" if swaps else "arrival"}
+    if swaps:
+        rules["prefix_caching"] = False  # another model takes the memory
+    sections = {
+        "fleet": scenario.fleet.model_copy(update=rules),
+        "cache": Cache(gpu=GpuCache(slots=spec.places)),
+        "storage": Storage(mode="blocking" if swaps else "overlap", load=spec.load),
+    }
+    pools = []
+    for group in groups:
+        takes = np.zeros(count + 1, dtype=np.bool_)
+        takes[list(group)] = True
+        pools.append(
+            replace(
+                beside,
+                name=FULL_MODELS,
+                first=first,
+                replicas=spec.replicas,
+                scenario=scenario.model_copy(update=sections),
+                population=population,
+                profile=_without_lora(profile),
+                kv_tokens=_kv_tokens(scenario, profile, spec, population.size_bytes[list(group)].tolist()),
+                weights=[1] * count,
+                capacity=spec.places,
+                ranks=[0] * count,
+                takes=takes,
+                adapter_blocks=[],
+                pinned=() if swaps else group,
+                warm=(),
+                base_weights=None,
+                whole_models=spec,
+            )
+        )
+        first += spec.replicas
+    return pools
 
 
-def full_model_notes(scenario: Scenario, pools: Sequence[FullModelPool]) -> list[str]:
+def full_model_notes(scenario: Scenario, pools: Sequence[Pool]) -> list[str]:
     """Return notes for the user about the replicas of full models."""
-    if not pools:
+    spec, own = scenario.fleet.full_models, scenario.fleet.replicas
+    if spec is None or not pools:
         return []
-    spec, own = pools[0].spec, scenario.fleet.replicas
-    replicas, models = sum(pool.replicas for pool in pools), sum(len(pool.models) for pool in pools)
+    replicas, models = sum(pool.replicas for pool in pools), sum(int(pool.takes.sum()) for pool in pools)
     of = f"{models} full model{'s' * (models != 1)}"
     swaps = spec.serve == "swap" or not models
     how = f"a pool that swaps {of}" if swaps else f"{spec.replicas} for each of {of}"
@@ -82,7 +105,6 @@ def full_model_notes(scenario: Scenario, pools: Sequence[FullModelPool]) -> list
 
 
 def _kv_tokens(scenario: Scenario, profile: Profile, spec: FullModels, sizes: list[int]) -> int:
-    """Return the KV cache, in tokens, of a replica that holds one or several of these models."""
     fleet = scenario.fleet
     resident = min(spec.places, max(1, len(sizes)))
     reserved = fleet.reserved_kv_blocks * fleet.block_size
@@ -105,15 +127,7 @@ def _kv_tokens(scenario: Scenario, profile: Profile, spec: FullModels, sizes: li
     return (tokens // fleet.block_size) * fleet.block_size - reserved
 
 
-def without_lora(costs: Draw) -> Draw:
-    """Return costs of replicas that serve whole models: without LoRA, and with loads that take the same time each."""
-    step = costs.step.model_copy(update={"lora": LoraCost(), "per_passed_s": 0.0})
-    storage = costs.load.storage.model_copy(update={"residual": (1.0,)})
-    return Draw(step=step, load=costs.load.model_copy(update={"storage": storage}))
-
-
-def profile_without_lora(profile: Profile) -> Profile:
-    """Return the profile of replicas that serve whole models."""
+def _without_lora(profile: Profile) -> Profile:
     plain = without_lora(Draw(step=profile.step, load=profile.load))
     draws = tuple(without_lora(draw) for draw in profile.draws)
     return profile.model_copy(update={"step": plain.step, "load": plain.load, "draws": draws, "quantized": {}})

@@ -15,7 +15,7 @@ from sim.rng import stream_key
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import FullModels
 from sim.world.routing.router_state import make_router
-from sim.world.world import ReplicaPool, World
+from sim.world.world import Pool, World
 
 NewView = Callable[[list[int]], View]
 """Makes the view of a router that chooses among some replicas."""
@@ -44,10 +44,6 @@ def route(world: World, replication: int, new_view: NewView) -> Routing:
     Replicas of all pools that take a request are candidates of the scenario's router. If pools have weights, it
     chooses among the replicas of the pool that was drawn.
     """
-    if not world.pools:
-        view = new_view(list(range(world.scenario.fleet.replicas)))  # an autoscaler's other places are down
-        router = make_router(world, view, replication)
-        return Routing(router, [view], router.reads)
     return _Routers(world, replication, new_view).routing()
 
 
@@ -63,17 +59,17 @@ class _Routers:
 
     def routing(self) -> Routing:
         pools, found = self._world.pools, self._routing
-        kinds, of_kind = _kinds_of_requests(pools, len(self._world.population))
-        routers = [self._router([pool for pool in pools if pool.takes(adapter)] or pools[:1]) for adapter in of_kind]
+        kinds, of_kind = _kinds_of_requests(pools, self._world.base_model)
+        routers = [self._router([pool for pool in pools if pool.takes[adapter]] or pools[:1]) for adapter in of_kind]
         found.router = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
-        if len(found.views) > 1 and self._world.own_pools:
+        if len(self._made) > 1:
             views = {id(router): view for router, view in self._made.values()}
             of_kind_views = [views.get(id(router)) for router in routers]
             found.of_request = [view for kind in kinds if (view := of_kind_views[kind]) is not None]
         return found
 
-    def _router(self, pools: Sequence[ReplicaPool]) -> Choosing:
-        spec = pools[0].world.whole_models
+    def _router(self, pools: Sequence[Pool]) -> Choosing:
+        spec = pools[0].whole_models
         if spec is not None:
             return self._of_full_models(pools[0], spec)
         router = self._world.scenario.router
@@ -82,14 +78,13 @@ class _Routers:
         routed = []
         for pool in pools:
             own, view = self._among([pool])
-            routed.append(RoutedPool(own, view, pool.weight, _full_at(pool.world.scenario)))
+            routed.append(RoutedPool(own, view, pool.weight, _full_at(pool.scenario)))
         if router.spill is not None:
             self._routing.reads |= {"loads"}
         return ByWeight(routed, stream_key(self._world.scenario.run.seed, self._replication, "pool"))
 
-    def _among(self, pools: Sequence[ReplicaPool]) -> tuple[Choosing, View]:
-        """Return the scenario's router for the replicas of some pools, with its view."""
-        indices = tuple(index for pool in pools for index in pool.indices)
+    def _among(self, pools: Sequence[Pool]) -> tuple[Choosing, View]:
+        indices = tuple(index for pool in pools for index in pool.serving)  # an autoscaler's other places are down
         if indices not in self._made:
             view = self._new_view(list(indices))
             router = make_router(self._world, view, self._replication)
@@ -98,26 +93,28 @@ class _Routers:
             self._made[indices] = (router, view)
         return self._made[indices]
 
-    def _of_full_models(self, pool: ReplicaPool, spec: FullModels) -> Choosing:
+    def _of_full_models(self, pool: Pool, spec: FullModels) -> Choosing:
         """Return a router that always sees the current state."""
         found = self._routing
         view = self._new_view(list(pool.indices))
         found.current.append(view)
         found.current_reads |= {"loads"}
-        if spec.serve == "dedicated":
-            return LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
-        if pool.replicas > 1:
-            found.current_reads |= {"resident", "inside"}
-        key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
-        return ToHolders(view, pool.indices, np.flatnonzero(pool.world.takes).tolist(), key)
+        router: Choosing = LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
+        if spec.serve == "swap":
+            if pool.replicas > 1:
+                found.current_reads |= {"resident", "inside"}
+            key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
+            router = ToHolders(view, np.flatnonzero(pool.takes).tolist(), key)
+        self._made[tuple(pool.indices)] = (router, view)
+        return router
 
 
-def _kinds_of_requests(pools: Sequence[ReplicaPool], adapters: int) -> tuple[list[int], list[int]]:
+def _kinds_of_requests(pools: Sequence[Pool], adapters: int) -> tuple[list[int], list[int]]:
     """Return requests by the pools that take them: the kind of each adapter, last that of the base model, and an
     adapter of each kind (-1: the base model)."""
     kinds: NDArray[np.int64] = np.zeros(adapters + 1, dtype=np.int64)
     for pool in pools:
-        kinds = np.unique(2 * kinds + pool.world.takes, return_inverse=True)[1].reshape(-1)
+        kinds = np.unique(2 * kinds + pool.takes, return_inverse=True)[1].reshape(-1)
     _, first = np.unique(kinds, return_index=True)
     return kinds.tolist(), [-1 if place == adapters else int(place) for place in first]
 

@@ -214,7 +214,6 @@ class BatchServer(Server):
         return steps
 
     def _end_leap(self, decoding: int, now: float) -> None:
-        """Record the leap that ends now, and let its finished requests go."""
         scheduler, mode, steps = self.scheduler, self.mode, self._steps
         apart = len(scheduler.late)  # their gaps are recorded one by one
         self._record_steps(steps, decoding - apart - (self._log_pauses() if scheduler.paused else 0))
@@ -232,7 +231,6 @@ class BatchServer(Server):
         self._record_gaps()
 
     def _record_gaps(self) -> None:
-        """Record the gaps across preemptions that end with the first step of the leap under way."""
         if self.scheduler.recompute_gaps:
             self.recorder.gaps(self.scheduler.recompute_gaps, self._started_s)
             self.scheduler.recompute_gaps = []

@@ -237,7 +237,6 @@ class Loader:
                 self._record(load, now)
 
     def _record(self, load: Load, now: float) -> None:
-        """Record a load that ends now, or is cut off."""
         if load.attempts.spans:
             self._recorder.load_attempts(load.attempts.spans, load.asked_s, load.adapter, self._replica, now)
         else:

@@ -17,7 +17,7 @@ from sim.world.rollouts.rollout_progress import RolloutProgress
 from sim.world.rollouts.traffic_shift import TrafficShift
 from sim.world.rollouts.versions import DuplicateVersionBytes, HostLoadVersions, Versions
 from sim.world.routing.router_state import RouterInstances
-from sim.world.times import Retarget, tier_times
+from sim.world.times import Retarget, TierTimes, tier_times
 from sim.world.world import World
 
 WeightsReplaced = Callable[[int, int, bool, float], bool]
@@ -47,9 +47,10 @@ class Rollouts(Extension):
         self.original: list[int] = plan.original.tolist()
         self._clock, self._recorder = clock, recorder
         self._progress = progress = RolloutProgress(clock, recorder)
-        self._versions = [Versions(plan.initial_versions) for _ in range(scenario.fleet.places)]
+        self._versions = [Versions(plan.initial_versions) for _ in range(world.replicas)]
         self.barriers = Barriers(clock, len(self._versions))
-        costs = scenario, world.profile, world.population
+        first = world.pools[0]
+        costs = first.scenario, first.profile, first.population
         resized = any(rollout.rank or rollout.size for rollout in scenario.rollouts)
         self._retarget: Callable[[Request, int], None] = Retarget(*costs) if resized else _rename
         routers = RouterInstances(scenario.router.instances, seed, replication)
@@ -58,7 +59,9 @@ class Rollouts(Extension):
             for planned in plan.rollouts
             if planned.new_adapters
         ]
-        from_storage, _ = tier_times(*costs)
+        from_storage: list[TierTimes] = []  # by replica
+        for pool in world.pools:
+            from_storage += [tier_times(pool.scenario, pool.profile, pool.population)[0]] * pool.replicas
         self._updates = [
             InPlaceUpdate(planned, progress, seed, replication, self._versions, self.barriers, from_storage)
             for planned in plan.rollouts
@@ -81,7 +84,8 @@ class Rollouts(Extension):
             copy: shift for shift in self._shifts if shift.planned.rollout.gate for copy in shift.planned.new_adapters
         }
         renamed = {name for shift in self._shifts for name in shift.planned.names}
-        self._duplicate_bytes = DuplicateVersionBytes(self.original, world.population.size_bytes.tolist(), renamed)
+        sizes = np.max([pool.population.size_bytes for pool in world.pools], axis=0)
+        self._duplicate_bytes = DuplicateVersionBytes(self.original, sizes.tolist(), renamed)
         self._weights_replaced = weights_replaced
         self._misrouted = misrouted
         self._fleet: Dispatcher
@@ -246,5 +250,4 @@ class Rollouts(Extension):
 
 
 def _rename(request: Request, adapter: int) -> None:
-    """Send a request to an adapter of the same size, whose loads take as long."""
     request.adapter = adapter

@@ -107,7 +107,7 @@ class InPlaceUpdate(ActiveRollout):
     It is complete when the last replica has the new version of the last adapter.
 
     :param versions: of each replica.
-    :param from_storage: load times from storage.
+    :param from_storage: load times from storage, by replica.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class InPlaceUpdate(ActiveRollout):
         replication: int,
         versions: Sequence[Versions],
         barriers: Barriers,
-        from_storage: TierTimes,
+        from_storage: Sequence[TierTimes],
     ) -> None:
         super().__init__(planned, progress, seed, replication)
         rollout, count, replicas = planned.rollout, len(planned.adapters), len(versions)
@@ -173,7 +173,6 @@ class InPlaceUpdate(ActiveRollout):
         self._note("rollout" if number == 0 else "stage", text)
 
     def _begin(self, replica: int, chosen: Sequence[int]) -> None:
-        """Begin to update adapters on one replica."""
         planned, server, versions = self.planned, self._fleet.servers[replica], self._versions[replica]
         self._updating[replica].update(chosen)
         strategy, inside = planned.rollout.strategy, Counter[int]()
@@ -206,7 +205,7 @@ class InPlaceUpdate(ActiveRollout):
             then()
             return
         drawn = uniform_draw(self._key, replica * len(self._offsets) + i)
-        seconds = float(self._from_storage.seconds(np.array([adapter]), np.array([drawn]))[0])
+        seconds = float(self._from_storage[replica].seconds(np.array([adapter]), np.array([drawn]))[0])
 
         def replace_weights() -> None:
             versions.in_host[adapter] = max(version, versions.in_host.get(adapter, 0))

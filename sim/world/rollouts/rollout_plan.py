@@ -60,6 +60,22 @@ class RolloutPlan:
         """
         return np.append(mask[self.original], mask[-1]) if self.rollouts else mask
 
+    def only(self, taken: NDArray[np.bool_]) -> RolloutPlan:
+        """Return the plan with only the rollouts that concern some of these adapters.
+
+        :param taken: by adapter as numbered in the traffic.
+        """
+        return replace(self, rollouts=tuple(each for each in self.rollouts if taken[list(each.names)].any()))
+
+    def slot_bytes(self, adapters: Adapters, base_model: str | ModelShape) -> int:
+        """Return the bytes of a slot that is padded to the largest adapter, new versions included."""
+        found = populate(adapters, base_model, 0).slot_bytes
+        for rollout in (planned.rollout for planned in self.rollouts):
+            if rollout.rank:
+                found = max(found, populate(_of_rank(adapters, rollout.rank), base_model, 0).slot_bytes)
+            found = max(found, rollout.size or 0)
+        return found
+
 
 NO_ROLLOUTS = RolloutPlan((), np.arange(0), {})
 """The plan of a scenario without rollouts."""
@@ -119,9 +135,7 @@ def with_new_versions(
     for planned in rollout_plan.rollouts:
         new_adapters, rollout = list(planned.new_adapters), planned.rollout
         if rollout.rank:
-            mix = tuple(kind.model_copy(update={"rank": rollout.rank}) for kind in adapters.mix)
-            raised = adapters.model_copy(update={"rank": rollout.rank, "mix": mix})
-            repopulated = populate(raised, base_model, len(population))
+            repopulated = populate(_of_rank(adapters, rollout.rank), base_model, len(population))
             sizes[new_adapters], ranks[new_adapters] = repopulated.size_bytes[picked[new_adapters]], rollout.rank
             slot_bytes = max(slot_bytes, repopulated.slot_bytes)
         if rollout.size:
@@ -132,8 +146,12 @@ def with_new_versions(
     )
 
 
+def _of_rank(adapters: Adapters, rank: int) -> Adapters:
+    mix = tuple(kind.model_copy(update={"rank": rank}) for kind in adapters.mix)
+    return adapters.model_copy(update={"rank": rank, "mix": mix})
+
+
 def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[int, ...]]:
-    """Return the adapters of each rollout, as numbered in the traffic."""
     ranked: list[int] = []
     if any(rollout.drawn for rollout in scenario.rollouts):
         key = stream_key(scenario.run.seed, 0, "rollout-share")

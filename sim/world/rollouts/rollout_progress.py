@@ -134,7 +134,6 @@ class ActiveRollout:
         self._note("complete", text)
 
     def _note(self, kind: str, text: str) -> None:
-        """Add an event to the timeline."""
         number = self.planned.number
         event = Event(self._clock.now, kind, f"rollouts.{number}: {text}", number)
         self._progress.recorder.events.append(event)

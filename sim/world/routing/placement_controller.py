@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import inf
@@ -16,7 +15,7 @@ import numpy as np
 
 from sim.policies.costs import StepCosts
 from sim.policies.placement import Demand, Placement, Placer, PlacerContext, make_placer
-from sim.policies.routing import Choosing, View
+from sim.policies.routing import View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.rng import stream_key, uniform_draw
@@ -25,7 +24,7 @@ from sim.spec.sections.control_plane import PlacementController as ControllerSpe
 from sim.world.clock import CONTROL, Call, Clock
 from sim.world.replica.server import Server
 from sim.world.times import tier_times
-from sim.world.world import World
+from sim.world.world import Pool
 
 # What a placement controller starts from: its policy, and where adapters are placed at the start.
 
@@ -33,40 +32,40 @@ _BATCH = 32
 """Sequences of the decode step by which ranks are compared, each with an adapter of its own."""
 
 
-def adapters_at_a_time(world: World) -> int:
+def adapters_at_a_time(pool: Pool) -> int:
     """Return how many adapters of the mean size fit into the GPU cache, leaving out versions that come later."""
-    present = len(world.traffic.population)
+    present = len(pool.traffic.population)
     weights = [
-        weight for weight, taken in zip(world.weights[:present], world.takes[:present].tolist(), strict=True) if taken
+        weight for weight, taken in zip(pool.weights[:present], pool.takes[:present].tolist(), strict=True) if taken
     ]
-    return max(1, world.capacity * len(weights) // max(1, sum(weights)))
+    return max(1, pool.capacity * len(weights) // max(1, sum(weights)))
 
 
-def placer_of(spec: ControllerSpec, world: World, replication: int) -> Placer:
+def placer_of(spec: ControllerSpec, pool: Pool, replication: int) -> Placer:
     """Return the placement policy of a replication. Pinned adapters take slots of every replica."""
-    slots = spec.slots or max(1, adapters_at_a_time(world) - len(world.pinned))
-    key = stream_key(world.scenario.run.seed, replication, "placement")
-    costs = _costs_by_rank(world)
-    return make_placer(spec.policy, PlacerContext(slots, spec.copies, costs, world.ranks, key, spec.tolerance))
+    slots = spec.slots or max(1, adapters_at_a_time(pool) - len(pool.pinned))
+    key = stream_key(pool.scenario.run.seed, replication, "placement")
+    costs = _costs_by_rank(pool)
+    return make_placer(spec.policy, PlacerContext(slots, spec.copies, costs, pool.ranks, key, spec.tolerance))
 
 
-def first_placement(world: World, placer: Placer) -> Placement:
+def first_placement(pool: Pool, placer: Placer) -> Placement:
     """Return the placement of the start, by the popularity that the traffic then has, on the replicas that serve."""
-    serving = tuple(range(world.scenario.fleet.replicas))
-    return placer.place(Demand(dict(enumerate(world.traffic.shares().tolist())), serving), {})
+    serving = tuple(range(pool.scenario.fleet.replicas))
+    return placer.place(Demand(dict(enumerate(pool.traffic.shares().tolist())), serving), {})
 
 
-def _costs_by_rank(world: World) -> list[float]:
+def _costs_by_rank(pool: Pool) -> list[float]:
     """Return by adapter how long a decode step with adapters of its rank takes, over one with those of lowest rank.
 
     All are 1 where the profile has no costs by rank, and with engine ``fixed``.
     """
-    profile, ranks = world.profile, world.ranks
-    if profile is None or world.scenario.fleet.engine == "fixed":
+    profile, ranks = pool.profile, pool.ranks
+    if profile is None or pool.scenario.fleet.engine == "fixed":
         return [1.0] * len(ranks)
-    batch = min(_BATCH, world.scenario.fleet.max_num_seqs)
-    costs = StepCosts(profile.step, adapters_at_a_time(world), batch)
-    distinct = min(batch, adapters_at_a_time(world))
+    batch = min(_BATCH, pool.scenario.fleet.max_num_seqs)
+    costs = StepCosts(profile.step, adapters_at_a_time(pool), batch)
+    distinct = min(batch, adapters_at_a_time(pool))
     seconds = {
         rank: costs.step(batch, 0, distinct, rank * distinct, (batch, 0, 0.0, rank * batch, 0)) for rank in set(ranks)
     }
@@ -74,70 +73,58 @@ def _costs_by_rank(world: World) -> list[float]:
     return [seconds[rank] / least if least > 0 else 1.0 for rank in ranks]
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedFleet:
-    """What a controller sees of its fleet.
-
-    :ivar clock: its clock; ``view``: the router's, in which the replicas that serve are up.
-    :ivar servers: the list of replicas that the fleet keeps current.
-    :ivar next_s: returns the time of the next arrival, infinite if there is none.
-    """
-
-    clock: Clock
-    view: View
-    servers: Sequence[Server]
-    next_s: Callable[[], float]
-
-
 class PlacementController:
     """Decides at every multiple of the period where adapters are placed, and tells the router.
 
     Until the history is full, the popularity of the start stands in for what is missing of it. After the last arrival
     it decides no more. Replicas that come or go are seen at the next decision.
+
+    :param view: of the router, in which the replicas that serve are up.
+    :param next_s: returns the time of the next arrival, infinite if there is none.
     """
 
     def __init__(
         self,
-        spec: ControllerSpec,
-        world: World,
+        pool: Pool,
         replication: int,
         router: Placed,
-        fleet: PlacedFleet,
+        view: View,
+        servers: Sequence[Server],
         recorder: Recorder,
+        clock: Clock,
+        next_s: Callable[[], float],
     ) -> None:
+        spec = pool.scenario.router.placing
+        assert spec is not None, "the router follows a placement"
         self._period_s = spec.period
-        self._clock = fleet.clock
+        self._clock, self._next_s = clock, next_s
         self._recorder = recorder
-        self._router = router
-        self._fleet = fleet
-        self._shares: list[float] = world.traffic.shares().tolist()
-        self._placer = placer_of(spec, world, replication)
+        self._router, self._view = router, view
+        self._shares: list[float] = pool.traffic.shares().tolist()
+        self._placer = placer_of(spec, pool, replication)
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
-        self._moves = (
-            EagerMoves(world, replication, fleet.servers, fleet.clock) if spec.move == "eager" else LazyMoves()
-        )
-        self._note(first_placement(world, self._placer), {})
+        self._moves = EagerMoves(pool, replication, servers, clock) if spec.move == "eager" else LazyMoves()
+        self._note(first_placement(pool, self._placer), {})
         if PLACERS[spec.policy].moves:
             self._clock.process(self._decisions())
             self._clock.periodic += 1
 
     def _decisions(self) -> Iterator[Call]:
-        fleet, router = self._fleet, self._router
+        view, router = self._view, self._router
         for number in count(1):  # a product, not a running sum: the n-th decision is at exactly n periods
             yield self._clock.until(number * self._period_s)
-            if fleet.next_s() == inf:
+            if self._next_s() == inf:
                 return
             self._periods.append(router.asked)
             router.asked = {}
-            if fleet.view.up:
+            if view.up:
                 before = router.homes
-                router.homes = self._placer.place(Demand(self._demand(), tuple(fleet.view.up)), before)
+                router.homes = self._placer.place(Demand(self._demand(), tuple(view.up)), before)
                 for replica, adapters in self._note(router.homes, before).items():
                     self._moves.come(replica, adapters)
 
     def _demand(self) -> dict[int, float]:
-        """Return the requests for each adapter in the history."""
         found: dict[int, float] = {}
         for asked in self._periods:
             for adapter, requests in asked.items():
@@ -180,12 +167,12 @@ class EagerMoves(LazyMoves):
     them. Elsewhere they queue for a loader, with the loads of requests.
     """
 
-    def __init__(self, world: World, replication: int, servers: Sequence[Server], clock: Clock) -> None:
+    def __init__(self, pool: Pool, replication: int, servers: Sequence[Server], clock: Clock) -> None:
         self._servers = servers
         self._clock = clock
-        self._storage, self._host = tier_times(world.scenario, world.profile, world.population)
-        self._has_host = world.scenario.has_host_tier
-        self._key = stream_key(world.scenario.run.seed, replication, "placement-load")
+        self._storage, self._host = tier_times(pool.scenario, pool.profile, pool.population)
+        self._has_host = pool.scenario.has_host_tier
+        self._key = stream_key(pool.scenario.run.seed, replication, "placement-load")
         self._loads: dict[int, int] = {}  # by adapter, so far
         self._waiting: dict[Server, deque[int]] = {}  # by replica that loads, what comes next
 
@@ -207,16 +194,8 @@ class EagerMoves(LazyMoves):
         del self._waiting[server]
 
     def _seconds(self, adapter: int) -> tuple[float, float]:
-        """Return the seconds of a load from storage and from host memory."""
         number = self._loads[adapter] = self._loads.get(adapter, 0) + 1
         name = np.array([adapter])
         drawn = np.array([uniform_draw(self._key, adapter << 20 | number)])
         host_s = float(self._host.seconds(name, drawn)[0]) if self._has_host else 0.0
         return float(self._storage.seconds(name, drawn)[0]), host_s
-
-
-def control_placement(world: World, replication: int, router: Choosing, fleet: PlacedFleet, recorder: Recorder) -> None:
-    """Start the controller of one replication, if the router follows one and has a choice."""
-    spec = world.scenario.router.placing
-    if spec is not None and isinstance(router, Placed) and world.replicas > 1:
-        PlacementController(spec, world, replication, router, fleet, recorder)

@@ -105,7 +105,7 @@ class RouterState:
 
 def make_router(world: World, view: View, replication: int) -> Router:
     """Return a router of one replication for the replicas that are up in a view, which are all that it ever chooses."""
-    spec, traffic = world.scenario.router, world.traffic
+    spec, traffic, first = world.scenario.router, world.traffic, world.pools[0]
     weights: Sequence[float] | None = None
     if spec.placement == "popularity":
         weights = traffic.shares().tolist()
@@ -120,7 +120,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
             bound=spec.load_bound,
             placement=spec.placement,
             copies=spec.copies,
-            homes=None if spec.placing is None else first_placement(world, placer_of(spec.placing, world, replication)),
+            homes=None if spec.placing is None else first_placement(first, placer_of(spec.placing, first, replication)),
             base_model=world.base_model,
         ),
     )

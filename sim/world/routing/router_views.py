@@ -62,7 +62,6 @@ class BatchActivity:
 
 
 def _adapters_of(scheduler: Scheduler) -> set[int]:
-    """Return the adapters of a batch, and the base model if it has requests for it."""
     return {request.adapter for request in scheduler.running}
 
 
@@ -277,7 +276,6 @@ class ViewRefresher(FreshView):
         return last
 
     def _read(self) -> None:
-        """Update the fields that the router reads."""
         view, sources, reads = self._view, self._sources, self._reads
         view.reading += 1
         if "loads" in reads:
