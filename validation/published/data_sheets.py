@@ -10,6 +10,7 @@ share of them the interval of a profile covers. ``--write`` fits to all cards an
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ def main() -> None:
         f"steps are off by {decode[0]:.1%} (median) and {decode[1]:.1%} (90 % of steps), steps with prompts by "
         f"{prompts[0]:.1%} and {prompts[1]:.1%}; never compared with servers on other cards",
     }
-    FILE.write_text(json.dumps(data, indent=2) + "\n")
+    text = json.dumps(data, indent=2)
+    FILE.write_text(re.sub(r"\[\s+([^]]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 if __name__ == "__main__":
