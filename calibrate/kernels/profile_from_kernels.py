@@ -252,7 +252,7 @@ def _sheet_error(card: Card, overhead: EngineOverhead) -> str:
         left_out = (
             "the kernel tables of this card have no attention of this shape: all kernels are from its data sheet, at "
             "the efficiencies of its tables; where tables of other engines have 32 KV heads, the mean error of steps "
-            "was within 8 points of that with 8"
+            "was within 6 points of that with 8"
         )
     whole = overhead.error or "whole steps were not compared with measurements"
     return f"{left_out}; {whole}; LoRA's terms and loads are not measured on this card"

@@ -53,6 +53,17 @@ def test_cards_that_are_left_out_are_met_within_the_bars() -> None:
         assert 0.85 <= coverage(left_out, fitted.spread, decoding=decoding) <= 0.95
 
 
+def test_a_built_profile_is_near_the_bundled_one() -> None:
+    """Whole, with LoRA's terms: the same that a user compares."""
+    h100 = ALL["h100-80gb"]
+    by_sheet = Deployment(card_of("h100", flops=h100.flops), base_model_of("llama-3.1-8b"))
+    built, (bundled, _) = build_profile(by_sheet, "").profile, load_profile("h100-80gb/llama-3.1-8b/vllm-0.24.0")
+    assert (built.status, built.step.lora, built.memory) == ("assumed", bundled.step.lora, bundled.memory)
+    steps = [(1, 300, 0, 0, 0), (32, 800, 0, 0, 0), (128, 2000, 0, 0, 0), (0, 0, 1, 1024, 0), (16, 500, 1, 512, 512)]
+    ratios = np.divide(predict(built.step, steps, 8192), predict(bundled.step, steps, 8192))
+    assert np.abs(ratios - 1).max() < 0.15
+
+
 @pytest.mark.slow
 def test_the_file_is_what_the_program_fits() -> None:
     known, fitted = read_efficiencies(), fit(shelf())

@@ -28,7 +28,7 @@ from calibrate.kernels.profile_from_kernels import DRAWS, orders_of
 from calibrate.kernels.roofline import BANDWIDTH, FILE, FLOPS, Efficiencies, Fitted, Roofline, read_efficiencies
 from calibrate.kernels.surrogate import predict
 from sim.policies.kv.kv_rules import kv_tokens_left
-from sim.spec.profile import load_profile
+from sim.spec.profile import LoraCost, load_profile
 from sim.spec.profile_choice import profiles_of_known_gpus
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,8 @@ def shelf() -> list[Shelf]:
         deployment = Deployment(CARDS[each.gpu], base_model_of(each.model), tensor_parallel=each.gpus)
         room = kv_tokens_left(profile.memory, 0)
         steps = [step for step in _DECODE + _PROMPTS if step[0] * step[1] + step[3] + step[4] < room]
-        seconds = np.array(predict(profile.step, steps, _STEP_TOKENS))
+        base_model = profile.step.model_copy(update={"lora": LoraCost()})
+        seconds = np.array(predict(base_model, steps, _STEP_TOKENS))
         found.append(Shelf(deployment, np.array(steps), seconds, overhead_of(deployment)))
     return found
 
