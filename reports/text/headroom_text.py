@@ -42,9 +42,9 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
     if missed_today and not found.without:
         return "Headroom: none. The SLO is missed with today's traffic."
     batches = found.failing is not None and found.failing.capacity.seats is not None
-    load = (
-        f"Today's traffic is {percent(found.load)} of what full batches could serve." if found.load and batches else ""
-    )
+    load = ""
+    if found.load and batches and found.load < 1:
+        load = f"Without an SLO the fleet could serve {times_words(1 / found.load)} times today's traffic."
     without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
     full = "The search starts with full caches." if cold else ""
     multiple = _otherwise(found) if missed_today else _multiple(found)

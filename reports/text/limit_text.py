@@ -403,4 +403,6 @@ def _nothing(point: Point) -> str:
     if stage is None:
         return "No request waits long."
     name, share = stage
+    if name == "decode_s":
+        return f"No request waits long: {percent(share)} of the mean latency is spent generating tokens."
     return f"No request waits long; {percent(share)} of the mean latency is {_STAGES[name]}."

@@ -1,4 +1,4 @@
-"""Whose SLO is met, and how sure an answer is, in words."""
+"""Whose SLO is met, how sure an answer is, and how well its numbers are known, in words."""
 
 from __future__ import annotations
 
@@ -174,6 +174,84 @@ def confidence_reason(found: Confidence) -> str:
     if found.doubt is Doubt.UNSERVED and found.assumed:
         return f"{reason}, but the costs are assumed, not measured"
     return reason
+
+
+# What to trust: how sure the verdict is, by statistics, and how well the numbers are known, by the profile's costs.
+
+_NARROW = "to narrow it, correct the profile by a benchmark of your server (loraplan calibrate fit --from-bench)"
+_ORIGINS = {"assumed": "this GPU's costs are assumed", "derived": "this GPU's costs are derived, not measured"}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What to trust of an answer.
+
+    :ivar choice: how sure it is, as a sentence; ``number``: how well its numbers are known, or nothing.
+    :ivar words: both in a few words.
+    """
+
+    choice: str
+    number: str
+    words: str
+
+    @property
+    def sentence(self) -> str:
+        """Both sentences."""
+        return " ".join(filter(None, (self.choice, self.number)))
+
+
+def find_trust(
+    point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False, choice: tuple[str, str] | None = None
+) -> Trust:
+    """Return what to trust of a point's answer.
+
+    :param assumed: whether the costs come from a profile that was not measured.
+    :param choice: words and sentence on how sure the answer is, where it isn't about this point alone.
+    """
+    sure, said = choice or _choice(point, slo_terms)
+    known, number = _number(point, slo_terms, assumed=assumed)
+    return Trust(said, number, ", ".join(filter(None, (sure, known))))
+
+
+def _choice(point: Point, slo_terms: Mapping[str, float]) -> tuple[str, str]:
+    """Return how sure a point's verdict is, from the intervals of its simulation."""
+    found = find_confidence(point.without_calibration(), slo_terms)
+    if found.doubt in (Doubt.NOTHING, Doubt.WIDE, Doubt.UNSERVED):
+        if verdict(point, slo_terms) == UNCLEAR:
+            return "open", f"The verdict is open: {_REASONS[Doubt.ONLY_DRAWS_UNCLEAR]}."
+        what, word = ("The verdict is", "sure") if slo_terms else ("The intervals are", "narrow")
+        wide = found.doubt is Doubt.WIDE
+        if wide and not slo_terms:
+            return "wide intervals", f"{capital(confidence_reason(found))}: run more requests."
+        why = f", though {confidence_reason(found)}" if wide else ""
+        why = f": {confidence_reason(found)}" if found.doubt is Doubt.UNSERVED else why
+        return word, f"{what} {word}{why}."
+    if found.doubt is Doubt.UNCLEAR:
+        return "open", f"The verdict is open: {confidence_reason(found)}."
+    return "unsettled", f"{capital(confidence_reason(found))}."
+
+
+def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> tuple[str, str]:
+    """Return how well a point's numbers are known, from the draws of its profile."""
+    names = list(slo_terms) or list(_KEY_METRICS)
+    metrics = {name: metric for name in names if (metric := metric_of(point, name)) is not None}
+    setups = () if point.setup is None else point.setup.pools or (point.setup,)
+    origin = next((_ORIGINS[own.status] for own in setups if own.status in _ORIGINS), "the costs were measured")
+    drawn = _of_calibration(point, metrics)
+    if drawn is not None and drawn.doubt is not Doubt.DRAWS_WIDE:
+        return "unknown latency", f"{capital(confidence_reason(drawn))}."
+    halves = {name: half for name, metric in metrics.items() if (half := _calibration_half(metric)) is not None}
+    if assumed or not halves:
+        return ("assumed costs", f"The costs are assumed, not measured: {_NARROW}.") if assumed else ("", "")
+    widest = max(halves, key=lambda name: halves[name])
+    width = _half_words(halves[widest])
+    if halves[widest] <= _WIDE:
+        return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}."
+    return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}, because {origin}; {_NARROW}."
+
+
+def _half_words(half: float) -> str:
+    return f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"a factor of {1 + half:.2g}"
 
 
 # Whose SLO is met, in words: that of the fleet, and those of its tenants.

@@ -119,7 +119,7 @@ def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: Comma
     ended = loraplan("plan", write(tmp_path, SLOTS))
     assert "GPU slots are enough: the smallest that meets the SLO, of 16 values from 4 to 64." in ended.out
     assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* target\.", ended.out)
-    assert "Confidence: " in ended.out
+    assert "The choice is 95 % sure. " in ended.out
     assert "cache.gpu.slots" in ended.err, "every look is told"
     page = (tmp_path / "runs/small-plan/report.html").read_text()
     assert "How the search went" in page
@@ -203,7 +203,7 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan("plan", name)
     assert ended.code == 0
     assert "Not certain either way: " in ended.out
-    assert "Confidence: low. The call is too close" in ended.out
+    assert re.search(r"Whether \d+ GPU slots.* would do stayed open; \d+ GPU slots certainly do; raise", ended.out)
     found = answered(loraplan("plan", name, "--json"))
     assert not found["certain"]
     assert found["confidence"] == "low"

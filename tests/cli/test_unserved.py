@@ -57,7 +57,7 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
         rf"  {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Enlarge it: by fleet\.kv_tokens",
         lines[2],
     )
-    assert "Confidence: medium. Clearly more requests go unserved" in ended.out
+    assert "The verdict is sure: clearly more requests go unserved" in ended.out
     page = Path("run/report.html").read_text(encoding="utf-8")
     assert "SLO not met" in page
     assert "of the requests were refused" in page

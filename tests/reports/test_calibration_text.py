@@ -1,4 +1,4 @@
-"""Calibration intervals in a report: verdicts and the word of confidence take them into account."""
+"""Calibration intervals in a report: verdicts, and how well the numbers are known, take them into account."""
 
 from __future__ import annotations
 
@@ -45,19 +45,20 @@ def test_both_intervals_stand_in_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "word", "reason"),
+    ("width", "known", "why"),
     [
-        (0.01, "high", "every interval is narrow and settled"),
-        (0.10, "medium", "the calibration interval of p99 E2E is ±10 %"),
-        (0.40, "low", "the calibration interval of p99 E2E is ±40 %"),
-        (1.50, "low", "the calibration interval of p99 E2E is 3 times as wide as its value"),
+        (0.01, "±1 %", "."),
+        (0.10, "±10 %", ", because the costs were measured"),
+        (0.40, "±40 %", ", because the costs were measured"),
+        (1.50, "a factor of 2.5", ", because the costs were measured"),
     ],
 )
-def test_a_wide_calibration_interval_lowers_confidence(width: float, word: str, reason: str) -> None:
+def test_a_calibration_interval_says_how_well_a_number_is_known(width: float, known: str, why: str) -> None:
     said = answer(drawn(width), TERMS)
     assert said.verdict == "met"
-    assert said.confidence == word
-    assert said.reason.startswith(reason)
+    assert said.trust.words == f"sure, numbers to {known}"
+    assert said.trust.choice == "The verdict is sure."
+    assert said.trust.number.startswith(f"p99 E2E is known to {known}{why}")
 
 
 @pytest.mark.parametrize(
@@ -76,15 +77,15 @@ def test_a_sentence_says_on_which_side_of_its_target_a_value_probably_is(p99: fl
 
 def test_only_more_measurements_decide_what_only_the_draws_leave_open() -> None:
     said = answer(drawn(0.2, p99=0.9), TERMS)
-    assert (said.verdict, said.confidence) == ("unclear", "medium")
-    assert "a longer run does not help" in said.reason
+    assert (said.verdict, said.trust.words) == ("unclear", "open, numbers to ±20 %")
+    assert "a longer run does not help" in said.trust.choice
 
 
 def test_draws_in_overload_leave_nothing_met() -> None:
     made = drawn(0.01, overloaded=2)
     said = answer(made, TERMS)
-    assert (said.verdict, said.confidence) == ("unclear", "low")
-    assert said.reason == "with 2 of 8 draws of the profile's costs more requests arrive than can be served"
+    assert said.verdict == "unclear"
+    assert said.trust.number == "With 2 of 8 draws of the profile's costs more requests arrive than can be served."
     assert not said.headline.startswith("Overloaded"), "it is not, with the profile's own costs"
     assert next(tile.mark for tile in make_tiles(made, TERMS) if tile.words == "p99 E2E") == "unclear"
 
@@ -93,8 +94,7 @@ def test_a_metric_without_an_interval_is_not_sure() -> None:
     made = drawn(0.01)
     made.metrics["e2e_p99_s"] = replace(made.metrics["e2e_p99_s"], calibration_lo=None, calibration_hi=None)
     said = answer(made, TERMS)
-    assert said.confidence == "medium"
-    assert said.reason == "p99 E2E has no calibration interval: a single replication is too short for one"
+    assert said.trust.number == "p99 E2E has no calibration interval: a single replication is too short for one."
 
 
 def test_the_table_has_a_column_only_with_draws() -> None:

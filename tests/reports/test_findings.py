@@ -159,7 +159,7 @@ def test_numbers_carry_unit_and_interval() -> None:
 def test_overload_is_never_met_and_never_sure() -> None:
     made = samples.make_point(p99=0.3, offered=1.1)
     said = answer(made, {"e2e_p99_s": 1.0})
-    assert (said.verdict, said.confidence) == ("unclear", "low")
+    assert (said.verdict, said.trust.words) == ("unclear", "unsettled")
     assert said.headline.startswith("Overloaded: the queue grows without limit")
 
 
@@ -167,17 +167,19 @@ def test_unsettled_and_missing_values_are_called_so() -> None:
     made = samples.make_point(settled=False, p99=0.85)
     said = answer(made, {"e2e_p99_s": 1.0})
     assert "probably met" in said.headline
-    assert said.confidence == "low"
+    assert said.trust.words == "unsettled"
     made.metrics["e2e_p99_s"] = Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, 40, 1000))
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
     assert "not enough data: 40 requests were measured, 1,000 are needed" in said.headline
 
 
-def test_assumed_costs_cap_confidence() -> None:
+def test_assumed_costs_are_called_so() -> None:
     made = samples.make_point(half=0.01)
-    assert answer(made, {"e2e_p99_s": 1.0}).confidence == "high"
-    assert answer(made, {"e2e_p99_s": 1.0}, assumed=True).confidence == "medium"
+    assert answer(made, {"e2e_p99_s": 1.0}).trust.sentence == "The verdict is sure."
+    assumed = answer(made, {"e2e_p99_s": 1.0}, assumed=True).trust
+    assert assumed.words == "sure, assumed costs"
+    assert assumed.sentence.startswith("The verdict is sure. The costs are assumed, not measured: ")
 
 
 def test_sweep_says_the_last_rate_and_the_cliff() -> None:
@@ -277,10 +279,10 @@ def test_two_keys_answer_how_much_is_enough() -> None:
 @pytest.mark.parametrize("name", [name for name in samples.ALL if name != "nothing_yet"])
 def test_every_sample_gets_a_whole_answer(name: str) -> None:
     said = sweep_answer(samples.ALL[name]().points, {"e2e_p99_s": 1.0})
-    texts: list[Any] = [said.headline, said.binding, said.binding_sentence, said.reason, *said.details]
+    texts: list[Any] = [said.headline, said.binding, said.binding_sentence, said.trust.sentence, *said.details]
     assert all(texts)
     assert "nan" not in " ".join(texts).split()
-    assert said.confidence in ("high", "medium", "low")
+    assert said.trust.words
 
 
 def test_words_need_no_heavy_import() -> None:

@@ -19,8 +19,8 @@ FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, fail
 def test_it_says_what_fails_where_and_why() -> None:
     assert headroom_sentences(FOUND_ABOVE) == (
         "p99 TTFT misses its target at about 1.4 times the traffic. What limits it there: slots. During 30 % of the "
-        "time every slot was in use by a running request while others waited. Today's traffic is 25 % of what full "
-        "batches could serve."
+        "time every slot was in use by a running request while others waited. Without an SLO the fleet could "
+        "serve 4 times today's traffic."
     )
 
 

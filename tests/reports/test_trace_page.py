@@ -247,7 +247,7 @@ def test_the_headline_of_a_trace_without_adapters_is_its_rate() -> None:
 def test_dispersion_within_its_own_error_is_chance() -> None:
     # 4,000 s hold 66 minutes: two standard errors are 2 * sqrt(2 / 66.7) = 0.35.
     steady = replace(FACTS, dispersion_1s=1.0)
-    assert "no more than chance" in sentences(replace(steady, dispersion_60s=1.34))[0]
+    assert "no more than by chance" in sentences(replace(steady, dispersion_60s=1.34))[0]
     assert "from minute to minute" in sentences(replace(steady, dispersion_60s=1.36))[0]
 
 
@@ -255,8 +255,7 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
     rate, popularity, slots, fit, off = sentences(FACTS)
     assert rate == (
         "2 requests/s over 66.7 min. Gaps are somewhat burstier than those of Poisson arrivals (cv 1.3; Poisson: 1). "
-        "Counts have an index of dispersion of 1.5 by the second and 5.8 by the minute (Poisson: 1): beyond chance, "
-        "the rate moves by 50 % from second to second and 20 % from minute to minute."
+        "Beyond chance, the rate moves by 50 % from second to second and 20 % from minute to minute."
     )
     assert popularity == (
         "The hottest 1 % of 100 adapters get 10 % of requests, 10 % get 45 %, 20 % 62 %: about as spread out as 42.3 "

@@ -97,13 +97,12 @@ def test_a_value_beyond_the_target_speaks_for_itself() -> None:
     assert term_sentence(point, "e2e_p99_s", 1.0) == "p99 E2E is 1.5 s (1.40 to 1.60), above the 1 s target"
 
 
-def test_confidence_and_tiles_follow() -> None:
+def test_trust_and_tiles_follow() -> None:
     point = lacking(49_000, **TOO_LONG)
     point.metrics["e2e_p99_s"] = replace(point.metrics["e2e_p99_s"], state=State(Cause.WIDE))
     said = answer(point, TERMS)
     assert said.headline.startswith("The SLO is not met: 49 % of the requests were refused")
-    assert (said.confidence, said.reason) == ("high", "clearly more requests go unserved than the SLO allows")
-    assert answer(point, TERMS, assumed=True).confidence == "medium"
+    assert said.trust.choice == "The verdict is sure: clearly more requests go unserved than the SLO allows."
     assert make_tiles(point, TERMS)[0].mark == "not met"
 
 

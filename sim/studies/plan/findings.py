@@ -12,7 +12,7 @@ from reports.text.headroom_text import headroom_sentences, headroom_words
 from reports.text.limit_text import largest_stage, limit_sentence, limits
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import cost_sentences, gpu_words
-from reports.text.verdict_text import confidence
+from reports.text.verdict_text import Trust, confidence, find_trust
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -97,7 +97,6 @@ class PlanReading:
 def plan_answer(data: RunData) -> Answer:
     """Return the answer of a finished plan."""
     read = PlanReading(data)
-    word, reason = _confidence(read, assumed=data.costs_assumed)
     binding, sentence = _binding(read)
     load = None if data.headroom is None else data.headroom.load
     return Answer(
@@ -107,8 +106,7 @@ def plan_answer(data: RunData) -> Answer:
         binding=binding,
         binding_sentence=sentence,
         headroom=_headroom(read, headroom_sentences(data.headroom)),
-        confidence=word,
-        reason=reason,
+        trust=_trust(read, assumed=data.costs_assumed),
         headroom_words=headroom_words(data.headroom) if read.feasible else "",
     )
 
@@ -123,7 +121,11 @@ def _headline(read: PlanReading) -> str:
         if record.probable is not None:
             return f"{opening}; {_graded(read, record.probable)} probably does."
         return f"{opening}; nearest is {read.phrase(read.chosen.set)}."
-    probably = "" if record.probable is None else f", {_graded(read, record.probable)} probably"
+    probably = ""
+    if record.probable is not None:
+        likely = likelihood(record.probable.probability)
+        equals = "" if likely[0] in "<>" else "= "
+        probably = f"; {read.phrase(record.probable.set)} would probably do (p {equals}{likely})"
     if record.probable is not None and record.probable.set == read.chosen.set:
         probably = ""
     meets = "meets" if record.certain else "certainly meets"
@@ -376,7 +378,27 @@ def _headroom(read: PlanReading, simulated: str) -> str:
     return f"{capital(metric_words(name))} is {room} below its target. {simulated}".strip()
 
 
-def _confidence(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
+def _trust(read: PlanReading, *, assumed: bool) -> Trust:
+    """Return how sure the choice is, and how well the numbers at the answer are known."""
+    record, sure = read.record, percent(read.record.confidence)
+    if record.certain and read.feasible:
+        choice = f"{sure} sure", f"The choice is {sure} sure."
+    elif record.certain:
+        choice = f"{sure} sure", f"That none meets the SLO is {sure} sure."
+    else:
+        tried = " or ".join(map(read.phrase, record.doubtful[:2])) or "others"
+        sure_of = f"; {read.phrase(read.chosen.set)} certainly do" if read.feasible else ""
+        how = (
+            "only a better profile can decide it, not a longer run"
+            if _open_by_costs(read)
+            else "raise workload.requests to decide it"
+        )
+        choice = "partly open" if read.feasible else "open", f"Whether {tried} would do stayed open{sure_of}; {how}."
+    return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)
+
+
+def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
+    """Return ``high``, ``medium`` or ``low``, and why, as ``plan --json`` has it."""
     record = read.record
     if not record.certain:
         if _open_by_costs(read):

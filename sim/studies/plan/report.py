@@ -9,11 +9,10 @@ from reports.axes import make_axis
 from reports.document import Code, File, Heading, Note, Opening, Part, Report, Section
 from reports.formatting import likelihood, metric_words, percent, read_terms, show
 from reports.table import Table
-from reports.text.metric_text import capital
 from reports.text.setup_text import setup_line
 from sim.results.verdict import MET, NOT_MET, verdict_word
 from sim.studies.plan.effects import tornado_chart, what_if_table
-from sim.studies.plan.findings import RECOMMENDED, PlanReading, plan_answer
+from sim.studies.plan.findings import RECOMMENDED, PlanReading, confidence_of, plan_answer
 from sim.studies.run.report import points_report
 
 if TYPE_CHECKING:
@@ -57,11 +56,12 @@ def plan_report(data: RunData) -> Report:
 
 def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
     record, chosen = read.record, read.chosen
+    word, reason = confidence_of(read, assumed=data.costs_assumed)
     return {
         "feasible": read.feasible,
         "answer": record.answer,
         "binding": answer.binding,
-        "confidence": answer.confidence,
+        "confidence": word,
         "metrics": chosen.metrics_json(),
         "simulated_requests": record.simulated_requests,
         "certain": record.certain,
@@ -71,7 +71,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
         "frontier": [each.to_json() for each in record.frontier],
         "best": chosen.set,
         **({"decides": read.deciding_tenant()} if any(each.slo for each in chosen.tenants) else {}),
-        "reason": answer.reason,
+        "reason": reason,
         "flags": record.flags,
         "no_flags": record.no_flags,
         "setup": chosen.setup.to_json() if chosen.setup else {},
@@ -85,7 +85,7 @@ def _terminal(read: PlanReading, answer: Answer, tables: list[Table | None], nam
     return [
         Opening(f"{name}: {answer.headline}", MET if read.feasible else NOT_MET),
         *(f"  {sentence}" for sentence in sentences if sentence),
-        f"  Confidence: {answer.confidence}. {capital(answer.reason)}.",
+        f"  {answer.trust.sentence}",
         *(part for table in tables if table is not None for part in ("", table)),
     ]
 

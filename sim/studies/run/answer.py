@@ -15,7 +15,7 @@ from reports.text.headroom_text import fails_today, headroom_sentences, headroom
 from reports.text.limit_text import Evidence, limit_sentence, limit_words, limits, overload_words
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import cost_sentences
-from reports.text.verdict_text import confidence, other_tenants_sentences, verdict_opening, whose_slo
+from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.point import Point
 from sim.results.run_directory.study_records import Headroom
 from sim.results.slo_terms import with_tenants
@@ -48,8 +48,7 @@ class Answer:
     :ivar binding: name of what limits it: see ``Limit.name``.
     :ivar binding_sentence: why, with numbers.
     :ivar headroom: at what multiple of the traffic the SLO fails; empty where that was not simulated.
-    :ivar confidence: ``high``, ``medium`` or ``low``.
-    :ivar reason: why that confidence.
+    :ivar trust: how sure it is, and how well its numbers are known.
     :ivar headroom_words: the headroom in a few words.
     """
 
@@ -59,8 +58,7 @@ class Answer:
     binding: str
     binding_sentence: str
     headroom: str
-    confidence: str
-    reason: str
+    trust: Trust
     headroom_words: str = ""
 
 
@@ -176,7 +174,6 @@ def answer(
             Rank.COST: cost_sentences(point, None if headroom is None else headroom.load),
         }
     )
-    word, reason = confidence(point, terms, assumed=assumed)
     missed_today = graded in (NOT_MET, PROBABLY_NOT)
     return Answer(
         headline,
@@ -185,7 +182,6 @@ def answer(
         limit_words(binding),
         limit_sentence(binding, point),
         headroom_sentences(headroom, missed_today=missed_today, cold=cold),
-        word,
-        reason,
+        find_trust(point, terms, assumed=assumed),
         headroom_words(headroom, missed_today=missed_today),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reports.answers.points import is_changed
 from reports.answers.verdicts import main_metric
@@ -14,7 +14,7 @@ from reports.formatting import metric_words
 from reports.text.limit_text import limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import cheapest_sentence
-from reports.text.verdict_text import confidence, tenants_of_sweep
+from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
@@ -251,7 +251,7 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         }
     )
     focus = sweep_focus(points, slo_terms)
-    word, reason = confidence(focus, with_tenants(slo_terms, focus), assumed=assumed)
+    trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed)
     worst = slowest_point([p for p in points if verdict(p, slo_terms) != MET] or points, name)
     binding, *_ = limits(worst)
     return Answer(
@@ -261,8 +261,7 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         limit_words(binding),
         f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}",
         "",
-        word,
-        f"at {point_words(focus, axes)}: {reason}",
+        replace(trust, choice=f"At {point_words(focus, axes)}: {_lower(trust.choice)}"),
     )
 
 

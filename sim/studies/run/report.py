@@ -36,7 +36,7 @@ from reports.tables.slice_tables import (
     replicas_table,
     tenants_table,
 )
-from reports.text.metric_text import capital, unchanged_sentence
+from reports.text.metric_text import unchanged_sentence
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData, summary_json
@@ -143,7 +143,7 @@ def points_report(
     facts = [
         (f"What limits it{facts_of}", _upper(found.binding), found.binding_sentence),
         (f"Headroom{facts_of}", found.headroom_words, found.headroom),
-        (f"Confidence{facts_of}", found.confidence.capitalize(), f"{_upper(found.reason)}."),
+        (f"Trust{facts_of}", _upper(found.trust.words), found.trust.sentence),
     ]
 
     def sections() -> list[Section]:
@@ -197,7 +197,7 @@ def _terminal(run: RunData, found: Answer, *, every: bool) -> list[str | Table |
     parts: list[str | Table | Opening] = [
         Opening(f"{run.manifest.get('name', 'run')}: {found.headline}", None if judged == NO_SLO else judged),
         *(f"  {sentence}" for sentence in (setup_line(points), *sentences) if sentence),
-        f"  Confidence: {found.confidence}. {capital(found.reason)}.",
+        f"  {found.trust.sentence}",
         "",
     ]
     if single is None:

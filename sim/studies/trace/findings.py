@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from reports.formatting import listed, number, percent, plural, popular_words
+from reports.text.metric_text import capital
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, MissCurve, TraceFacts
 from sim.traffic.fits.popularity_fit import LEAST_P
@@ -135,7 +136,8 @@ def _meaning(facts: TraceFacts) -> str:
         texts = [f"{about(share)} from {window} to {window}" for share, window in moves]
         return f"beyond chance, the rate moves by {listed(texts)}"
     known = [dispersion for dispersion in (facts.dispersion_1s, facts.dispersion_60s) if dispersion is not None]
-    return "less than chance" if known and max(known) < 1 - NOISE else "no more than chance at that scale"
+    less = known and max(known) < 1 - NOISE
+    return f"the rate moves {'less' if less else 'no more'} than by chance"
 
 
 def sentences(facts: TraceFacts) -> list[str]:
@@ -163,14 +165,8 @@ def _rate_words(facts: TraceFacts) -> str:
     if facts.gap_cv is not None:
         cv = number(round(facts.gap_cv, 2))
         texts.append(f"Gaps are {_gap_words(facts.gap_cv)} those of Poisson arrivals (cv {cv}; Poisson: 1).")
-    counted = [
-        f"{number(round(dispersion, 2))} by the {words}"
-        for dispersion, words in ((facts.dispersion_1s, "second"), (facts.dispersion_60s, "minute"))
-        if dispersion is not None
-    ]
-    if counted:
-        text = f"Counts have an index of dispersion of {listed(counted)} (Poisson: 1)"
-        texts.append(text + (f": {_meaning(facts)}." if facts.curve is not None else "."))
+    if facts.curve is not None and (facts.dispersion_1s is not None or facts.dispersion_60s is not None):
+        texts.append(f"{capital(_meaning(facts))}.")
     return " ".join(texts)
 
 
