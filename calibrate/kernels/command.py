@@ -152,7 +152,7 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
 
 
 def build_profile(
-    gpu: Annotated[str, typer.Option("--gpu", help="GPU, such as h100-80gb, h200, b200, a100-80gb, l40s.")],
+    gpu: Annotated[str, typer.Option("--gpu", help="GPU, such as h100-80gb or a10g; another one: see --memory.")],
     model: Annotated[
         str, typer.Option("--model", help="Base model, such as llama-3.1-8b; or a config.json, or its folder.")
     ],
@@ -161,21 +161,32 @@ def build_profile(
     weights: Annotated[
         str, typer.Option("--weights", help="Format of the weights: bf16, fp8, fp8-block, int8, int4, nvfp4.")
     ] = "bf16",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Another GPU by its data sheet, all three: --memory 24GB --bandwidth 600GB/s --flops 70T (FLOP/s with "
+            "16 bits, without sparsity)."
+        ),
+    ] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="Its memory bandwidth, such as 600GB/s.", hidden=True)] = None,
+    flops: Annotated[str | None, typer.Option(help="Its FLOP/s with 16 bits, such as 70T.", hidden=True)] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the model in a config.json.")] = None,
     out: Annotated[Path | None, typer.Option(help="The profile to write. Default: profiles/NAME.json.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Build a profile from measured kernel tables, for a GPU and a model that were not measured together.
+    """Build a profile for a GPU and a model that were not measured together.
 
-    Needs the extra kernels. LoRA's own costs are scaled from the one card that they were measured on.
+    From measured kernel tables where there are some (derived; needs the extra kernels): A100, H100, H200, B200, L40S.
+    For another card, or a shape of attention that they lack, from the card's data sheet (assumed; a wide interval).
+    LoRA's own costs are scaled from the one card that they were measured on.
 
-    Example: loraplan profiles build --gpu h100-80gb --model llama-3.1-8b
+    Example: loraplan profiles build --gpu a10g --model llama-2-7b
     """
     from calibrate.fit.command import check_profile_target
     from calibrate.fit.report import write_profile
     from calibrate.kernels.base_models import WEIGHTS, base_model_of, config_file
-    from calibrate.kernels.cards import card_of
+    from calibrate.kernels.cards import card_of, figures_of
     from calibrate.kernels.kernel_tables import Deployment, engine_of, other_version
     from calibrate.kernels.profile_from_kernels import build_command
     from calibrate.kernels.profile_from_kernels import build_profile as built_profile
@@ -184,7 +195,8 @@ def build_profile(
 
     if weights not in WEIGHTS:
         raise InputError("unknown format of weights", key="--weights", got=weights, allowed=", ".join(WEIGHTS))
-    deployment = Deployment(card_of(gpu), base_model_of(model, name), engine_of(engine), weights, tensor_parallel)
+    card = card_of(gpu, **figures_of(memory, bandwidth, flops))
+    deployment = Deployment(card, base_model_of(model, name), engine_of(engine), weights, tensor_parallel)
     given = None if config_file(model) is None else "config.json"
     built = built_profile(deployment, shlex.join(build_command(deployment, given)))
     profile, surrogate = built.profile, built.surrogate
@@ -199,7 +211,14 @@ def build_profile(
         ["steps with prompts", f"{prompts:.1%}", ""],
     ]
     sources = (f"{part}: {source}" for part, source in profile.sources.items())
-    other = other_version(engine, profile.conditions.engine if profile.conditions else "")
+    by_sheet = profile.status == "assumed"
+    shape, lacking = deployment.model.shape, ""
+    if by_sheet and card.system:
+        lacking = (
+            f"the kernel tables of {card.label} have no attention of {shape.heads} heads over {shape.kv_heads} KV "
+            f"heads (--tp {tensor_parallel}): built from its data sheet instead, so the profile is assumed"
+        )
+    other = None if by_sheet else other_version(engine, profile.conditions.engine if profile.conditions else "")
     report = Report(
         kind="profiles build",
         name=profile.name,
@@ -213,10 +232,10 @@ def build_profile(
         },
         terminal=[
             *(f"{profile.name}  ({profile.stated})", profile.description, ""),
-            Table("Step costs", ["step costs against the kernel tables", "median", "95 % below"], rows),
-            *("", *sources, "", f"profile  {file}"),
+            Table("Step costs", [f"step costs against {built.kernels}", "median", "95 % below"], rows),
+            *("", *sources, "", *([f"error: {profile.error}", ""] if by_sheet else []), f"profile  {file}"),
         ],
-        notes=[other] if other else [],
+        notes=[note for note in (other, lacking) if note],
     )
     finish(report, None, as_json=json, quiet=quiet)
     if not json:

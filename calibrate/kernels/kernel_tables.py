@@ -130,6 +130,10 @@ def check_weights(model: BaseModel, weights: str) -> None:
         )
 
 
+class NoSuchShape(InputError):
+    """The tables of a card have no attention of a model's shape."""
+
+
 class KernelTables:
     """The seconds of one replica's kernels in a step; the engine's own overhead is not among them.
 
@@ -328,9 +332,9 @@ class KernelTables:
         engine = ENGINES[self.deployment.engine]
         return f"the kernel tables of {card.label} under {engine} {self.version}"
 
-    def _gap(self, what: str, allowed: str | None = None) -> InputError:
+    def _gap(self, what: str, allowed: str | None = None) -> NoSuchShape:
         deployment = self.deployment
-        return InputError(
+        return NoSuchShape(
             f"{self._tables} have no {what}; sums from other shapes were off by half and more",
             key="--model",
             got=f"{deployment.model.name}, --tp {deployment.tensor_parallel}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import prod
 
-from calibrate.kernels.cards import CARDS, MIB, SCALED
+from calibrate.kernels.cards import ALL, MIB
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, Deployment
 from sim.errors import InputError
 from sim.policies.kv.kv_rules import kv_tokens_left
@@ -109,9 +109,10 @@ def memory_of(deployment: Deployment) -> Memory:
 def _smaller(deployment: Deployment) -> str | None:
     shape, gpus = deployment.model.shape, deployment.tensor_parallel
     ways = ["a larger --tp"] if any(shape.fits(more) for more in NCCL_BYTES if more > gpus) else []
-    largest = max(card.memory_bytes for card in (*CARDS.values(), *SCALED.values()))
+    largest = max(card.memory_bytes for card in ALL.values())
     ways += ["a larger --gpu"] if deployment.card.memory_bytes < largest else []
     may_be_fp8 = not shape.experts and "fp8" in (deployment.model.formats or ("fp8",))
+    may_be_fp8 &= bool(deployment.card.system)  # by data sheet there are 16 bits alone
     ways += ["--weights fp8"] if deployment.weights == "bf16" and may_be_fp8 else []
     return ", or ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or None
 

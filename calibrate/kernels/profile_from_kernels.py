@@ -1,7 +1,9 @@
-"""Build the profile of a deployment that was not measured as a whole: kernel tables, and what surrounds the kernels."""
+"""Build the profile of a deployment that was not measured as a whole: kernel tables, or where there are none the card's
+data sheet, and what surrounds the kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -24,9 +26,10 @@ from calibrate.kernels.around_kernels import (
     was_measured,
 )
 from calibrate.kernels.base_models import BaseModel
-from calibrate.kernels.cards import Card
-from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables
-from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_surrogate
+from calibrate.kernels.cards import ALL, MIB, Card
+from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables, NoSuchShape
+from calibrate.kernels.roofline import Roofline, efficiencies_of, read_efficiencies, spread_of
+from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_cost, fit_surrogate
 from sim.errors import InputError
 from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.rng import stream
@@ -59,39 +62,76 @@ LONGEST = 32_768
 """Tokens of the longest sequence that step costs are fitted to."""
 
 
+DATA_SHEET = "data-sheet"
+"""In place of an engine's version in the name of a profile whose kernels are from a data sheet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A profile, and how well its step costs stand for the kernel tables."""
+    """A profile, and how well its step costs stand for the kernels that they were fitted to.
+
+    :ivar kernels: what these are, in words.
+    """
 
     profile: Profile
     surrogate: Surrogate
+    kernels: str
+
+
+def kernels_of(deployment: Deployment) -> KernelTables | Roofline:
+    """Return the kernels of a deployment: from tables, or from the data sheet for a card or a shape without any.
+
+    :raises InputError: without the extra ``kernels`` for a card with tables, or where neither covers the model.
+    """
+    if not deployment.card.system:
+        return Roofline(deployment, efficiencies_of(deployment.card))
+    try:
+        tables = KernelTables(deployment)
+    except NoSuchShape:
+        if deployment.weights != "bf16":
+            raise
+        return Roofline(deployment, efficiencies_of(deployment.card))
+    check_faster(tables)
+    return tables
 
 
 def build_profile(deployment: Deployment, command: str) -> Built:
     """Build a profile.
 
     :param command: reproduces it; kept in its provenance.
-    :raises InputError: without the extra ``kernels``, where the tables don't cover the model, or it doesn't fit.
+    :raises InputError: as ``kernels_of``, or where the model doesn't fit.
     """
-    tables = KernelTables(deployment)
-    check_faster(tables)
+    kernels = kernels_of(deployment)
     memory = memory_model.memory_of(deployment)
     card, model = deployment.card, deployment.model
     envelope = envelope_of(deployment, memory)
-    surrogate = fit_surrogate(tables.step_s, envelope)
+    surrogate = fit_surrogate(kernels.step_s, envelope)
     overhead = overhead_of(deployment)
     lora = lora_cost(model, card, deployment.tensor_parallel)
     load = load_cost(model)
-    engine = f"{ENGINES[deployment.engine]} {tables.version}"
     gpus = f"{deployment.tensor_parallel} x " if deployment.tensor_parallel > 1 else ""
     around = "engine overhead fitted on measured points" if overhead.source else "without engine overhead"
+    engine = ENGINES[deployment.engine]
+    drawn: Callable[[Mapping[str, float]], StepCost] | None = None
+    if isinstance(kernels, KernelTables):
+        of, version = "the kernel tables", kernels.version
+        engine, made, device = f"{engine} {version}", "kernel tables added up", {"tables": kernels.package}
+        error, source = _error(surrogate, overhead) + (card.kernels_of or card).caution, _kernel_source(kernels)
+    else:
+        of, version, device = "the kernels by data sheet", DATA_SHEET, {"data sheet": card.source}
+        made = f"kernels from the data sheet ({_figures(card)}) at efficiencies of cards with kernel tables"
+        error, source = _sheet_error(card, overhead), _sheet_source(card)
+
+        def drawn(factors: Mapping[str, float]) -> StepCost:
+            return fit_cost(Roofline(deployment, efficiencies_of(card).times(factors)).step_s, envelope)
+
     profile = Profile(
         schema_version=1,
-        name=profile_name(deployment, tables.version),
-        status="derived",
+        name=profile_name(deployment, version),
+        status="derived" if drawn is None else "assumed",
         status_note=_status_note(overhead, deployment),
-        description=f"{model.name} with {deployment.weights} weights on {gpus}{card.label} under {engine}: kernel "
-        f"tables added up, {around}; {MARK}.{_experts(model)}",
+        description=f"{model.name} with {deployment.weights} weights on {gpus}{card.label} under {engine}: {made}, "
+        f"{around}; {MARK}.{_experts(model)}",
         device=f"{gpus}{card.label}",
         model=model.name,
         dtype=deployment.weights,
@@ -101,24 +141,24 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         load=load,
         memory=memory,
         envelope=Envelope(sequences=envelope.sequences, distinct_adapters=_ADAPTERS, rank=_RANK, slots=_SLOTS),
-        sources=_sources(tables, overhead),
-        error=_error(surrogate, overhead) + (card.kernels_of or card).caution,
+        sources=_sources(deployment, source, overhead),
+        error=error,
         provenance=Provenance(
             command=command,
             data={},
             residuals={
-                "decode steps, against the kernel tables": round(surrogate.median(decoding=True), 4),
-                "steps with prompts, against the kernel tables": round(surrogate.median(decoding=False), 4),
+                f"decode steps, against {of}": round(surrogate.median(decoding=True), 4),
+                f"steps with prompts, against {of}": round(surrogate.median(decoding=False), 4),
             },
-            device={"tables": tables.package},
+            device=device,
         ),
         conditions=Conditions(
             engine=engine, graphs="as the engine's defaults", lora_backend="vLLM's Triton kernels (punica), vLLM 0.8.5"
         ),
-        hold_out=_hold_outs(surrogate),
-        draws=cost_draws(surrogate.step, overhead, lora, load, card),
+        hold_out=_hold_outs(surrogate, of),
+        draws=cost_draws(surrogate.step, overhead, lora, load, card, drawn),
     )
-    return Built(profile, surrogate)
+    return Built(profile, surrogate, of)
 
 
 def envelope_of(deployment: Deployment, memory: Memory) -> StepEnvelope:
@@ -140,7 +180,12 @@ def build_command(deployment: Deployment, model: str | None = None) -> list[str]
     engine = ["--engine", deployment.engine] if deployment.engine != "vllm" else []
     weights = ["--weights", deployment.weights] if deployment.weights != "bf16" else []
     name = deployment.model.name
-    what = ["--gpu", deployment.card.name, "--model", *([name] if model is None else [model, "--name", name])]
+    card, sheet = deployment.card, list[str]()
+    if card != ALL.get(card.name):
+        bandwidth, flops = card.bandwidth_bytes_per_s / 1e9, card.flops / 1e12
+        sheet = ["--memory", f"{card.memory_bytes / MIB:.10g}MiB", "--bandwidth", f"{bandwidth:.10g}GB/s"]
+        sheet += ["--flops", f"{flops:.10g}T"]
+    what = ["--gpu", card.name, *sheet, "--model", *([name] if model is None else [model, "--name", name])]
     return ["loraplan", "profiles", "build", *what, *gpus, *engine, *weights]
 
 
@@ -201,12 +246,24 @@ def _error(surrogate: Surrogate, overhead: EngineOverhead) -> str:
     return f"{fitted}; {whole}; LoRA's terms and loads are not measured on this card"
 
 
-def _hold_outs(surrogate: Surrogate) -> tuple[HoldOut, ...]:
+def _sheet_error(card: Card, overhead: EngineOverhead) -> str:
+    left_out = read_efficiencies().error
+    if card.system:
+        left_out = (
+            "the kernel tables of this card have no attention of this shape: all kernels are from its data sheet, at "
+            "the efficiencies of its tables; where tables of other engines have 32 KV heads, the mean error of steps "
+            "was within 6 points of that with 8"
+        )
+    whole = overhead.error or "whole steps were not compared with measurements"
+    return f"{left_out}; {whole}; LoRA's terms and loads are not measured on this card"
+
+
+def _hold_outs(surrogate: Surrogate, of: str) -> tuple[HoldOut, ...]:
     return tuple(
         HoldOut(
             what=what,
             form="additive",
-            method="steps drawn over the envelope, against the kernel tables",
+            method=f"steps drawn over the envelope, against {of}",
             count=int(np.sum(mask)),
             mean=round(float(np.mean(surrogate.errors[mask])), 5),
             p90=round(float(np.quantile(surrogate.errors[mask], 0.9)), 5),
@@ -216,41 +273,76 @@ def _hold_outs(surrogate: Surrogate) -> tuple[HoldOut, ...]:
     )
 
 
-def _sources(tables: KernelTables, overhead: EngineOverhead) -> dict[str, str]:
+def _kernel_source(tables: KernelTables) -> str:
     deployment = tables.deployment
     card = deployment.card
     scaled = f", scaled to the memory bandwidth of {card.label}" if card.kernels_of else ""
     older = f", its attention under {tables.attention}" if tables.attention != tables.version else ""
-    kernels = (
+    return (
         f"kernels of {(card.kernels_of or card).label} under {ENGINES[deployment.engine]} {tables.version}{older} "
         f"({tables.package}, NVIDIA, Apache-2.0){scaled}, added up for the model's shapes and fitted"
     )
+
+
+def _figures(card: Card) -> str:
+    return f"{card.bandwidth_bytes_per_s / 1e9:,.6g} GB/s, {card.flops / 1e12:,.6g} TFLOP/s"
+
+
+def _sheet_source(card: Card) -> str:
+    reached = efficiencies_of(card)
+    return (
+        f"kernels by data sheet: {_figures(card)} ({card.source}), of which matrix products reach "
+        f"{reached.matrix_bandwidth:.0%} and {reached.matrix_flops:.0%}, attention {reached.attention_bandwidth:.0%} "
+        f"and {reached.attention_flops:.0%}: {'of this card' if card.system else 'the mean over cards'} in the kernel "
+        "tables that there are"
+    )
+
+
+def _sources(deployment: Deployment, kernels: str, overhead: EngineOverhead) -> dict[str, str]:
+    memory = memory_model.sources_of(deployment.engine)
+    if deployment.card != ALL.get(deployment.card.name):
+        memory = memory | {"memory.total_bytes": f"{deployment.card.source}; less the 438 MiB that CUDA keeps"}
     return {
         "step": f"{kernels}; {overhead.source}" if overhead.source else kernels,
         "step.per_passed_s": "0.44 us for each waiting request that the scheduler passes, measured under vLLM 0.8.5",
         **LORA_SOURCES,
         "load": LOAD_SOURCE,
-        **memory_model.sources_of(deployment.engine),
+        **memory,
         "envelope": "sequences and tokens: the engine's defaults; adapters, rank and slots: where LoRA was measured",
     }
 
 
 def cost_draws(
-    kernels: StepCost, overhead: EngineOverhead, lora: LoraCost, load: LoadCost, card: Card
+    kernels: StepCost,
+    overhead: EngineOverhead,
+    lora: LoraCost,
+    load: LoadCost,
+    card: Card,
+    drawn: Callable[[Mapping[str, float]], StepCost] | None = None,
 ) -> tuple[Draw, ...]:
-    """Return draws of all costs: each uncertain factor takes evenly spaced quantiles in an order of its own."""
+    """Return draws of all costs: each uncertain factor takes evenly spaced quantiles in an order of its own.
+
+    :param drawn: the kernels by data sheet, from factors on what they reach of the card's bandwidth and FLOP/s; the
+        spread of the engine's overhead is then that of these. Unset: one factor on whole steps.
+    """
     lora_spread = spread_on(card)
-    orders = _orders(("steps", *lora_spread, *LOAD_SPREAD))
+    reached = {} if drawn is None else {name: np.hypot(each, overhead.spread) for name, each in spread_of(card).items()}
+    first, *others = reached or ("steps",)
+    orders = orders_of((first, *lora_spread, *LOAD_SPREAD))
+    orders |= {name: orders_of((first, name))[name] for name in others}  # more than seven can't all be uncorrelated
     found = []
     for number in range(DRAWS):
         normals = {name: float(order[number]) for name, order in orders.items()}
-        step = overhead.added_to(kernels, float(np.exp(overhead.spread * normals["steps"])))
+        if drawn is None:
+            step = overhead.added_to(kernels, float(np.exp(overhead.spread * normals["steps"])))
+        else:
+            step = overhead.added_to(drawn({name: float(np.exp(reached[name] * normals[name])) for name in reached}))
         more = {"lora": drawn_lora(lora, lora_spread, normals), "per_passed_s": PASSED_S}
         found.append(Draw(step=step.model_copy(update=more), load=drawn_load(load, normals)))
     return tuple(found)
 
 
-def _orders(factors: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+def orders_of(factors: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
     """Return quantiles of a normal distribution for each factor, in orders that are hardly correlated.
 
     What is off in one part says nothing about another; so few draws are often correlated by chance, which would widen

@@ -90,11 +90,16 @@ class Surrogate:
         return float(np.median(self.errors[self.decoding == decoding]))
 
 
-def fit_surrogate(step_s: StepSeconds, envelope: StepEnvelope) -> Surrogate:
-    """Fit step costs to kernel tables, and judge them on steps drawn over the whole envelope."""
+def fit_cost(step_s: StepSeconds, envelope: StepEnvelope) -> StepCost:
+    """Fit step costs to kernels."""
     fitted = [step for step in _grid(envelope) if envelope.holds(step)]
     knots = np.array([knot for knot in KNOTS if knot < envelope.tokens] + [envelope.tokens], dtype=np.float64)
-    cost = step_cost(_fit(features(fitted, knots), _seconds(step_s, fitted)), knots)
+    return step_cost(_fit(features(fitted, knots), _seconds(step_s, fitted)), knots)
+
+
+def fit_surrogate(step_s: StepSeconds, envelope: StepEnvelope) -> Surrogate:
+    """Fit step costs to kernels, and judge them on steps drawn over the whole envelope."""
+    cost = fit_cost(step_s, envelope)
     judged = _drawn(envelope)
     seconds = _seconds(step_s, judged)
     predicted = np.array(predict(cost, judged, envelope.tokens))

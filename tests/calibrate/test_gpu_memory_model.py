@@ -13,7 +13,7 @@ import pytest
 
 from calibrate.kernels import memory_model
 from calibrate.kernels.base_models import base_model_of
-from calibrate.kernels.cards import MIB, Card
+from calibrate.kernels.cards import SCALED
 from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_rules import kv_tokens_left
@@ -25,7 +25,7 @@ RECORD = json.loads((Path(__file__).parent / "vllm_lora_shapes.json").read_text(
 """What ``tools/record_lora_shapes.py`` found in vLLM 0.32; 0.8.5 has the same rules (``vllm/lora/layers.py``)."""
 SLOTS, RANK = RECORD["slots"], RECORD["rank"]
 GROUPS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
-H100_64 = Card("h100-64gb", "", 65247 * MIB, 2.0e12, 132, "hopper", batch_sequences=2048)
+H100_64 = replace(SCALED["h100-64gb"], batch_sequences=2048)
 """The card of the measured sizes: memory as nvidia-smi shows it there; ``max_num_seqs`` of the runs."""
 CONTEXTS = {"llama-3.1-8b": 131_072, "qwen2.5-7b": 32_768}
 """``max_model_len`` of the runs: the models' own."""

@@ -25,7 +25,7 @@ from calibrate.kernels.around_kernels import (
     spread_on,
 )
 from calibrate.kernels.base_models import BaseModel, base_model_of
-from calibrate.kernels.cards import CARDS, SCALED, OtherMemory, card_of
+from calibrate.kernels.cards import ALL, CARDS, SCALED, SHEETS, OtherMemory, card_of
 from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights, engine_of, other_version
 from calibrate.kernels.memory_model import DRIVER_BYTES, SOURCES, memory_of, sources_of
 from calibrate.kernels.profile_from_kernels import cost_draws
@@ -66,7 +66,9 @@ def test_cards_have_the_names_that_people_use(name: str) -> None:
     assert card_of(name).name in CARDS | SCALED
 
 
-CARDS_THERE = "a100-80gb, b200, h100-80gb, h200, l40s, a100-40gb, h100-64gb"
+CARDS_THERE = "a100-80gb, b200, h100-80gb, h200, l40s, a100-40gb, h100-64gb, a10, a10g, a40, h100-nvl, h100-pcie, h20, "
+CARDS_THERE += "l4, rtx-4090, mi300x"
+SHEET = r"give its data sheet: --memory 24GB --bandwidth 600GB/s --flops 70T \(dense, 16 bits\)"
 FOLDER = r"neither a known base model, nor a file or folder \(got Qwen/Qwen2.5-32-Instruct, allowed: .*qwen2.5-32b"
 SPLITS = [("llama-3.1-8b", 3), ("qwen2.5-7b", 8), ("llama-3.1-8b", 64)]
 
@@ -76,8 +78,7 @@ SPLITS = [("llama-3.1-8b", 3), ("qwen2.5-7b", 8), ("llama-3.1-8b", 64)]
     [
         (
             partial(card_of, "h100-90gb"),
-            rf"^--gpu: there are no kernel tables for this GPU \(got h100-90gb, allowed: {CARDS_THERE}\); did you mean "
-            r"'h100-80gb'\?$",
+            rf"^--gpu: unknown GPU \(got h100-90gb, allowed: {CARDS_THERE}\); did you mean 'h100-80gb'\? Or {SHEET}$",
         ),
         (partial(engine_of, "tgi"), r"--engine: there are no kernel tables for this engine \(got tgi"),
         (
@@ -462,4 +463,4 @@ def test_engine_overhead_is_added_to_every_term() -> None:
 
 def test_cards_are_those_that_scenarios_know() -> None:
     """A profile's device is its card's label; a scenario finds it by ``fleet.gpu``."""
-    assert (CARDS | SCALED).keys() == GPUS.keys()
+    assert (CARDS | SCALED | SHEETS).keys() == ALL.keys() == GPUS.keys()

@@ -64,7 +64,7 @@ def test_list_filters(given: tuple[str, ...], names: list[str], loraplan: Comman
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a100-40gb, a100-80gb, b200, "),
+        (("--gpu", "h300"), "--gpu: unknown GPU (got h300, allowed: a10, a100-40gb, a100-80gb, a10g, "),
         (("--status", "derive"), "--status: unknown status (got derive, allowed: measured, derived, assumed); did you"),
         (("h100", "qwn"), "no profile matches (got h100 qwn); did you mean 'qwen'?"),
         (("--model", "qwen2.5-41b"), "no profile matches (got qwen2.5-41b); did you mean 'qwen2.5-14b'?"),
