@@ -120,14 +120,15 @@ def test_fidelity_prints_measured_beside_predicted(tmp_path: Path) -> None:
 
 
 def test_stages_without_a_profile_are_left_out_and_named(tmp_path: Path) -> None:
-    file = table(tmp_path, ROW, ROW | {"id": "two", "model": "llama-2-7b"})
+    file = table(tmp_path, ROW, ROW | {"id": "two", "tp": "3"})
     said = CliRunner().invoke(app, ["fidelity", str(file), "--json", "--jobs", "1"])
     assert [each["name"] for each in json.loads(said.stdout)["stages"]] == ["one"]
-    assert "note: the stages of llama-2-7b on h100-80gb are left out: model: the kernel tables of" in said.stderr
-    assert "another tp may fit" in said.stderr, "the table has no options"
+    assert (
+        "note: the stages of llama-3.1-8b on 3 x h100-80gb are left out: tp: llama-3.1-8b can't be split" in said.stderr
+    )
     assert "overloaded" not in said.stderr
-    alone = CliRunner().invoke(app, ["fidelity", str(table(tmp_path, ROW | {"model": "llama-2-7b"}))])
-    assert "--" not in str(alone.exception)
+    alone = CliRunner().invoke(app, ["fidelity", str(table(tmp_path, ROW | {"tp": "3"}))])
+    assert "--" not in str(alone.exception), "the table has no options"
 
 
 def test_an_overloaded_server_is_named(tmp_path: Path) -> None:
