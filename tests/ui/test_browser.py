@@ -223,7 +223,7 @@ def test_the_saved_scenario_gives_the_final_numbers_of_the_page(page: Page, tmp_
     shown = page.inner_text("#answer").replace("\u00a0", " ")
     assert answer.headline in shown
     assert answer.headroom in shown
-    assert answer.reason[1:] in shown
+    assert answer.trust.choice in shown
     tiles = make_tiles(data.points[0], load_scenario(str(saved)).scenario.slo.terms())
     assert page.locator("#tiles .t-value").all_inner_texts() == [tile.value for tile in tiles]
     assert tiles[0].bounds in page.locator("#tiles .t-bounds >> nth=0").inner_text()
