@@ -116,7 +116,7 @@ def show_profile(
             *(f"device  {row.device}, {gpus}", f"model   {row.model}, {row.weights}", f"engine  {row.engine}", ""),
             Table("Coefficients", ["number", "value", "unit", "source"], cells),
             *("", "sources", *(f"{place:3d}  {source}" for place, source in enumerate(sources, 1))),
-            *("", f"error: {row.error}", f"made by: {row.made_by}"),
+            *("", f"how far off: {row.error}", f"made by: {row.made_by}"),
             *(f"{label}: {value}" for label, value in _facts(profile)),
         ],
     )
@@ -233,7 +233,7 @@ def build_profile(
         terminal=[
             *(f"{profile.name}  ({profile.stated})", profile.description, ""),
             Table("Step costs", [f"step costs against {built.kernels}", "median", "95 % below"], rows),
-            *("", *sources, "", *([f"error: {profile.error}", ""] if by_sheet else []), f"profile  {file}"),
+            *("", *sources, "", *([f"how far off: {profile.error}", ""] if by_sheet else []), f"profile  {file}"),
         ],
         notes=[note for note in (other, lacking) if note],
     )

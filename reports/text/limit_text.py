@@ -312,7 +312,7 @@ _STAGES = {
     "load_s": "loading adapters",
     "queue_s": "waiting for admission",
     "prefill_s": "prefill",
-    "decode_s": "decode",
+    "decode_s": "spent generating tokens",
 }
 _BUSY: Mapping[Evidence, str] = {
     Evidence.COLD_STARTS: (
@@ -402,7 +402,9 @@ def _nothing(point: Point) -> str:
     stage = largest_stage(point)
     if stage is None:
         return "No request waits long."
-    name, share = stage
-    if name == "decode_s":
-        return f"No request waits long: {percent(share)} of the mean latency is spent generating tokens."
-    return f"No request waits long; {percent(share)} of the mean latency is {_STAGES[name]}."
+    return f"No request waits long: {stage_words(*stage)}."
+
+
+def stage_words(name: str, share: float) -> str:
+    """Return how much of the mean latency a stage is."""
+    return f"{percent(share)} of the mean latency is {_STAGES[name]}"

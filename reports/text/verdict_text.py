@@ -245,11 +245,11 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> t
     if drawn is not None and drawn.doubt is not Doubt.DRAWS_WIDE:
         return "unknown latency", f"{capital(confidence_reason(drawn))}."
     halves = {name: half for name, metric in metrics.items() if (half := _calibration_half(metric)) is not None}
-    if assumed or not halves:
+    if not halves:
         return ("assumed costs", f"The costs are assumed, not measured; {_CORRECT}.") if assumed else ("", "")
     widest = max(halves, key=lambda name: halves[name])
     width = _half_words(halves[widest])
-    if round(halves[widest], 2) <= _WIDE:
+    if round(halves[widest], 2) <= _WIDE and not assumed:
         return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}."
     return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}, because {origin}; {_CORRECT}."
 

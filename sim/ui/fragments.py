@@ -32,7 +32,7 @@ from sim.studies.compare.study import Comparison, compare_runs
 from sim.studies.evaluate import build
 from sim.studies.plan.screen import Screened, screen
 from sim.studies.run.answer import Answer
-from sim.studies.run.report import slo_words, verdict_badge
+from sim.studies.run.report import FIRST, answer_box, slo_words, verdict_badge
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer
@@ -175,10 +175,10 @@ def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     tiles = make_tiles(point, terms)
     tenants = tenants_table([point])
     return {
-        "answer": _part("answer_body", judged.answer, badge, slo, ""),
+        "answer": _part("answer_body", answer_box(judged.answer, badge, slo)),
         "tiles": _part("key_numbers", tiles, "") if tiles else "",
         "tenants": "" if tenants is None else _part("data_table", tenants),
-        "notes": _part("notes", [*judged.answer.details[4:], *dict.fromkeys(point.warnings)]),
+        "notes": _part("notes", [*judged.answer.details[FIRST:], *dict.fromkeys(point.warnings)]),
         "setup": _part("plain", setup_line([point])),
         "glance": _part("glance", badge, tiles[:2], judged.answer),
     }

@@ -205,10 +205,21 @@ def test_a_point_without_data_still_makes_a_page() -> None:
 
 
 def test_nulls_in_curves_leave_gaps() -> None:
-    run = samples.single()
-    run.points[0].cdf["queue_s"] = [None] * len(samples.QUANTILES)  # type: ignore[list-item]
-    run.points[0].timeline.waiting[3] = None
-    Page(samples.build_report(run))
+    def strokes(*, queue: bool = True, null_at: int | None = None) -> int:
+        run = samples.single()
+        point = run.points[0]
+        point.timeline.replicas.extend([1.0] * len(point.timeline.t_s))  # with it, latencies are drawn
+        point.timeline.e2e_mean_s.extend([0.3] * len(point.timeline.t_s))
+        if null_at is not None:
+            point.timeline.e2e_mean_s[null_at] = None
+        if not queue:
+            point.cdf["queue_s"] = [None] * len(samples.QUANTILES)  # type: ignore[list-item]
+        text = samples.build_report(run)
+        Page(text)
+        return sum(path.count("M") for path in re.findall(r' d="([^"]*)"', text))
+
+    assert strokes(null_at=90) == strokes() + 1, "a line goes on behind a gap"
+    assert strokes(queue=False) == strokes() - 2, "a curve without values goes, and its sign in the legend"
 
 
 def test_writes_the_file_whole(tmp_path: Path) -> None:

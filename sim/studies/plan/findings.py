@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
 from reports.text.headroom_text import headroom_sentences, headroom_words
-from reports.text.limit_text import largest_stage, limit_sentence, limits
+from reports.text.limit_text import largest_stage, limit_sentence, limits, stage_words
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust
@@ -339,10 +339,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     if stage is not None and stage[0] in ("decode_s", "prefill_s"):
         name, sentence = (
             "compute",
-            (
-                f"No request waits long: {percent(stage[1])} of the mean latency is {stage[0].removesuffix('_s')}, and "
-                "steps take longer the larger the batch."
-            ),
+            f"No request waits long: {stage_words(*stage)}, and steps take longer the larger the batch.",
         )
     elif stage is not None:
         name = "load time"

@@ -27,6 +27,7 @@ from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, mak
 from sim.studies.execution import Execution
 from sim.studies.study_identity import code_version, input_digests
 from sim.studies.sweep import to_worker
+from sim.world.memory.gpu_memory import host_copies
 from sim.world.world import Pool, World
 
 # The changes that a what-if tries, one at a time: more traffic, larger adapters, other policies.
@@ -330,18 +331,14 @@ def memory_of(world: World) -> dict[str, Any]:
     """Return what fits into one replica: GPU slots (of the mean size where bytes are counted), KV cache, copies.
 
     ``{"replicas", "slots", "kv_tokens", "host_bytes"}``, all but the first of one replica; None where nothing
-    limits it.
+    limits it, or there is no host memory.
     """
-    first, population = world.pools[0], world.traffic.population
-    cache = first.scenario.cache
-    sizes = population.size_bytes[~population.full]
-    slots = cache.gpu.slots
-    if slots is None and not cache.gpu.unified:
-        slots = int(first.capacity / float(sizes.mean()))
-    host = None
-    if cache.host is not None and cache.host.slots is not None:
-        host = int(min(cache.host.slots, len(sizes)) * float(sizes.mean()))
-    return {"replicas": world.replicas, "slots": slots, "kv_tokens": first.kv_tokens, "host_bytes": host}
+    first, population, (_, host_bytes) = world.pools[0], world.traffic.population, host_copies(world.pools[0])
+    gpu = first.scenario.cache.gpu
+    slots = gpu.slots
+    if slots is None and not gpu.unified:
+        slots = int(first.capacity / float(population.size_bytes[~population.full].mean()))
+    return {"replicas": world.replicas, "slots": slots, "kv_tokens": first.kv_tokens, "host_bytes": host_bytes or None}
 
 
 def _simulate(place: int, what: Scenario | Design) -> tuple[int, Point]:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.study_records import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
-_FIRST = 4
+FIRST = 4
 """Statements in the box of the answer; the others stand below it."""
 
 
@@ -140,31 +140,41 @@ def points_report(
     where = f" at {point_words(focus, axes)}" if axes else ""
     shown = [focus] if planned else points
     swept = Markup(" × ").join(_swept(axis) for axis in axes)
-    facts = [
-        (f"What limits it{facts_of}", _upper(found.binding), found.binding_sentence),
-        (f"Headroom{facts_of}", found.headroom_words, found.headroom),
-        (f"Trust{facts_of}", _upper(found.trust.words), found.trust.sentence),
-    ]
 
     def sections() -> list[Section]:
         charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(run.manifest))
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
         charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
-        results = _sections(points, axes, terms, focus, shown, charts, further=found.details[_FIRST:])
+        results = _sections(points, axes, terms, focus, shown, charts, further=found.details[FIRST:])
         return [results[0], *([study] if study is not None else []), *results[1:], *_behind(run)]
 
     known: dict[str, Any] = {
         "setup": setup_line(shown),
         "swept": Markup("{}: {}").format("Searched" if planned else "Swept", swept) if axes else "",
-        "verdict": (*(badge or verdict_badge(points, terms, found.verdict)), " · ".join(slo_words(terms, points))),
-        "headline": found.headline,
-        "statements": found.details[:_FIRST],
-        "facts": [fact for fact in facts if fact[2]],
+        **answer_box(found, badge or verdict_badge(points, terms, found.verdict), slo_words(terms, points), facts_of),
         "tiles": metric_tables.make_tiles(focus, terms),
         "where": where,
         "sections": sections,
     }
     return Report(**{**_about(run), **known, **more})
+
+
+def answer_box(found: Answer, badge: tuple[str, str, str], slo: Sequence[str], facts_of: str = "") -> dict[str, Any]:
+    """Return what the box of an answer shows, by the names that a ``Report`` has for it.
+
+    :param slo: the terms of the SLO in words; ``facts_of``: when the facts hold, in words.
+    """
+    facts = [
+        (f"What limits it{facts_of}", _upper(found.binding), found.binding_sentence),
+        (f"Headroom{facts_of}", found.headroom_words, found.headroom),
+        (f"Trust{facts_of}", _upper(found.trust.words), found.trust.sentence),
+    ]
+    return {
+        "verdict": (*badge, " · ".join(slo)),
+        "headline": found.headline,
+        "statements": found.details[:FIRST],
+        "facts": [fact for fact in facts if fact[2]],
+    }
 
 
 def _about(run: RunData) -> dict[str, Any]:

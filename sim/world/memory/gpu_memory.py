@@ -289,9 +289,7 @@ def memory_use(pool: Pool) -> MemoryUse | None:
     gpu, sharded = scenario.cache.gpu, scenario.fleet.fully_sharded_loras
     slots = None if gpu.unified else gpu.slots
     taken = 0 if gpu.unified else gpu.size or 0
-    sizes = pool.population.size_bytes[: len(pool.traffic.population)]
-    own = sizes[sizes > 0]  # of those that these replicas take
-    copies = _host_copies(scenario, len(own), float(own.mean()))
+    copies, copied_bytes = host_copies(pool)
     return MemoryUse(
         pool=pool.name,
         weights=profile.memory.weights_bytes,
@@ -301,16 +299,21 @@ def memory_use(pool: Pool) -> MemoryUse | None:
         kv_tokens=pool.kv_tokens,
         kv=round(pool.kv_tokens * profile.memory.kv_bytes_per_token),
         copies=copies,
-        host=round(copies * float(own.mean())) * gpus_of(pool),
+        host=copied_bytes,
     )
 
 
-def _host_copies(scenario: Scenario, adapters: int, mean_bytes: float) -> int:
-    """Return of how many adapters host memory has room for copies, if they are of average size."""
-    host, slots = scenario.cache.host, scenario.cache.gpu.slots or 0
+def host_copies(pool: Pool) -> tuple[int, int]:
+    """Return of how many adapters a replica's host memory has room for copies, and their bytes, at the mean size."""
+    host, slots = pool.scenario.cache.host, pool.scenario.cache.gpu.slots or 0
+    sizes = pool.population.size_bytes[: len(pool.traffic.population)]
+    own = sizes[sizes > 0]  # of those that these replicas take
+    mean_bytes = float(own.mean()) if len(own) else 1.0
     if host is None:
-        return min(adapters, slots) if scenario.cache.eviction == "vllm-lru" else 0
-    if host.size:
-        return min(adapters, int(host.size / mean_bytes))
-    unlimited = adapters if host.fill != "load" else slots
-    return min(adapters, host.slots or unlimited)
+        room = slots if pool.scenario.cache.eviction == "vllm-lru" else 0
+    elif host.size:
+        room = int(host.size / mean_bytes)
+    else:
+        room = host.slots or (slots if host.fill == "load" else len(own))
+    copies = min(room, len(own))
+    return copies, round(copies * mean_bytes) * gpus_of(pool)
