@@ -10,10 +10,11 @@ from reports.document import Code, File, Heading, Note, Opening, Part, Report, S
 from reports.formatting import likelihood, metric_words, percent, read_terms, show
 from reports.table import Table
 from reports.text.setup_text import setup_line
+from sim.results.slo_terms import split_term
 from sim.results.verdict import MET, NOT_MET, verdict_word
 from sim.studies.plan.effects import tornado_chart, what_if_table
 from sim.studies.plan.findings import RECOMMENDED, PlanReading, confidence_of, plan_answer
-from sim.studies.run.report import points_report
+from sim.studies.run.report import further_findings, points_report
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -70,7 +71,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
         "probable": record.probable.to_json() if record.probable is not None else {},
         "frontier": [each.to_json() for each in record.frontier],
         "best": chosen.set,
-        **({"decides": read.deciding_tenant()} if any(each.slo for each in chosen.tenants) else {}),
+        **({"decides": split_term(read.decides())[0]} if any(each.slo for each in chosen.tenants) else {}),
         "reason": reason,
         "flags": record.flags,
         "no_flags": record.no_flags,
@@ -81,11 +82,9 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
 
 
 def _terminal(read: PlanReading, answer: Answer, tables: list[Table | None], name: str) -> list[str | Table | Opening]:
-    sentences = (setup_line([read.chosen]), *answer.details, answer.binding_sentence, answer.headroom)
     return [
         Opening(f"{name}: {answer.headline}", MET if read.feasible else NOT_MET),
-        *(f"  {sentence}" for sentence in sentences if sentence),
-        f"  {answer.trust.sentence}",
+        *(f"  {sentence}" for sentence in (setup_line([read.chosen]), *further_findings(answer))),
         *(part for table in tables if table is not None for part in ("", table)),
     ]
 
