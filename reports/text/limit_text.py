@@ -356,7 +356,7 @@ def limit_line(point: Point, where: str = "") -> str:
     limit, *_ = limits(point)
     if limit.evidence is Evidence.NOTHING:
         stage = largest_stage(point)
-        return f"None today{where}{'' if stage is None else f'; {stage_words(*stage)}'}."
+        return f"None{where or ' today'}{'' if stage is None else f'; {stage_words(*stage)}'}."
     why = limit_sentence(limit, point)
     return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
 

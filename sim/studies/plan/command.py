@@ -72,7 +72,7 @@ def plan(
         planned = make_plan(loaded, options.out, execution, **asked, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
-        finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet, every=all_)
+        finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet, every=all_ or what_if)
     say_notes([planned.point], quiet)
     if not planned.record.feasible:
         if manifests.emissions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import make_axis
@@ -13,6 +13,7 @@ from reports.text.limit_text import largest_stage, limit_line, limit_sentence, l
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust
+from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -29,7 +30,7 @@ from sim.studies.run.answer import Answer
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.results.run_directory.study_records import GradeRecord
+    from sim.results.run_directory.study_records import GradeRecord, WhatIfRow
 
 RECOMMENDED = "recommended.yaml"
 """The scenario of the answer, in the run directory."""
@@ -107,7 +108,7 @@ def plan_answer(data: RunData) -> Answer:
         binding_sentence=sentence,
         headroom=_headroom(read, headroom_sentences(data.headroom)),
         trust=_trust(read, assumed=data.costs_assumed),
-        setting=_setting(read),
+        setting=" ".join(filter(None, (_setting(read), _free_lever(read, data.what_if)))),
         first_limit=first_limit(data.headroom, limit_line(read.chosen), whose=whose),
         bill=bill(read.chosen),
     )
@@ -162,8 +163,24 @@ def _setting(read: PlanReading) -> str:
     if not read.feasible:
         return ""
     keys = [*record.keys] if not record.fleets else ["fleet", "fleet.replicas"]
-    values = ", ".join(f"{key}: {make_axis(key, read.points).label(record.answer[key])}" for key in keys)
+    axes = {key: make_axis(key, read.points) for key in keys}
+    named = {key: axis.words if key.startswith("tenants.") else key for key, axis in axes.items()}
+    values = ", ".join(f"{named[key]}: {axis.label(record.answer[key])}" for key, axis in axes.items())
     return f"{values}. All settings: {RECOMMENDED}{', or the command line below' if record.flags else ''}."
+
+
+def _free_lever(read: PlanReading, rows: Sequence[WhatIfRow]) -> str:
+    """Return which change that costs no GPU helps the recommended design most; empty where none was tried."""
+    name = read.decides()
+    free = [row for row in rows if row.group in ("router", "eviction") or "cache.host.slots" in row.set]
+    known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
+    better = [(label, found) for label, found in known if found.word == BETTER and found.other is not None]
+    if not known or not read.feasible:
+        return ""
+    if not better:
+        return f"No other router, eviction or copies in host memory clearly improve {metric_words(name)}."
+    label, found = min(better, key=lambda pair: pair[1].other or 0.0)
+    return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:
