@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.verdicts import main_metric
 from reports.axes import make_axis
-from reports.document import Code, File, Heading, Note, Opening, Part, Report, Section
+from reports.document import Code, File, Note, Opening, Report, Section
 from reports.formatting import likelihood, metric_words, percent, read_terms, show
 from reports.table import Table
 from reports.text.setup_text import setup_line
@@ -29,6 +29,7 @@ _P = "p is the probability of meeting the SLO."
 def plan_report(data: RunData) -> Report:
     """Return the report of a finished plan."""
     read, answer = PlanReading(data), plan_answer(data)
+    record, also = read.record, read.record.flags and read.record.beyond_flags
     names = list(dict.fromkeys([*read.terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
     effects = what_if_table(data.what_if, names)
     return points_report(
@@ -39,7 +40,8 @@ def plan_report(data: RunData) -> Report:
         study=Section(
             "plan",
             "How was it found, and what would change it?",
-            *_flags(read),
+            Note(record.no_flags),
+            Note(f"In addition to the command: {'; '.join(record.beyond_flags)}.") if also else None,
             frontier_table(read),
             effects,
             search_table(read),
@@ -96,16 +98,6 @@ def _closing(read: PlanReading) -> list[str | Code]:
         found += [Code(line, engine) for engine, line in record.flags.items()]
         found += [f"flags     {record.no_flags}"] if record.no_flags else []
         found += [f"also set  {'; '.join(record.beyond_flags)}"] if record.flags and record.beyond_flags else []
-    return found
-
-
-def _flags(read: PlanReading) -> list[Part]:
-    record, found = read.record, list[Part]()
-    for engine, line in record.flags.items():
-        found += [Heading(f"{engine} with these settings, for each replica"), Code(line, f"Command for {engine}")]
-    found.append(Note(record.no_flags))
-    if record.flags and record.beyond_flags:
-        found.append(Note(f"In addition to these settings: {'; '.join(record.beyond_flags)}."))
     return found
 
 
