@@ -21,8 +21,8 @@ from sim.policies.routing import Choosing
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED, Recording
 from sim.rng import stream_key, uniform_draw
+from sim.spec.sections.benchmark_clients import ClosedLoop
 from sim.spec.sections.laws import FixedTime
-from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock
@@ -44,12 +44,21 @@ class Clients:
 
     :param front_end_s: after which a request reaches the engine; one that is answered there is seen at once, since
         recordings have the whole time in the front end before admission.
+    :param due_s: when each request of the run may be sent at the earliest, never falling: a client with an answer takes
+        the next one and waits for its time. Empty: at once.
     """
 
     def __init__(
-        self, law: ClosedArrivals, seed: int, replication: int, clock: Clock, front_end_s: float = 0.0
+        self,
+        law: ClosedLoop,
+        seed: int,
+        replication: int,
+        clock: Clock,
+        front_end_s: float = 0.0,
+        due_s: Sequence[float] = (),
     ) -> None:
         self._law, self._front_end_s = law, front_end_s
+        self._due_s, self._taken = due_s, 0
         self._clock = clock
         self._first_key = stream_key(seed, replication, "first-think")
         self._key = stream_key(seed, replication, "think")
@@ -79,8 +88,14 @@ class Clients:
         self._think(max(PAUSE_S, self._seconds(self._key, request.index)))
 
     def _think(self, seconds: float, since: float = -inf) -> None:
+        since = max(since, self._clock.now)
+        if self._due_s and not self._over:
+            if self._taken == len(self._due_s):
+                return
+            since = max(since, self._due_s[self._taken])
+            self._taken += 1
         if not self._over:
-            self._clock.call_at(max(since, self._clock.now) + seconds, ARRIVAL, self._thought)
+            self._clock.call_at(since + seconds, ARRIVAL, self._thought)
 
     def _thought(self, event: Call) -> None:
         self._send()
@@ -174,7 +189,8 @@ def make_recorder(world: World, replication: int, sections: int, clock: Clock) -
     law, first = world.traffic.closed_loop, world.pools[0]
     if law is None:
         return Recorder(sections, world.replicas, world.own_replicas, prefix_cache=first.prefix_cache)
-    clients = Clients(law, world.scenario.run.seed, replication, clock, first.front_end_s)
+    due_s = [] if world.traffic.due_s is None else world.traffic.due_s.tolist()
+    clients = Clients(law, world.scenario.run.seed, replication, clock, first.front_end_s, due_s)
     return ClosedLoopRecorder(clients, sections, world.replicas, world.own_replicas, prefix_cache=first.prefix_cache)
 
 

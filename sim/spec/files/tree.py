@@ -19,17 +19,21 @@ Scalar = str | int | float | bool | None
 MAX_DEPTH = 50
 """Deeper nesting is refused: no scenario needs it, and functions on the tree are recursive."""
 
-TAGS = ("law", "process", "kind", "serve")
+TAGS = ("law", "process", "kind", "serve", "tool")
 """Keys that decide the meaning of the other keys of their mapping."""
 
 # By section: a key of an overlay, and the keys it drops from the base. Only unambiguous choices; ``rank`` over a base
 # with a ``mix`` stays an error, because it would silently lose the mix.
+_GENERATED = (
+    *("requests", "duration", "arrivals", "popularity", "sessions", "drift", "churn", "tokens", "prefix", "trace"),
+)
 _CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "workload": {
         "requests": ("duration",),
         "duration": ("requests",),
-        "trace": ("arrivals", "tokens", "sessions", "drift", "churn"),
-        "arrivals": ("trace",),
+        "trace": ("arrivals", "tokens", "sessions", "drift", "churn", "client"),
+        "client": _GENERATED,
+        "arrivals": ("trace", "client"),
     },
     "plan": {
         "minimize": ("maximize", "fleets"),
