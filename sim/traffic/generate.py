@@ -386,8 +386,7 @@ class Traffic:
             load_uniform=rng("load").random(count),
             host_load_uniform=rng("host-load").random(count),
             service_uniform=rng("service").random(count),
-            stops=rng("stop").random(count)
-            < (0.0 if self._workload.client is not None else self._workload.tokens.stop),
+            stops=rng("stop").random(count) < (self._workload.tokens.stop if self._workload.client is None else 0.0),
             session=session,
             text=text,
         )

@@ -49,13 +49,7 @@ class Clients:
     """
 
     def __init__(
-        self,
-        law: ClosedLoop,
-        seed: int,
-        replication: int,
-        clock: Clock,
-        front_end_s: float = 0.0,
-        due_s: Sequence[float] = (),
+        self, law: ClosedLoop, seed: int, replication: int, clock: Clock, front_end_s: float, due_s: Sequence[float]
     ) -> None:
         self._law, self._front_end_s = law, front_end_s
         self._due_s, self._taken = due_s, 0
@@ -88,16 +82,18 @@ class Clients:
         self._think(max(PAUSE_S, self._seconds(self._key, request.index)))
 
     def _think(self, seconds: float, since: float = -inf) -> None:
-        since = max(since, self._clock.now)
-        if self._due_s and not self._over:
-            if self._taken == len(self._due_s):
-                return
-            since = max(since, self._due_s[self._taken])
-            self._taken += 1
         if not self._over:
-            self._clock.call_at(since + seconds, ARRIVAL, self._thought)
+            self._clock.call_at(max(since, self._clock.now) + seconds, ARRIVAL, self._thought)
 
     def _thought(self, event: Call) -> None:
+        if not self._due_s:
+            self._send()
+        elif self._taken < len(self._due_s):  # the others have taken all that is left, and wait for its time
+            due_s = self._due_s[self._taken] + self._front_end_s
+            self._taken += 1
+            self._clock.call_at(max(due_s, self._clock.now), ARRIVAL, self._is_due)
+
+    def _is_due(self, event: Call) -> None:
         self._send()
 
     def _seconds(self, key: int, number: int) -> float:

@@ -24,15 +24,15 @@ TAGS = ("law", "process", "kind", "serve", "tool")
 
 # By section: a key of an overlay, and the keys it drops from the base. Only unambiguous choices; ``rank`` over a base
 # with a ``mix`` stays an error, because it would silently lose the mix.
-_GENERATED = (
-    *("requests", "duration", "arrivals", "popularity", "sessions", "drift", "churn", "tokens", "prefix", "trace"),
-)
 _CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "workload": {
         "requests": ("duration",),
         "duration": ("requests",),
         "trace": ("arrivals", "tokens", "sessions", "drift", "churn", "client"),
-        "client": _GENERATED,
+        "client": (
+            *("requests", "duration", "arrivals", "popularity", "sessions", "drift", "churn", "tokens"),
+            *("prefix", "trace"),
+        ),
         "arrivals": ("trace", "client"),
     },
     "plan": {
