@@ -15,6 +15,7 @@ from strategies import build, fixed_time
 
 from sim.spec.scenario import Scenario
 from sim.studies.plan.what_if import _traffic as traffic_changes
+from sim.studies.run.method import assumed
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
@@ -136,6 +137,12 @@ def test_more_traffic_is_the_same_requests_faster_or_more_at_a_time() -> None:
     (slow,), (fast,) = (build_world(scenario_of(SGLANG | {"time_scale": scale})).traffic.chunks(0) for scale in (1, 2))
     assert fast.adapter.tolist() == slow.adapter.tolist()
     assert fast.arrival_s.tolist() == pytest.approx((slow.arrival_s / 2).tolist())
+
+
+def test_the_report_says_whose_requests_they_are() -> None:
+    scenario = scenario_of(VLLM).model_dump(mode="json", exclude_unset=True)
+    assert any("a benchmark's (vllm-bench)" in sentence for sentence in assumed({"scenario": scenario}))
+    assert not any("choose their adapter" in sentence for sentence in assumed({"scenario": scenario}))
 
 
 def test_kinds_of_s_lora_take_turns_and_a_base_model_alone_draws_as_with_one() -> None:
