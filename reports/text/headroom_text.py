@@ -45,7 +45,7 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
         return f"Headroom: not searched. {_too_long(found)}"
     if found.outcome == TOO_SHORT:
         return (
-            f"Headroom: not searched. The trace has {found.trace_requests:,} requests, too few to fill the batches; "
+            f"Headroom: not searched. The traffic has {found.trace_requests:,} requests, too few to fill the batches; "
             f"headroom needs about {found.needed_requests:,}."
         )
     missed_today = missed_today and not fails_today(found)
