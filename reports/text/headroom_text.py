@@ -139,13 +139,18 @@ def _limit(found: Headroom) -> str:
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     if unserved := _unserved(point, found.term):
         return unserved
-    limit = next((limit for limit in limits(point) if _concerns(limit, found.term)), Limit("none", Evidence.NOTHING))
-    if limit.name == "none" and "p99" in (found.term or ""):
-        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
-    why = limit_sentence(limit, point)
+    limit = _failing(point, found.term)
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."
-    return f"What limits it there: {limit.name}. {why}"
+    return f"What limits it there: {limit.name}. {limit_sentence(limit, point)}"
+
+
+def _failing(point: Point, term: str) -> Limit:
+    """Return what limits the point at which a term fails."""
+    limit = next((limit for limit in limits(point) if _concerns(limit, term)), Limit("none", Evidence.NOTHING))
+    if limit.name == "none" and "p99" in (term or ""):
+        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
+    return limit
 
 
 def _concerns(limit: Limit, term: str) -> bool:
@@ -173,3 +178,15 @@ def _steps(point: Point) -> str:
     """Return why requests are slow where none waits."""
     blocks = point.capacity.seats is not None
     return "steps take longer the larger the batch" if blocks else "the service itself takes as long"
+
+
+def failing_limit(found: Headroom | None) -> str:
+    """Return the name of what limits the traffic at which the SLO fails; empty where that is not known."""
+    if found is None or found.failing is None:
+        return ""
+    if split_term(found.term)[1] == "miss_ratio":
+        return "adapter cache"
+    if _unserved(found.failing, found.term):
+        return "unserved requests"
+    name = _failing(found.failing, found.term).name
+    return "compute" if name == "none" else name
