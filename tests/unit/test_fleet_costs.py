@@ -16,7 +16,7 @@ import loraplan
 import sim.studies.evaluate
 import sim.studies.headroom
 from reports.formatting import money, show
-from reports.tables.metric_tables import grouped_table, metrics_table
+from reports.tables.metric_tables import metrics_table
 from reports.tables.slice_tables import groups_table
 from reports.text.setup_text import cheapest_sentence, cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, ONLY_WITH_PRICE, needing
@@ -72,7 +72,6 @@ def test_tables_show_costs_only_with_a_price() -> None:
         assert groups is not None
         assert ("cost a month" in groups.head) == shown
         assert any("$" in cell for row in groups.rows for cell in row) == shown
-        assert any(row[0] == "cost" for row in grouped_table(point, {}).rows) == shown
         assert any("cost" in row[0] for row in metrics_table(point).rows) == shown
 
 
