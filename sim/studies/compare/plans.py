@@ -6,18 +6,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from reports.document import File, Report
+from reports.document import File, Opening, Report
 from reports.formatting import key_words, listed, money
-from reports.text.headroom_text import failing_limit, times_words
+from reports.text.headroom_text import failing_limit, first_limit
+from reports.text.limit_text import limit_line
 from reports.text.metric_text import capital, signed, term_sentence
 from sim.errors import InputError
 from sim.results.run_directory.store import RunData
-from sim.results.run_directory.study_records import ALWAYS, NEVER
+from sim.results.run_directory.study_records import ALWAYS
 from sim.results.slo_terms import metric_of
 from sim.spec.files import tree
 from sim.spec.scenario_file import resolved_values
 from sim.studies.compare.design_words import by_name, changes_of, valued
-from sim.studies.compare.findings import caution_sentences
+from sim.studies.compare.findings import caution_sentences, of_both
 from sim.studies.compare.report import compare_report
 from sim.studies.compare.study import ABSENT, UNSET, compare_runs
 from sim.studies.plan.findings import PlanReading, is_plan, plan_answer
@@ -27,7 +28,7 @@ _IN_HEADLINE, _LISTED = 2, 6
 """Changes of the scenario that the headline and their own line name."""
 _NO_CHANGE = ("plan.", "run.", "workload.requests", "workload.duration")
 """Keys of what was searched, and for how long it was simulated."""
-_COST, _NO_LIMIT = "usd_per_month", "none"
+_COST = "usd_per_month"
 
 
 class PlanSide:
@@ -38,7 +39,7 @@ class PlanSide:
     :ivar run: that design as a run of one point.
     :ivar month: what ``run`` costs; None without a price.
     :ivar deciding: the SLO term that is nearest its target, or that the nearest design misses.
-    :ivar limit: what limits the traffic at which the SLO fails; where that is not known, what limits the plan.
+    :ivar limit: what limits the traffic at which the SLO fails; empty where that is not known.
     """
 
     def __init__(self, letter: str, data: RunData) -> None:
@@ -58,16 +59,7 @@ class PlanSide:
         self.month: float | None = getattr(metric_of(point, _COST), "value", None)
         self.deciding = [*self.read.missed(self.read.chosen), self.read.tightest()][0]
         endless = self.headroom is not None and self.headroom.outcome == ALWAYS
-        self.limit = _NO_LIMIT if endless else failing_limit(self.headroom) or self.answer.binding
-
-    def limit_words(self) -> str:
-        """Return what limits this plan first, and at which multiple of its traffic."""
-        found, endless = self.headroom, self.limit == _NO_LIMIT
-        multiple = None if found is None else found.lo if endless else found.multiple
-        if multiple is not None:
-            return f"{self.limit} {'up to' if endless else 'at'} {times_words(multiple)} times its traffic"
-        never = found is not None and found.outcome == NEVER
-        return f"{self.limit}{' at any traffic' if never else ', headroom not known'}"
+        self.limit = "none" if endless else failing_limit(self.headroom)[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data; ``nearest`` is the design that is judged where nothing is recommended."""
@@ -78,7 +70,7 @@ class PlanSide:
             "answer": self.read.record.answer,
             "nearest": {} if self.read.feasible else self.read.chosen.set,
             "deciding": {"term": self.deciding, "value": metric.value if metric else None, "target": target},
-            "first_limit": self.limit,
+            "first_limit": self.limit or None,
             _COST: self.month,
             "headroom": None if self.headroom is None else self.headroom.summary(),
         }
@@ -126,7 +118,7 @@ class PlanDiff:
     def design_words(self) -> str:
         """Return how the recommendation changes."""
         if any(self._part_of(key) for key, *_ in self.recommended):  # pools on one side alone have no common keys
-            return _arrow(*(side.read.phrase(side.read.chosen.set) for side in self.sides))
+            return " → ".join(dict.fromkeys(side.read.phrase(side.read.chosen.set) for side in self.sides))
         same = [valued(by_name(self.comparison, key), a) for key, a, _ in self.recommended]
         return ", ".join(self.arrows(self.recommended)) or f"still {listed(same)}"
 
@@ -148,8 +140,10 @@ def headline(diff: PlanDiff) -> str:
     named = listed(changes) if len(changes) <= _IN_HEADLINE else f"{len(changes)} changes of the scenario"
     effects = [] if cost is None else [f"{signed(_COST, cost, 'USD')} a month" if cost else "the same cost"]
     a, b = (side.limit for side in diff.sides)
-    effects.append(f"first limit still {a}" if a == b else f"first limit {a} → {b}")
-    return f"{capital(diff.design_words())}{f' with {named}' if changes else ''}: {', '.join(effects)}."
+    if a and b:
+        effects.append(f"first limit still {a}" if a == b else f"first limit {a} → {b}")
+    found = f"{capital(diff.design_words())}{f' with {named}' if changes else ''}"
+    return f"{': '.join(filter(None, (found, ', '.join(effects))))}."
 
 
 def lines(diff: PlanDiff) -> list[tuple[str, str]]:
@@ -161,20 +155,20 @@ def lines(diff: PlanDiff) -> list[tuple[str, str]]:
     designs = f", with the nearest design of {nearest}" if nearest else ""
     graded = [(side, side.read.record.probable) for side in diff.sides if not nearest]
     unsure = [side for side, grade in graded if grade is not None and grade.set != side.read.chosen.set]
-    terms = [term_sentence(side.read.chosen, side.deciding, side.read.terms[side.deciding]) for side in diff.sides]
+    deciding, limits = [], []
+    for side in diff.sides:
+        read, name = side.read, side.deciding
+        deciding.append(term_sentence(read.chosen, name, read.terms[name], bounds=False))
+        limits.append(first_limit(side.headroom, limit_line(read.chosen), whose="its"))
     found = [
         ("Scenario", (", ".join(changes[:_LISTED]) or "the same") + more),
         ("Not planned", ", ".join(_not_planned(diff))),
-        ("Deciding", _arrow(*terms)),
-        ("First limit", _arrow(*(side.limit_words() for side in diff.sides))),
+        ("Deciding", " → ".join(dict.fromkeys(deciding))),
+        ("First limit", of_both(limits)),
         ("Bill", "" if diff.cost is None else f"{months} a month ({signed(_COST, diff.cost, 'USD')}){designs}"),
         ("Not certain", "; ".join(f"{side.letter}: {side.answer.headline.rstrip('.')}" for side in unsure)),
     ]
     return [line for line in found if line[1]]
-
-
-def _arrow(a: str, b: str) -> str:
-    return f"{a} in both" if a == b else f"{a} → {b}"
 
 
 def _not_planned(diff: PlanDiff) -> list[str]:
@@ -195,7 +189,7 @@ def plans_report(diff: PlanDiff, command: str) -> Report:
     :param command: the command that makes the report again.
     """
     base, answer, found = compare_report(diff.comparison, command), headline(diff), lines(diff)
-    said = [f"{label}: {text}." for label, text in found]
+    said = [f"{label}: {text}" for label, text in found]
     # Each plan has traffic and an SLO of its own; the lines say so.
     cautions = caution_sentences(replace(diff.comparison, pairs=(), slo_of="", tenants_alone=((), ())))
     data = {**base.data, "headline": answer, "details": said, "cautions": cautions, "plans": diff.to_json()}
@@ -208,11 +202,8 @@ def plans_report(diff: PlanDiff, command: str) -> Report:
         headline=answer,
         statements=said,
         data=data,
-        terminal=[
-            answer,
-            *(f"  {label:12} {text}" for label, text in found),
-            *(f"  {a:12} {b}" for a, _, b in base.facts),
-        ],
+        short=found,
+        terminal=[Opening(answer), *base.terminal[1:]],
         files=[File("compare.json", data, "data")],
         notes=cautions,
         cautions=cautions,
