@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from reports.document import File, Opening, Report
-from reports.formatting import key_words, listed, money
+from reports.formatting import key_words, listed, money, percent
 from reports.text.headroom_text import failing_limit, first_limit
 from reports.text.limit_text import limit_line
 from reports.text.metric_text import capital, signed, term_sentence
@@ -38,7 +38,7 @@ class PlanSide:
     :ivar planned: the keys among them that the plan chose; ``given``: those that are not left to defaults.
     :ivar run: that design as a run of one point.
     :ivar month: what ``run`` costs; None without a price.
-    :ivar deciding: the SLO term that is nearest its target, or that the nearest design misses.
+    :ivar deciding: the SLO term that decides what it recommends.
     :ivar limit: what limits the traffic at which the SLO fails; empty where that is not known.
     """
 
@@ -57,7 +57,7 @@ class PlanSide:
         point = replace(self.read.chosen, set={})
         self.run = RunData(data.path, {**data.manifest, "scenario": scenario}, [point])
         self.month: float | None = getattr(metric_of(point, _COST), "value", None)
-        self.deciding = [*self.read.missed(self.read.chosen), self.read.tightest()][0]
+        self.deciding = self.read.decides()
         endless = self.headroom is not None and self.headroom.outcome == ALWAYS
         self.limit = "none" if endless else failing_limit(self.headroom)[0]
 
@@ -153,22 +153,23 @@ def lines(diff: PlanDiff) -> list[tuple[str, str]]:
     months = " → ".join(money(side.month or 0.0) for side in diff.sides)
     nearest = listed([side.letter for side in diff.sides if not side.read.feasible])
     designs = f", with the nearest design of {nearest}" if nearest else ""
-    graded = [(side, side.read.record.probable) for side in diff.sides if not nearest]
-    unsure = [side for side, grade in graded if grade is not None and grade.set != side.read.chosen.set]
-    deciding, limits = [], []
+    deciding, limits, less = [], [], []
     for side in diff.sides:
-        read, name = side.read, side.deciding
+        read, name, probable = side.read, side.deciding, side.read.record.probable
         deciding.append(term_sentence(read.chosen, name, read.terms[name], bounds=False))
         limits.append(first_limit(side.headroom, limit_line(read.chosen), whose="its"))
+        if probable is not None and read.feasible and probable.set != read.chosen.set:
+            chance = percent(round(probable.probability, 2))
+            less.append(f"{read.phrase(probable.set)} would probably do in {side.letter} ({chance})")
     found = [
         ("Scenario", (", ".join(changes[:_LISTED]) or "the same") + more),
         ("Not planned", ", ".join(_not_planned(diff))),
         ("Deciding", " → ".join(dict.fromkeys(deciding))),
         ("First limit", of_both(limits)),
         ("Bill", "" if diff.cost is None else f"{months} a month ({signed(_COST, diff.cost, 'USD')}){designs}"),
-        ("Not certain", "; ".join(f"{side.letter}: {side.answer.headline.rstrip('.')}" for side in unsure)),
+        ("Not certain", "; ".join(less)),
     ]
-    return [line for line in found if line[1]]
+    return [(label, f"{text.rstrip('.')}.") for label, text in found if text]
 
 
 def _not_planned(diff: PlanDiff) -> list[str]:
