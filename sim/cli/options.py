@@ -145,6 +145,7 @@ EmitOption = Annotated[
         metavar="KIND=DIR",
         help="Write manifests into a folder, such as k8s=deploy. Repeatable.",
         rich_help_panel=RESULTS,
+        hidden=True,
     ),
 ]
 AdaptersOption = Annotated[

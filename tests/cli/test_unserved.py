@@ -46,7 +46,7 @@ def scenarios(tmp_path: Path) -> None:
 
 
 def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "rf.yaml", "--all", "--jobs", "1", "--check", "--out", "run")
+    ended = loraplan("run", "rf.yaml", "--jobs", "1", "--check", "--out", "run")
     assert ended.code == 1
     lines = ended.out.splitlines()
     assert re.match(
@@ -54,8 +54,8 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
     )
     assert re.search(r"; p99 TTFT of the completed ones is \d+ ms ", lines[0])
     assert re.match(
-        rf"  {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Enlarge it: by fleet\.kv_tokens",
-        lines[2],
+        rf"  First limit  Refusals: {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Enlarge it: by ",
+        next(line for line in lines if line.startswith("  First limit")),
     )
     assert "The verdict is sure: clearly more requests go unserved" in ended.out
     page = Path("run/report.html").read_text(encoding="utf-8")

@@ -163,6 +163,7 @@ def answer_box(found: Answer, badge: tuple[str, str, str], slo: Sequence[str]) -
         "verdict": (*badge, " · ".join(slo)),
         "headline": found.headline,
         "short": short,
+        "statements": (),
         "facts": [(label, "", text) for label, text in short],
         "closing": (),
     }
