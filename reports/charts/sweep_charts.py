@@ -252,7 +252,8 @@ def line_chart(
         x_title(ax, axis.words, below)
         places = {axis.index(p): axis.place(p) for line in lines for p in line.points}  # some lines may lack a value
         xs = spread([places[index] for index in sorted(places)], MOST_ROWS)
-        svg = to_svg(figure, heading.ident, heading.title, desc, column_tips([ax], xs, table))
+        tips = column_tips([ax], xs, table, [line.colour for line in lines])
+        svg = to_svg(figure, heading.ident, heading.title, desc, tips)
     return Chart(heading.ident, heading.title, heading.caption, desc, svg, table)
 
 

@@ -77,7 +77,8 @@ def timeline_chart(point: Point, where: str, day_s: int | None = None) -> Chart 
     desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
     marks = event_marks(point.events, times[0], times[-1])
     picked = spread(range(len(times)), _ROWS)
-    table = _numbers(values, picked, panels, day_s)
+    colours = [COLOURS[colour] for _, series in panels for _, _, colour in series]
+    table, every = (_numbers(values, some, panels, day_s) for some in (picked, range(len(times))))
     with drawing(_EACH * len(panels) + 48) as figure:
         strips = []
         for i, (what, series) in enumerate(panels):
@@ -86,7 +87,7 @@ def timeline_chart(point: Point, where: str, day_s: int | None = None) -> Chart 
             _panel(ax, values, times, what, series)
             time_axis(ax, times[0], times[-1], last=i == len(panels) - 1, day_s=day_s)
             draw_events(ax, marks, named=i == 0)
-        svg = to_svg(figure, "timeline", title, desc, column_tips(strips, [times[i] for i in picked], table))
+        svg = to_svg(figure, "timeline", title, desc, column_tips(strips, times, every, colours, len(times)))
     caption = f"First replication{where}, warm-up included; means over short spans.{_events_words(point.events)}"
     return Chart("timeline", title, caption, desc, svg, table)
 

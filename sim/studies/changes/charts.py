@@ -14,7 +14,6 @@ from reports.charts.svg import (
     SERIES,
     Chart,
     Heading,
-    Tip,
     column_tips,
     dash_of,
     drawing,
@@ -33,7 +32,8 @@ from sim.studies.changes.comparison import growing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROWS = 25
+_ROWS, _MOMENTS = 25, 100
+"""Times in a table, and of which the pointer shows values."""
 _STRIP, _PANEL = 58, 128
 _PANELS = (
     ("ttft_p99_s", "p99 TTFT by arrival"),
@@ -96,8 +96,9 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         for label, p in zip(labels, some, strict=True)
     ]
     desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
-    picked = spread(_within(some[0], "loads_per_s", shown)[0], _ROWS)
-    tips: list[Tip] = []
+    inside = spread(_within(some[0], "loads_per_s", shown)[0], _MOMENTS)
+    table, every = (_moments_table(some, labels, panels, times) for times in (spread(inside, _ROWS), inside))
+    strips = []
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
@@ -105,13 +106,14 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
             time_axis(ax, start, end, last=i == len(panels) - 1, day_s=day_s)
             draw_events(ax, [(min(events), "begin")], named=i == 0)
             y_title(ax, what)
-            tips += column_tips([ax], picked, _moments_table(some, labels, panels[i : i + 1], picked))
-        svg = to_svg(figure, "moments", title, desc, tips)
+            strips.append(ax)
+        colours = [colour for _ in panels for _, colour in zip(some, SERIES, strict=False)]
+        svg = to_svg(figure, "moments", title, desc, column_tips(strips, inside, every, colours))
     caption = (
         "First replication of each point, the same traffic in all. Each p99 is taken over five short spans, none of "
         "them beyond the time at which something began."
     )
-    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, picked))
+    return Chart("moments", title, caption, desc, svg, table)
 
 
 def _event_times(point: Point) -> list[float]:
@@ -199,24 +201,24 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         _mix_words(group, axes) for group in alike
     )
     strip = 150 if len(some) == 1 else _STRIP + 34
-    picked = spread(some[0].version_mix["t_s"], _ROWS)
-    tips: list[Tip] = []
+    times = max((p.version_mix["t_s"] for p in some), key=lambda each: float(each[-1]))
+    table, every = (_mix_table(some, axes, names, spread(times, most)) for most in (_ROWS, _MOMENTS))
+    strips = []
     with drawing(strip * len(some) + 48 + 6) as figure:
         for i, point in enumerate(some):
             ax = place(figure, 58, 34 + strip * i, 24, 54 + strip * (len(some) - 1 - i))
             _stack(ax, point.version_mix, names)
-            times = point.version_mix["t_s"]
             time_axis(ax, times[0], times[-1], last=i == len(some) - 1, day_s=day_s)
             draw_events(ax, event_marks(point.events, times[0], times[-1]), named=not axes)
             y_title(ax, _strip_title(alike[i], axes) if axes else "share of arrivals", 0 if axes else 46)
-            tips += column_tips([ax], picked, _mix_table([point], axes, names, picked))
-        svg = to_svg(figure, "versions", title, desc, tips)
+            strips.append(ax)
+        svg = to_svg(figure, "versions", title, desc, column_tips(strips, spread(times, _MOMENTS), every))
     caption = (
         "First replication: shares of the requests that arrive in a short span, by the version of their first token."
     )
     legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
     styles = [_colour(name) for name in names]
-    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names, picked), legend, styles)
+    return Chart("versions", title, caption, desc, svg, table, legend, styles)
 
 
 def _same_mix(one: Point, other: Point) -> bool:
