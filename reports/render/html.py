@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _GRID = {Table: "grid", Chart: "grid"}
 def page(report: Report) -> str:
     """Return a report's page."""
     shown = [(section, groups(section.parts)) for section in report.sections() if section.parts]
-    return template("report.html.j2").render(report=report, sections=shown, groups=groups)
+    return template("report.html.j2").render(report=report, sections=shown, groups=groups, packed=packed)
 
 
 def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
@@ -38,6 +39,24 @@ def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
         some = list(group)
         found.append(("tables" if kind == "grid" and Chart not in map(type, some) else kind, some))
     return found
+
+
+def packed(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """Return charts, tables and what stands between them for two columns, each for the one that is shorter so far."""
+    found, ends = [], {"left": 0.0, "right": 0.0}
+    for _, group in itertools.groupby(parts, lambda part: id(part) if isinstance(part, Chart | Table) else 0):
+        some = list(group)
+        side = min(ends, key=lambda each: ends[each])
+        ends[side] += 30 + sum(map(_height, some))
+        found.append((side, some))
+    return found
+
+
+def _height(part: Part) -> float:
+    """Return about how many pixels a part takes in a column of a wide window."""
+    if isinstance(part, Chart):
+        return 110 + float(part.svg.split('viewBox="', 1)[1].split('"')[0].split()[3])
+    return 70 + 27 * len(part.rows) if isinstance(part, Table) else 10 + 22 * math.ceil(len(str(part)) / 70)
 
 
 def snippet(report: Report) -> str:

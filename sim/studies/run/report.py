@@ -237,6 +237,8 @@ def _sections(
     flat = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))
     by = axes if len(shown) == len(points) else []
     every = metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0])
+    changes = changes_section(points, axes, terms, focus, where)
+    first = 2 if (changes.parts or shown is not points) and len(charts) > 3 else len(charts)
     return [
         Section(
             "lead",
@@ -244,9 +246,12 @@ def _sections(
             *charts[:1],
             *([Heading("Further findings"), *map(Caution, further)] if further else []),
             *([Heading("Notes"), *map(Caution, warnings)] if warnings else []),
+            Paragraph(flat),
+            *charts[1:first],
+            listed="" if charts[first:] else "Charts",
         ),
-        changes_section(points, axes, terms, focus, where),
-        Section("charts", "Charts", Paragraph(flat), *charts[1:], listed="Charts"),
+        changes,
+        Section("charts", "Charts", *charts[first:], listed="Charts"),
         Section("pools", "What does each pool do?", pools_table(focus, where, bounds=True)),
         Section("replicas", "How even is the load?", replicas_table(focus, where), listed="Replicas"),
         Section(
