@@ -56,7 +56,7 @@ def _height(part: Part) -> float:
     """Return about how many pixels a part takes in a column of a wide window."""
     if isinstance(part, Chart):
         return 110 + float(part.svg.split('viewBox="', 1)[1].split('"')[0].split()[3])
-    return 70 + 27 * len(part.rows) if isinstance(part, Table) else 10 + 22 * math.ceil(len(str(part)) / 70)
+    return 70 + 40 * len(part.rows) if isinstance(part, Table) else 10 + 22 * math.ceil(len(str(part)) / 70)
 
 
 def snippet(report: Report) -> str:

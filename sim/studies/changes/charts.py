@@ -24,16 +24,19 @@ from reports.charts.svg import (
 from reports.charts.sweep_charts import Line, YAxis, end_labels, line_chart
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent
-from reports.table import Table, cell
+from reports.table import Table, cell, point_rows
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 from sim.studies.changes.comparison import growing
+from sim.studies.changes.findings import per_event
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _ROWS, _MOMENTS = 25, 100
 """Times in a table, and of which the pointer shows values."""
+_KINDS = ("stale_after_cutover", "mixed_version_responses", "wrong_adapter_served", "refused", "failed", "lost")
+"""Ways in which requests are affected that a table shows where they occur."""
 _STRIP, _PANEL = 58, 128
 _PANELS = (
     ("ttft_p99_s", "p99 TTFT by arrival"),
@@ -53,12 +56,16 @@ _VERSION_COLOURS = ("s6", "s1", "s2", "s4", "s3", "s5")
 _CSS_OF = {"none": "var(--slo)"}
 
 
-def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
-    """Draw how many requests a rollout or fault affects, against one swept key or two."""
+def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | Table | None:
+    """Return how many requests a rollout or fault affects, against one swept key or two: of categories a table."""
     some = [point for point in in_order(points, axes) if point.impact]
     if len(some) < 2 or not 1 <= len(axes) <= 2 or not any_value(some, name := impact_name(some)):
         return None
     axis = (growing(axes) or [each for each in axes if each.numeric] or list(axes))[0]
+    if not axis.numeric:
+        kinds = [kind for kind in _KINDS if any_value(some, kind)]
+        cells = point_rows([per_event(point) for point in some], axes, {}, [name, *kinds])
+        return Table("How many requests does it affect?", *cells, "Means of the replications, on the same traffic.")
     found: dict[str, list[Point]] = {}
     for point in some:
         label = ", ".join(each.short_label(point, 15) for each in axes if each is not axis)

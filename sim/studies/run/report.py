@@ -228,7 +228,7 @@ def _sections(
     terms: dict[str, float],
     focus: Point,
     shown: list[Point],
-    charts: Sequence[Chart],
+    charts: Sequence[Chart | Table],
     further: Sequence[str],
 ) -> list[Section]:
     """Return what was found at the points; charts, tenants and notes are of those that are shown."""
