@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.points import any_value, impact_name
 from reports.axes import Axis, in_order, shorten, spread
-from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
+from reports.charts.axis_ticks import count_tick, moment_words, nice_linear, seconds_tick, set_ticks, y_title
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -102,9 +102,9 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         f"{label} up to {', '.join(f'{_value_words(key, _peak(p, key, shown))} {what}' for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
     ]
-    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
+    desc = f"From {moment_words(start, day_s)} to {moment_words(end, day_s)}: {'; '.join(parts)}."
     inside = spread(_within(some[0], "loads_per_s", shown)[0], _MOMENTS)
-    table, every = (_moments_table(some, labels, panels, times) for times in (spread(inside, _ROWS), inside))
+    table, every = (_moments_table(some, labels, panels, times, day_s) for times in (spread(inside, _ROWS), inside))
     strips = []
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
@@ -163,14 +163,18 @@ def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, s
 
 
 def _moments_table(
-    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], times: Sequence[float]
+    points: Sequence[Point],
+    labels: Sequence[str],
+    panels: Sequence[tuple[str, str]],
+    times: Sequence[float],
+    day_s: int | None,
 ) -> Table:
     columns, head = [], ["time"]
     for key, what in panels:
         for point, label in zip(points, labels, strict=True):
             head.append(f"{label}: {what}")
             columns.append((key, point.timeline.t_s, point.timeline.column(key)))
-    rows = [[human_seconds(time), *(_cell(key, t, c, time) for key, t, c in columns)] for time in times]
+    rows = [[moment_words(time, day_s), *(_cell(key, t, c, time) for key, t, c in columns)] for time in times]
     return Table("Around the events, first replication of each point", head, rows)
 
 
@@ -209,7 +213,7 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
     )
     strip = 150 if len(some) == 1 else _STRIP + 34
     times = max((p.version_mix["t_s"] for p in some), key=lambda each: float(each[-1]))
-    table, every = (_mix_table(some, axes, names, spread(times, most)) for most in (_ROWS, _MOMENTS))
+    table, every = (_mix_table(some, axes, names, spread(times, most), day_s) for most in (_ROWS, _MOMENTS))
     strips = []
     with drawing(strip * len(some) + 48 + 6) as figure:
         for i, point in enumerate(some):
@@ -268,7 +272,9 @@ def _mix_words(points: Sequence[Point], axes: Sequence[Axis]) -> str:
     return f"{start}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
 
 
-def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str], times: Sequence[float]) -> Table:
+def _mix_table(
+    points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str], times: Sequence[float], day_s: int | None
+) -> Table:
     columns, head = [], ["time"]
     for point in points:
         for name in names:
@@ -278,5 +284,5 @@ def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[st
     rows = []
     for time in times:
         shares = [_value_at(middles, column, time) for middles, column in columns]
-        rows.append([human_seconds(time), *("–" if share is None else percent(share) for share in shares)])
+        rows.append([moment_words(time, day_s), *("–" if share is None else percent(share) for share in shares)])
     return Table("Shares of arrivals by version", head, rows, "The rest is version 1.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +46,7 @@ from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
+from sim.spec.sections.traffic_laws import PiecewiseArrivals
 from sim.spec.sections.workload import parse_time_of_day
 from sim.studies.changes.findings import badge_words, has_clear_impact
 from sim.studies.changes.report import changes_section
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.study_records import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
+_MOST_RATES = 24
 FIRST = 4
 """Statements in the box of the answer; the others stand below it."""
 
@@ -142,10 +146,12 @@ def points_report(
     swept = Markup(" × ").join(_swept(axis) for axis in axes)
 
     def sections() -> list[Section]:
-        charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(run.manifest))
+        day_s = _start_of_day(run.manifest)
+        rates = _rates(run.manifest, focus)
+        charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=day_s, rates=rates)
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
         charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
-        results = _sections(points, axes, terms, focus, shown, charts, further=found.details[FIRST:])
+        results = _sections(points, axes, terms, focus, shown, charts, found.details[FIRST:], day_s)
         return [results[0], *([study] if study is not None else []), *results[1:], *_behind(run)]
 
     known: dict[str, Any] = {
@@ -230,6 +236,7 @@ def _sections(
     shown: list[Point],
     charts: Sequence[Chart | Table],
     further: Sequence[str],
+    day_s: int | None,
 ) -> list[Section]:
     """Return what was found at the points; charts, tenants and notes are of those that are shown."""
     where = f" at {point_words(focus, axes)}" if axes else ""
@@ -237,7 +244,7 @@ def _sections(
     flat = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))
     by = axes if len(shown) == len(points) else []
     every = metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0])
-    changes = changes_section(points, axes, terms, focus, where)
+    changes = changes_section(points, axes, terms, focus, where, day_s)
     first = 2 if (changes.parts or shown is not points) and len(charts) > 3 else len(charts)
     return [
         Section(
@@ -349,6 +356,25 @@ def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
     """Return ``workload.start`` in seconds from midnight."""
     workload = (manifest.get("scenario") or {}).get("workload")
     return parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
+
+
+def _rates(manifest: Mapping[str, Any], point: Point) -> list[tuple[float, float]]:
+    """Return when ``piecewise`` arrivals change at a point, and the rate from then on; nothing where that is often."""
+    start, data = "workload.arrivals.", ((manifest.get("scenario") or {}).get("workload") or {}).get("arrivals") or {}
+    data = {**data, **{key.removeprefix(start): value for key, value in point.set.items() if key.startswith(start)}}
+    if data.get("process") != "piecewise" or any("." in key for key in data) or not point.timeline.t_s:
+        return []
+    law = PiecewiseArrivals.model_validate(data)
+    begins = [0.0, *itertools.accumulate(step.time for step in law.steps)]
+    mean = sum(step.level * step.time for step in law.steps) / begins[-1]
+    cycles = range(math.ceil(point.timeline.t_s[-1] / begins[-1]))
+    found = [
+        (i * begins[-1] + at, s.level * law.rate / mean)
+        for i in cycles
+        for at, s in zip(begins, law.steps, strict=False)
+    ]
+    known = [step for step in found if step[0] < point.timeline.t_s[-1]]
+    return known if len(known) <= _MOST_RATES else []
 
 
 def _swept(axis: Axis) -> str:
