@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -83,8 +82,7 @@ def varies(points: Sequence[Point], name: str) -> bool:
 
 def bands_note(points: Sequence[Point]) -> str:
     """Return what the thin bars are, where there are any."""
-    drawn = any(point.calibration for point in points)
-    return " Thin bars: calibration intervals." if drawn else ""
+    return " Thin bars: calibration intervals." if any(point.calibration for point in points) else ""
 
 
 def unserved_note(points: Sequence[Point], name: str = "e2e_p99_s") -> str:
@@ -113,7 +111,7 @@ def _seen(lines: Sequence[Line]) -> list[float]:
     metrics = [(line.name, p.metrics[line.name]) for line in lines for p in line.points if has_values([p], line.name)]
     values = [float(m.value or 0.0) for _, m in metrics]
     low, high = min(values, default=0.0) / _REACH, max(values, default=0.0) * _REACH
-    ends = [end for name, m in metrics for pair in (_bounds(name, m), _calibrated(name, m)) for end in pair]
+    ends = [end for name, m in metrics for drawn in (False, True) for end in _bounds(name, m, drawn=drawn)]
     return [*values, *(min(max(end, low), high) for end in ends)]
 
 
@@ -149,9 +147,9 @@ def _draw_line(ax: Axes, axis: Axis, line: Line, place_: float) -> bool:
     lows, highs = (list(ends) for ends in zip(*(_bounds(line.name, m) for m in metrics), strict=True))
     pairs = list(zip(lows, highs, strict=True))
     cut = _bars(ax, xs, pairs, line.colour, 0.0 if axis.numeric else 2.4)
-    drawn = [(x, _calibrated(line.name, m)) for x, m in zip(xs, metrics, strict=True) if m.calibration_lo is not None]
-    if drawn:
-        xs_, ends = zip(*spread(drawn, _WHISKERS), strict=True)
+    known = [(x, m) for x, m in zip(xs, metrics, strict=True) if m.calibration_lo is not None]
+    if known:
+        xs_, ends = zip(*((x, _bounds(line.name, m, drawn=True)) for x, m in spread(known, _WHISKERS)), strict=True)
         cut |= _bars(ax, xs_, ends, line.colour, 1.2, _APART * place_ if axis.numeric else 0.0)
     if axis.numeric:
         ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
@@ -173,17 +171,10 @@ def _draw_line(ax: Axes, axis: Axis, line: Line, place_: float) -> bool:
     return cut
 
 
-def _calibrated(name: str, metric: Metric) -> tuple[float, float]:
-    """Return the calibration interval as drawn: the value itself where there is none."""
-    value, highest = float(metric.value or 0.0), 1.0 if name in SHARES else math.inf
-    high = value if metric.calibration_hi is None else metric.calibration_hi
-    return value if metric.calibration_lo is None else metric.calibration_lo, min(high, highest)
-
-
-def _bounds(name: str, metric: Metric) -> tuple[float, float]:
-    """Return the interval as drawn: the value itself where there is none, shares between 0 and 1."""
-    value = float(metric.value or 0.0)
-    low, high = value if metric.lo is None else metric.lo, value if metric.hi is None else metric.hi
+def _bounds(name: str, metric: Metric, *, drawn: bool = False) -> tuple[float, float]:
+    """Return the interval, or that of the draws: the value itself where there is none, shares between 0 and 1."""
+    ends = (metric.calibration_lo, metric.calibration_hi) if drawn else (metric.lo, metric.hi)
+    low, high = (float(metric.value or 0.0) if end is None else end for end in ends)
     return (max(low, 0.0), min(high, 1.0)) if name in SHARES else (low, high)
 
 

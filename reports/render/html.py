@@ -47,16 +47,14 @@ def packed(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
     for _, group in itertools.groupby(parts, lambda part: id(part) if isinstance(part, Chart | Table) else 0):
         some = list(group)
         side = min(ends, key=lambda each: ends[each])
-        ends[side] += 30 + sum(map(_height, some))
         found.append((side, some))
+        for part in some:  # about how many pixels it takes in a wide window
+            if isinstance(part, Chart):
+                ends[side] += 140 + float(part.svg.split('viewBox="', 1)[1].split('"')[0].split()[3])
+            else:
+                lines = math.ceil(len(str(part)) / 70)
+                ends[side] += 100 + 40 * len(part.rows) if isinstance(part, Table) else 12 + 22 * lines
     return found
-
-
-def _height(part: Part) -> float:
-    """Return about how many pixels a part takes in a column of a wide window."""
-    if isinstance(part, Chart):
-        return 110 + float(part.svg.split('viewBox="', 1)[1].split('"')[0].split()[3])
-    return 70 + 40 * len(part.rows) if isinstance(part, Table) else 10 + 22 * math.ceil(len(str(part)) / 70)
 
 
 def snippet(report: Report) -> str:

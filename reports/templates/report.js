@@ -103,7 +103,7 @@
   }
 
   // The values of the part of a chart at the pointer or finger, in a box beside it rather than inside the chart.
-  const values = document.createElement("div");
+  const values = document.getElementById("values");
   let pointed = null;
 
   function line(part, place) {
@@ -138,10 +138,6 @@
     values.style.top = `${Math.max(8, Math.min(top, innerHeight - tall - 8))}px`;
   }
 
-  values.className = "values";
-  values.hidden = true;
-  values.setAttribute("aria-hidden", "true");
-  document.body.append(values);
   document.body.classList.add("pointed");
   for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, follow);
   document.documentElement.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));

@@ -43,6 +43,7 @@ _PANELS = (
     ("e2e_p99_s", "p99 E2E by arrival"),
     ("loads_per_s", "loads per second"),
 )
+_Panels = Sequence[tuple[str, str]]
 _Times = tuple[float, float]
 """Start and end of what is shown, in seconds."""
 _AROUND = 0.4
@@ -163,11 +164,7 @@ def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, s
 
 
 def _moments_table(
-    points: Sequence[Point],
-    labels: Sequence[str],
-    panels: Sequence[tuple[str, str]],
-    times: Sequence[float],
-    day_s: int | None,
+    points: Sequence[Point], labels: Sequence[str], panels: _Panels, times: Sequence[float], day_s: int | None
 ) -> Table:
     columns, head = [], ["time"]
     for key, what in panels:

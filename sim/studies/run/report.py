@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.study_records import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
-_MOST_RATES = 24
+_MOST_RATES = 48
 FIRST = 4
 """Statements in the box of the answer; the others stand below it."""
 
@@ -146,8 +146,7 @@ def points_report(
     swept = Markup(" × ").join(_swept(axis) for axis in axes)
 
     def sections() -> list[Section]:
-        day_s = _start_of_day(run.manifest)
-        rates = _rates(run.manifest, focus)
+        day_s, rates = _start_of_day(run.manifest), _rates(run.manifest, focus)
         charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=day_s, rates=rates)
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
         charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
@@ -365,16 +364,14 @@ def _rates(manifest: Mapping[str, Any], point: Point) -> list[tuple[float, float
     if data.get("process") != "piecewise" or any("." in key for key in data) or not point.timeline.t_s:
         return []
     law = PiecewiseArrivals.model_validate(data)
-    begins = [0.0, *itertools.accumulate(step.time for step in law.steps)]
-    mean = sum(step.level * step.time for step in law.steps) / begins[-1]
-    cycles = range(math.ceil(point.timeline.t_s[-1] / begins[-1]))
-    found = [
-        (i * begins[-1] + at, s.level * law.rate / mean)
-        for i in cycles
-        for at, s in zip(begins, law.steps, strict=False)
-    ]
-    known = [step for step in found if step[0] < point.timeline.t_s[-1]]
-    return known if len(known) <= _MOST_RATES else []
+    *begins, period = [0.0, *itertools.accumulate(step.time for step in law.steps)]
+    scale = law.rate * period / sum(step.level * step.time for step in law.steps)
+    cycles = math.ceil(point.timeline.t_s[-1] / period)
+    if cycles * len(begins) > _MOST_RATES:
+        return []
+    steps = [(at, step.level * scale) for at, step in zip(begins, law.steps, strict=True)]
+    found = [(cycle * period + at, rate) for cycle in range(cycles) for at, rate in steps]
+    return [(at, rate) for at, rate in found if at < point.timeline.t_s[-1]]
 
 
 def _swept(axis: Axis) -> str:
