@@ -21,7 +21,7 @@ SHORT = ("--set", "workload.requests=6000", "--set", "run.replications=2")
 )
 def test_the_limit_is_named(loraplan: CommandLine, setting: str, limit: str) -> None:
     idealised = ("--set", "fleet.engine=continuous", "--set", "cache.host=null")
-    ended = loraplan("run", "quickstart", *SHORT, *idealised, "--set", setting)
+    ended = loraplan("run", "quickstart", "--all", *SHORT, *idealised, "--set", setting)
     assert ended.code == 0, ended.err
     assert "Overloaded" in ended.out
     third = ended.out.splitlines()[2]
