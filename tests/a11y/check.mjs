@@ -74,9 +74,10 @@ async function pointAtCharts(page) {
   const wrong = [];
   for (const svg of await page.$$("figure svg:has(.tip)")) {
     const part = await svg.evaluateHandle((found) => {
-      const parts = found.querySelectorAll(".tip");
+      const size = (part) => part.width.baseVal.value * part.height.baseVal.value;
+      const [largest] = [...found.querySelectorAll(".tip rect")].sort((a, b) => size(b) - size(a));
       found.scrollIntoView({ block: "center", behavior: "instant" });
-      return new Promise((done) => setTimeout(done, 60, parts[parts.length >> 1].querySelector("rect")));
+      return new Promise((done) => setTimeout(done, 60, largest));
     });
     await part.hover();
     const [text, fits] = await page.evaluate(() => {
