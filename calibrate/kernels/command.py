@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.bench_results import BenchFiles
 from sim.cli.options import JsonOption, QuietOption, complete_profile
-from sim.cli.output import finish, message
+from sim.cli.output import command_line, finish, message
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
@@ -241,3 +242,63 @@ def build_profile(
     if not json:
         path = file if file.is_absolute() else f"./{file}"
         message(f"use it: loraplan run quickstart --set fleet.profile={path}", quiet)
+
+
+def adjust_profile(
+    profile: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROFILE", help="A bundled profile, or the path of one.", autocompletion=complete_profile
+        ),
+    ],
+    anchor: Annotated[
+        list[str],
+        typer.Option(
+            metavar="RUN",
+            help="A measured run: a result of vllm bench serve, GuideLLM and the like (.json), or its numbers: "
+            "concurrency=8,prompt=512,output=128 and means such as tpot=30ms,ttft=200ms. Repeatable.",
+        ),
+    ],
+    scenario: Annotated[
+        str | None, typer.Option(help="The server that was measured. Default: one without adapters.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The profile to write. Default: profiles/NAME.json.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Anchor a profile on a few measured numbers of your own card.
+
+    Sets one factor on what decoding takes and one on what prompts take, so that the runs are predicted as they were
+    measured. LoRA's own costs change only with a --scenario that has adapters.
+
+    Example: loraplan profiles adjust l40s/llama-3.1-8b/vllm-0.24.0 --anchor bench.json
+    """
+    from calibrate.fit.anchor import SUFFIX
+    from calibrate.fit.anchor import anchor as anchor_on
+    from calibrate.fit.command import check_profile_target
+    from calibrate.fit.load_correction import MeasuredLoad
+    from calibrate.fit.report import anchor_report
+    from sim.spec.profile import load_profile
+    from sim.studies.fidelity.bench_files import is_bench_file
+    from sim.studies.fidelity.bench_prediction import bench_world
+
+    try:
+        before, _ = load_profile(profile)
+    except ScenarioError as error:
+        error.key = "PROFILE"
+        raise
+    files = [Path(each) for each in anchor if is_bench_file(Path(each))]
+    stated = [each for each in anchor if Path(each) not in files]
+    bench = BenchFiles(files, scenario, profile, set_ or (), stated, "--anchor")
+    bench.check_repeats()
+    base = bench.base()
+    loads = [MeasuredLoad(run.name, bench_world(run, base, profile), run.measured, run.errors) for run in bench.runs()]
+    file = out or Path("profiles") / f"{before.name.removesuffix(SUFFIX)}{SUFFIX}.json"
+    anchored = anchor_on(before, loads)
+    check_profile_target(file)
+    report = anchor_report(before, anchored, loads, files, file, command_line())
+    finish(report, None, as_json=json, quiet=quiet)
