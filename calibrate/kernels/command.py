@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from sim.spec.profile import Profile
     from sim.studies.profile_listing import ProfileRow
 
+ProfileArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.", autocompletion=complete_profile)
+]
+
 
 def list_profiles(
     words: Annotated[
@@ -73,27 +77,16 @@ def _table(rows: Sequence[ProfileRow]) -> Table:
     return Table("Profiles", head, cells, words=(1, 2, 4, 5), optional=(1, 2, 4))
 
 
-def show_profile(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.", autocompletion=complete_profile),
-    ],
-    json: JsonOption = False,
-) -> None:
+def show_profile(name: ProfileArgument, json: JsonOption = False) -> None:
     """Show a profile: its coefficients with units and sources, how it was made, and its errors.
 
     Example: loraplan profiles show h100-64gb/llama-3.1-8b/vllm-0.8.5
     """
     from reports.document import Report
     from reports.table import Table
-    from sim.spec.profile import load_profile
     from sim.studies.profile_listing import coefficients, profile_row
 
-    try:
-        profile, digest = load_profile(name)
-    except ScenarioError as error:
-        error.key = "NAME"
-        raise
+    profile, digest = _named(name)
     row, numbers = profile_row(name, profile), coefficients(profile)
     sources = list(dict.fromkeys(each["source"] for each in numbers))
     cells = [
@@ -122,6 +115,16 @@ def show_profile(
         ],
     )
     finish(report, None, as_json=json, quiet=False)
+
+
+def _named(name: str) -> tuple[Profile, str]:
+    from sim.spec.profile import load_profile
+
+    try:
+        return load_profile(name)
+    except ScenarioError as error:
+        error.key = "NAME"
+        raise
 
 
 def _text(value: Any) -> str:
@@ -245,12 +248,7 @@ def build_profile(
 
 
 def adjust_profile(
-    profile: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROFILE", help="A bundled profile, or the path of one.", autocompletion=complete_profile
-        ),
-    ],
+    name: ProfileArgument,
     anchor: Annotated[
         list[str],
         typer.Option(
@@ -282,21 +280,16 @@ def adjust_profile(
     from calibrate.fit.command import check_profile_target
     from calibrate.fit.load_correction import MeasuredLoad
     from calibrate.fit.report import anchor_report
-    from sim.spec.profile import load_profile
     from sim.studies.fidelity.bench_files import is_bench_file
     from sim.studies.fidelity.bench_prediction import bench_world
 
-    try:
-        before, _ = load_profile(profile)
-    except ScenarioError as error:
-        error.key = "PROFILE"
-        raise
+    before, _ = _named(name)
     files = [Path(each) for each in anchor if is_bench_file(Path(each))]
     stated = [each for each in anchor if Path(each) not in files]
-    bench = BenchFiles(files, scenario, profile, set_ or (), stated, "--anchor")
+    bench = BenchFiles(files, scenario, name, set_ or (), stated, "--anchor")
     bench.check_repeats()
     base = bench.base()
-    loads = [MeasuredLoad(run.name, bench_world(run, base, profile), run.measured, run.errors) for run in bench.runs()]
+    loads = [MeasuredLoad(run.name, bench_world(run, base, name), run.measured, run.errors) for run in bench.runs()]
     file = out or Path("profiles") / f"{before.name.removesuffix(SUFFIX)}{SUFFIX}.json"
     anchored = anchor_on(before, loads)
     check_profile_target(file)

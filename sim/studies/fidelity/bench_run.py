@@ -268,42 +268,32 @@ _NUMBERS: dict[str, Callable[[str], float]] = {
 }
 _MEASURED = {"tpot": "tpot_mean_s", "ttft": "ttft_mean_s", "latency": "e2e_mean_s", "throughput": "requests_per_s"}
 _STATED = (
-    "concurrency=N or rate=N/s; prompt=N and output=N (tokens); one or more of tpot=TIME, ttft=TIME, latency=TIME "
-    "(means) and throughput=N/s (requests); also requests=N, error=PERCENT"
+    "a result (.json), or concurrency=N or rate=N/s, prompt=N and output=N (tokens), and one or more of tpot=TIME, "
+    "ttft=TIME, latency=TIME (means) and throughput=N/s (requests); also requests=N, error=PERCENT"
 )
-_EACH, _LEAST = 10, 100
-"""Requests of a run that doesn't say how many it had: so many a client, and at least so many."""
 
 
 def stated_run(text: str, key: str) -> BenchRun:
-    """Return a run by its numbers.
+    """Return a run by its numbers. One that doesn't say how many requests it had takes ten a client, at least 100.
 
     :param key: the option that has them, for error messages.
     :raises InputError: naming the number that is wrong, or what is missing.
     """
-
-    def wrong(problem: str, got: str, hint: str | None = None) -> InputError:
-        return InputError(problem, key=key, got=got, allowed=_STATED, hint=hint)
-
     given: dict[str, float] = {}
     for part in text.split(","):
-        name, equals, value = (each.strip() for each in part.partition("="))
-        if not equals or name in given:
-            raise wrong("a number twice" if equals else "neither NAME=NUMBER nor a result (.json)", part)
-        if name not in _NUMBERS:
-            raise wrong("unknown number", part, did_you_mean(name, _NUMBERS))
+        name, _, value = (each.strip() for each in part.partition("="))
+        if name not in _NUMBERS or name in given:
+            problem, hint = (
+                ("a number twice", None) if name in given else ("unknown number", did_you_mean(name, _NUMBERS))
+            )
+            raise InputError(problem, key=key, got=part, allowed=_STATED, hint=hint)
         try:
             given[name] = _NUMBERS[name](value)
         except ValueError as error:
-            raise wrong(str(error), part) from None
+            raise InputError(str(error), key=key, got=part, allowed=_STATED) from None
     measured = {metric: given[name] for name, metric in _MEASURED.items() if given.get(name)}
-    lacking = [name for name in ("prompt", "output") if name not in given]
-    lacking += [] if {"concurrency", "rate"} & given.keys() else ["concurrency or rate"]
-    lacking += [] if measured else ["a measured number"]
-    if lacking:
-        raise wrong(f"the run lacks {'; '.join(lacking)}", text)
-    if {"concurrency", "rate"} <= given.keys():
-        raise wrong("a run has either a concurrency or a rate", text)
+    if not {"prompt", "output"} <= given.keys() or ("concurrency" in given) == ("rate" in given) or not measured:
+        raise InputError("too few numbers, or both a concurrency and a rate", key=key, got=text, allowed=_STATED)
     clients = int(given.get("concurrency", 0))
     load = ClosedLoad(clients) if clients else OpenLoad(given["rate"])
     return BenchRun(
@@ -311,7 +301,7 @@ def stated_run(text: str, key: str) -> BenchRun:
         name=f"{load.words.partition(', ')[2]}, {given['prompt']:,} + {given['output']:,} tokens",
         model=None,
         load=load,
-        completed=int(given.get("requests", max(_EACH * clients, _LEAST))),
+        completed=int(given.get("requests", max(10 * clients, 100))),
         failed=0,
         prompt=TokenSummary(given["prompt"]),
         output=TokenSummary(given["output"]),
