@@ -147,8 +147,8 @@ def anchor_report(
     errors = {"before": tpot_error(profile), "after": tpot_error(done)}
     widths = " and ".join(f"± {100 * error:.0f} % {when}" for when, error in errors.items() if error is not None)
     factors = {"decoding": anchored.decode, "prompts": anchored.prompt}
-    takes = [f"{what} {_times(factor)} times" for what, factor in factors.items()]
-    unseen = [what for what, factor in factors.items() if "?" in _times(factor)]
+    takes = {what: _times(factor) for what, factor in factors.items()}
+    unseen = [what for what, times in takes.items() if "?" in times]
     note = (
         f"these runs say little about {' and '.join(unseen)}, whose costs stay near the profile: give a run with TPOT "
         "and TTFT, and prompts of 1,000 tokens or more that are not cached"
@@ -166,7 +166,8 @@ def anchor_report(
             "checked": _checked_data(anchored.checked),
         },
         terminal=[
-            *(f"{' and '.join(takes)} what the profile says (95 %)", ""),
+            "decoding takes {decoding} and prompts take {prompts} times what the profile says (95 %)".format(**takes),
+            "",
             _before_and_after(anchored.checked),
             *(["", f"TPOT of 32 sequences with 16 adapters: {widths}"] if widths else []),
             *("", f"profile  {out}"),
