@@ -119,10 +119,7 @@ def _settings(question: Question, text: str) -> list[str]:
 
 
 def _designed(base: LoadedScenario, given: Sequence[str]) -> tuple[LoadedScenario, MemoryUse]:
-    """Return a scenario that can be simulated: the fewest GPUs of a replica, and slots that leave room for a KV cache.
-
-    :raises InputError: saying what is wrong with the answers.
-    """
+    """Return a scenario that runs: the fewest GPUs of a replica, and slots that leave room for a KV cache."""
     loaded = base.with_settings(given)
     model = loaded.scenario.adapters.base_model or DEFAULT_MODEL
     shelf = [each for each in profiles_of_known_gpus() if is_model(model, each.model)]
