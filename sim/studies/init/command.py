@@ -110,8 +110,9 @@ def init(
     if not (command or from_manifest or from_trace or from_adapters):
         if not (_on_terminal() and sys.stdout.isatty()):
             allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"
-            hint = "loraplan plan --ask also reads answers line by line"
-            raise InputError("nothing to draft a scenario from", allowed=allowed, hint=hint)
+            raise InputError(
+                "nothing to draft a scenario from", allowed=allowed, hint="loraplan plan --ask reads answers"
+            )
         _ask(draft, quiet)
     for note in write_draft(draft, out):
         message(f"note: {note}", quiet)
@@ -130,10 +131,7 @@ def init(
 
 
 def ask_for_scenario(out: Path, quiet: bool) -> None:
-    """Write the scenario that ``loraplan plan --ask`` plans.
-
-    :raises InputError: if it exists, or an answer on standard input can't be used.
-    """
+    """Write the scenario that ``loraplan plan --ask`` plans, unless the file exists."""
     from sim.studies.init.draft import Draft, write_draft
     from sim.studies.vet.adapter_scenario import check_target
 
@@ -164,24 +162,23 @@ def _ask(draft: Draft, quiet: bool) -> None:
         message("Enter takes the value in brackets. All of them can be changed in the file.", quiet)
         ask(draft, _answer_of_terminal, lambda error: message(str(error), False))
         return
-    line = 0
+    lines: list[str] = []
     missing: list[str] = []
 
     def answer(question: Question, default: str) -> str:
-        nonlocal line
-        line += 1
-        text = _line_of_input(line)
-        if not text.strip():
+        lines.append(_line_of_input(len(lines) + 1))
+        if not lines[-1].strip():
             missing.append(f"{question.keys[0]} {default}")
-        return text
+        return lines[-1]
 
     def refuse(error: InputError) -> None:
-        error.file, error.line = _INPUT, line
+        error.file, error.line = _INPUT, len(lines)
         raise error
 
     ask(draft, answer, refuse)
-    if _line_of_input(line + 1).strip():
-        raise InputError("more answers than questions", file=_INPUT, line=line + 1, allowed=f"{line} lines")
+    if _line_of_input(len(lines) + 1).strip():
+        allowed = f"{len(lines)} lines"
+        raise InputError("more answers than questions", file=_INPUT, line=len(lines) + 1, allowed=allowed)
     if missing:
         message(f"note: without an answer, and so the defaults: {', '.join(missing)}", quiet)
 

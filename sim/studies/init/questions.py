@@ -20,16 +20,13 @@ from sim.studies.plan.screen import screen
 from sim.studies.sweep import check_points
 from sim.world.memory.gpu_memory import memory_use
 
-_MODEL, _GPU, _RATE, _PRICE = "adapters.base_model", "fleet.gpu", "workload.arrivals.rate", "fleet.price"
-_NO_PRICE = "none"
+_MODEL, _GPU, _RATE = "adapters.base_model", "fleet.gpu", "workload.arrivals.rate"
+_NOTHING = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question.
-
-    :ivar keys: those of the parts of an answer, which commas separate; all but the first may be left out.
-    """
+    """One question. Its answer has a part for each key, with commas between; the second may be absent."""
 
     text: str
     default: str
@@ -48,19 +45,16 @@ QUESTIONS = (
         ("workload.tokens.prompt.mean", "workload.tokens.output.mean"),
     ),
     Question("SLO: p99 time to the first token; also to the last: 1 s, 20 s", "1 s", ("slo.ttft_p99", "slo.e2e_p99")),
-    Question("Price of a GPU, such as 2.50 USD/h", _NO_PRICE, (_PRICE,)),
+    Question("Price of a GPU, such as 2.50 USD/h", _NOTHING, ("fleet.price",)),
 )
 _P99, _MAX = 5, 15
 """99th percentile and maximum of lengths, over their mean."""
 _ENOUGH_SLOTS, _MOST_SLOTS = 16, 64
 """Slots with which no more GPUs of a replica are tried, and slots at most."""
-_MOST_COPIES_BYTES = 128 * 10**9
-"""Copies of adapters in the host memory of a GPU, at most."""
-_LEAST_S = 200
-"""Seconds of traffic in a run, if that is no more than so many requests."""
-_LEAST_REQUESTS, _MOST_REQUESTS = 20_000, 200_000
-_MOST_REPLICAS = (16, 1024)
-_SPARE = 8
+_MOST_COPIES_BYTES = 128 * 10**9  # in host memory, for each GPU
+_LEAST_S, _LEAST_REQUESTS, _MOST_REQUESTS = 200, 20_000, 200_000
+"""Seconds of traffic in a run, within these numbers of requests."""
+_LEAST_REPLICAS, _MOST_REPLICAS, _SPARE = 16, 1024, 8
 """Replicas that a plan may try, over those that formulas want."""
 
 
@@ -107,7 +101,7 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
 
 def _settings(question: Question, text: str) -> list[str]:
     """Return what an answer sets, as ``--set`` has it."""
-    if question.keys == (_PRICE,) and text == _NO_PRICE:
+    if text == question.default == _NOTHING:
         return []
     if question.keys == (_MODEL,) and text.endswith(".json"):  # it says which GPU it is of
         return [f"fleet.profile={text}", f"{_GPU}=null"]
@@ -115,10 +109,9 @@ def _settings(question: Question, text: str) -> list[str]:
     if len(parts) > len(question.keys) or not all(parts):
         allowed = "one value" if len(question.keys) == 1 else "one value, or two with a comma between"
         raise InputError("not an answer to this question", key=question.keys[0], got=text, allowed=allowed)
-    settings = [f"{key}={part}" for key, part in zip(question.keys, parts, strict=False)]
-    if question.keys[0] == _RATE and len(parts) > 1:
-        settings.append("workload.arrivals.process=gamma")
+    settings = ["workload.arrivals.process=gamma"] if question.keys[0] == _RATE and len(parts) > 1 else []
     for key, part in zip(question.keys, parts, strict=False):
+        settings.append(f"{key}={part}")
         if key.endswith(".mean") and part.isdecimal():
             table = key.removesuffix(".mean")
             settings += [f"{table}.p99={_P99 * int(part)}", f"{table}.max={_MAX * int(part)}"]
@@ -126,10 +119,7 @@ def _settings(question: Question, text: str) -> list[str]:
 
 
 def _designed(base: LoadedScenario, given: Sequence[str]) -> tuple[LoadedScenario, MemoryUse]:
-    """Return a scenario that can be simulated: the fewest GPUs of a replica, and slots that leave room for a KV cache.
-
-    :raises InputError: saying what is wrong with the answers.
-    """
+    """Return a scenario that runs: the fewest GPUs of a replica, and slots that leave room for a KV cache."""
     loaded = base.with_settings(given)
     model = loaded.scenario.adapters.base_model or DEFAULT_MODEL
     shelf = [each for each in profiles_of_known_gpus() if is_model(model, each.model)]
@@ -137,8 +127,8 @@ def _designed(base: LoadedScenario, given: Sequence[str]) -> tuple[LoadedScenari
     if gpus and loaded.scenario.fleet.gpu not in gpus and not any(each.startswith(f"{_GPU}=") for each in given):
         loaded = loaded.with_settings([f"fleet.gpu={gpus[0]}"])
     adapters = loaded.scenario.adapters.count or 1
-    found: list[tuple[LoadedScenario, MemoryUse]] = []
-    failure: InputError | None = None
+    found: list[tuple[bool, int, LoadedScenario, MemoryUse]] = []
+    failures: list[InputError] = []
     for count in sorted({each.gpus for each in shelf if each.gpu == loaded.scenario.fleet.gpu}) or [1]:
         split = [f"fleet.tensor_parallel={count}"] if count > 1 else []
         slots = min(_MOST_SLOTS, adapters)
@@ -147,22 +137,17 @@ def _designed(base: LoadedScenario, given: Sequence[str]) -> tuple[LoadedScenari
                 tried = loaded.with_settings([*split, f"cache.gpu.slots={slots}", f"cache.host.slots={adapters}"])
                 memory = memory_use(check_points(tried)[0].pools[0])
             except InputError as error:
-                failure = error
+                failures.append(error)
             else:
                 assert memory is not None, "vLLM keeps adapters and a KV cache on its GPUs"
-                found.append((tried, memory))
-                if _leaves_room(memory) and slots >= min(_ENOUGH_SLOTS, adapters):
+                roomy = 2 * memory.adapters <= memory.kv
+                if roomy and slots >= min(_ENOUGH_SLOTS, adapters):
                     return tried, memory
+                found.append((roomy, slots if roomy else -slots, tried, memory))
             slots //= 2
     if not found:
-        assert failure is not None, "something was tried"
-        raise failure
-    roomy = [each for each in found if _leaves_room(each[1])]
-    return max(roomy, key=lambda each: each[1].slots or 0) if roomy else found[-1]
-
-
-def _leaves_room(memory: MemoryUse) -> bool:
-    return 2 * memory.adapters <= memory.kv
+        raise failures[-1]
+    return max(found, key=lambda each: each[:2])[2:]
 
 
 def _derived(loaded: LoadedScenario, memory: MemoryUse) -> list[Setting]:
@@ -174,22 +159,17 @@ def _derived(loaded: LoadedScenario, memory: MemoryUse) -> list[Setting]:
         if copies == adapters
         else f"of {adapters:,}, what {human_bytes(_MOST_COPIES_BYTES)} a GPU hold, more if yours have it"
     )
-    most, limit = _MOST_REPLICAS
-    while True:
-        world = check_points(loaded.with_settings([f"fleet.replicas={most}"]))[0]
-        if most >= limit or (screen(world).gpu_load or 0) * _SPARE <= 1:
-            break
+    most, load = _LEAST_REPLICAS // 2, 1.0
+    while most < _MOST_REPLICAS and load * _SPARE > 1:
         most *= 2
+        world = check_points(loaded.with_settings([f"fleet.replicas={most}"]))[0]
+        load = screen(world).gpu_load or 0.0
     requests = max(_LEAST_REQUESTS, min(_MOST_REQUESTS, round(_LEAST_S * (world.traffic.rate or 0))))
     found = [
         Setting("workload.requests", requests, "simulated in each run; loraplan plan takes more where it is close"),
         Setting("fleet.engine", DEFAULT_ENGINE, "assumed: the newest vLLM whose rules are known"),
         Setting("fleet.replicas", 1, "to begin with; loraplan plan finds how many are enough"),
-        Setting(
-            "cache.gpu.slots",
-            memory.slots,
-            f"max_loras: up to {_MOST_SLOTS}, if they take at most a third of what the weights leave",
-        ),
+        Setting("cache.gpu.slots", memory.slots, f"max_loras: up to {_MOST_SLOTS}, in a third of what weights leave"),
         Setting("cache.host.slots", copies, f"max_cpu_loras: {which}; {held} of host memory for each replica"),
         Setting("plan.minimize", "fleet.replicas", "how many GPUs are enough?"),
         Setting("plan.range", [1, most], f"chosen by formulas; for others: --minimize fleet.replicas=1..{4 * most}"),
