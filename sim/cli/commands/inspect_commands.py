@@ -48,8 +48,7 @@ def check(
     """
     from reports.text.setup_text import memory_words, setup_words
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.evaluate import setup_of
-    from sim.studies.sweep import check_points
+    from sim.studies.design import check_points, setup_of
     from sim.world.memory.gpu_memory import memory_use
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
@@ -100,3 +99,12 @@ def copy_bundled(
     from sim.spec.scenario_file import copy_scenario
 
     say(copy_scenario(name, destination))
+
+
+GROUPS = {
+    "scenarios": (
+        "List and copy the bundled scenarios.\n\nExample: loraplan scenarios list",
+        {"list": list_scenarios, "copy": copy_bundled},
+    )
+}
+"""Groups of commands by name: what a group's help says, and its commands by name."""

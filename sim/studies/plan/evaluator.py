@@ -42,17 +42,8 @@ from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, Origin
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
 from sim.studies.backends.pool import Pool
-from sim.studies.evaluate import (
-    REPLICATION,
-    Design,
-    EvaluationOptions,
-    Part,
-    build,
-    evaluate,
-    facts_of,
-    on_pool,
-    values_of_draws,
-)
+from sim.studies.design import Design, build
+from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, on_pool, values_of_draws
 from sim.studies.plan.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
 from sim.world.world import World
