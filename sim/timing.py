@@ -5,54 +5,51 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Taken = dict[str, list[float]]
-"""Of each stage: seconds, CPU seconds of this process, CPU seconds of worker processes."""
-REST = "rest"
+"""Of each stage: seconds, CPU seconds of this process, and those of its workers."""
+_REST = "rest"
 _import = builtins.__import__
 
 
-class Stages:
-    """What the stages of a process took; the time of a stage inside another one counts as the inner one's only."""
+class _Count:
+    """What is counted in this process; nothing while ``taken`` is None."""
 
-    def __init__(self) -> None:
-        self.taken: Taken = {}
-        self._open, self._since = REST, (time.perf_counter(), time.process_time())
-
-    def switch(self, name: str) -> str:
-        """Count from now on for another stage; return which it was."""
-        now = (time.perf_counter(), time.process_time())
-        self.add(self._open, now[0] - self._since[0], now[1] - self._since[1], 0.0)
-        self._since, last, self._open = now, self._open, name
-        return last
-
-    def add(self, name: str, *seconds: float) -> None:
-        """Add to what a stage took."""
-        self.taken[name] = [a + b for a, b in zip(self.taken.get(name, [0.0] * 3), seconds, strict=True)]
+    taken: Taken | None = None
+    began = False
+    stage = _REST
+    since = (0.0, 0.0)
 
 
-_stages: Stages | None = None
-_OFF = nullcontext()
-_begun: list[bool] = []
+def _switch(name: str) -> str:
+    """Count from now on for another stage; return which it was."""
+    now = time.perf_counter(), time.process_time()
+    _add(_Count.stage, now[0] - _Count.since[0], now[1] - _Count.since[1], 0.0)
+    _Count.since, last, _Count.stage = now, _Count.stage, name
+    return last
 
 
-def stage(name: str) -> AbstractContextManager[None]:
-    """Count what happens inside as this stage, if stages are counted."""
-    return _OFF if _stages is None else _counted(_stages, name)
+def _add(name: str, *seconds: float) -> None:
+    if _Count.taken is not None:
+        _Count.taken[name] = [a + b for a, b in zip(_Count.taken.get(name, [0.0] * 3), seconds, strict=True)]
 
 
 @contextmanager
-def _counted(stages: Stages, name: str) -> Iterator[None]:
-    around = stages.switch(name)
+def stage(name: str) -> Iterator[None]:
+    """Count what happens inside as this stage, and not as the one around it."""
+    if _Count.taken is None:
+        yield
+        return
+    around = _switch(name)
     try:
         yield
     finally:
-        stages.switch(around)
+        _switch(around)
 
 
 def timed(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -71,12 +68,11 @@ def timed(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 def begin() -> None:
     """Count from now on, imports too; what the process took before is its start."""
-    global _stages
-    if _stages is None:
-        _stages = Stages()
-        if not _begun:
-            _begun.append(True)
-            _stages.add("start", 0.0, time.process_time(), 0.0)
+    _Count.taken, _Count.stage = {}, _REST
+    _Count.since = time.perf_counter(), time.process_time()
+    if not _Count.began:
+        _add("start", 0.0, _Count.since[1], 0.0)
+    _Count.began = True
 
     def counted(*given: Any, **named: Any) -> Any:
         with stage("imports"):
@@ -86,19 +82,16 @@ def begin() -> None:
 
 
 def end() -> Taken:
-    """Count no more; return what each stage took."""
-    global _stages
+    """Count no more; return what each stage took, nothing where none was counted."""
     builtins.__import__ = _import
-    stages, _stages = _stages, None
-    if stages is None:
-        return {}
-    stages.switch(REST)
-    return stages.taken
+    _switch(_REST)
+    taken, _Count.taken = _Count.taken, None
+    return taken or {}
 
 
 def sent(task: Callable[..., Any]) -> Callable[..., Any]:
     """Return a task as workers get it: where stages are counted, one that returns its own with its result."""
-    return task if _stages is None else partial(_in_worker, task)
+    return task if _Count.taken is None else partial(_in_worker, task)
 
 
 def _in_worker(task: Callable[..., T], *arguments: Any) -> tuple[T, Taken]:
@@ -108,14 +101,14 @@ def _in_worker(task: Callable[..., T], *arguments: Any) -> tuple[T, Taken]:
 
 def received(results: Iterator[Any]) -> Iterator[Any]:
     """Yield what ``sent`` tasks return, as it comes; their stages are added to those of this process."""
+    if _Count.taken is None:
+        yield from results
+        return
     while True:
         with stage("wait for workers"):
             result = next(results, None)
         if result is None:
             return
-        if _stages is None:
-            yield result
-        else:
-            for name, (_, cpu_s, _) in result[1].items():
-                _stages.add(name, 0.0, 0.0, cpu_s)
-            yield result[0]
+        for name, (_, cpu_s, workers_s) in result[1].items():
+            _add(name, 0.0, 0.0, cpu_s + workers_s)
+        yield result[0]

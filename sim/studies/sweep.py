@@ -16,7 +16,7 @@ from sim.spec.files.tree import files_of
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.backends.pool import Pool
+from sim.studies.backends.pool import PACE, Pool
 from sim.studies.design import Design, design_of, make_design
 from sim.studies.evaluate import (
     BASELINE,
@@ -32,7 +32,7 @@ from sim.studies.execution import Execution, Progress
 from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
 
-SMALL_RUN = 100_000
+SMALL_RUN = 100_000 * PACE
 """Simulated requests below which starting worker processes costs more than they save."""
 
 

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 
 from sim.errors import LoraplanError
 from sim.timing import received, sent
+from sim.version import build
 
 Task = Callable[..., Any]
+PACE = 3 if build() == "compiled" else 1
+"""How many times as many requests are simulated while worker processes start, compared with an interpreted build."""
 
 
 class Pool(Protocol):
