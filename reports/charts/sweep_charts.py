@@ -33,7 +33,7 @@ from sim.results.point import COUNTS, Metric, Point
 from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 VISIBLE = 0.1
 """Share of a value by which it must differ between points to be drawn."""
@@ -121,7 +121,7 @@ def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[flo
     if axis.numeric:
         ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
         style = "-" if len(points) <= _MOST_MARKERS else dash_of(line.colour)
-        ax.plot(xs, ys, color=line.colour, linestyle=style, solid_joinstyle="round")
+        ax.plot(xs, ys, color=line.colour, linestyle=style)
     else:
         ax.vlines(xs, lows, highs, color=line.colour, linewidth=2.4, alpha=0.45)
     if len(points) <= _MOST_MARKERS or not axis.numeric:
@@ -183,16 +183,13 @@ def end_labels(
     :param dashes: line styles in the same order, ``markers`` likewise; else those of the colours.
     """
     height = float(ax.bbox.height)
-    data_to_axes = ax.transScale + ax.transLimits
-    wanted = [float(data_to_axes.transform((ax.get_xlim()[1], end[2]))[1]) * height for end in ends]
+    wanted = [ax.transData.transform((ax.get_xlim()[1], end[2]))[1] - ax.bbox.y0 for end in ends]
     places = place_labels(wanted, 17, 2, height - 2)
     for i, ((label, colour, _), at) in enumerate(zip(ends, places, strict=True)):
         ink = colour if colour == COLOURS["slo"] else COLOURS["ink"]
         dash, marker = dashes[i] if dashes else None, markers[i] if markers else ""
         begin = label_sample(ax, colour, at, how, dash, marker)
-        ax.annotate(
-            label, (1, 0), (begin, at), xycoords="axes fraction", textcoords="offset points", color=ink, va="center"
-        )
+        ax.annotate(label, (1, 0), (begin, at), xycoords="axes fraction", color=ink, va="center")
 
 
 @dataclass(frozen=True)
@@ -238,7 +235,6 @@ def line_chart(
                 (axis.place(chosen), 1),
                 (4, -1),
                 xycoords=("data", "axes fraction"),
-                textcoords="offset points",
                 va="top",
             )
         ends = [(label, COLOURS["slo"], at) for label, at in targets.items()]

@@ -26,7 +26,7 @@ from sim.results.point import Point
 from sim.spec.units import human_seconds
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 Series = tuple[str, str, str]
 """Key of the timeline, label, colour."""
@@ -189,7 +189,6 @@ def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) ->
                 (at, 1),
                 (3, -2) if titled else (0, 3),
                 xycoords=("data", "axes fraction"),
-                textcoords="offset points",
                 color=COLOURS["ink"],
                 ha="left" if titled else "center",
                 va="top" if titled else "bottom",

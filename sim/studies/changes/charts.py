@@ -31,7 +31,7 @@ from sim.spec.units import human_seconds
 from sim.studies.changes.comparison import growing
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _ROWS = 25
 _STRIP, _PANEL = 58, 128

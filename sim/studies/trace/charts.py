@@ -17,7 +17,7 @@ from sim.studies.trace.facts import FitCheck, TraceFacts
 from sim.studies.trace.findings import points
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
