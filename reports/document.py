@@ -109,14 +109,16 @@ class Report:
 
     :ivar kind: the command, such as ``trace``; ``name``: of what it is about.
     :ivar data: as ``--json`` prints it.
-    :ivar terminal: lines and tables, in order; ``closing``: what stands below the files there.
+    :ivar short: label and sentences of each line that follows the headline in the short answer.
+    :ivar terminal: lines and tables, in order, with ``--all`` where there is a short answer; ``closing``: what stands
+        below the files there.
     :ivar kicker: above the name on the page, after ``loraplan``; default: the kind.
     :ivar title: of the page, if it isn't the name.
     :ivar lead: what the page is for; ``setup``: on what it was simulated; ``swept``: over which values.
     :ivar cautions: what to know before reading the answer.
     :ivar verdict: mark, words, style and terms of a verdict, above the headline.
     :ivar headline: the answer; ``statements``: what else there is to say, a sentence or a few each.
-    :ivar facts: label, figure and explanation, shown below the statements.
+    :ivar facts: label, figure and explanation, shown below them.
     :ivar tiles: key numbers, and ``where`` they hold.
     :ivar sections: makes those of the page, below the answer: charts are drawn only if there will be a page.
     :ivar files: what it leaves besides the page; ``margin``: columns that their labels take on the terminal.
@@ -135,6 +137,7 @@ class Report:
     swept: str = ""
     cautions: Sequence[str] = ()
     verdict: tuple[str, str, str, str] | None = None
+    short: Sequence[tuple[str, str]] = ()
     headline: str = ""
     statements: Sequence[str] = ()
     facts: Sequence[tuple[str, str, str]] = ()

@@ -121,14 +121,11 @@ class Results:
         index = pd.MultiIndex.from_arrays(columns, names=keys) if len(keys) > 1 else pd.Index(columns[0], name=keys[0])
         return pd.DataFrame(rows, index=index)
 
-    def document(self, *, every: bool = False) -> Report:
-        """Return the report as a value: what the terminal prints, and what the page shows.
-
-        :param every: whether a terminal shows every metric of a run.
-        """
+    def document(self) -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows."""
         from sim.studies.run.report import run_report
 
-        return run_report(self.data, every=every)
+        return run_report(self.data)
 
     def report(self) -> Path:
         """Write ``report.html`` into the run directory and return its path."""
@@ -140,7 +137,7 @@ class Results:
         """Return what a notebook shows: the answer and a table, as a terminal shows them."""
         from reports.render.html import snippet
 
-        return snippet(self.document(every=True))
+        return snippet(self.document())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.data.manifest.get('name')}: {self.answer.headline}>"
@@ -176,8 +173,8 @@ class PlanResults(Results):
 
         return plan_answer(self.data)
 
-    def document(self, *, every: bool = False) -> Report:
-        """Return the report as a value; ``every`` changes nothing."""
+    def document(self) -> Report:
+        """Return the report as a value: what the terminal prints, and what the page shows."""
         from sim.studies.plan.report import plan_report
 
         return plan_report(self.data)

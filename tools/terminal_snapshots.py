@@ -29,9 +29,9 @@ QUICK = ("--help", "run --help", "check quickstart", "profiles list h100", "run 
 """Commands that simulate nothing: their snapshots are tested to be what they print now."""
 SIMULATING = (
     "run quickstart --set workload.requests=4000 --quiet",
-    "sweep quickstart --over cache.gpu.slots=16..48:16 --set workload.requests=4000 --quiet",
+    "sweep quickstart --over cache.gpu.slots=16..48:16 --set workload.requests=4000 --quiet --all",
     "sweep quickstart --over cache.gpu.slots=16,32,64 --over workload.arrivals.rate=4/s..8/s:2/s "
-    "--set workload.requests=4000 --quiet",
+    "--set workload.requests=4000 --quiet --all",
 )
 _FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 """Fonts that a picture would fetch from elsewhere: the reader's own will do."""

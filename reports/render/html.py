@@ -42,9 +42,9 @@ def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
 
 
 def snippet(report: Report) -> str:
-    """Return what a terminal shows of a result, down to its first table, for notebooks: in their style, no script."""
+    """Return the short answer and the first table of a terminal, for notebooks: in their style, no script."""
     opening, *rest = report.terminal
-    sentences = itertools.takewhile(bool, rest)
+    sentences = [f"{label}: {text}" for label, text in report.short] or itertools.takewhile(bool, rest)
     found = next((part for part in rest if isinstance(part, Table)), None)
     table = found if found is None or found.unmarked is None else found.unmarked
     return template("notebook.html.j2").render(opening=opening, sentences=list(sentences), table=table)

@@ -17,8 +17,6 @@ from sim.results.point import Point
 from sim.results.verdict import term_verdict, verdict
 from sim.spec.units import human_seconds
 
-GROUPS = {group: shown_in(group) for group in ("TTFT", "TPOT, ITL", "E2E", "cache", "load", "fleet", "cost")}
-"""The metrics that a terminal shows of one point, by what they are about."""
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _RESOURCES = {
     "loader": "loader",
@@ -109,39 +107,6 @@ def metrics_table(point: Point) -> Table:
     note = f"calibration: {calibration_note(point)}" if drawn else ""
     caption = "Every metric with its 95 % interval" + (" and its calibration interval" if drawn else "")
     return Table(caption, head, rows, note, words=(4 if drawn else 3,), optional=(3,) if drawn else (), keys=2)
-
-
-def grouped_table(point: Point, slo_terms: Mapping[str, float], load: float | None = None) -> Table:
-    """Return the metrics of ``GROUPS`` and those of the SLO, with targets and verdicts: what fits a terminal.
-
-    :param load: the traffic as a share of what full batches could serve, where that is known.
-    """
-    placed = {name for names in GROUPS.values() for name in names}
-    groups = {**GROUPS, "SLO": tuple(name for name in slo_terms if name not in placed)}
-    rows: list[list[str]] = []
-    verdicts: dict[tuple[int, int], str] = {}
-    for group, names in groups.items():
-        first = True
-        if group == "load" and load is not None:
-            rows.append([group, "load of full batches", percent(load), "", ""])
-            first = False
-        for name in names:
-            metric = point.metrics.get(name)
-            if metric is None or (metric.value is None and name not in slo_terms):
-                continue
-            value = "–" if metric.value is None else show(name, metric.value, metric.unit)
-            settled = "" if metric.settled or metric.value is None else " *"
-            target = show(name, slo_terms[name]) if name in slo_terms else ""
-            if name in slo_terms:
-                verdicts[len(rows), 4] = term_verdict(point, name, slo_terms[name])
-            rows.append([group if first else "", metric_words(name), value + settled, interval(name, metric), target])
-            first = False
-    left = len(metrics_table(point).rows) - len(rows) + (load is not None)
-    note = f"{left} more with --all, and in the report"
-    if any(row[2].endswith("*") for row in rows):
-        note = f"* unsettled: --all says why. {note}"
-    head = ["", "metric", "value", "95 % interval", "SLO"]
-    return Table("Key metrics", head, rows, note, words=(1,), verdicts=verdicts, optional=(3,), keys=2)
 
 
 def calibration_note(point: Point) -> str:

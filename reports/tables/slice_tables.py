@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from reports.axes import Axis, in_order, spread
-from reports.formatting import interval, metric_words, percent, show, size_words
+from reports.formatting import interval, metric_words, percent, plural, show, size_words
 from reports.table import Table
 from reports.text.metric_text import verdict_words, with_interval
+from reports.text.setup_text import memory_of
 from sim.results.fleet_costs import SLICE_COST
+from sim.results.model import Setup
 from sim.results.point import Point, SliceResult, TenantResult
 from sim.results.verdict import unserved, verdict
+from sim.spec.units import human_bytes
 
 
 def _count(value: float) -> str:
@@ -82,6 +85,36 @@ def pools_table(point: Point, where: str, *, bounds: bool = False) -> Table | No
     pools, note = point.pools, "All replications, measured requests."
     lead = [("pool", [pool.name for pool in pools])]
     return slice_table(f"Pools{where}", lead, pools, _OF_POOLS, note, bounds=bounds) if pools else None
+
+
+def memory_table(setup: Setup | None) -> Table | None:
+    """Return what each part of GPU and host memory takes, in one replica of each pool and in all."""
+    pools = [] if setup is None else memory_of(setup)
+    if not pools:
+        return None
+    parts: dict[str, list[int]] = {}
+    for _, use in pools:
+        slots, copies = plural(use.slots or 0, "adapter slot"), f"copies of {plural(use.copies, 'adapter')}"
+        named = {
+            "weights": use.weights,
+            (slots if len(pools) == 1 and use.slots else "adapters"): use.adapters,
+            "engine": use.engine,
+            "KV cache": use.kv,
+            (f"host memory: {copies}" if len(pools) == 1 else "host memory: copies"): use.host,
+        }
+        for name, size in named.items():
+            parts.setdefault(name, []).append(size)
+    counts = [use.replicas for _, use in pools]
+    head = [
+        "",
+        *(f"each replica{pool}" for pool, _ in pools),
+        *([f"all {sum(counts):,}"] if sum(counts) > 1 else []),
+    ]
+    rows = []
+    for name, sizes in parts.items():
+        total = sum(count * size for count, size in zip(counts, sizes, strict=True))
+        rows.append([name, *map(human_bytes, sizes), *([human_bytes(total)] if sum(counts) > 1 else [])])
+    return Table("What memory holds", head, [row for row in rows if {*row[1:]} != {human_bytes(0)}])
 
 
 def groups_table(point: Point, where: str) -> Table | None:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from reports.formatting import listed, metric_words, percent
-from reports.text.limit_text import BLOCKED_FOR_P99, Evidence, Limit, blocked, limit_sentence, limits
+from reports.text.limit_text import (
+    BLOCKED_FOR_P99,
+    MORE_SLOTS,
+    Evidence,
+    Limit,
+    blocked,
+    limit_sentence,
+    limit_words,
+    limits,
+    remedy_words,
+)
 from reports.text.metric_text import capital, unserved_words
 from sim.results.point import Point
 from sim.results.run_directory.study_records import (
@@ -49,6 +59,34 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
     full = "The search starts with full caches." if cold else ""
     multiple = _otherwise(found) if missed_today else _multiple(found)
     return " ".join(part for part in (multiple, _limit(found), load, without, full) if part)
+
+
+def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = False, whose: str = "today's") -> str:
+    """Return what breaks first, at which multiple of the traffic, and what to do then.
+
+    :param otherwise: what limits the fleet today, where no search says more; ``missed_today``: whether it misses its
+        SLO; ``whose``: the traffic of which this is a multiple.
+    """
+    if found is None or found.outcome in (*_NO_SEARCH, NEVER) or (missed_today and not fails_today(found)):
+        return otherwise
+    if found.outcome == ALWAYS:
+        assert found.lo is not None, "something was tried"
+        return f"Nothing, up to {times_words(found.lo)} times {whose} traffic, the most that was tried."
+    assert found.multiple is not None, "it was found"
+    if found.failing is None:
+        return otherwise
+    if split_term(found.term)[1] == "miss_ratio":
+        what, remedy = "adapter cache", MORE_SLOTS
+    elif _unserved(found.failing, found.term):
+        what, remedy = "requests that are refused or fail", ""
+    else:
+        limit = _failing(found.failing, found.term)
+        what, remedy = limit_words(limit, "compute"), remedy_words(limit, found.failing)
+    then = f"; then {remedy}" if remedy else ""
+    times = times_words(found.multiple)
+    if found.multiple < 1:
+        return f"{capital(what)}: the SLO holds only up to {times} times {whose} traffic{then}."
+    return f"{capital(what)}, at {times} times {whose} traffic{then}."
 
 
 def fails_today(found: Headroom) -> bool:
@@ -139,13 +177,18 @@ def _limit(found: Headroom) -> str:
         return "What limits it there: the adapter cache. It holds too few of the requested adapters."
     if unserved := _unserved(point, found.term):
         return unserved
-    limit = next((limit for limit in limits(point) if _concerns(limit, found.term)), Limit("none", Evidence.NOTHING))
-    if limit.name == "none" and "p99" in (found.term or ""):
-        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
-    why = limit_sentence(limit, point)
+    limit = _failing(point, found.term)
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."
-    return f"What limits it there: {limit.name}. {why}"
+    return f"What limits it there: {limit.name}. {limit_sentence(limit, point)}"
+
+
+def _failing(point: Point, term: str) -> Limit:
+    """Return what limits the point at which a term fails."""
+    limit = next((limit for limit in limits(point) if _concerns(limit, term)), Limit("none", Evidence.NOTHING))
+    if limit.name == "none" and "p99" in (term or ""):
+        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
+    return limit
 
 
 def _concerns(limit: Limit, term: str) -> bool:

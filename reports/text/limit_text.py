@@ -5,6 +5,7 @@ The states follow from ``Point.capacity``, ``Point.breakdown`` and the counts of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -342,9 +343,46 @@ def overload_words(point: Point) -> str:
     return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
 
 
-def limit_words(limit: Limit) -> str:
+def limit_words(limit: Limit, none: str = "none: no request waits long") -> str:
     """Return the name of a limit; of ``none`` what that means: a GPU may be busy all the time without a queue."""
-    return "none: no request waits long" if limit.name == "none" else limit.name
+    return {"none": none, "slots": "adapter slots"}.get(limit.name, limit.name)
+
+
+def limit_line(point: Point, where: str = "") -> str:
+    """Return what limits a point, and why, in one sentence.
+
+    :param where: at which of several points this is: ``, at 16 GPU slots``.
+    """
+    limit, *_ = limits(point)
+    if limit.evidence is Evidence.NOTHING:
+        stage = largest_stage(point)
+        return f"None{where or ' today'}{'' if stage is None else f'; {stage_words(*stage)}'}."
+    why = limit_sentence(limit, point)
+    return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
+
+
+MORE_SLOTS = "add GPU slots (cache.gpu.slots) or replicas (fleet.replicas)"
+_REPLICAS = "add replicas (fleet.replicas)"
+_REMEDIES = {
+    "fault": "add replicas (fleet.replicas) that take over",
+    "token bucket": "raise the bucket of {bucket.tenant}, or tell its users",
+    "cold starts": "keep more replicas (fleet.autoscale.min)",
+    "swaps": "add replicas for full models (fleet.full_models.replicas)",
+    "slots": MORE_SLOTS,
+    BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
+    KV_MEMORY: "give slots back to the KV cache (cache.gpu.slots), or add replicas (fleet.replicas)",
+    "compute": _REPLICAS,
+    "none": _REPLICAS,
+}
+
+
+def remedy_words(limit: Limit, point: Point) -> str:
+    """Return what to change where this limits a point, as an order; empty where the limit's sentence says it."""
+    said = _REMEDIES.get(limit.name, "").format(bucket=limit.bucket)
+    if limit.name == "loader":
+        host = not point.capacity.loader.host_holds_all
+        said = "keep more copies in host memory (cache.host.slots)" if host else MORE_SLOTS
+    return re.sub(r" \([a-z_.]+\)", "", said) if point.pools else said  # each pool has keys of its own
 
 
 def limit_sentence(limit: Limit, point: Point) -> str:

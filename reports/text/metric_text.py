@@ -90,14 +90,17 @@ def remark(name: str, metric: Metric) -> str:
     return why(name, metric.state) if metric.settled else _unsettled(name, metric)
 
 
-def with_interval(name: str, metric: Metric) -> str:
-    """Return a value, its unit and its intervals: ``"300 ms (295 to 305; calibration 280 to 320)"``."""
+def with_interval(name: str, metric: Metric, *, bounds: bool = True) -> str:
+    """Return a value, its unit and its intervals: ``"300 ms (295 to 305; calibration 280 to 320)"``.
+
+    :param bounds: whether to name the intervals.
+    """
     if metric.value is None:
         return missing(name, metric)
     found = calibration(name, metric)
-    bounds = [text for text in (interval(name, metric), f"calibration {found}" if found else "") if text]
+    both = [text for text in (interval(name, metric), f"calibration {found}" if found else "") if text]
     text = show(name, metric.value, metric.unit)
-    return f"{text} ({'; '.join(bounds)})" if bounds else text
+    return f"{text} ({'; '.join(both)})" if both and bounds else text
 
 
 _SIDES = {
@@ -110,10 +113,11 @@ _SIDES = {
 """Where a value lies, seen from its target."""
 
 
-def term_sentence(point: Point, name: str, target: float, *, its: bool = False) -> str:
+def term_sentence(point: Point, name: str, target: float, *, its: bool = False, bounds: bool = True) -> str:
     """Return what a term says: ``p99 E2E is 300 ms (295 to 305), below the 1 s target``.
 
     :param its: whether the words before it name the tenant of the term: ``its p99 E2E is 300 ms``.
+    :param bounds: whether to name the intervals of the value.
     """
     tenant, of_tenant = split_term(name)
     words = f"its {metric_words(of_tenant)}" if its and tenant else metric_words(name)
@@ -131,7 +135,7 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False) 
             f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more requests arrive than are "
             f"served, so that does not show whether the target of {show(name, target)} is met"
         )
-    return f"{words} is {with_interval(name, metric)}{hedge}, {side} {show(name, target)} target"
+    return f"{words} is {with_interval(name, metric, bounds=bounds)}{hedge}, {side} {show(name, target)} target"
 
 
 def verdict_words(point: Point, slo_terms: Mapping[str, float]) -> str:

@@ -60,23 +60,55 @@ def _held(share: GpuShare) -> str:
     return f"{kept}a load copies up to {human_bytes(share.load_bytes or 0)} to each GPU"
 
 
-def memory_words(use: MemoryUse, *, named: bool) -> str:
-    """Return what a replica keeps on its GPUs and in host memory.
+def memory_sentences(setup: Setup, *, brief: bool = False) -> list[str]:
+    """Return what a replica of each pool keeps on its GPUs and in host memory.
 
-    :param named: whether to name its pool.
+    :param brief: leave out what the engine takes, and what one slot and the KV cache are in other units.
     """
-    held = [f"weights take {human_bytes(use.weights)}"]
+    each = {False: "", True: " of each replica"}
+    return [f"GPU memory{each[use.replicas > 1]}{pool}: {_memory_words(use, brief)}." for pool, use in memory_of(setup)]
+
+
+def memory_of(setup: Setup) -> list[tuple[str, MemoryUse]]:
+    """Return what a replica of each pool keeps in memory, with `` of POOL`` for a pool that has a name."""
+    pools = setup.pools or (setup,)
+    return [(f" of {each.pool}" if each.pool else "", each.memory) for each in pools if each.memory is not None]
+
+
+def _memory_words(use: MemoryUse, brief: bool) -> str:
+    held = [f"weights {human_bytes(use.weights)}"]
     if use.slots:
-        each = human_bytes(use.adapters / use.slots)
-        held.append(f"{plural(use.slots, 'slot')} {human_bytes(use.adapters)} ({each} each)")
+        each = "" if brief else f" ({human_bytes(use.adapters / use.slots)} each)"
+        held.append(f"{plural(use.slots, 'slot')} {human_bytes(use.adapters)}{each}")
     elif use.adapters:
-        held.append(f"the adapter cache {human_bytes(use.adapters)}")
-    if use.engine:
-        held.append(f"the engine {human_bytes(use.engine)}")
-    left = f"{human_bytes(use.kv)} are left for KV cache ({use.kv_tokens:,} tokens)"
-    whose = f"each replica of {use.pool}" if named else "each replica"
-    host = f"; host memory: {human_bytes(use.host)} for copies of {plural(use.copies, 'adapter')}" if use.copies else ""
-    return f"GPU memory of {whose}: {', '.join(held)}, and {left}{host}"
+        held.append(f"adapter cache {human_bytes(use.adapters)}")
+    if use.engine and not brief:
+        held.append(f"engine {human_bytes(use.engine)}")
+    held.append(f"KV cache {human_bytes(use.kv)}{'' if brief else f' ({use.kv_tokens:,} tokens)'}")
+    in_all = f", {human_bytes(use.replicas * use.host)} in all" if use.replicas > 1 else ""
+    copies = f"copies of {plural(use.copies, 'adapter')}{in_all}"
+    return f"{', '.join(held)}; host memory {human_bytes(use.host)} ({copies})" if use.copies else ", ".join(held)
+
+
+def bill(point: Point) -> str:
+    """Return what a point takes: GPUs and their price, GPU memory and host memory."""
+    memory = [] if point.setup is None else memory_sentences(point.setup, brief=True)
+    return " ".join(filter(None, [fleet_words(point), *memory]))
+
+
+def fleet_words(point: Point) -> str:
+    """Return how many GPUs a point has, and what they cost."""
+    usage = point.usage
+    if usage is None:
+        return ""
+    costs = {name: metric.value for name in usage.metrics if (metric := point.metrics.get(name)) is not None}
+    month, each = costs.get("usd_per_month"), costs.get("usd_per_m_tokens")
+    count = plural(usage.gpus, "GPU")
+    if usage.price and month and "mean_replicas" in point.metrics:
+        count = f"{number(month / (usage.price * HOURS_PER_MONTH))} GPUs on average"
+    prices = [f"{money(month)} a month"] if month else ["no price given (fleet.price)"]
+    prices += [f"{money(each)} per million tokens"] if each else []
+    return f"{', '.join([count, *prices])}."
 
 
 def _profiles(setups: Iterable[Setup], joint: str) -> str:

@@ -124,6 +124,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 QuietOption = Annotated[
     bool, typer.Option("--quiet", help="Print results and errors only, no progress.", rich_help_panel=RESULTS)
 ]
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Print every number and finding, not only the answer.", rich_help_panel=RESULTS)
+]
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 unless the SLO is met.", rich_help_panel=RESULTS)
 ]
@@ -143,6 +146,7 @@ EmitOption = Annotated[
         metavar="KIND=DIR",
         help="Write manifests into a folder, such as k8s=deploy. Repeatable.",
         rich_help_panel=RESULTS,
+        hidden=True,
     ),
 ]
 AdaptersOption = Annotated[

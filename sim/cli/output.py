@@ -303,17 +303,31 @@ def folder_for(out: Path | None, default: str, *, as_json: bool) -> Path | None:
 
 
 @timed("report")
-def finish(report: Report, folder: Path | None, *, as_json: bool, quiet: bool, current: bool = False) -> None:
+def finish(
+    report: Report,
+    folder: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    every: bool = False,
+    current: bool = False,
+) -> None:
     """Print a report, and write its files: what every command ends with that returns a report.
 
-    :param current: whether the folder has them already.
+    :param every: whether to print more than the short answer; ``current``: whether the folder has the files already.
     """
     from reports.document import Code, File, Opening
     from reports.render.html import PAGE, write
 
     for note in report.notes:
         message(f"note: {note}", quiet)
-    for part in () if as_json else report.terminal:
+    if report.short and report.terminal:
+        (opening, *parts), margin = report.terminal, max(len(label) for label, _ in report.short) + 2
+        short = [opening, *(f"  {label:{margin}}{text}" for label, text in report.short)]
+        parts = [*short, "", *parts] if every else [*short, "  All numbers and findings: --all, and the report."]
+    else:
+        parts = list(report.terminal)
+    for part in () if as_json else parts:
         if isinstance(part, str):
             say(part)
         elif isinstance(part, Opening):

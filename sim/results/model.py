@@ -72,14 +72,14 @@ class GpuShare:
 class MemoryUse:
     """What one replica keeps in memory, in bytes over all its GPUs.
 
-    :ivar pool: the name of its pool.
+    :ivar replicas: how many there are like it.
     :ivar engine: what the engine takes besides, such as activations and CUDA graphs.
     :ivar slots: how many adapters have a padded slot; None: ``adapters`` is the size of their cache, or 0 where they
         share memory with the KV cache.
     :ivar copies: adapters that have room in host memory; ``host``: their bytes at the mean size, once per GPU.
     """
 
-    pool: str
+    replicas: int
     weights: int
     engine: int
     slots: int | None
@@ -100,6 +100,8 @@ class Setup:
     :ivar chosen: how near the profile's engine is, where it was chosen; empty: the scenario names the profile.
     :ivar assumed: what was assumed because the scenario doesn't name it: ``GPU``, ``base model``.
     :ivar share: what each GPU holds; None: a replica runs on one GPU.
+    :ivar memory: what each replica keeps; None where no adapters and KV cache share a GPU.
+    :ivar pool: the name of its pool; empty in a fleet without pools.
     :ivar pools: of a fleet of pools, on what each runs; the other fields are then those of the first. None: no pools.
     """
 
@@ -111,6 +113,8 @@ class Setup:
     chosen: str = ""
     assumed: str = ""
     share: GpuShare | None = None
+    memory: MemoryUse | None = None
+    pool: str = ""
     pools: tuple[Setup, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sim.spec.scenario_file import LoadedScenario, value_text
 from sim.studies.vetting_gate import Vetting, release
 from sim.timing import timed
 from sim.world.build import build_world
-from sim.world.memory.gpu_memory import gpu_share
+from sim.world.memory.gpu_memory import gpu_share, memory_use
 from sim.world.world import Pool as ReplicaPool
 from sim.world.world import World
 
@@ -143,8 +143,8 @@ def setup_of(world: World) -> Setup:
     """Return on what a world is simulated."""
     if not world.scenario.fleet.pools:
         return _setup_of(world.pools[0], world.replicas)
-    pools = tuple(_setup_of(pool, pool.replicas) for pool in world.own_pools)
-    return replace(pools[0], share=None, pools=pools)
+    pools = tuple(replace(_setup_of(pool, pool.replicas), pool=pool.name) for pool in world.own_pools)
+    return replace(pools[0], share=None, pool="", pools=pools)
 
 
 def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
@@ -161,4 +161,5 @@ def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
         choice.why,
         ", ".join(choice.assumed),
         gpu_share(pool, replicas),
+        memory_use(pool),
     )

@@ -17,11 +17,13 @@ from reports.render.html import environment, page_script
 from reports.table import Table
 from reports.tables.metric_tables import make_tiles
 from reports.tables.slice_tables import tenants_table
+from reports.text.headroom_text import headroom_words
 from reports.text.setup_text import setup_line
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import all_terms
+from sim.results.verdict import NOT_MET
 from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
@@ -32,7 +34,7 @@ from sim.studies.compare.study import Comparison, compare_runs
 from sim.studies.design import build
 from sim.studies.plan.screen import Screened, screen
 from sim.studies.run.answer import Answer
-from sim.studies.run.report import FIRST, answer_box, slo_words, verdict_badge
+from sim.studies.run.report import answer_box, further_findings, slo_words, verdict_badge
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer
@@ -172,15 +174,15 @@ def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     point, terms = judged.point, loaded.scenario.slo.terms()
     slo = slo_words(terms, [point])
     badge = verdict_badge([point], terms, judged.answer.verdict)
-    tiles = make_tiles(point, terms)
-    tenants = tenants_table([point])
+    tiles, tenants = make_tiles(point, terms), tenants_table([point])
+    headroom = headroom_words(judged.headroom, missed_today=judged.answer.verdict == NOT_MET)
     return {
         "answer": _part("answer_body", answer_box(judged.answer, badge, slo)),
         "tiles": _part("key_numbers", tiles, "") if tiles else "",
         "tenants": "" if tenants is None else _part("data_table", tenants),
-        "notes": _part("notes", [*judged.answer.details[FIRST:], *dict.fromkeys(point.warnings)]),
+        "notes": _part("notes", [*further_findings(judged.answer), *dict.fromkeys(point.warnings)]),
         "setup": _part("plain", setup_line([point])),
-        "glance": _part("glance", badge, tiles[:2], judged.answer),
+        "glance": _part("glance", badge, tiles[:2], headroom),
     }
 
 

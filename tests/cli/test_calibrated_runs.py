@@ -42,7 +42,7 @@ def test_run_shows_both_intervals_side_by_side(loraplan: CommandLine, tmp_path: 
 
 def test_without_draws_there_is_no_word_of_them(loraplan: CommandLine, tmp_path: Path) -> None:
     assumed = ("--set", "fleet.profile=h100-64gb/llama-3.1-8b/assumed")
-    ended = loraplan("run", "quickstart", *FEW, *assumed, "--out", "out")
+    ended = loraplan("run", "quickstart", "--all", *FEW, *assumed, "--out", "out")
     assert "calibration" not in ended.out.lower()
     assert "draws" not in json.loads((tmp_path / "out/manifest.json").read_text())["profile"]
     for name in ("summary.json", "points.csv"):

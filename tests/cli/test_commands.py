@@ -39,7 +39,9 @@ def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine,
 def test_a_run_says_how_much_more_traffic_fits(loraplan: CommandLine) -> None:
     loraplan.headroom = True
     run = ("run", "cache-thrash", "--set", "workload.requests=2000")
-    assert "times the traffic. What limits it there: loader. " in loraplan(*run).out
+    ended = loraplan(*run, "--all")
+    assert "times the traffic. What limits it there: loader. " in ended.out
+    assert re.search(r"First limit  Loader, at [\d.]+ times today's traffic; then ", ended.out)
     assert json.loads(loraplan(*run, "--json").out)["headroom"]["term"] == "e2e_p99_s"
     skipped = loraplan(*run, "--no-headroom", "--overwrite", "--json")
     assert "headroom" not in json.loads(skipped.out)
@@ -47,7 +49,7 @@ def test_a_run_says_how_much_more_traffic_fits(loraplan: CommandLine) -> None:
 
 def test_a_run_shows_the_base_model_beside_the_adapters(loraplan: CommandLine, tmp_path: Path) -> None:
     mix = 'adapters.mix=[{"share": "30%", "kind": "base"}, {"share": "70%", "rank": 16}]'
-    ended = loraplan("run", "quickstart", *SMALL, "--set", mix, "--quiet")
+    ended = loraplan("run", "quickstart", *SMALL, "--set", mix, "--quiet", "--all")
     assert ended.code == 0, ended.err
     assert " of the requests are for the base model; of the others, the hottest 1 / 10 / 20 % of " in ended.out
     lines = ended.out.splitlines()

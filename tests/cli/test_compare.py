@@ -45,7 +45,7 @@ def compared(loraplan: CommandLine, one: Path, other: Path, *options: str) -> di
 
 
 def test_more_slots_are_better_and_fewer_worse(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
-    ended = loraplan("compare", str(runs / "small"), str(runs / "large"))
+    ended = loraplan("compare", str(runs / "small"), str(runs / "large"), "--all")
     assert ended.code == 0
     assert "Better with 400 GPU slots instead of 200: p99 E2E" in ended.out
     assert re.search(r"cache\.gpu\.slots +200 +400", ended.out)
@@ -106,7 +106,7 @@ def test_check_fails_only_where_an_slo_term_is_clearly_worse(loraplan: CommandLi
 
 
 def test_a_run_beside_itself_does_not_differ(loraplan: CommandLine, runs: Path) -> None:
-    ended = loraplan("compare", str(runs / "small"), str(runs / "small"))
+    ended = loraplan("compare", str(runs / "small"), str(runs / "small"), "--all")
     assert "No difference between A and B: p99 E2E is the same." in ended.out
     assert "The scenarios don't differ." in ended.out
     assert ended.err == "note: A and B are the same run.\n"
@@ -138,7 +138,7 @@ def test_a_single_run_stands_against_every_point(loraplan: CommandLine, runs: Pa
     assert {"key": "cache.gpu.slots", "one": "200", "other": "swept: 100, 200, 400"} in data["differs"]  # type: ignore[operator]
     back = compared(loraplan, runs / "swept", runs / "small")
     assert [p["answer"] for p in back["points"]] == ["clearly better", "no clear difference", "clearly worse"]  # type: ignore[attr-defined]
-    said = loraplan("compare", str(runs / "small"), str(runs / "swept")).out
+    said = loraplan("compare", str(runs / "small"), str(runs / "swept"), "--all").out
     assert "B is better with 400 GPU slots; worse with 100 GPU slots; not clearly different with 200 GPU slots." in said
 
 
@@ -209,7 +209,7 @@ def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tm
     assert found["worse_slo_terms"] == ["tenants.chat.ttft_p99_s"]
     assert found["answer"] == "clearly worse"
     assert loraplan("compare", "narrow", "wide", "--check", "--json").code == 0
-    assert "\np99 TTFT of chat, SLO 2 s" in loraplan("compare", "wide", "narrow").out
+    assert "\np99 TTFT of chat, SLO 2 s" in loraplan("compare", "wide", "narrow", "--all").out
     alone = loraplan("compare", str(runs / "aimless"), "wide", "--check")
     assert alone.code == 2
     assert "tenants: only one of the runs has the tenants with an SLO" in alone.err
@@ -217,7 +217,7 @@ def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tm
 
 def test_lists_that_one_scenario_lacks_show_their_length(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
     simulate(tmp_path / "stalled", "cache.gpu.slots=200", "faults=[{kind: storage-stall, at: 60 s, lasts: 10 s}]")
-    found = loraplan("compare", str(runs / "small"), str(tmp_path / "stalled")).out
+    found = loraplan("compare", str(runs / "small"), str(tmp_path / "stalled"), "--all").out
     assert "1 fault instead of none" in found
     assert re.search(r"^faults +\[\] +1 entry$", found, re.M)
     assert "no value" not in found

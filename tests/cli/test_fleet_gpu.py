@@ -11,7 +11,7 @@ SMALL = ("--set", "workload.requests=600", "--set", "run.replications=1")
 
 def test_a_sweep_over_gpus_gets_a_profile_for_each(loraplan: CommandLine) -> None:
     over = ("--over", "fleet.gpu=l40s,h100", "--set", "adapters.base_model=qwen3-8b")
-    swept = loraplan("sweep", "quickstart", *over, *SMALL, "--out", "run")
+    swept = loraplan("sweep", "quickstart", "--all", *over, *SMALL, "--out", "run")
     assert swept.code == 0, swept.err
     second = swept.out.splitlines()[1]
     assert second.endswith(
@@ -21,7 +21,7 @@ def test_a_sweep_over_gpus_gets_a_profile_for_each(loraplan: CommandLine) -> Non
     points = json.loads(loraplan("sweep", "quickstart", *over, *SMALL, "--out", "run", "--json").out)["points"]
     slow, fast = (point["metrics"]["tpot_mean_s"]["value"] for point in points)
     assert slow > 1.5 * fast, "an L40S has a quarter of the memory bandwidth"
-    wrong = loraplan("sweep", "quickstart", "--over", "fleet.gpu=l40s,h300", *SMALL)
+    wrong = loraplan("sweep", "quickstart", "--all", "--over", "fleet.gpu=l40s,h300", *SMALL)
     assert (wrong.code, wrong.out) == (2, "")
     assert "fleet.gpu: unknown GPU (got h300, allowed: a10, a100-40gb, a100-80gb, a10g, " in wrong.err
 

@@ -284,7 +284,7 @@ def test_a_broken_package_is_named(name: str, example: Path, loraplan: CommandLi
     target, problem = BROKEN[name]
     (example / "broken.py").write_text(CODE)
     install(example, "their-policies", {"loraplan.evictions": {name: target}})
-    ended = loraplan("run", "quickstart", "--set", f"cache.eviction={name}")
+    ended = loraplan("run", "quickstart", "--all", "--set", f"cache.eviction={name}")
     sys.modules.pop("broken", None)
     forget()
     assert ended.code == 2

@@ -92,10 +92,10 @@ def test_only_the_simulated_engine_has_a_command_line(
 ) -> None:
     question = "slo: {miss_ratio: 99%}\nplan: {minimize: cache.gpu.slots, values: [24]}"
     options = [word for setting in (*settings, "workload.arrivals.rate=2/s") for word in ("--set", setting)]
-    ended = loraplan("plan", write(tmp_path, question, requests=400), *options)
+    ended = loraplan("plan", write(tmp_path, question, requests=400), *options, "--all")
     assert ended.code == 0, ended.err
     engine = settings[0].partition("=")[2]
-    second = ended.out.splitlines()[1]
+    second = next(line for line in ended.out.splitlines() if " · profile " in line)
     assert second.startswith("  NVIDIA H100 64GB · llama-3.1-8b · ")
     assert second.endswith(" · profile h100-64gb/llama-3.1-8b/assumed (assumed)")
     assert f" {engine}{' (idealised engine)' if engine == 'continuous' else ''} " in second
@@ -117,8 +117,9 @@ def test_only_the_simulated_engine_has_a_command_line(
 
 
 def test_the_answer_is_told_in_words_with_what_stands_in_the_way(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan("plan", write(tmp_path, SLOTS))
-    assert "GPU slots are enough: the smallest that meets the SLO, of 16 values from 4 to 64." in ended.out
+    ended = loraplan("plan", write(tmp_path, SLOTS), "--all")
+    assert re.search(r": Use \d+ GPU slots: (p99 TTFT|miss ratio) is .*, within the .* target\.", ended.out)
+    assert "It is the smallest of 16 values from 4 to 64 that meets the SLO." in ended.out
     assert re.search(r"At \d+ GPU slots, (p99 TTFT|miss ratio) is .* target\.", ended.out)
     assert "The choice is 95 % sure. " in ended.out
     assert "cache.gpu.slots" in ended.err, "every look is told"
@@ -165,9 +166,9 @@ def test_an_slo_that_nothing_meets_names_the_best_and_exits_with_1(loraplan: Com
 
 def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: CommandLine, tmp_path: Path) -> None:
     rest = "slo: {ttft_p99: 1 h}\nplan: {minimize: cache.gpu.slots, range: [32, 64], step: 4}"
-    ended = loraplan("plan", write(tmp_path, rest))
+    ended = loraplan("plan", write(tmp_path, rest), "--all")
     assert ended.code == 0
-    assert "32 GPU slots are enough" in ended.out
+    assert "Use 32 GPU slots: " in ended.out
     assert "This is the end of the range; smaller values were not tried." in ended.out
 
 
@@ -201,7 +202,7 @@ def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_k
 def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     rest = "slo: {miss_ratio: 42%}\nplan: {minimize: cache.gpu.slots, range: [24, 32]}"
     name = write(tmp_path, rest, requests=600)
-    ended = loraplan("plan", name)
+    ended = loraplan("plan", name, "--all")
     assert ended.code == 0
     assert "Not certain either way: " in ended.out
     assert re.search(r"Whether \d+ GPU slots.* would do stayed open; \d+ GPU slots certainly do; raise", ended.out)
@@ -210,8 +211,8 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     assert found["confidence"] == "low"
     assert found["unclear"]
     assert all(row["cache.gpu.slots"] < found["answer"]["cache.gpu.slots"] for row in found["unclear"])
-    assert f"{found['answer']['cache.gpu.slots']} GPU slots are certainly enough" in ended.out
-    assert "the smallest that meets" not in ended.out
+    assert f"Use {found['answer']['cache.gpu.slots']} GPU slots: " in ended.out
+    assert "It is the smallest" not in ended.out
     grades = {each["set"]["cache.gpu.slots"]: each for each in found["grades"]}
     assert list(grades) == sorted(grades), "the most wanted first"
     assert grades[found["answer"]["cache.gpu.slots"]]["verdict"] == "met"
@@ -383,9 +384,9 @@ def small_vllm(folder: Path, plan: str) -> str:
 def test_points_that_are_not_possible_are_left_out_and_named(loraplan: CommandLine, tmp_path: Path) -> None:
     """vLLM keeps a copy of every slot in host memory, so a corner of this grid is no scenario."""
     plan = "{minimize: [cache.host.slots, cache.gpu.slots], range: [[8, 64], [16, 48]], step: [8, 8]}"
-    ended = loraplan("plan", small_vllm(tmp_path, plan))
+    ended = loraplan("plan", small_vllm(tmp_path, plan), "--all")
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("small: 16 host slots, 16 GPU slots are enough")
+    assert ended.out.startswith("small: Use 16 host slots and 16 GPU slots: ")
     assert "Left out, because they are not possible: 8 host slots, 16 GPU slots" in ended.out
     assert "cache.host.slots: every adapter in a slot has a copy in host memory (got 8, allowed: at least" in ended.out
     assert "end of the range" not in ended.out
@@ -393,9 +394,9 @@ def test_points_that_are_not_possible_are_left_out_and_named(loraplan: CommandLi
 
 def test_an_answer_next_to_an_impossible_value_says_what_it_lacks(loraplan: CommandLine, tmp_path: Path) -> None:
     name = small_vllm(tmp_path, "{minimize: cache.host.slots, range: [8, 64], step: 8}")
-    ended = loraplan("plan", name)
+    ended = loraplan("plan", name, "--all")
     assert ended.code == 0, ended.err
-    assert "small: 24 host slots are enough" in ended.out
+    assert "small: Use 24 host slots: " in ended.out
     assert "The next value, 16 host slots, can't be built: every adapter in a slot has a copy" in ended.out
     assert answered(loraplan("plan", name, "--json"))["binding"] == "host memory"
 
@@ -404,4 +405,4 @@ def test_a_few_possible_values_among_many_are_found(loraplan: CommandLine, tmp_p
     plan = "{minimize: cache.gpu.slots, values: [70, 80, 90, 100, 110, 120, 130, 40, 140, 150, 160, 170, 180, 190]}"
     ended = loraplan("plan", small_vllm(tmp_path, plan))
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("small: 40 GPU slots is the first of 14 that meets the SLO.")
+    assert ended.out.startswith("small: Use 40 GPU slots, the first of 14 that meets the SLO: ")

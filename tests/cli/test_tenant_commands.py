@@ -26,7 +26,7 @@ run: {replications: 2}
 
 def test_a_run_shows_what_each_tenant_gets(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "10 s"))
-    result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--out", "out")
+    result = loraplan("run", "shared.yaml", "--all", "--jobs", "1", "--check", "--out", "out")
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     start = lines.index("Tenants")
@@ -45,19 +45,23 @@ def test_a_run_shows_what_each_tenant_gets(loraplan: CommandLine, tmp_path: Path
 
 def test_check_fails_where_one_tenant_misses_its_own_slo(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms"))
-    result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--quiet")
+    result = loraplan("run", "shared.yaml", "--all", "--jobs", "1", "--check", "--quiet")
     assert result.code == 1, result.err
     assert result.out.startswith("shared: The SLO of batch is not met: its median TTFT is ")
     assert "not met: median TTFT" in result.out
     (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms") + "slo: {ttft_p50: 10 s}\n")
-    result = loraplan("run", "shared.yaml", "--jobs", "1", "--check", "--quiet", "--no-headroom", "--overwrite")
+    result = loraplan(
+        "run", "shared.yaml", "--all", "--jobs", "1", "--check", "--quiet", "--no-headroom", "--overwrite"
+    )
     assert result.code == 1, result.err
     assert result.out.startswith("shared: The SLO of batch is not met: "), "the fleet's is"
 
 
 def test_a_sweep_says_that_one_tenant_misses_its_own_slo(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 ms") + "slo: {ttft_p50: 10 s}\n")
-    result = loraplan("sweep", "shared.yaml", "--jobs", "1", "--check", "--quiet", "--over", "fleet.replicas=1,2")
+    result = loraplan(
+        "sweep", "shared.yaml", "--all", "--jobs", "1", "--check", "--quiet", "--over", "fleet.replicas=1,2"
+    )
     assert result.code == 1, result.err
     assert result.out.startswith("shared: The SLO is not met with 1 or 2 replicas.")
     assert "The SLO of batch is not met at 2 of 2 points." in result.out
@@ -78,7 +82,7 @@ def test_a_bucket_that_is_too_small_for_one_tenant_is_no_overload_of_another(
     bucket = "bucket: {rate: 200/s, burst: 12288, full: queue}"
     text = SCENARIO.replace("TARGET", "1 s").replace("slo: {ttft_p50: 1 s}", bucket)
     (tmp_path / "shared.yaml").write_text(text)
-    result = loraplan("run", "shared.yaml", "--jobs", "1", "--quiet", "--no-headroom")
+    result = loraplan("run", "shared.yaml", "--all", "--jobs", "1", "--quiet", "--no-headroom")
     assert result.code == 0, result.err
     table = result.out.splitlines()
     start = table.index("Tenants")

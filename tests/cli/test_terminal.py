@@ -205,23 +205,17 @@ def test_what_a_command_prints_fits_and_says_the_same(
         assert [line for line in sentences if " ".join(line.split()) not in flat] == []
 
 
-def test_a_run_shows_key_metrics_by_groups_and_the_rest_with_all(
+def test_the_answer_is_five_lines_and_the_rest_comes_with_all(
     terminal: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    key = plain(terminal("run", "small.yaml", "--quiet").out)
-    for group in ("TTFT ", "TPOT, ITL ", "E2E ", "cache ", "load "):
-        assert f"\n{group}" in key
-    assert "evictions" not in key
-    more = int(re.findall(r"(\d+) more with --all, and in the report", key)[0])
-    monkeypatch.setenv("COLUMNS", "200")
-    every = plain(terminal("run", "small.yaml", "--quiet", "--all").out)
-    assert "\nevictions" in every
-    shown = len(re.findall(r"\n(?:TTFT|TPOT, ITL|E2E|cache|load|    ) +(?!metric)\S.*\d", key))
-    table = every[every.index("\nmetric") : every.index("\nreport")].strip().splitlines()[1:]
-    named = [line for line in table if re.match(r"(?!calibration:)\S", line)]
-    assert shown == 8
-    assert len(named) == shown + more
+    monkeypatch.setenv("COLUMNS", "400")
+    for command in ("run", "sweep"):
+        short = plain(terminal(command, "small.yaml", "--quiet").out).partition("\n\n")[0].splitlines()
+        labels = [re.split(r"  +", line.strip())[0] for line in short[1:]]
+        assert labels == ["Set", "First limit", "Bill", "Trust", "All numbers and findings: --all, and the report."]
+        every = plain(terminal(command, "small.yaml", "--quiet", "--all").out)
+        assert every.splitlines()[:5] == short[:5]
+        assert "\nevictions" in every or "\nGPU slots" in every
 
 
 def test_marks_and_colours_need_a_terminal_that_takes_them(
@@ -238,9 +232,9 @@ def test_marks_and_colours_need_a_terminal_that_takes_them(
     quiet = terminal(*run, missed).out
     assert quiet.replace("\x1b[1m", "").startswith("✗ small: ")
     assert "31m" not in quiet
-    matrix = plain(terminal("sweep", "small.yaml", "--quiet").out)
+    matrix = plain(terminal("sweep", "small.yaml", "--quiet", "--all").out)
     assert re.search(r"\nGPU slots +round-robin +random *\n8 +✗ .*\(miss ratio\) +✗ .*\n60 +✓ \d.* ✓ \d", matrix)
-    swept = plain(terminal("sweep", "small.yaml", "--quiet", "--over", "cache.gpu.slots=8,60").out)
+    swept = plain(terminal("sweep", "small.yaml", "--all", "--over", "cache.gpu.slots=8,60").out)
     assert re.findall(r"\n\d+ +([✓✗?] (?:met|not met: miss ratio|unclear))", swept) == [
         "✗ not met: miss ratio",
         "✓ met",
@@ -255,7 +249,7 @@ def test_a_point_without_a_limit_names_the_term_that_it_misses(
     loraplan: CommandLine, tmp_path: Path, terminal: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
-    ended = loraplan("sweep", "small.yaml", "--quiet", "--over", "cache.gpu.slots=8,60")
+    ended = loraplan("sweep", "small.yaml", "--all", "--over", "cache.gpu.slots=8,60")
     missed, met = (line for line in ended.out.splitlines() if re.match(r"(8|60) +(not )?met", line))
     assert re.match(r"8 +not met: miss ratio ", missed)
     assert re.match(r"60 +met ", met)

@@ -54,8 +54,8 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
     )
     assert re.search(r"; p99 TTFT of the completed ones is \d+ ms ", lines[0])
     assert re.match(
-        rf"  {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Enlarge it: by fleet\.kv_tokens",
-        lines[2],
+        rf"  First limit  Refusals: {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048\. Enlarge it: by ",
+        next(line for line in lines if line.startswith("  First limit")),
     )
     assert "The verdict is sure: clearly more requests go unserved" in ended.out
     page = Path("run/report.html").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
 
 def test_an_slo_on_misses_still_says_what_is_refused(loraplan: CommandLine) -> None:
     other = ("--set", "slo.ttft_p99=null", "--set", "slo.miss_ratio=50%")
-    ended = loraplan("run", "rf.yaml", "--jobs", "1", "--check", *other)
+    ended = loraplan("run", "rf.yaml", "--all", "--jobs", "1", "--check", *other)
     assert ended.code == 0
     assert ended.out.startswith("rf: The SLO is met: miss ratio is 0 %")
     assert re.search(REFUSED, ended.out)
@@ -75,12 +75,12 @@ def test_an_slo_on_misses_still_says_what_is_refused(loraplan: CommandLine) -> N
 
 def test_what_the_limit_is_of_is_named(loraplan: CommandLine) -> None:
     settings = ("--set", "fleet.kv_tokens=8192", "--set", "fleet.max_model_len=1000")
-    ended = loraplan("run", "rf.yaml", "--jobs", "1", *settings)
+    ended = loraplan("run", "rf.yaml", "--all", "--jobs", "1", *settings)
     assert "and fleet.max_model_len allows 1,000. Raise it to 4,0" in ended.out
 
 
 def test_failed_requests_are_late_ones(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "failing.yaml", "--jobs", "1", "--check", "--out", "run")
+    ended = loraplan("run", "failing.yaml", "--all", "--jobs", "1", "--check", "--out", "run")
     assert ended.code == 1
     assert re.search(r"The SLO is not met: \d\d\.\d % of the requests failed, more than the 1 %", ended.out)
     assert "their adapter could not be loaded. Allow more retries" in ended.out
@@ -89,13 +89,13 @@ def test_failed_requests_are_late_ones(loraplan: CommandLine) -> None:
 
 def test_a_sweep_marks_points_that_refuse(loraplan: CommandLine) -> None:
     tokens = ("--jobs", "1", "--over", "fleet.kv_tokens=2048,65536")
-    ended = loraplan("sweep", "rf.yaml", *tokens, "--check", "--out", "swept")
+    ended = loraplan("sweep", "rf.yaml", "--all", *tokens, "--check", "--out", "swept")
     assert ended.code == 1
     assert ended.out.startswith("rf: The SLO is met from 65,536 KV tokens on; at 2,048 it isn't.")
     assert re.search(r"^2,048 +not met: unserved requests .* refusals *$", ended.out, re.MULTILINE)
     page = Path("swept/report.html").read_text(encoding="utf-8")
     assert re.search(r"Refused and failed requests \(up to 4\d\.\d %\) have no latency", page)
-    grid = loraplan("sweep", "rf.yaml", *tokens, "--over", "workload.arrivals.rate=2/s,3/s", "--out", "grid")
+    grid = loraplan("sweep", "rf.yaml", "--all", *tokens, "--over", "workload.arrivals.rate=2/s,3/s", "--out", "grid")
     assert "2 of 4 combinations meet the SLO." in grid.out
     heat = Path("grid/report.html").read_text(encoding="utf-8")
     assert "2 of 4 cells meet the SLO." in heat
@@ -104,9 +104,9 @@ def test_a_sweep_marks_points_that_refuse(loraplan: CommandLine) -> None:
 
 def test_a_plan_finds_the_least_that_serves_everybody(loraplan: CommandLine) -> None:
     question = ("plan", "rf.yaml", "--jobs", "1", "--minimize", "fleet.kv_tokens=2048..65536:2048", "--out", "planned")
-    ended = loraplan(*question)
+    ended = loraplan(*question, "--all")
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("rf: 4,096 KV tokens are enough: the smallest that meets the SLO")
+    assert ended.out.startswith("rf: Use 4,096 KV tokens: ")
     assert re.search(rf"With 2,048 KV tokens, {REFUSED}; at the answer every request is served\.", ended.out)
     assert re.search(rf"At 2,048 KV tokens, {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048", ended.out)
     assert re.search(r"kv_tokens 2048: not met \(4\d\.?\d? % of the requests refused or failed; ", ended.err)
@@ -124,7 +124,7 @@ def test_where_every_request_is_refused_a_plan_goes_on(loraplan: CommandLine) ->
 
 
 def test_no_rate_is_low_enough_for_requests_that_never_fit(loraplan: CommandLine) -> None:
-    ended = loraplan("plan", "rf.yaml", "--jobs", "1", "--maximize", "workload.arrivals.rate=1/s..4/s:1/s")
+    ended = loraplan("plan", "rf.yaml", "--all", "--jobs", "1", "--maximize", "workload.arrivals.rate=1/s..4/s:1/s")
     assert ended.code == 1
     assert "No value of arrival rate from 1/s to 4/s meets the SLO" in ended.out
     assert re.search(rf"{LONGEST}, and the KV cache of a replica holds 2,048", ended.out)

@@ -15,6 +15,7 @@ from reports.charts.sweep_charts import varies
 from reports.tables.metric_tables import metrics_table
 from reports.tables.slice_tables import base_model_table
 from reports.text.limit_text import limits
+from reports.text.metric_text import capital
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
@@ -56,7 +57,8 @@ def point(part: str = "loader", stages: dict[str, float] | None = None, **change
 def test_names_what_limits(made: Point, name: str) -> None:
     assert limits(made)[0].name == name
     said = answer(made, {})
-    assert said.binding == ("none: no request waits long" if name == "none" else name)
+    assert said.binding == {"none": "none: no request waits long", "slots": "adapter slots"}.get(name, name)
+    assert said.first_limit.startswith("None today" if name == "none" else capital(said.binding))
     assert said.binding_sentence.endswith(".")
 
 
@@ -146,14 +148,15 @@ def test_one_term_that_fails_decides() -> None:
     assert answer(made, {"e2e_p99_s": 1.0}).verdict == "met"
     said = answer(made, {"e2e_p99_s": 1.0, "miss_ratio": 0.2})
     assert said.verdict == "not met"
-    assert said.headline == "The SLO is not met: miss ratio is 80 % (79.8 to 80.2), above the 20 % target."
+    assert said.headline == "The SLO is not met: miss ratio is 80 %, above the 20 % target."
     assert answer(made, {}).verdict == "no SLO"
 
 
-def test_numbers_carry_unit_and_interval() -> None:
+def test_an_interval_stands_in_the_headline_where_it_leaves_the_verdict_open() -> None:
     made = samples.make_point()
     made.metrics["e2e_p99_s"] = Metric(0.3, 0.295, 0.305, "s")
-    assert "300 ms (295 to 305)" in answer(made, {"e2e_p99_s": 1.0}).headline
+    assert "p99 E2E is 300 ms, within the 1 s target" in answer(made, {"e2e_p99_s": 1.0}).headline
+    assert "300 ms (295 to 305)" in answer(made, {"e2e_p99_s": 0.3}).headline
 
 
 def test_overload_is_never_met_and_never_sure() -> None:

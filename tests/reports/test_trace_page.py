@@ -199,7 +199,7 @@ def test_the_headline_takes_the_power_of_two_where_order_matters_most() -> None:
 def test_the_headline_says_when_order_does_not_matter_or_hurts() -> None:
     same = replace(CURVE, shuffled=CURVE.real)
     assert headline(replace(FACTS, curve=same)) == (
-        "At 32 slots LRU misses 20 % of requests, shuffled 20 %: their order matters little to the cache."
+        "At 32 slots LRU misses 20 % of requests, and 20 % when shuffled: users do not come in sessions."
     )
     scan = replace(CURVE, real=CURVE.shuffled, shuffled=CURVE.real)
     assert "LRU misses 90 % of requests, but 30 % of the same ones shuffled: the order hurts" in (
@@ -279,9 +279,9 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
 def test_sessions_found_by_pauses_are_told_so() -> None:
     assert FACTS.sessions is not None
     found = replace(FACTS, sessions=replace(FACTS.sessions, named=False, pause_s=30.0, at_a_time=0.4))
-    assert sentences(found)[2].startswith(
-        "With pauses of an adapter up to 30 s, sessions have 4.5 requests, and 0.4 are active at a time."
-    )
+    assert sentences(found)[2].startswith("0.4 sessions of 4.5 requests with pauses up to 30 s are active at a time.")
+    alone = replace(found, sessions=replace(found.sessions, requests_mean=1.4))
+    assert sentences(alone)[2].startswith("No sessions of users can be seen. ")
     assert "pauses for longer than given above" in page_of(found)
     assert "pauses for longer than given above" not in page_of(FACTS)
 

@@ -87,7 +87,7 @@ def test_a_plan_gives_what_it_found_and_how() -> None:
     assert found.grades["cache.gpu.slots"].is_monotonic_increasing
     assert found.grades["probability"].between(0, 1).all()
     assert found.what_if.empty
-    assert f"{found.found['cache.gpu.slots']} GPU slots are" in found._repr_html_()
+    assert f"Use {found.found['cache.gpu.slots']} GPU slots: " in found._repr_html_()
 
 
 def test_questions_that_are_none_are_refused() -> None:

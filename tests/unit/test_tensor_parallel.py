@@ -220,7 +220,7 @@ def test_prices_are_per_gpu_and_a_replica_has_those_of_its_profile(tmp_path: Pat
     easy |= {"workload.requests": 400, "run.replications": 2}
     found = loraplan.plan(SCENARIO, easy, out=tmp_path / "plan", jobs=1)
     assert found.found == {"fleet": "TP 2", "fleet.replicas": 1, "price": 8.0, "gpus": 2}
-    assert found.answer.headline.startswith("1 replica (2 GPUs) of TP 2 for $8 an hour: the cheapest of 2 fleets")
+    assert found.answer.headline.startswith("Use 1 replica (2 GPUs) of TP 2 for $8 an hour, the cheapest of 2 fleets: ")
     assert "TP 2 at $4 per GPU hour: 1 replica of 2 GPUs = 2 GPUs, $8 an hour." in found.answer.details
     assert "TP 4 at $4 per GPU hour: dearer with its first replica." in found.answer.details
 

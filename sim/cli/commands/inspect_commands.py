@@ -46,14 +46,12 @@ def check(
 
     Example: loraplan check my-scenario.yaml
     """
-    from reports.text.setup_text import memory_words, setup_words
+    from reports.text.setup_text import memory_sentences, setup_words
     from sim.spec.scenario_file import load_scenario
     from sim.studies.design import check_points, setup_of
-    from sim.world.memory.gpu_memory import memory_use
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
     worlds = check_points(loaded)
-    memory = list(filter(None, map(memory_use, worlds[0].pools)))
     if loaded.scenario.plan is not None:
         from sim.studies.plan.checks import check_plan
 
@@ -62,9 +60,8 @@ def check(
         print_rich(rich_rows(("key", "value", "from"), loaded.rows(), words=(1, 2)))
     for note in dict.fromkeys(note for world in worlds for note in world.notes):
         message(f"note: {note}", False)
-    setup = setup_words([setup_of(world) for world in worlds])
-    lines = [setup, *(memory_words(use, named=len(memory) > 1) for use in memory)]
-    say(f"{scenario}: ok", *(f"  {line}" for line in lines))
+    setups = [setup_of(world) for world in worlds]
+    say(f"{scenario}: ok", *(f"  {line}" for line in (setup_words(setups), *memory_sentences(setups[0]))))
 
 
 def schema() -> None:

@@ -218,20 +218,23 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: 
         said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
         return f"{said}{where}{cause.affects} {own} requests{beyond}{_in_brackets(composition(first))}{more}.{hedge}"
     few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
-    between = f"{where}{few if few == many else f'{few} to {many}'} affected requests per {cause.per}{beyond}"
+    spread = f"{where}{few if few == many else f'{few} to {many}'}"
+    between = f"{spread} affected requests per {cause.per}{beyond}"
     labels = [label_of(p, axes) for p in found.choice]
     if not found.others and few != many and len(first.metrics[found.name].parts) < _FEW:
         return f"Too few replications to rank {_listed(labels)}: {between}. Set run.replications to {_FEW} or more."
     if not found.others:
         return f"No clear difference between {_listed(labels)}: {between}."
-    start = capital(_listed(labels, "or"))
-    if len(found.others) < len(found.choice) and not within:
-        start = f"Any but {_listed([label_of(p, axes) for p in found.others])}"
-    worst = _in_brackets(composition(found.others[-1])) if len(found.others) == 1 else ""
-    if found.choice == found.best:
-        return f"{start}: {between}, without a clear difference{more}{worst}."
     least = f" Of these, least with {_listed([label_of(p, axes) for p in found.best])}." if found.certain else hedge
-    return f"{start}: {between}{more}{worst}.{least}"
+    least = "" if found.choice == found.best else least
+    if len(found.others) < len(found.choice) and not within:
+        counts = [with_bounds(p.metrics[found.name]) for p in found.others]
+        worst = _in_brackets(composition(found.others[-1])) if len(found.others) == 1 else ""
+        avoid, harm = _listed([label_of(p, axes) for p in found.others]), _listed(counts)
+        return (
+            f"Avoid {avoid}: {harm} affected requests per {cause.per}{beyond}{worst}. With the others, {spread}.{least}"
+        )
+    return f"{capital(_listed(labels, 'or'))}: {between}{more}.{least}"
 
 
 def _in_brackets(text: str) -> str:
@@ -323,10 +326,7 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
     if found.contrast is Contrast.EQUAL:
         return [f"{words}: {show(name, value_of(low, name))} at every point{tail}."]
     if found.contrast is Contrast.UNCLEAR:
-        return [
-            f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))}{tail}, without a clear "
-            "difference."
-        ]
+        return [f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))} with each{tail}."]
     paired = found.contrast is Contrast.CLEAR_IN_PAIRS
     hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
     return [

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import JsonOption, QuietOption
+from sim.cli.options import AllOption, JsonOption, QuietOption
 from sim.cli.output import command_line, finish, folder_for
 from sim.errors import InputError
 
@@ -22,6 +22,7 @@ def compare(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if B is clearly worse in any term of the SLO.")
     ] = False,
+    all_: AllOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -43,7 +44,7 @@ def compare(
                 )
             raise InputError("the scenarios have no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
         folder = folder_for(out, f"compare-{_stem(one)}-{_stem(other)}", as_json=json)
-        finish(results.document(command_line()), folder, as_json=json, quiet=quiet)
+        finish(results.document(command_line()), folder, as_json=json, quiet=quiet, every=all_)
         failed = check and worse_terms(comparison)
     if failed:
         raise typer.Exit(1)

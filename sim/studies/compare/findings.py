@@ -9,6 +9,7 @@ from typing import Any
 from reports.axes import label_of
 from reports.formatting import listed, metric_words, number, show
 from reports.text.metric_text import capital, change_cell, change_words, relative_cell
+from reports.text.setup_text import fleet_words
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, verdict
@@ -26,6 +27,8 @@ from sim.studies.compare.study import (
     key_metrics,
     worse_terms,
 )
+from sim.studies.run.findings import sweep_focus
+from sim.studies.run.report import run_answer
 
 _LISTED, _NAMED, _TENANTS = 5, 9, 3
 """Metrics, points and tenants that a sentence names."""
@@ -248,6 +251,27 @@ def details(comparison: Comparison) -> list[str]:
     else:
         said += _in_addition(comparison, comparison.pairs[0])
     return [*said, traffic_sentence(comparison)]
+
+
+def short(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return what follows the headline in the short answer: label and sentences."""
+    changes = [f"{key}: {one} → {other}" for key, one, other in comparison.changed]
+    more = f"; {len(changes) - _LISTED} more in the report" if len(changes) > _LISTED else ""
+    answers = [run_answer(run) for run in (comparison.one, comparison.other)]
+    points = [sweep_focus(run.points, comparison.terms) for run in (comparison.one, comparison.other)]
+    said = [
+        ("Changed", f"{'; '.join(changes[:_LISTED])}{more}." if changes else "Nothing: the scenarios are the same."),
+        ("First limit", _of_both([found.first_limit for found in answers])),
+        ("Bill", _of_both([fleet_words(point) for point in points])),
+        ("Trust", traffic_sentence(comparison)),
+    ]
+    return [line for line in said if line[1]]
+
+
+def _of_both(said: Sequence[str]) -> str:
+    """Return what there is to say of A and B; once where it is the same."""
+    one, other = said
+    return one if one == other else f"A: {one} B: {other}"
 
 
 def _verdicts(comparison: Comparison) -> list[str]:

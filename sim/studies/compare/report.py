@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reports.axes import spread
-from reports.document import File, Heading, Paragraph, Report, Section, method
+from reports.document import Caution, File, Heading, Opening, Paragraph, Report, Section, method
 from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.metric_text import change_cell, relative_cell
@@ -15,7 +15,7 @@ from sim.results.run_directory.store import RunData
 from sim.spec.engines import engine_words
 from sim.studies.compare.charts import charts_of
 from sim.studies.compare.design_words import change_phrase, side_names
-from sim.studies.compare.findings import as_json, caution_sentences, details, headline
+from sim.studies.compare.findings import as_json, caution_sentences, details, headline, short
 from sim.studies.compare.study import OPEN, Comparison, key_metrics
 from sim.studies.run.method import provenance
 
@@ -51,7 +51,7 @@ def compare_report(comparison: Comparison, command: str) -> Report:
     runs = (("A", comparison.one), ("B", comparison.other))
     one, other = _name(comparison.one), _name(comparison.other)
     mark, words, style = _BADGES.get(comparison.word, ("◐", "Better in one, worse in another", "partly"))
-    cautions, data = caution_sentences(comparison), as_json(comparison)
+    cautions, data, said = caution_sentences(comparison), as_json(comparison), short(comparison)
     terms = comparison.terms
     judged = [metric_words(n) + (f" (SLO {show(n, terms[n])})" if n in terms else "") for n in comparison.judged]
     return Report(
@@ -60,7 +60,8 @@ def compare_report(comparison: Comparison, command: str) -> Report:
         lead="Two simulated designs, A and B, part by part. Is B better than A, and is that more than chance?",
         verdict=(mark, words, style, f"judged by {', '.join(judged)}"),
         headline=headline(comparison),
-        statements=details(comparison),
+        statements=[f"{label}: {text}" for label, text in said],
+        short=said,
         facts=[
             (letter, _name(run) if name == letter else name, _side_words(run))
             for (letter, run), name in zip(runs, side_names(comparison), strict=True)
@@ -82,7 +83,7 @@ def _sections(comparison: Comparison, command: str) -> list[Section]:
     rows = [[key, one.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*one, *other])]
     made = Table("How the runs were made", ["", "A", "B"], rows, words=(1, 2))
     return [
-        Section("lead", "", *charts[:1]),
+        Section("lead", "", *charts[:1], Heading("Further findings"), *map(Caution, details(comparison))),
         Section("differs", "What differs", differs_table(comparison) or same, listed="What differs"),
         Section("changes-in-numbers", "What changes", key_table(comparison), listed="Changes"),
         Section("charts", "A and B on the same axes", *charts[1:], listed="Charts"),
@@ -91,12 +92,12 @@ def _sections(comparison: Comparison, command: str) -> list[Section]:
     ]
 
 
-def _terminal(comparison: Comparison) -> list[str | Table]:
-    found: list[str | Table] = []
+def _terminal(comparison: Comparison) -> list[str | Table | Opening]:
+    found: list[str | Table | Opening] = [Opening(headline(comparison))]
     for letter, run in (("A", comparison.one), ("B", comparison.other)):
         found.append(f"{letter}  {run.path}  {run.manifest.get('name', '')}")
         found += [f"   {line}"] if (line := setup_line(run.points)) else []
-    found += ["", headline(comparison), *(f"  {sentence}" for sentence in details(comparison)), ""]
+    found += ["", *(f"  {sentence}" for sentence in details(comparison)), ""]
     rows = differing_rows(comparison)
     if rows:
         found.append(Table("", ["what differs", "A", "B"], rows[:_SHOWN]))

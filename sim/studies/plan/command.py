@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.help import SIMULATE
-from sim.cli.options import DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
+from sim.cli.options import AllOption, DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
 from sim.cli.output import finish, message, say_notes
 from sim.errors import InputError
 
@@ -42,6 +42,7 @@ def plan(
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also try one change at a time at the answer.", rich_help_panel=SIMULATE)
     ] = False,
+    all_: AllOption = False,
     no_headroom: NoHeadroomOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does.
@@ -71,7 +72,7 @@ def plan(
         planned = make_plan(loaded, options.out, execution, **asked, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)
-        finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet)
+        finish(plan_report(data), planned.path, as_json=options.json, quiet=quiet, every=all_ or what_if)
     say_notes([planned.point], quiet)
     if not planned.record.feasible:
         if manifests.emissions:

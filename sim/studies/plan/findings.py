@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
-from reports.text.headroom_text import headroom_sentences, headroom_words
-from reports.text.limit_text import largest_stage, limit_sentence, limits, stage_words
+from reports.text.headroom_text import first_limit, headroom_sentences
+from reports.text.limit_text import largest_stage, limit_line, limit_sentence, limits, stage_words
 from reports.text.metric_text import capital, term_sentence, unserved_words
-from reports.text.setup_text import cost_sentences, gpu_words
+from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust
+from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -29,7 +30,7 @@ from sim.studies.run.answer import Answer
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
-    from sim.results.run_directory.study_records import GradeRecord
+    from sim.results.run_directory.study_records import GradeRecord, WhatIfRow
 
 RECOMMENDED = "recommended.yaml"
 """The scenario of the answer, in the run directory."""
@@ -69,9 +70,9 @@ class PlanReading:
         if len(record.keys) == 2 and all(_POOL_COUNT.fullmatch(key) for key in record.keys):
             self.mix_price = next((row.price for row in record.frontier if row.set == record.answer), None)
 
-    def phrase(self, set_: Mapping[str, Any]) -> str:
+    def phrase(self, set_: Mapping[str, Any], joint: str = ", ") -> str:
         """Return values in words: ``64 GPU slots, 2 replicas``."""
-        return ", ".join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
+        return joint.join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
 
     def missed(self, point: Point) -> list[str]:
         """Return the terms that a point does not certainly meet, those that it certainly misses first."""
@@ -87,11 +88,10 @@ class PlanReading:
 
         return max(self.terms, key=over)
 
-    def deciding_tenant(self) -> str:
-        """Return the tenant whose SLO decides: the neighbour misses it, or the answer is nearest to it; else empty."""
+    def decides(self) -> str:
+        """Return the term that decides: the neighbour misses it, or the answer is nearest to it."""
         point = self.edge if self.feasible else self.chosen
-        missed = [] if point is None else self.missed(point)
-        return split_term(missed[0] if missed else self.tightest())[0]
+        return next(iter([] if point is None else self.missed(point)), self.tightest())
 
 
 def plan_answer(data: RunData) -> Answer:
@@ -99,6 +99,7 @@ def plan_answer(data: RunData) -> Answer:
     read = PlanReading(data)
     binding, sentence = _binding(read)
     load = None if data.headroom is None else data.headroom.load
+    whose = "this" if read.record.direction == "maximize" else "today's"
     return Answer(
         headline=_headline(read),
         details=[*filter(None, _details(read)), *cost_sentences(read.chosen, load)],
@@ -107,7 +108,9 @@ def plan_answer(data: RunData) -> Answer:
         binding_sentence=sentence,
         headroom=_headroom(read, headroom_sentences(data.headroom)),
         trust=_trust(read, assumed=data.costs_assumed),
-        headroom_words=headroom_words(data.headroom) if read.feasible else "",
+        setting=" ".join(filter(None, (_setting(read), _free_lever(read, data.what_if)))),
+        first_limit=first_limit(data.headroom, limit_line(read.chosen), whose=whose),
+        bill=bill(read.chosen),
     )
 
 
@@ -115,43 +118,69 @@ def plan_answer(data: RunData) -> Answer:
 
 
 def _headline(read: PlanReading) -> str:
-    record, answer = read.record, read.record.answer
+    record = read.record
     if not read.feasible:
         opening = f"No {_range_words(read)}{'' if record.certain else ' certainly'} meets the SLO"
         if record.probable is not None:
             return f"{opening}; {_graded(read, record.probable)} probably does."
         return f"{opening}; nearest is {read.phrase(read.chosen.set)}."
-    probably = ""
-    if record.probable is not None:
-        likely = likelihood(record.probable.probability)
-        equals = "" if likely[0] in "<>" else "= "
-        probably = f"; {read.phrase(record.probable.set)} would probably do (p {equals}{likely})"
-    if record.probable is not None and record.probable.set == read.chosen.set:
-        probably = ""
-    meets = "meets" if record.certain else "certainly meets"
+    probable = record.probable
+    also = ""
+    if probable is not None and probable.set != read.chosen.set and probable.probability is not None:
+        also = f" {capital(read.phrase(probable.set))} would probably do ({percent(round(probable.probability, 2))})."
+    decides = read.decides()
+    found = term_sentence(read.chosen, decides, read.terms[decides], bounds=False)
+    return f"{_decision(read)}: {found}.{also}"
+
+
+def _decision(read: PlanReading) -> str:
+    """Return what to use, or how much the fleet serves."""
+    record, answer = read.record, read.record.answer
     if record.fleets:
         gpus = f" ({answer['gpus']:,} GPUs)" if "gpus" in answer else ""
-        others = f" of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
+        others = f", the cheapest of {len(record.fleets)} fleets" if len(record.fleets) > 1 else ""
         return (
-            f"{capital(plural(answer['fleet.replicas'], 'replica'))}{_and_full(record.full_replicas)}"
-            f"{gpus} of {answer['fleet']} for {_money(answer['price'])} an hour: "
-            f"the cheapest{others} that {meets} the SLO{probably}."
+            f"Use {plural(answer['fleet.replicas'], 'replica')}{_and_full(record.full_replicas)}{gpus} of "
+            f"{answer['fleet']} for {_money(answer['price'])} an hour{others}"
         )
-    phrase = capital(read.phrase(answer))
+    phrase = read.phrase(answer, " and ")
     if read.mix_price is not None:
-        return f"{phrase} for {_money(read.mix_price)} an hour: the cheapest mix that {meets} the SLO{probably}."
+        return f"Use {phrase} for {_money(read.mix_price)} an hour, the cheapest mix"
     if record.question.get("values"):
-        return f"{phrase} is the first of {record.candidates} that {meets} the SLO{probably}."
-    most = record.direction == "maximize"
-    several = phrase[0].isdigit() and phrase.split()[0] != "1"
-    if not record.certain and most:
-        return f"{phrase} certainly {'meet' if several else 'meets'} the SLO{probably}."
-    if not record.certain:
-        return f"{phrase} {'are' if several else 'is'} certainly enough{probably}."
-    if most:
-        what = "are the most that meet" if several else "is the largest that meets"
-        return f"{phrase} {what} the SLO{_of_range(read)}."
-    return f"{phrase} {'are' if several else 'is'} enough: the smallest that meets the SLO{_of_range(read)}."
+        return f"Use {phrase}, the first of {record.candidates} that meets the SLO"
+    if record.direction == "maximize":
+        several = phrase[0].isdigit() and phrase.split()[0] != "1"
+        most = "are the most that meet" if several else "is the largest that meets"
+        if not record.certain:
+            most = f"certainly {'meet' if several else 'meets'}"
+        return f"{capital(phrase)} {most} the SLO"
+    return f"Use {phrase}"
+
+
+def _setting(read: PlanReading) -> str:
+    """Return what to set, key by key."""
+    record = read.record
+    if not read.feasible:
+        return ""
+    keys = [*record.keys] if not record.fleets else ["fleet", "fleet.replicas"]
+    axes = {key: make_axis(key, read.points) for key in keys}
+    named = {key: axis.words if key.startswith("tenants.") else key for key, axis in axes.items()}
+    values = ", ".join(f"{named[key]}: {axis.label(record.answer[key])}" for key, axis in axes.items())
+    return f"{values}. All settings: {RECOMMENDED}{', or the command line below' if record.flags else ''}."
+
+
+def _free_lever(read: PlanReading, rows: Sequence[WhatIfRow]) -> str:
+    """Return which change that costs no GPU helps the recommended design most; empty where none was tried."""
+    name = read.decides()
+    free = [row for row in rows if row.group in ("router", "eviction") or "cache.host.slots" in row.set]
+    known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
+    better = [(label, found) for label, found in known if found.word == BETTER and found.other is not None]
+    if not known or not read.feasible:
+        return ""
+    if not better:
+        return f"No other router, eviction or copies in host memory clearly improve {metric_words(name)}."
+    label, found = min(better, key=lambda pair: pair[1].other or 0.0)
+    return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:
@@ -161,13 +190,6 @@ def _graded(read: PlanReading, grade: GradeRecord) -> str:
 
 def _and_full(count: int) -> str:
     return f" and {count} for full models" if count else ""
-
-
-def _of_range(read: PlanReading) -> str:
-    if len(read.record.ranges) != 1:
-        return ""
-    ((key, (*_, count)),) = read.record.ranges.items()
-    return f", of {count} values {_from_to(read, key)}"
 
 
 def _range_words(read: PlanReading) -> str:
@@ -194,12 +216,16 @@ def _money(amount: float) -> str:
 def _details(read: PlanReading) -> list[str]:
     record, chosen = read.record, read.chosen
     said = []
+    if read.feasible and record.certain and len(record.ranges) == 1 and not record.fleets:
+        ((key, (*_, count)),) = record.ranges.items()
+        most = "largest" if record.direction == "maximize" else "smallest"
+        said.append(f"It is the {most} of {count} values {_from_to(read, key)} that meets the SLO.")
     where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
     phrases = [_term(read, chosen, name) for name in read.terms]
     if read.feasible or len(phrases) > 1:
         said.append(f"{where}, {'; '.join(phrases)}.")
     if any(tenant.slo for tenant in chosen.tenants):
-        decides = read.deciding_tenant()
+        decides = split_term(read.decides())[0]
         said.append(
             f"The SLO of {decides} decides." if decides else "The SLO of the fleet decides, not those of its tenants."
         )
@@ -303,8 +329,7 @@ def _next_step(read: PlanReading) -> str:
     """Say what one step of safety gives, unless it changes too little to mention."""
     if read.beyond is None or not read.feasible:
         return ""
-    lost = read.missed(read.edge) if read.edge is not None else []
-    name = lost[0] if lost else read.tightest()
+    name = read.decides()
     here, there = (_metric(point, name).value for point in (read.chosen, read.beyond))
     again = [n for n, target in read.terms.items() if term_verdict(read.beyond, n, target) == NOT_MET]
     if here is None or there is None or (there >= here * (1 - _GAIN) and not again):

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.verdicts import main_metric
 from reports.axes import make_axis
-from reports.document import Code, File, Heading, Note, Opening, Part, Report, Section
+from reports.document import Code, File, Note, Opening, Report, Section
 from reports.formatting import likelihood, metric_words, percent, read_terms, show
 from reports.table import Table
 from reports.text.setup_text import setup_line
+from sim.results.slo_terms import split_term
 from sim.results.verdict import MET, NOT_MET, verdict_word
 from sim.studies.plan.effects import tornado_chart, what_if_table
 from sim.studies.plan.findings import RECOMMENDED, PlanReading, confidence_of, plan_answer
-from sim.studies.run.report import points_report
+from sim.studies.run.report import further_findings, points_report
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -28,6 +29,7 @@ _P = "p is the probability of meeting the SLO."
 def plan_report(data: RunData) -> Report:
     """Return the report of a finished plan."""
     read, answer = PlanReading(data), plan_answer(data)
+    record, also = read.record, read.record.flags and read.record.beyond_flags
     names = list(dict.fromkeys([*read.terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
     effects = what_if_table(data.what_if, names)
     return points_report(
@@ -38,7 +40,8 @@ def plan_report(data: RunData) -> Report:
         study=Section(
             "plan",
             "How was it found, and what would change it?",
-            *_flags(read),
+            Note(record.no_flags),
+            Note(f"In addition to the command: {'; '.join(record.beyond_flags)}.") if also else None,
             frontier_table(read),
             effects,
             search_table(read),
@@ -70,7 +73,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
         "probable": record.probable.to_json() if record.probable is not None else {},
         "frontier": [each.to_json() for each in record.frontier],
         "best": chosen.set,
-        **({"decides": read.deciding_tenant()} if any(each.slo for each in chosen.tenants) else {}),
+        **({"decides": split_term(read.decides())[0]} if any(each.slo for each in chosen.tenants) else {}),
         "reason": reason,
         "flags": record.flags,
         "no_flags": record.no_flags,
@@ -81,11 +84,9 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
 
 
 def _terminal(read: PlanReading, answer: Answer, tables: list[Table | None], name: str) -> list[str | Table | Opening]:
-    sentences = (setup_line([read.chosen]), *answer.details, answer.binding_sentence, answer.headroom)
     return [
         Opening(f"{name}: {answer.headline}", MET if read.feasible else NOT_MET),
-        *(f"  {sentence}" for sentence in sentences if sentence),
-        f"  {answer.trust.sentence}",
+        *(f"  {sentence}" for sentence in (setup_line([read.chosen]), *further_findings(answer))),
         *(part for table in tables if table is not None for part in ("", table)),
     ]
 
@@ -97,16 +98,6 @@ def _closing(read: PlanReading) -> list[str | Code]:
         found += [Code(line, engine) for engine, line in record.flags.items()]
         found += [f"flags     {record.no_flags}"] if record.no_flags else []
         found += [f"also set  {'; '.join(record.beyond_flags)}"] if record.flags and record.beyond_flags else []
-    return found
-
-
-def _flags(read: PlanReading) -> list[Part]:
-    record, found = read.record, list[Part]()
-    for engine, line in record.flags.items():
-        found += [Heading(f"{engine} with these settings, for each replica"), Code(line, f"Command for {engine}")]
-    found.append(Note(record.no_flags))
-    if record.flags and record.beyond_flags:
-        found.append(Note(f"In addition to these settings: {'; '.join(record.beyond_flags)}."))
     return found
 
 

@@ -36,6 +36,9 @@ from sim.studies.plan.screen import screen
 from sim.studies.plan.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 
+_WAITING = 0.05
+"""Share of the latency that is waiting for adapters, from which other routers and caches are tried."""
+
 
 @dataclass(frozen=True)
 class PlanOutcome:
@@ -115,11 +118,17 @@ def make_plan(
         )
         if headroom:
             _keep_headroom(store, chosen)
-        if and_what_if:
-            rows, requests = what_if(chosen.loaded, store, execution)
+        assert chosen.point is not None, "it was evaluated"
+        if and_what_if or (chosen.world.replicas > 1 and _waits_for_adapters(chosen.point)):
+            rows, requests = what_if(chosen.loaded, store, execution, free=not and_what_if)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
-    assert chosen.point is not None, "it was evaluated"
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
+
+
+def _waits_for_adapters(point: Point) -> bool:
+    """Return whether a router, an eviction or more copies could help: requests wait for adapters."""
+    waits = point.breakdown.get("loader_queue_s", 0.0) + point.breakdown.get("load_s", 0.0)
+    return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 
 
 def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:

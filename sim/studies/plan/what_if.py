@@ -234,6 +234,8 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
             )
 
 
+_FEW_RUNS = 2
+"""Replications in which levers that cost nothing are tried."""
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 """Metrics that every what-if reports, in addition to those of the SLO."""
 COSTS = ("usd_per_m_tokens",)
@@ -258,13 +260,20 @@ class ChangedDesign:
     point: Point | None = None
 
 
-def what_if(loaded: LoadedScenario, store: RunStore, execution: Execution) -> tuple[list[WhatIfRow], int]:
+def what_if(
+    loaded: LoadedScenario, store: RunStore, execution: Execution, *, free: bool = False
+) -> tuple[list[WhatIfRow], int]:
     """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
     :param loaded: the design that every change starts from.
     :param store: keeps points, so that an interrupted what-if resumes.
+    :param free: try only what costs no GPU, in few runs: other routers, evictions, copies in host memory.
     """
     found = changes(build(loaded.scenario))
+    if free:
+        found = [each for each in found if each.group in ("router", "eviction") or "cache.host.slots" in each.set]
+        replications = min(loaded.scenario.run.replications, _FEW_RUNS)
+        loaded = loaded.with_values({"run.replications": replications})
     evaluated = try_changes(loaded, found, store, execution)
     requests = sum(int(each.point.cost["requests"]) for each in evaluated if each.point is not None)
     return rows_of(loaded, evaluated), requests

@@ -11,15 +11,24 @@ from enum import IntEnum, auto
 
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import metric_words, show
-from reports.text.headroom_text import fails_today, headroom_sentences, headroom_words
-from reports.text.limit_text import Evidence, limit_sentence, limit_words, limits, overload_words
+from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
+from reports.text.limit_text import (
+    Evidence,
+    limit_line,
+    limit_sentence,
+    limit_words,
+    limits,
+    overload_words,
+    remedy_words,
+)
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
-from reports.text.setup_text import cost_sentences
+from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.point import Point
 from sim.results.run_directory.study_records import Headroom
 from sim.results.slo_terms import with_tenants
 from sim.results.verdict import (
+    MET,
     NO_SLO,
     NOT_MET,
     PROBABLY_NOT,
@@ -49,7 +58,7 @@ class Answer:
     :ivar binding_sentence: why, with numbers.
     :ivar headroom: at what multiple of the traffic the SLO fails; empty where that was not simulated.
     :ivar trust: how sure it is, and how well its numbers are known.
-    :ivar headroom_words: the headroom in a few words.
+    :ivar setting: what to set; ``first_limit``: what breaks first, and when; ``bill``: what it takes.
     """
 
     headline: str
@@ -59,7 +68,14 @@ class Answer:
     binding_sentence: str
     headroom: str
     trust: Trust
-    headroom_words: str = ""
+    setting: str
+    first_limit: str
+    bill: str
+
+    def short(self) -> list[tuple[str, str]]:
+        """Return what follows the headline in the short answer: label and sentences."""
+        said = [("Set", self.setting), ("First limit", self.first_limit), ("Bill", self.bill)]
+        return [line for line in (*said, ("Trust", self.trust.sentence)) if line[1]]
 
 
 class Rank(IntEnum):
@@ -102,7 +118,8 @@ def _verdict(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[
     deciding = deciding_term(point, slo_terms, found)
     target = with_tenants(slo_terms, point)[deciding]
     alone = len(whose_slo(point, slo_terms, deciding)) == 1  # the opening names the tenant
-    said = term_sentence(point, deciding, target, its=alone)
+    sure = grade(met_probability(point, with_tenants(slo_terms, point))) in (MET, NOT_MET)
+    said = term_sentence(point, deciding, target, its=alone, bounds=not sure)
     return f"{start}{verdict_opening(point, slo_terms, deciding)}: {said}.", deciding
 
 
@@ -174,14 +191,20 @@ def answer(
             Rank.COST: cost_sentences(point, None if headroom is None else headroom.load),
         }
     )
-    missed_today = graded in (NOT_MET, PROBABLY_NOT)
+    missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
+    remedy = "" if changed and binding.evidence is Evidence.NOTHING else remedy_words(binding, point)
+    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: "Open, until more requests are simulated."}.get(found)
+    if setting is None or graded == PROBABLY_NOT:
+        setting = f"{capital(remedy)}." if remedy else ""
     return Answer(
         headline,
         details,
         found,
         limit_words(binding),
-        limit_sentence(binding, point),
+        why,
         headroom_sentences(headroom, missed_today=missed_today, cold=cold),
         find_trust(point, terms, assumed=assumed),
-        headroom_words(headroom, missed_today=missed_today),
+        setting,
+        first_limit(headroom, limit_line(point), missed_today=missed_today),
+        bill(point),
     )

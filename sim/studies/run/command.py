@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.help import RESULTS, SIMULATE
+from sim.cli.help import SIMULATE
 from sim.cli.options import (
+    AllOption,
     CheckOption,
     DeployableOptions,
     NoHeadroomOption,
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 @takes(DeployableOptions)
 def run(
     options: DeployableOptions,
-    all_: Annotated[
-        bool, typer.Option("--all", help="Print every metric, not only the main ones.", rich_help_panel=RESULTS)
-    ] = False,
+    all_: AllOption = False,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
     no_headroom: NoHeadroomOption = False,
@@ -64,6 +63,7 @@ def sweep(
             rich_help_panel=SIMULATE,
         ),
     ] = None,
+    all_: AllOption = False,
     check: CheckOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -77,7 +77,7 @@ def sweep(
     loaded = options.load(check_points=not axes)
     _check_slo(loaded, check)
     results = _simulate(options, loaded, grid(loaded, axes), overwrite=overwrite)
-    _print(options, results)
+    _print(options, results, every=all_)
     _end(options, loaded, results, check)
 
 
@@ -96,15 +96,15 @@ def _simulate(options: StudyOptions, loaded: LoadedScenario, sets: list[dict[str
     return simulated(loaded, sets, folder, options.executing(lines=len(sets) > 1), **how)
 
 
-def _print(options: StudyOptions, results: Results, *, every: bool = False) -> None:
+def _print(options: StudyOptions, results: Results, *, every: bool) -> None:
     """Print the answer, and write the report if the folder lacks it."""
     from reports.render.html import current_page
     from sim.results.run_directory.store import blamed_on
 
     with blamed_on(results.path) if results.reused else nullcontext():  # points of this run are what we write
         current = results.unchanged and current_page(results.path)
-        document = results.document(every=every)
-        finish(document, results.path, as_json=options.json, quiet=options.quiet, current=current)
+        document = results.document()
+        finish(document, results.path, as_json=options.json, quiet=options.quiet, every=every, current=current)
 
 
 def _end(options: StudyOptions, loaded: LoadedScenario, results: Results, check: bool) -> None:

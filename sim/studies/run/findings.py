@@ -11,9 +11,9 @@ from reports.answers.points import is_changed
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.formatting import metric_words
-from reports.text.limit_text import limit_sentence, limit_words, limits
+from reports.text.limit_text import limit_line, limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
-from reports.text.setup_text import cheapest_sentence
+from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import metric_of, with_tenants
@@ -262,7 +262,19 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}",
         "",
         replace(trust, choice=f"At {point_words(focus, axes)}: {_lower(trust.choice)}"),
+        _setting(focus, axes, slo_terms),
+        limit_line(worst, f", at {point_words(worst, axes)}"),
+        bill(focus),
     )
+
+
+def _setting(focus: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
+    """Return what to set for the point to choose; of traffic there is nothing to set."""
+    chosen = {axis.key: axis.point_label(focus) for axis in axes if axis.key.rsplit(".", 1)[-1] not in _DEMANDED}
+    values = ", ".join(f"{key}: {label}" for key, label in chosen.items())
+    if not values:
+        return "No change." if verdict(focus, slo_terms) == MET else ""
+    return f"{values}{'' if verdict(focus, slo_terms) in (MET, NO_SLO) else ', the nearest to the SLO'}."
 
 
 def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:

@@ -31,6 +31,7 @@ from reports.tables import metric_tables
 from reports.tables.slice_tables import (
     base_model_table,
     groups_table,
+    memory_table,
     money_table,
     pools_table,
     replicas_table,
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from sim.results.run_directory.study_records import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
-FIRST = 4
-"""Statements in the box of the answer; the others stand below it."""
 
 
 def run_answer(run: RunData) -> Answer:
@@ -86,11 +85,8 @@ def point_answer(
     return answer(point, terms, assumed=assumed, cold=cold, headroom=headroom)
 
 
-def run_report(run: RunData, *, every: bool = False) -> Report:
-    """Return what a run or a sweep found, so far.
-
-    :param every: whether a terminal shows every metric of a run, not the main ones.
-    """
+def run_report(run: RunData) -> Report:
+    """Return what a run or a sweep found, so far."""
     if not run.points:
         return unfinished_report(run)
     found = run_answer(run)
@@ -99,7 +95,7 @@ def run_report(run: RunData, *, every: bool = False) -> Report:
         run,
         found,
         data=summary_json(str(run.manifest.get("name", "run")), run.points, run.headroom),
-        terminal=_terminal(run, found, every=every),
+        terminal=_terminal(run, found),
         files=[File(name, None, "tables") for name in (*tables, "requests.parquet")],
     )
 
@@ -123,7 +119,6 @@ def points_report(
     badge: tuple[str, str, str] | None = None,
     study: Section | None = None,
     tornado: Chart | None = None,
-    facts_of: str = "",
     **more: Any,
 ) -> Report:
     """Return the report of a run of any kind: its answer, and what is shown at the point that this is about.
@@ -131,7 +126,6 @@ def points_report(
     :param focus: the point of a plan's answer; all others are designs that it chose from.
     :param badge: mark, words and style of the verdict, if it isn't that on the points.
     :param study: what else was asked, shown below the answer; ``tornado``: what single changes do.
-    :param facts_of: when the facts of the answer hold, in words.
     :param more: what else the report has, or has in place of what it would.
     """
     points, terms, planned = run.points, read_terms(run.slo), focus is not None
@@ -145,13 +139,13 @@ def points_report(
         charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(run.manifest))
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
         charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
-        results = _sections(points, axes, terms, focus, shown, charts, further=found.details[FIRST:])
+        results = _sections(points, axes, terms, focus, shown, charts, further=further_findings(found))
         return [results[0], *([study] if study is not None else []), *results[1:], *_behind(run)]
 
     known: dict[str, Any] = {
         "setup": setup_line(shown),
         "swept": Markup("{}: {}").format("Searched" if planned else "Swept", swept) if axes else "",
-        **answer_box(found, badge or verdict_badge(points, terms, found.verdict), slo_words(terms, points), facts_of),
+        **answer_box(found, badge or verdict_badge(points, terms, found.verdict), slo_words(terms, points)),
         "tiles": metric_tables.make_tiles(focus, terms),
         "where": where,
         "sections": sections,
@@ -159,22 +153,25 @@ def points_report(
     return Report(**{**_about(run), **known, **more})
 
 
-def answer_box(found: Answer, badge: tuple[str, str, str], slo: Sequence[str], facts_of: str = "") -> dict[str, Any]:
-    """Return what the box of an answer shows, by the names that a ``Report`` has for it.
+def answer_box(found: Answer, badge: tuple[str, str, str], slo: Sequence[str]) -> dict[str, Any]:
+    """Return what the box of an answer shows, by the names that a ``Report`` has for it: the short answer.
 
-    :param slo: the terms of the SLO in words; ``facts_of``: when the facts hold, in words.
+    :param slo: the terms of the SLO in words.
     """
-    facts = [
-        (f"What limits it{facts_of}", _upper(found.binding), found.binding_sentence),
-        (f"Headroom{facts_of}", found.headroom_words, found.headroom),
-        (f"Trust{facts_of}", _upper(found.trust.words), found.trust.sentence),
-    ]
+    short = found.short()
     return {
         "verdict": (*badge, " · ".join(slo)),
         "headline": found.headline,
-        "statements": found.details[:FIRST],
-        "facts": [fact for fact in facts if fact[2]],
+        "short": short,
+        "statements": (),
+        "facts": [(label, "", text) for label, text in short],
+        "closing": (),
     }
+
+
+def further_findings(found: Answer) -> list[str]:
+    """Return what an answer has to say besides its short form."""
+    return [*filter(None, (found.binding_sentence, found.headroom)), *found.details]
 
 
 def _about(run: RunData) -> dict[str, Any]:
@@ -197,17 +194,16 @@ def _about(run: RunData) -> dict[str, Any]:
     }
 
 
-def _terminal(run: RunData, found: Answer, *, every: bool) -> list[str | Table | Opening]:
+def _terminal(run: RunData, found: Answer) -> list[str | Table | Opening]:
     """Return the answer, and the tables that a terminal has room for."""
     points, terms = run.points, Slo.model_validate(run.slo or {}).terms()  # columns in the order of the reference
     axes = make_axes(points)
     single = points[0] if len(points) == 1 else None
     judged = None if single is None or has_clear_impact(single) else verdict(single, terms)  # else all would seem well
-    sentences = [found.binding_sentence, found.headroom, *found.details, metric_tables.traffic_sentence(points)]
+    sentences = (setup_line(points), *further_findings(found), metric_tables.traffic_sentence(points))
     parts: list[str | Table | Opening] = [
         Opening(f"{run.manifest.get('name', 'run')}: {found.headline}", None if judged == NO_SLO else judged),
-        *(f"  {sentence}" for sentence in (setup_line(points), *sentences) if sentence),
-        f"  {found.trust.sentence}",
+        *(f"  {sentence}" for sentence in sentences if sentence),
         "",
     ]
     if single is None:
@@ -215,8 +211,7 @@ def _terminal(run: RunData, found: Answer, *, every: bool) -> list[str | Table |
         table = metric_tables.terminal_table(points, axes, terms)
         parts.append(table if matrix is None else replace(matrix, unmarked=table))
     else:
-        load = None if run.headroom is None else run.headroom.load
-        parts.append(metric_tables.metrics_table(single) if every else metric_tables.grouped_table(single, terms, load))
+        parts.append(metric_tables.metrics_table(single))
     some = () if single is None else (base_model_table(single), pools_table(single, ""))
     tables = (*some, tenants_table(points, axes), money_table(points, axes))
     return parts + [part for table in tables if table for part in ("", table.caption, table)]
@@ -261,7 +256,9 @@ def _sections(
             "metrics",
             "All numbers",
             every,
-            Columns([metric_tables.capacity_table(focus)], [metric_tables.traffic_table(focus)]),
+            Columns(
+                [metric_tables.capacity_table(focus), memory_table(focus.setup)], [metric_tables.traffic_table(focus)]
+            ),
             listed="All numbers",
         ),
     ]
@@ -349,10 +346,6 @@ def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
 def _swept(axis: Axis) -> str:
     key = Markup(" <code>{}</code>").format(axis.key) if axis.words != axis.key else ""
     return Markup("{}{}, {} values").format(axis.words, key, len(axis.values))
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _warnings(points: Sequence[Point]) -> list[str]:

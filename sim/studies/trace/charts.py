@@ -46,7 +46,7 @@ class SlotLine:
 
     :ivar label: in the legend.
     :ivar series: 1 to 6: the colour.
-    :ivar style: as matplotlib has it: ``-``, ``--``, ``:``.
+    :ivar style: as ``Axes.plot`` takes it: ``-``, ``--``, ``:``.
     :ivar marker: at each point; empty for none.
     """
 

@@ -27,6 +27,8 @@ OFF = 0.15
 _MOST_NAMED = 3
 _FEW_MISS = 0.2
 """Miss ratio up to which few requests miss."""
+_FEW_TOGETHER = 1.6
+"""Requests of a session, on average, up to which there are none to see where less than one is active at a time."""
 _CORRELATED = 0.1
 """Correlation of lengths from which it is one."""
 _BETWEEN_ADAPTERS = 0.05
@@ -80,7 +82,7 @@ def _main_finding(facts: TraceFacts) -> str:
     # Chance variation of either order: three standard errors of a share.
     chance = 3 * math.sqrt(max(shuffled * (1 - shuffled), 0.0) / facts.requests)
     if abs(shuffled - real) <= max(GAP, chance):
-        return f"{start}, shuffled {about(shuffled)}: their order matters little to the cache."
+        return f"{start}, and {about(shuffled)} when shuffled: users do not come in sessions."
     if real > shuffled:
         effect = "the order hurts: adapters return just after they were evicted"
     else:
@@ -188,15 +190,13 @@ def _session_words(facts: TraceFacts) -> str:
     sessions = facts.sessions
     if sessions is None or facts.curve is None or facts.adapters < 2 or not facts.span_s > 0:
         return ""
-    requests = f"{number(sessions.requests_mean)} requests"
-    if sessions.pause_s is None:
-        text = f"{number(sessions.at_a_time)} sessions of {requests} are active at a time."
-    else:
-        text = (
-            f"With pauses of an adapter up to {human_seconds(sessions.pause_s)}, sessions have {requests}, and "
-            f"{number(sessions.at_a_time)} are active at a time."
-        )
-    return f"{text} {_gain_words(facts.curve)}"
+    if sessions.requests_mean < _FEW_TOGETHER and sessions.at_a_time < 1:
+        return f"No sessions of users can be seen. {_gain_words(facts.curve)}"
+    pauses = "" if sessions.pause_s is None else f" with pauses up to {human_seconds(sessions.pause_s)}"
+    return (
+        f"{number(sessions.at_a_time)} sessions of {number(sessions.requests_mean)} requests{pauses} are active at a "
+        f"time. {_gain_words(facts.curve)}"
+    )
 
 
 def _gain_words(curve: MissCurve) -> str:

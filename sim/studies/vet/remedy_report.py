@@ -58,7 +58,6 @@ def remedies_report(data: RunData) -> Report:
             listed="Remedies",
         ),
         tornado=tornado_chart(rows, main_metric(data.points[:1], read_terms(data.slo)), "as it is", width),
-        facts_of=" today",
         where=" as it is",
     )
 
@@ -74,7 +73,8 @@ def cures_answer(data: RunData) -> Answer:
     phrases = [_in_short(found[:2][-1], data.points[0], terms) for found in by_title.values()]
     headline = _in_short(rows[0], data.points[0], terms)
     phrases = [sentence for sentence in phrases if sentence != headline]
-    return replace(said, headline=headline, details=[*found_sentences(data.manifest["cures"]["vetted"]), *phrases])
+    details = [*found_sentences(data.manifest["cures"]["vetted"]), *phrases]
+    return replace(said, headline=headline, details=details, setting="")
 
 
 def badge(data: RunData) -> tuple[str, str, str]:

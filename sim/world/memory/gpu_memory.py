@@ -291,7 +291,7 @@ def memory_use(pool: Pool) -> MemoryUse | None:
     taken = 0 if gpu.unified else gpu.size or 0
     copies, copied_bytes = host_copies(pool)
     return MemoryUse(
-        pool=pool.name,
+        replicas=pool.replicas,
         weights=profile.memory.weights_bytes,
         engine=profile.memory.overhead_bytes,
         slots=slots,
