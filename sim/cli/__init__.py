@@ -29,7 +29,6 @@ ANSWER, SCENARIOS, OBSERVE, COSTS = (
     "Traces and adapters of yours",
     "Costs of a GPU, a model and an engine",
 )
-"""Groups of commands in ``--help``."""
 
 _INSPECT, _VET, _COSTS = "sim.cli.commands.inspect_commands", "sim.studies.vet.command", "calibrate.command"
 _COMMANDS = {
@@ -49,16 +48,12 @@ _COMMANDS = {
     "vet": (OBSERVE, _VET),
     "fidelity": (COSTS, "sim.studies.fidelity.command"),
 }
-"""Each command's group and module, in the order of ``--help``."""
+"""Each command's group and module, in the order of ``--help``; those of ``_GROUPS`` have commands of their own."""
 _GROUPS = {"scenarios": (SCENARIOS, _INSPECT), "profiles": (COSTS, _COSTS), "calibrate": (COSTS, _COSTS)}
-"""The same for those that have commands of their own, which their module has as ``GROUPS``."""
 
 
 def make_app(only: str = "") -> typer.Typer:
-    """Return the command line.
-
-    :param only: the one command that is needed; every other module stays unread. Empty or unknown: all.
-    """
+    """Return the command line, with the one command that is needed; with all, if there is no such one."""
     app = typer.Typer(
         name="loraplan",
         cls=GroupHelp,

@@ -187,8 +187,8 @@ def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContex
 def say_timing(taken: Taken) -> None:
     """Print to stderr where the time of a command went: longest first, of workers included."""
     message(f"{'stage':18}{'seconds':>10}{'CPU s':>10}{'of workers':>12}", quiet=False)
-    total = [sum(each) for each in zip(*taken.values(), strict=True)]
-    for name, (wall_s, cpu_s, workers_s) in [*sorted(taken.items(), key=lambda row: -sum(row[1][1:])), ("all", total)]:
+    taken = {**taken, "all": [sum(each) for each in zip(*taken.values(), strict=True)]}
+    for name, (wall_s, cpu_s, workers_s) in sorted(taken.items(), key=lambda row: (row[0] == "all", -sum(row[1][1:]))):
         message(f"{name:18}{wall_s:10.3f}{cpu_s:10.3f}{workers_s:12.3f}", quiet=False)
 
 

@@ -104,4 +104,3 @@ GROUPS = {
         {"list": list_scenarios, "copy": copy_bundled},
     )
 }
-"""Groups of commands by name: what a group's help says, and its commands by name."""
