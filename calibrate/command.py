@@ -194,7 +194,12 @@ def _show(log: SampleLog, quiet: bool) -> None:
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "profiles": (
         "List, show and build profiles.\n\nExample: loraplan profiles list h100 qwen",
-        {"list": profiles.list_profiles, "show": profiles.show_profile, "build": profiles.build_profile},
+        {
+            "list": profiles.list_profiles,
+            "show": profiles.show_profile,
+            "build": profiles.build_profile,
+            "adjust": profiles.adjust_profile,
+        },
     ),
     "calibrate": (
         "Measure a GPU or a server, and write profiles from the measurements.\n\nExample: loraplan calibrate all "

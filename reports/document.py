@@ -72,7 +72,7 @@ Part = str | Table | Chart | Code | Provenance | Columns
 class Section:
     """A part of a page. One without parts is left out, also of the list of sections at the top.
 
-    :ivar title: empty: it stands right below the answer, a chart on the left and all else beside it.
+    :ivar title: empty: it stands right below the answer, in two columns.
     :ivar parts: what it shows, in order. Charts, and tables among them, stand side by side.
     :ivar listed: its name in that list; empty: it is not in there.
     """

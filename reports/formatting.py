@@ -21,8 +21,14 @@ KEY_WORDS = {
     "workload.arrivals.think": "think time",
     "workload.arrivals.cv": "burstiness (cv of the gaps)",
     "workload.trace.time_scale": "playback speed",
+    "workload.client.time_scale": "times the client's traffic",
+    "workload.client.max_concurrency": "requests at a time",
+    "workload.client.num_prompts": "requests, all at once",
     "workload.popularity.exponent": "Zipf exponent",
     "workload.requests": "requests",
+    "workload.tokens.prompt.mean": "mean prompt length",
+    "workload.tokens.output.mean": "mean output length",
+    "adapters.base_model": "base model",
     "adapters.count": "adapters",
     "adapters.rank": "adapter rank",
     "adapters.size": "adapter size",
@@ -124,6 +130,8 @@ def key_words(key: str) -> str:
     tenant, pool = _OF_TENANT.fullmatch(key), _OF_POOL.fullmatch(key)
     if tenant is not None and not tenant[1].isdigit():
         return f"{_TENANT_WORDS.get(tenant[2], tenant[2].replace('.', ' '))} of {tenant[1]}"
+    if key.startswith("slo."):
+        return f"target of {metric_words(next((n for n in (f'{key[4:]}_s', key[4:]) if n in CATALOGUE), key))}"
     if pool is None:
         return KEY_WORDS.get(key, key)
     own = pool[2] if pool[2].startswith(("cache.", "storage.")) else f"fleet.{pool[2]}"

@@ -190,7 +190,7 @@ def plan(
 
 
 def compare(one: Results | str | Path, other: Results | str | Path) -> ComparisonResults:
-    """Compare two runs: is the second one better?
+    """Compare two runs: is the second one better? Of two plans: what changes in what they recommend?
 
     :param one, other: what ``run``, ``sweep`` or ``plan`` returned, or run directories.
     :raises InputError: if a run can't be read, or no points of the two belong together.
@@ -198,6 +198,11 @@ def compare(one: Results | str | Path, other: Results | str | Path) -> Compariso
     from sim.studies.compare.study import compare_runs
 
     runs = [read_run(each.path if isinstance(each, Results) else Path(each)) for each in (one, other)]
+    if all(run.manifest.get("kind") == "plan" for run in runs):
+        from sim.studies.compare.plans import PlanDiff
+
+        plans = PlanDiff(*runs)
+        return ComparisonResults(plans.comparison, plans)
     return ComparisonResults(compare_runs(*runs))
 
 

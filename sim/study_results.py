@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.document import Report
+    from sim.studies.compare.plans import PlanDiff
     from sim.studies.compare.study import Comparison
     from sim.studies.run.answer import Answer
 
@@ -215,26 +216,26 @@ class ComparisonResults:
     """Two runs side by side, under the same traffic where their scenarios allow it.
 
     :ivar comparison: pairs of points with the difference of every metric.
+    :ivar plans: what changes in what two plans recommend; ``comparison`` is that of these designs.
     """
 
-    def __init__(self, comparison: Comparison) -> None:
-        self.comparison = comparison
+    def __init__(self, comparison: Comparison, plans: PlanDiff | None = None) -> None:
+        self.comparison, self.plans = comparison, plans
 
     @property
     def answer(self) -> str:
-        """Whether the second run is better, in one sentence."""
-        from sim.studies.compare.findings import headline
-
-        return headline(self.comparison)
+        """Whether the second run is better, or what changes in what is recommended, in one sentence."""
+        return self.document().headline
 
     def document(self, command: str = "") -> Report:
         """Return the report as a value: what the terminal prints, and what the page shows.
 
         :param command: the command that makes it again.
         """
+        from sim.studies.compare.plans import plans_report
         from sim.studies.compare.report import compare_report
 
-        return compare_report(self.comparison, command)
+        return compare_report(self.comparison, command) if self.plans is None else plans_report(self.plans, command)
 
     @property
     def differences(self) -> pd.DataFrame:

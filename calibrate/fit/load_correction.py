@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ _BY_DECODE = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")
 _BY_FIRST = ("ttft_p50_s", "ttft_mean_s")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MeasuredLoad:
     """A server under one load.
 
@@ -146,7 +147,9 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
         with_fixed = max(running) >= _APART * max(min(running), 1e-9)
 
     def residuals(x: Floats) -> Floats:
-        found = _predicted(profile, loads, float(math.exp(x[0])), float(x[1]) if with_fixed else None, float(x[-1]))
+        step = scaled_step(profile.step, math.exp(x[0]), float(x[1]) if with_fixed else None)
+        costs, front_end_s = Draw(step=step, load=profile.load), float(x[-1])
+        found = predicted_targets(targets, lambda world: world.with_costs(costs).behind(front_end_s))
         return np.array(
             [math.log(found[load.name, name] / load.measured[name]) / load.deviation(name) for load, name in targets]
         )
@@ -158,7 +161,10 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     front_end_step_s = max(blur_s, 5e-4)
     steps = [0.03, max(0.05 * fixed_s, 1e-4), front_end_step_s] if with_fixed else [0.03, front_end_step_s]
     before = residuals(np.array(begin))
-    solution, after, slopes = _solved(residuals, np.array(begin), np.array(steps))
+    # All unknowns but the first, a logarithm, are 0 or more.
+    low, high = np.zeros(len(begin)), np.full(len(begin), np.inf)
+    low[0], high[0] = -_MOST_LOG, _MOST_LOG
+    solution, after, slopes = solved(residuals, np.array(begin), np.array(steps), low, high)
     scaled, free = slopes * steps, len(after) - len(steps)
     # With as many unknowns as values, the covariance comes from the deviations alone.
     excess = max(1.0, float(after @ after) / free) if free > 0 else 1.0
@@ -190,22 +196,19 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     )
 
 
-def _solved(residuals: Callable[[Floats], Floats], begin: Floats, steps: Floats) -> tuple[Floats, Floats, Floats]:
+def solved(
+    residuals: Callable[[Floats], Floats], begin: Floats, steps: Floats, low: Floats, high: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Return the solution, its residuals, and their slopes; by Gauss-Newton with steps that are halved if they fail.
 
-    Slopes are differences over ``steps``, which are so wide that the jumps of a simulation don't show. All unknowns but
-    the first, a logarithm, are 0 or more.
+    Slopes are differences over ``steps``, which are so wide that the jumps of a simulation don't show.
     """
-
-    def bounded(x: Floats) -> Floats:
-        return np.concatenate([np.clip(x[:1], -_MOST_LOG, _MOST_LOG), np.maximum(x[1:], 0.0)])
-
     x, found = begin, residuals(begin)
     slopes = _slopes(residuals, x, found, steps)
     for _ in range(_ROUNDS):
         change = -np.linalg.lstsq(slopes * steps, found, rcond=1e-6)[0] * steps
         for _ in range(_HALVINGS):
-            tried = bounded(x + change)
+            tried = np.clip(x + change, low, high)
             there = residuals(tried)
             if there @ there < found @ found:
                 break
@@ -244,15 +247,14 @@ def _blur_s(loads: Sequence[MeasuredLoad]) -> float:
     return min(steps_s)
 
 
-def _predicted(
-    profile: Profile, loads: Sequence[MeasuredLoad], factor: float, fixed_s: float | None, front_end_s: float
+def predicted_targets(
+    targets: Sequence[tuple[MeasuredLoad, str]], changed: Callable[[World], World]
 ) -> dict[tuple[str, str], float]:
-    costs = Draw(step=scaled_step(profile.step, factor, fixed_s), load=profile.load)
+    """Return what loads measured, by load and metric, as it is simulated in changed worlds."""
     found: dict[tuple[str, str], float] = {}
-    for load in loads:
-        world = load.world.with_costs(costs).behind(front_end_s)
-        values = predicted_values(predict_service(world, SIMULATIONS))
-        found |= {(load.name, name): values[name] for name in load.targets}
+    for load, names in groupby(targets, key=lambda each: each[0]):
+        values = predicted_values(predict_service(changed(load.world), SIMULATIONS))
+        found |= {(load.name, name): values[name] for _, name in names}
     return found
 
 

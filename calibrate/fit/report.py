@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from calibrate.fit.load_correction import FittedNumber, LoadCorrection, MeasuredLoad, correct, corrected_profile
+from calibrate.fit.anchor import Anchored, named_profile
+from calibrate.fit.load_correction import (
+    CheckedTarget,
+    FittedNumber,
+    LoadCorrection,
+    MeasuredLoad,
+    correct,
+    corrected_profile,
+)
 from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE
 from reports.document import Report
 from reports.formatting import measured_value, measured_words
@@ -16,8 +24,9 @@ from sim.results.run_directory.result_files import write_json, write_text
 from sim.spec.profile import HoldOut, Profile
 from sim.studies.fidelity.bench_files import distinct_names
 from sim.studies.fidelity.least_squares import LEFT_OUT
+from sim.studies.profile_listing import tpot_error
 
-_UNEXPLAINED = 0.15
+_UNEXPLAINED, _UNSEEN = 0.15, 0.4
 
 
 def fit_report(profile: Profile, out: Path) -> Report:
@@ -110,20 +119,85 @@ def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out:
     named = dict(zip(distinct_names(files), files, strict=True))
     done = corrected_profile(profile, correction, named, [load.name for load in loads], command)
     write_text(out, done.model_dump_json(indent=2, exclude_none=True) + "\n")
-    checked = [
-        (each, measured_words(each.metric), measured_value(each.metric, each.measured)) for each in correction.checked
-    ]
-    rows = [
-        [each.load, words, measured, f"{each.before:+.1%}", f"{each.after:+.1%}"] for each, words, measured in checked
-    ]
-    table = Table("Before and after", ["run", "", "measured", "error before", "after"], rows)
     return Report(
         kind="calibrate fit",
         name=done.name,
         data={"file": str(out), **_correction_data(done, correction)},
-        terminal=[*_corrected(correction), "", table, "", f"profile  {out}"],
+        terminal=[*_corrected(correction), "", _before_and_after(correction.checked), "", f"profile  {out}"],
         notes=_open_questions(correction),
     )
+
+
+def anchor_report(
+    profile: Profile,
+    anchored: Anchored,
+    loads: Sequence[MeasuredLoad],
+    files: Sequence[Path],
+    out: Path,
+    command: str,
+) -> Report:
+    """Write an anchored profile; return what changed.
+
+    :param profile: as it was.
+    :param files: those among the loads that are files.
+    """
+    named = dict(zip(distinct_names(files), files, strict=True))
+    done = named_profile(profile, anchored, loads, named, command)
+    write_text(out, done.model_dump_json(indent=2, exclude_none=True) + "\n")
+    errors = {"before": tpot_error(profile), "after": tpot_error(done)}
+    widths = " and ".join(f"± {100 * error:.0f} % {when}" for when, error in errors.items() if error is not None)
+    factors = {"decoding": anchored.decode, "prompts": anchored.prompt}
+    takes = {what: _times(factor) for what, factor in factors.items()}
+    unseen = [what for what, times in takes.items() if "?" in times]
+    note = (
+        f"these runs say little about {' and '.join(unseen)}, whose costs stay near the profile: give a run with TPOT "
+        "and TTFT, and prompts of 1,000 tokens or more that are not cached"
+    )
+    return Report(
+        kind="profiles adjust",
+        name=done.name,
+        data={
+            "schema_version": 1,
+            "file": str(out),
+            "profile": done.name,
+            "decode": asdict(anchored.decode),
+            "prompt": asdict(anchored.prompt),
+            "tpot_error": errors,
+            "checked": _checked_data(anchored.checked),
+        },
+        terminal=[
+            "decoding takes {decoding} and prompts take {prompts} times what the profile says (95 %)".format(**takes),
+            "",
+            _before_and_after(anchored.checked),
+            *(["", f"TPOT of 32 sequences with 16 adapters: {widths}"] if widths else []),
+            *("", f"profile  {out}"),
+        ],
+        notes=[*([note] if unseen else []), *_unexplained(anchored.checked)],
+    )
+
+
+def _checked_data(checked: Sequence[CheckedTarget]) -> list[dict[str, Any]]:
+    names = ("run", "metric", "measured", "error_before", "error_after")
+    return [dict(zip(names, astuple(each), strict=True)) for each in checked]
+
+
+def _times(factor: FittedNumber) -> str:
+    half_width = factor.half_width or 0.0
+    return f"{factor.value:.2f} ± {f'{half_width:.2f}' if half_width <= _UNSEEN * factor.value else '?'}"
+
+
+def _before_and_after(checked: Sequence[CheckedTarget]) -> Table:
+    rows = [
+        [
+            each.load,
+            measured_words(each.metric),
+            measured_value(each.metric, each.measured),
+            f"{each.before:+.1%}",
+            f"{each.after:+.1%}",
+        ]
+        for each in checked
+    ]
+    return Table("Before and after", ["run", "", "measured", "error before", "after"], rows)
 
 
 def _corrected(correction: LoadCorrection) -> list[str]:
@@ -152,14 +226,18 @@ def _open_questions(correction: LoadCorrection) -> list[str]:
             "no ± and no calibration interval: the measured values have no standard deviations and no single requests "
             "to derive them from"
         )
-    worst = max(correction.checked, key=lambda each: abs(each.after))
-    if abs(worst.after) > _UNEXPLAINED:
-        notes.append(
-            f"no factor explains this: {measured_words(worst.metric)} of {worst.load} stays off by {worst.after:+.0%}. "
-            "Is the scenario what was measured? Check adapters.count, cache.gpu.slots, prefixes that requests share, "
-            "and whether the server was busy with other work"
-        )
-    return notes
+    return notes + _unexplained(correction.checked)
+
+
+def _unexplained(checked: Sequence[CheckedTarget]) -> list[str]:
+    worst = max(checked, key=lambda each: abs(each.after))
+    if abs(worst.after) <= _UNEXPLAINED:
+        return []
+    return [
+        f"no factor explains this: {measured_words(worst.metric)} of {worst.load} stays off by {worst.after:+.0%}. "
+        "Is the scenario what was measured? Check adapters.count, cache.gpu.slots, prefixes that requests share, "
+        "and whether the server was busy with other work"
+    ]
 
 
 def _correction_data(profile: Profile, correction: LoadCorrection) -> dict[str, Any]:
@@ -170,14 +248,5 @@ def _correction_data(profile: Profile, correction: LoadCorrection) -> dict[str, 
         "factor": asdict(correction.factor),
         "fixed_s": None if fixed is None else asdict(fixed),
         "front_end_s": asdict(correction.front_end_s),
-        "checked": [
-            {
-                "run": each.load,
-                "metric": each.metric,
-                "measured": each.measured,
-                "error_before": each.before,
-                "error_after": each.after,
-            }
-            for each in correction.checked
-        ],
+        "checked": _checked_data(correction.checked),
     }

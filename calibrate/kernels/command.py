@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sim.cli.bench_results import BenchFiles
 from sim.cli.options import JsonOption, QuietOption, complete_profile
-from sim.cli.output import finish, message
+from sim.cli.output import command_line, finish, message
 from sim.errors import InputError, ScenarioError
 
 if TYPE_CHECKING:
     from reports.table import Table
     from sim.spec.profile import Profile
     from sim.studies.profile_listing import ProfileRow
+
+ProfileArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.", autocompletion=complete_profile)
+]
 
 
 def list_profiles(
@@ -72,27 +77,16 @@ def _table(rows: Sequence[ProfileRow]) -> Table:
     return Table("Profiles", head, cells, words=(1, 2, 4, 5), optional=(1, 2, 4))
 
 
-def show_profile(
-    name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="A bundled profile, or the path of one.", autocompletion=complete_profile),
-    ],
-    json: JsonOption = False,
-) -> None:
+def show_profile(name: ProfileArgument, json: JsonOption = False) -> None:
     """Show a profile: its coefficients with units and sources, how it was made, and its errors.
 
     Example: loraplan profiles show h100-64gb/llama-3.1-8b/vllm-0.8.5
     """
     from reports.document import Report
     from reports.table import Table
-    from sim.spec.profile import load_profile
     from sim.studies.profile_listing import coefficients, profile_row
 
-    try:
-        profile, digest = load_profile(name)
-    except ScenarioError as error:
-        error.key = "NAME"
-        raise
+    profile, digest = _named(name)
     row, numbers = profile_row(name, profile), coefficients(profile)
     sources = list(dict.fromkeys(each["source"] for each in numbers))
     cells = [
@@ -121,6 +115,16 @@ def show_profile(
         ],
     )
     finish(report, None, as_json=json, quiet=False)
+
+
+def _named(name: str) -> tuple[Profile, str]:
+    from sim.spec.profile import load_profile
+
+    try:
+        return load_profile(name)
+    except ScenarioError as error:
+        error.key = "NAME"
+        raise
 
 
 def _text(value: Any) -> str:
@@ -241,3 +245,53 @@ def build_profile(
     if not json:
         path = file if file.is_absolute() else f"./{file}"
         message(f"use it: loraplan run quickstart --set fleet.profile={path}", quiet)
+
+
+def adjust_profile(
+    name: ProfileArgument,
+    anchor: Annotated[
+        list[str],
+        typer.Option(
+            metavar="RUN",
+            help="A measured run: a result of vllm bench serve, GuideLLM and the like (.json), or its numbers: "
+            "concurrency=8,prompt=512,output=128 and means such as tpot=30ms,ttft=200ms. Repeatable.",
+        ),
+    ],
+    scenario: Annotated[
+        str | None, typer.Option(help="The server that was measured. Default: one without adapters.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The profile to write. Default: profiles/NAME.json.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Anchor a profile on a few measured numbers of your own card.
+
+    Sets one factor on what decoding takes and one on what prompts take, so that the runs are predicted as they were
+    measured. LoRA's own costs change only with a --scenario that has adapters.
+
+    Example: loraplan profiles adjust l40s/llama-3.1-8b/vllm-0.24.0 --anchor bench.json
+    """
+    from calibrate.fit.anchor import SUFFIX
+    from calibrate.fit.anchor import anchor as anchor_on
+    from calibrate.fit.command import check_profile_target
+    from calibrate.fit.load_correction import MeasuredLoad
+    from calibrate.fit.report import anchor_report
+    from sim.studies.fidelity.bench_files import is_bench_file
+    from sim.studies.fidelity.bench_prediction import bench_world
+
+    before, _ = _named(name)
+    files = [Path(each) for each in anchor if is_bench_file(Path(each))]
+    stated = [each for each in anchor if Path(each) not in files]
+    bench = BenchFiles(files, scenario, name, set_ or (), stated, "--anchor")
+    bench.check_repeats()
+    base = bench.base()
+    loads = [MeasuredLoad(run.name, bench_world(run, base, name), run.measured, run.errors) for run in bench.runs()]
+    file = out or Path("profiles") / f"{before.name.removesuffix(SUFFIX)}{SUFFIX}.json"
+    anchored = anchor_on(before, loads)
+    check_profile_target(file)
+    report = anchor_report(before, anchored, loads, files, file, command_line())
+    finish(report, None, as_json=json, quiet=quiet)

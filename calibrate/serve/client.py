@@ -58,8 +58,8 @@ def plan_requests(scenario: Scenario, traffic: Traffic) -> list[PlannedRequest]:
     if traffic.closed_loop is not None:
         raise ScenarioError(
             "a live run sends requests at given times, not when others are answered",
-            key="workload.arrivals.process",
-            got="closed",
+            key="workload.arrivals.process" if scenario.workload.client is None else "workload.client.max_concurrency",
+            got="closed" if scenario.workload.client is None else traffic.closed_loop.concurrency,
             allowed="a process with a rate",
             hint="such as workload.arrivals: {process: poisson, rate: 2/s}",
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from reference.markdown import linked, table
 
-TAGS = ("law", "process", "kind")
+TAGS = ("law", "process", "kind", "tool")
 """Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
 
 POOLS = "fleet.pools[]"
@@ -19,7 +19,7 @@ _PLAIN = {"integer": "integer", "number": "number", "string": "text", "boolean":
 
 SCENARIO_PAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "workload": (("workload", "adapters", "tenants"), ()),
-    "laws": ((), ("arrivals", "popularity", "prompt", "service")),
+    "laws": ((), ("arrivals", "popularity", "client", "prompt", "service")),
     "fleet": (("fleet",), ()),
     "cache": (("cache", "storage", "router"), ()),
     "run": (("rollouts", "slo", "run", "plan"), ("faults",)),
@@ -27,6 +27,7 @@ SCENARIO_PAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """For each page ``scenario-NAME.md``: the keys whose sections it has, and the laws."""
 
 _LAWS = {
+    "client": "Benchmark clients",
     "arrivals": "Arrival processes",
     "popularity": "Popularity laws",
     "prompt": "Token laws",
@@ -167,6 +168,7 @@ def _value(value: Any) -> str:
 
 
 _PLACES = {
+    "client": "Workload",
     "arrivals": "Workload",
     "popularity": "Workload",
     "service": "Fleet",
@@ -197,5 +199,5 @@ def _law_table(models: dict[str, Any], key: str) -> str:
             for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
                 inner = models[ref]["properties"].items() if ref else ()
                 rows += [["", *_field_row(path, part, item, models[ref], models)] for part, item in inner]
-    first = "kind" if key == "faults" else "law"
+    first = {"faults": "kind", "client": "client"}.get(key, "law")
     return f"## {_LAWS[key]}\n\n" + table([first, "key", "type", "default", "meaning"], rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from reports.axes import Axis
 from reports.charts.svg import COLOURS
 from reports.formatting import percent
+from sim.spec.units import human_seconds
 
 if TYPE_CHECKING:
     from reports.charts.canvas import Axes
@@ -46,6 +47,21 @@ def clock_words(seconds: float, day_s: int) -> str:
     minutes, rest = divmod(round(seconds) + day_s, 60)
     day, minutes = divmod(minutes, 1440)
     return f"{f'day {day + 1} ' if day else ''}{minutes // 60:02}:{minutes % 60:02}{f':{rest:02}' if rest else ''}"
+
+
+def moment_words(seconds: float, day_s: int | None) -> str:
+    """Return a simulated time as the time of day, where the run has one; else since its start."""
+    return human_seconds(seconds) if day_s is None else clock_words(seconds, day_s)
+
+
+def time_ticks(start: float, end: float, day_s: int | None) -> tuple[list[float], list[str]]:
+    """Return round simulated times inside an interval and how they read: times of day, or hours, minutes or seconds."""
+    if day_s is None and end < 600:
+        ticks = nice_linear(start, end, 6)
+        return ticks, [seconds_tick(tick) for tick in ticks]
+    ticks = clock_ticks(start, end, day_s or 0)
+    size, unit = (3600, "h") if end >= 10800 else (60, "min")
+    return ticks, [f"{t / size:,.6g} {unit}" if day_s is None else clock_words(t, day_s) for t in ticks]
 
 
 def count_tick(value: float) -> str:

@@ -187,11 +187,13 @@ class Axes:
         zorder: float = 2.0,
         alpha: float = 1.0,
         transform: Coords = "data",
+        aside: float = 0.0,
         **marks: Any,
     ) -> None:
         """Draw a line through points, markers on them, or both.
 
         :param how: a marker and a line style, such as ``o-``; else both are given by name.
+        :param aside: how far to the right of its place it stands.
         :param marks: of markers: ``markersize``, ``markerfacecolor``, ``markeredgecolor``, ``markeredgewidth``.
         """
         points = list(zip(xs, ys, strict=True))
@@ -204,13 +206,13 @@ class Axes:
             parts = " ".join(short(part * linewidth) for part in dash)
             ends = f"dasharray: {parts}" if dash else f"linecap: {solid_capstyle}"
             look = f"fill: none; stroke: {color}; stroke-width: {linewidth:g}; stroke-{ends}"
-            self._add(zorder, partial(self._path, points, transform), look, alpha, clip=clip_on)
+            self._add(zorder, partial(self._path, points, transform, aside), look, alpha, clip=clip_on)
         if marker and marker != "none":
             face, edge = marks.get("markerfacecolor", color), marks.get("markeredgecolor", color)
             look = f"fill: {face}; stroke: {edge}; stroke-width: {marks.get('markeredgewidth', 1.0):g}"
             half = marks.get("markersize", 5.0) / 2
             for some in [points] if alpha == 1 else [[each] for each in points]:  # marks on each other look darker
-                self._add(zorder, partial(self._marks, some, marker, half, transform), look, alpha, clip=clip_on)
+                self._add(zorder, partial(self._marks, some, marker, half, transform, aside), look, alpha, clip=clip_on)
 
     def fill(
         self,
@@ -380,25 +382,27 @@ class Axes:
         x, y = self._place(at)
         return x, self.figure.bbox.height - y
 
-    def _path(self, points: Iterable[Pair], coords: Coords) -> str:
+    def _path(self, points: Iterable[Pair], coords: Coords, aside: float = 0.0) -> str:
         """Return the path through points: with a gap where one is missing, without those that are hidden by others."""
         parts, last, pen = [], "", "M"
         for x, y in points:
             if not (math.isfinite(x) and math.isfinite(y)):
                 pen = "M"
                 continue
-            at = " ".join(map(short, self._place((x, y), coords)))
+            left, top = self._place((x, y), coords)
+            at = f"{short(left + aside)} {short(top)}"
             if at != last or pen == "M":
                 parts.append(f"{pen}{at}")
             last, pen = at, "L"
         return "".join(parts)
 
-    def _marks(self, points: Iterable[Pair], marker: str, half: float, coords: Coords) -> str:
+    def _marks(self, points: Iterable[Pair], marker: str, half: float, coords: Coords, aside: float) -> str:
         parts = []
         for at in points:
             if not all(map(math.isfinite, at)):
                 continue
             x, y = self._place(at, coords)
+            x += aside
             if marker == "o":
                 size, across = short(half), short(2 * half)
                 arcs = f"a{size} {size} 0 1 0 {across} 0a{size} {size} 0 1 0 -{across} 0z"

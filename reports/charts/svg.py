@@ -16,7 +16,8 @@ from reports.axes import spread
 from reports.charts.canvas import Axes, Box, Figure
 from reports.table import Table
 
-# Values that a chart shows while the pointer is on one of its parts: by CSS alone, so they need no script.
+# Values that a chart shows while the pointer is on one of its parts: by CSS alone inside the chart, and in a box at the
+# pointer or finger where the page's script runs.
 
 _MOST = 120
 """Parts of a chart that have a value to show; of more, evenly spaced ones."""
@@ -29,14 +30,17 @@ class Tip:
     """A part of a chart and what it shows.
 
     :ivar left, top, width, height: of the part, in chart units.
-    :ivar lines: of text; the first names the part.
+    :ivar lines: of text, each with the colour of its series, if it has one; the first names the part. A wide space
+        stands between a name and its value.
+    :ivar rule: where a vertical line marks the place of the values, in chart units.
     """
 
     left: float
     top: float
     width: float
     height: float
-    lines: tuple[str, ...]
+    lines: tuple[tuple[str, str], ...]
+    rule: float | None = None
 
     def svg(self, room: float, tall: float) -> str:
         """Return the part and its hidden text, which stays inside a chart of this width and height."""
@@ -56,22 +60,31 @@ class Tip:
         else:
             first = self.top - _GAP - _LINE * (len(self.lines) - 1)
         spans = "".join(
-            f'<tspan x="{at:.0f}" y="{first + _LINE * i:.0f}">{html.escape(line, quote=False)}</tspan>'
-            for i, line in enumerate(self.lines)
+            f'<tspan class="{_CSS.get(colour, "")[6:-1]}" x="{at:.0f}" y="{first + _LINE * i:.0f}">'
+            f"{html.escape(line, quote=False)}</tspan>"
+            for i, (line, colour) in enumerate(self.lines)
         )
         box = f'x="{self.left:.1f}" y="{self.top:.1f}" width="{self.width:.1f}" height="{self.height:.1f}"'
-        return f'<g class="tip"><rect {box}/><text text-anchor="{anchor}">{spans}</text></g>'
+        spans = spans.replace(' class=""', "")
+        rule = "" if self.rule is None else f'<path d="M{self.rule:.1f} {self.top:.1f}v{self.height:.1f}"/>'
+        return f'<g class="tip"><rect {box}/>{rule}<text text-anchor="{anchor}">{spans}</text></g>'
 
 
-def column_tips(panels: Sequence[Axes], xs: Sequence[float], table: Table) -> list[Tip]:
-    """Return a part for each row of a table: a column through all panels, around its place on the x axis."""
+def column_tips(
+    panels: Sequence[Axes], xs: Sequence[float], table: Table, colours: Sequence[str] = (), most: int = _MOST
+) -> list[Tip]:
+    """Return a part for each row of a table: a column through all panels, around its place on the x axis.
+
+    :param colours: of the series in the columns of the table, after the first.
+    :param most: parts; of more, evenly spaced ones.
+    """
     first, last = panels[0].bbox, panels[-1].bbox
     tall = _height(panels[0])
     places = [float(panels[0].transData.transform((x, 0))[0]) for x in xs]
     top, height = tall - first.y1, first.y1 - last.y0
     return [
-        Tip(low, top, high - low, height, lines)
-        for low, high, lines in _around(places, first.x0, first.x1, lines_of(table))
+        Tip(low, top, high - low, height, lines, at)
+        for low, high, at, lines in _around(places, first.x0, first.x1, lines_of(table, colours), most)
     ]
 
 
@@ -80,7 +93,7 @@ def row_tips(ax: Axes, ys: Sequence[float], table: Table) -> list[Tip]:
     tall = _height(ax)
     places = [tall - float(ax.transData.transform((0, y))[1]) for y in ys]
     found = _around(places, tall - ax.bbox.y1, tall - ax.bbox.y0, lines_of(table))
-    return [Tip(ax.bbox.x0, low, ax.bbox.width, high - low, lines) for low, high, lines in found]
+    return [Tip(ax.bbox.x0, low, ax.bbox.width, high - low, lines) for low, high, _, lines in found]
 
 
 def spot_tips(ax: Axes, marks: Sequence[tuple[float, float]], lines: Sequence[tuple[str, ...]]) -> list[Tip]:
@@ -88,7 +101,9 @@ def spot_tips(ax: Axes, marks: Sequence[tuple[float, float]], lines: Sequence[tu
     tall, found = _height(ax), []
     for (x, y), said in spread(list(zip(marks, lines, strict=True)), 2 * _MOST):
         left, up = ax.transData.transform((x, y))
-        found.append(Tip(float(left) - _SPOT, tall - float(up) - _SPOT, 2 * _SPOT, 2 * _SPOT, said))
+        found.append(
+            Tip(float(left) - _SPOT, tall - float(up) - _SPOT, 2 * _SPOT, 2 * _SPOT, tuple((line, "") for line in said))
+        )
     return found
 
 
@@ -98,14 +113,18 @@ def cell_tips(ax: Axes, lines: Sequence[tuple[tuple[int, int], tuple[str, ...]]]
     for (i, j), said in lines:
         left, low = (float(value) for value in ax.transData.transform((i, j)))
         right, high = (float(value) for value in ax.transData.transform((i + 1, j + 1)))
-        found.append(Tip(left, tall - high, right - left, high - low, said))
+        found.append(Tip(left, tall - high, right - left, high - low, tuple((line, "") for line in said)))
     return found
 
 
-def lines_of(table: Table) -> list[tuple[str, ...]]:
-    """Return what each row of a table says, in lines: its name, then each of its values with its head."""
+def lines_of(table: Table, colours: Sequence[str] = ()) -> list[tuple[tuple[str, str], ...]]:
+    """Return what each row of a table says, in lines: its name, then each of its values with its head; and colours."""
     return [
-        tuple(f"{head} {text}".strip() for head, text in zip(table.head, row, strict=True) if text not in ("", "–"))
+        tuple(
+            (f"{head}\u2002{text}".strip(), colour)
+            for head, text, colour in itertools.zip_longest(table.head, row, ["", *colours], fillvalue="")
+            if text not in ("", "–")
+        )
         for row in table.rows
     ]
 
@@ -115,13 +134,13 @@ def _height(ax: Axes) -> float:
 
 
 def _around(
-    places: Sequence[float], low: float, high: float, lines: Sequence[tuple[str, ...]]
-) -> list[tuple[float, float, tuple[str, ...]]]:
-    """Return each place's share of an interval, half way to its neighbours, in ascending order."""
+    places: Sequence[float], low: float, high: float, lines: Sequence[tuple[tuple[str, str], ...]], most: int = _MOST
+) -> list[tuple[float, float, float, tuple[tuple[str, str], ...]]]:
+    """Return each place's share of an interval, half way to its neighbours, in ascending order, and the place."""
     known = [pair for pair in zip(places, lines, strict=True) if low - 1 <= pair[0] <= high + 1]
-    known = spread(sorted(known, key=lambda pair: pair[0]), _MOST)
+    known = spread(sorted(known, key=lambda pair: pair[0]), most)
     ends = [low, *((a + b) / 2 for (a, _), (b, _) in itertools.pairwise(known)), high]
-    return [(ends[i], ends[i + 1], said) for i, (_, said) in enumerate(known)]
+    return [(ends[i], ends[i + 1], at, said) for i, (at, said) in enumerate(known)]
 
 
 WIDTH = 560

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -50,8 +49,12 @@ _MOST_MARKERS = 40
 _MOST_PLACES = 200
 _ASIDE = 0.16
 """Distance between the marks of one category, as a share of its width."""
-_PALE = 2.0
-"""A calibration interval is drawn up to this factor beyond all sampling intervals of its line."""
+_REACH = 2.0
+"""Intervals are drawn up to this factor beyond all values of a chart, and arrows where they go further."""
+_WHISKERS = 25
+_APART = 2.5
+"""Calibration intervals of a line that are drawn at most, and how far apart those of two lines are, in chart units."""
+_Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ def varies(points: Sequence[Point], name: str) -> bool:
 
 
 def bands_note(points: Sequence[Point]) -> str:
-    """Return what the paler bands are, where there are any."""
-    return " Paler: calibration intervals." if any(point.calibration for point in points) else ""
+    """Return what the thin bars are, where there are any."""
+    return " Thin bars: calibration intervals." if any(point.calibration for point in points) else ""
 
 
 def unserved_note(points: Sequence[Point], name: str = "e2e_p99_s") -> str:
@@ -103,27 +106,52 @@ def has_values(points: Sequence[Point], name: str) -> bool:
     return any(name in p.metrics and p.metrics[name].value is not None for p in points)
 
 
-def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[float]:
-    """Draw a line, its band and its markers; return every value that must be visible.
+def _seen(lines: Sequence[Line]) -> list[float]:
+    """Return the values that an axis must show: all of the lines, and of their intervals what isn't far from these."""
+    metrics = [(line.name, p.metrics[line.name]) for line in lines for p in line.points if has_values([p], line.name)]
+    values = [float(m.value or 0.0) for _, m in metrics]
+    low, high = min(values, default=0.0) / _REACH, max(values, default=0.0) * _REACH
+    ends = [end for name, m in metrics for drawn in (False, True) for end in _bounds(name, m, drawn=drawn)]
+    return [*values, *(min(max(end, low), high) for end in ends)]
 
-    :param aside: how far marks of categories are shifted, so that they don't hide each other.
+
+def _bars(ax: Axes, xs: Sequence[float], pairs: Sequence[_Pair], colour: str, width: float, aside: float = 0.0) -> bool:
+    """Draw an interval at each place, with an arrow where it goes beyond the axis; return whether one does.
+
+    :param width: of the bar; 0: the arrow alone.
+    :param aside: how far to the right they stand, in chart units.
+    """
+    bottom, top = ax.get_ylim()
+    if width:
+        lows, highs = [max(low, bottom) for low, _ in pairs], [min(high, top) for _, high in pairs]
+        ax.vlines(xs, lows, highs, color=colour, linewidth=width, alpha=0.45, aside=aside)
+    below = [x for x, (low, _) in zip(xs, pairs, strict=True) if low < bottom and bottom > 0]
+    above = [x for x, (_, high) in zip(xs, pairs, strict=True) if high > top]
+    for mark, edge, some in (("v", bottom, below), ("^", top, above)):
+        ax.plot(some, [edge] * len(some), mark, color=colour, markersize=5, clip_on=False, aside=aside)
+    return bool(below or above)
+
+
+def _draw_line(ax: Axes, axis: Axis, line: Line, place_: float) -> bool:
+    """Draw a line, its intervals and its markers; return whether an interval goes beyond the axis.
+
+    :param place_: of the line among all, from the middle: what would hide each other stands apart.
     """
     points = [p for p in spread(line.points, _MOST_PLACES) if has_values([p], line.name)]
-    xs = [axis.place(p) + (0.0 if axis.numeric else aside) for p in points]
+    xs = [axis.place(p) + (0.0 if axis.numeric else _ASIDE * place_) for p in points]
     metrics = [p.metrics[line.name] for p in points]
     ys = [float(m.value or 0.0) for m in metrics]
     lows, highs = (list(ends) for ends in zip(*(_bounds(line.name, m) for m in metrics), strict=True))
-    pale = _pale(line.name, metrics, lows, highs)
-    if pale is not None and axis.numeric:
-        ax.fill_between(xs, *pale, color=line.colour, alpha=0.10, linewidth=0)
-    elif pale is not None:
-        ax.vlines(xs, *pale, color=line.colour, linewidth=1.2, alpha=0.45)
+    pairs = list(zip(lows, highs, strict=True))
+    cut = _bars(ax, xs, pairs, line.colour, 0.0 if axis.numeric else 2.4)
+    known = [(x, m) for x, m in zip(xs, metrics, strict=True) if m.calibration_lo is not None]
+    if known:
+        xs_, ends = zip(*((x, _bounds(line.name, m, drawn=True)) for x, m in spread(known, _WHISKERS)), strict=True)
+        cut |= _bars(ax, xs_, ends, line.colour, 1.2, _APART * place_ if axis.numeric else 0.0)
     if axis.numeric:
         ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
         style = "-" if len(points) <= _MOST_MARKERS else dash_of(line.colour)
         ax.plot(xs, ys, color=line.colour, linestyle=style)
-    else:
-        ax.vlines(xs, lows, highs, color=line.colour, linewidth=2.4, alpha=0.45)
     if len(points) <= _MOST_MARKERS or not axis.numeric:
         for settled in (True, False):
             some = [i for i, m in enumerate(metrics) if m.settled is settled]
@@ -137,35 +165,13 @@ def _draw_line(ax: Axes, axis: Axis, line: Line, aside: float = 0.0) -> list[flo
                 markerfacecolor=line.colour if settled else COLOURS["paper"],
                 markeredgewidth=1.6,
             )
-    return [*ys, *lows, *highs, *(pale[0] if pale else ()), *(pale[1] if pale else ())]
+    return cut
 
 
-def _pale(
-    name: str, metrics: Sequence[Metric], lows: Sequence[float], highs: Sequence[float]
-) -> tuple[list[float], list[float]] | None:
-    """Return the calibration intervals as drawn; None where there are none.
-
-    They may end far outside: one that reaches into overload must not squeeze everything else into a corner.
-    """
-    if all(metric.calibration_lo is None for metric in metrics):
-        return None
-    bottom, top = min(lows) / _PALE, max(highs) * _PALE
-    ends = zip(metrics, lows, highs, strict=True)
-    drawn = [
-        (
-            low if m.calibration_lo is None else max(m.calibration_lo, bottom),
-            high if m.calibration_hi is None else min(m.calibration_hi, top),
-        )
-        for m, low, high in ends
-    ]
-    highest = 1.0 if name in SHARES else math.inf
-    return [low for low, _ in drawn], [min(high, highest) for _, high in drawn]
-
-
-def _bounds(name: str, metric: Metric) -> tuple[float, float]:
-    """Return the interval as drawn: the value itself where there is none, shares between 0 and 1."""
-    value = float(metric.value or 0.0)
-    low, high = value if metric.lo is None else metric.lo, value if metric.hi is None else metric.hi
+def _bounds(name: str, metric: Metric, *, drawn: bool = False) -> tuple[float, float]:
+    """Return the interval, or that of the draws: the value itself where there is none, shares between 0 and 1."""
+    ends = (metric.calibration_lo, metric.calibration_hi) if drawn else (metric.lo, metric.hi)
+    low, high = (float(metric.value or 0.0) if end is None else end for end in ends)
     return (max(low, 0.0), min(high, 1.0)) if name in SHARES else (low, high)
 
 
@@ -218,14 +224,11 @@ def line_chart(
     desc = f"{y_axis.what} against {axis.words}. {_describe(axis, lines)}"
     with drawing(round(HEIGHT + below)) as figure:
         ax = place(figure, LEFT, TOP, RIGHT, BOTTOM + below)
-        seen = [
-            value
-            for i, line in enumerate(lines)
-            for value in _draw_line(ax, axis, line, _ASIDE * (i - (len(lines) - 1) / 2))
-        ]
+        seen = _seen(lines)
         targets = {label: at for label, at in y_axis.targets.items() if not seen or at <= 3 * max(seen)}
         scale_y(ax, [*seen, *targets.values()], y_axis.kind)
         scale_x(ax, axis, room)
+        cut = [_draw_line(ax, axis, line, i - (len(lines) - 1) / 2) for i, line in enumerate(lines)]
         for at in set(targets.values()):
             ax.axhline(at, color=COLOURS["slo"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
         if chosen is not None:
@@ -248,8 +251,10 @@ def line_chart(
         x_title(ax, axis.words, below)
         places = {axis.index(p): axis.place(p) for line in lines for p in line.points}  # some lines may lack a value
         xs = spread([places[index] for index in sorted(places)], MOST_ROWS)
-        svg = to_svg(figure, heading.ident, heading.title, desc, column_tips([ax], xs, table))
-    return Chart(heading.ident, heading.title, heading.caption, desc, svg, table)
+        tips = column_tips([ax], xs, table, [line.colour for line in lines])
+        svg = to_svg(figure, heading.ident, heading.title, desc, tips)
+    caption = heading.caption + (" Arrows: an interval ends outside the chart." if any(cut) else "")
+    return Chart(heading.ident, heading.title, caption, desc, svg, table)
 
 
 def _describe(axis: Axis, lines: Sequence[Line]) -> str:

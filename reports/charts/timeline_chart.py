@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import spread
 from reports.charts.axis_ticks import (
-    clock_ticks,
-    clock_words,
     count_tick,
     draw_grid,
+    moment_words,
     nice_linear,
     seconds_tick,
     set_ticks,
+    time_ticks,
     x_title,
     y_title,
 )
@@ -39,14 +40,19 @@ _ROWS = 60
 _APART = 0.03
 """Events closer than this share of the axis get one label."""
 _MOST_NAMED = 4
+_TITLED, _LETTER, _GAP = 22.0, 7.2, 4
+"""How far the title of a strip reaches over it, the width of a letter and the room after a label, in chart units."""
 _TITLE = 0.3
 """Share of the axis above which its title stands."""
 
 
-def timeline_chart(point: Point, where: str, day_s: int | None = None) -> Chart | None:
+def timeline_chart(
+    point: Point, where: str, day_s: int | None = None, rates: Sequence[tuple[float, float]] = ()
+) -> Chart | None:
     """Draw arrivals, loads, running and waiting requests over the first replication; latencies where things change.
 
     :param day_s: time of day at its start, in seconds from midnight, where the scenario has one.
+    :param rates: when the scenario changes its rate, and the requests a second from then on.
     """
     values = {key: [_number(key, v) for v in column] for key, column in point.timeline.columns().items()}
     times = values.get("t_s") or []
@@ -76,8 +82,17 @@ def timeline_chart(point: Point, where: str, day_s: int | None = None) -> Chart 
     ]
     desc = f"First replication over {human_seconds(times[-1])}, in spans: {', '.join(peaks)}."
     marks = event_marks(point.events, times[0], times[-1])
-    picked = spread(range(len(times)), _ROWS)
-    table = _numbers(values, picked, panels, day_s)
+    added = _added(values.get("replicas", []))
+    happened: dict[int, list[str]] = {}
+    for at, text in [
+        *((event["t_s"], f"{i} {event['text']}") for i, event in enumerate(point.events, 1)),
+        *((times[i], f"+{count} replica{'s' * (count > 1)}") for i, count in added),
+        *((at, f"{rate:.3g}/s from here") for at, rate in rates),
+    ]:
+        happened.setdefault(max(0, min(int(at / (2 * times[0])), len(times) - 1)), []).append(text)
+    picked = sorted({*spread(range(len(times)), _ROWS), *spread(sorted(happened), _ROWS)})
+    colours = [COLOURS[colour] for _, series in panels for _, _, colour in series]
+    table, every = (_numbers(values, some, panels, day_s, happened) for some in (picked, range(len(times))))
     with drawing(_EACH * len(panels) + 48) as figure:
         strips = []
         for i, (what, series) in enumerate(panels):
@@ -86,8 +101,11 @@ def timeline_chart(point: Point, where: str, day_s: int | None = None) -> Chart 
             _panel(ax, values, times, what, series)
             time_axis(ax, times[0], times[-1], last=i == len(panels) - 1, day_s=day_s)
             draw_events(ax, marks, named=i == 0)
-        svg = to_svg(figure, "timeline", title, desc, column_tips(strips, [times[i] for i in picked], table))
-    caption = f"First replication{where}, warm-up included; means over short spans.{_events_words(point.events)}"
+            _draw_steps(ax, [(times[j], f"+{count}") for j, count in added], named=what == "replicas")
+            _draw_steps(ax, [(at, f"{rate:.3g}/s") for at, rate in rates], named=what == "per second")
+        svg = to_svg(figure, "timeline", title, desc, column_tips(strips, times, every, colours, len(times)))
+    caption = f"First replication{where}, warm-up included; means over short spans.{_events_words(point.events, day_s)}"
+    caption += f"{' +: replicas added.' * bool(added)}{' Above arrivals: the rate in the scenario.' * bool(rates)}"
     return Chart("timeline", title, caption, desc, svg, table)
 
 
@@ -114,6 +132,7 @@ def _numbers(
     picked: Sequence[int],
     panels: Sequence[tuple[str, Sequence[Series]]],
     day_s: int | None,
+    happened: Mapping[int, Sequence[str]],
 ) -> Table:
     times = values["t_s"]
     series = [(key, _name(key, label, what)) for what, some in panels for key, label, _ in some]
@@ -124,9 +143,30 @@ def _numbers(
             "–" if math.isnan(v) else _value_words(key, v) if key in LATENCIES else f"{v:.3g}"
             for v, (key, _) in zip(cells, series, strict=True)
         ]
-        rows.append([human_seconds(times[i]) if day_s is None else clock_words(times[i], day_s), *texts])
+        rows.append([moment_words(times[i], day_s), *texts, *(["; ".join(happened.get(i, ()))] if happened else [])])
     note = f"{len(picked)} of {len(times)} spans." if len(picked) < len(times) else ""
-    return Table("First replication over time", ["time", *(label for _, label in series)], rows, note)
+    head = ["time", *(label for _, label in series), *(["event"] if happened else [])]
+    return Table("First replication over time", head, rows, note, words=(len(head) - 1,) if happened else ())
+
+
+def _added(counts: Sequence[float]) -> list[tuple[int, int]]:
+    """Return the spans in which replicas are added, and how many: a mean over a span may rise in two steps."""
+    rises = [b - a for a, b in itertools.pairwise(counts)]
+    runs = [list(some) for up, some in itertools.groupby(range(len(rises)), lambda i: rises[i] > 0.01) if up]
+    return [(run[0] + 1, max(1, round(sum(rises[i] for i in run)))) for run in runs]
+
+
+def _draw_steps(ax: Axes, steps: Sequence[tuple[float, str]], *, named: bool) -> None:
+    """Draw a thin line at each step; above its strip, where there is room, its label: a rate holds until the next."""
+    start, end = ax.get_xlim()
+    room, free = float(ax.bbox.width), _TITLED
+    places = [(at - start) / (end - start) * room for at, _ in steps]
+    for (at, label), place_, until in zip(steps, places, [*places, room + _TITLED][1:], strict=True):
+        ax.axvline(at, color=COLOURS["muted"], linewidth=0.6, alpha=0.6, zorder=1)
+        left, width = max(place_, free), len(label) * _LETTER + _GAP
+        if named and (left + width <= until if label.endswith("/s") else left == place_):
+            ax.annotate(label, (left / room, 1), (0, 3), xycoords="axes fraction")
+            free = left + width
 
 
 def _panel(
@@ -157,8 +197,7 @@ def time_axis(ax: Axes, start: float, end: float, *, last: bool, day_s: int | No
     :param day_s: time of day at its start, in seconds from midnight: then the ticks are times of day.
     """
     ax.set_xlim(start, end)
-    ticks = nice_linear(start, end, 6) if day_s is None else clock_ticks(start, end, day_s)
-    labels = [seconds_tick(tick) if day_s is None else clock_words(tick, day_s) for tick in ticks]
+    ticks, labels = time_ticks(start, end, day_s)
     set_ticks(ax, "x", ticks, labels if last else [""] * len(ticks))
     draw_grid(ax, "y")
     if last:
@@ -195,10 +234,11 @@ def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) ->
             )
 
 
-def _events_words(events: Sequence[dict[str, Any]]) -> str:
+def _events_words(events: Sequence[dict[str, Any]], day_s: int | None) -> str:
     """Return what the numbered lines are."""
     if not events:
         return ""
-    named = [f"{i} {event['text']} ({human_seconds(event['t_s'])})" for i, event in enumerate(events[:_MOST_NAMED], 1)]
+    some = enumerate(events[:_MOST_NAMED], 1)
+    named = [f"{i} {event['text']} ({moment_words(event['t_s'], day_s)})" for i, event in some]
     more = " The table of events lists all." if len(events) > _MOST_NAMED else ""
     return f" Lines: {'; '.join(named)}.{more}"

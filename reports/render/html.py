@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ _GRID = {Table: "grid", Chart: "grid"}
 def page(report: Report) -> str:
     """Return a report's page."""
     shown = [(section, groups(section.parts)) for section in report.sections() if section.parts]
-    return template("report.html.j2").render(report=report, sections=shown, groups=groups)
+    return template("report.html.j2").render(report=report, sections=shown, groups=groups, packed=packed)
 
 
 def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
@@ -38,6 +39,22 @@ def groups(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
     for kind, group in itertools.groupby(parts, lambda part: _GRID.get(type(part), type(part).__name__)):
         some = list(group)
         found.append(("tables" if kind == "grid" and Chart not in map(type, some) else kind, some))
+    return found
+
+
+def packed(parts: Sequence[Part]) -> list[tuple[str, list[Part]]]:
+    """Return charts, tables and what stands between them for two columns, each for the one that is shorter so far."""
+    found, ends = [], {"left": 0.0, "right": 0.0}
+    for _, group in itertools.groupby(parts, lambda part: id(part) if isinstance(part, Chart | Table) else 0):
+        some = list(group)
+        side = min(ends, key=lambda each: ends[each])
+        found.append((side, some))
+        for part in some:  # about how many pixels it takes in a wide window
+            if isinstance(part, Chart):
+                ends[side] += 140 + float(part.svg.split('viewBox="', 1)[1].split('"')[0].split()[3])
+            else:
+                lines = math.ceil(len(str(part)) / 70)
+                ends[side] += 100 + 40 * len(part.rows) if isinstance(part, Table) else 12 + 22 * lines
     return found
 
 

@@ -1,6 +1,7 @@
 (() => {
   "use strict";
-  // All of the page can be read without this. It makes tables sortable and gives commands a button that copies them.
+  // All of the page can be read without this. It makes tables sortable, gives commands a button that copies them, and
+  // follows the pointer through charts.
   const UNITS = {
     "": ["", 1], "s": ["s", 1], "ms": ["s", 1e-3], "µs": ["s", 1e-6], "min": ["s", 60], "h": ["s", 3600], "d": ["s", 86400],
     "B": ["B", 1], "kB": ["B", 1e3], "MB": ["B", 1e6], "GB": ["B", 1e9], "TB": ["B", 1e12],
@@ -101,6 +102,47 @@
     button.addEventListener("click", () => copy(block, button));
   }
 
+  // The values of the part of a chart at the pointer or finger, in a box beside it rather than inside the chart.
+  const values = document.getElementById("values");
+  let pointed = null;
+
+  function line(part, place) {
+    const cells = part.textContent.split(place ? "\u2002" : "\n").map((text) => {
+      const cell = document.createElement("span");
+      cell.textContent = text;
+      return cell;
+    });
+    const colour = part.getAttribute("class");
+    if (colour) cells[0].prepend(document.createElement("i"));
+    if (colour) cells[0].firstChild.style.background = `var(--${colour})`;
+    cells.at(-1).className = cells.length > 1 ? "value" : "whole";
+    return cells;
+  }
+
+  function show(part) {
+    if (part === pointed) return;
+    pointed?.classList.remove("on");
+    part?.classList.add("on");
+    pointed = part;
+    values.hidden = !part;
+    values.replaceChildren(...[...(part?.querySelectorAll("tspan") ?? [])].flatMap(line));
+  }
+
+  function follow(event) {
+    const { clientX: x, clientY: y } = event;
+    show(document.elementFromPoint(x, y)?.closest(".tip") ?? null);
+    if (!pointed) return;
+    const { offsetWidth: wide, offsetHeight: tall } = values;
+    const top = event.pointerType === "touch" ? y - tall - 30 : y + 16;
+    values.style.left = `${Math.max(8, x + 16 + wide < innerWidth - 8 ? x + 16 : x - 16 - wide)}px`;
+    values.style.top = `${Math.max(8, Math.min(top, innerHeight - tall - 8))}px`;
+  }
+
+  document.body.classList.add("pointed");
+  for (const kind of ["pointermove", "pointerdown"]) document.addEventListener(kind, follow);
+  document.documentElement.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
+  document.addEventListener("scroll", () => show(null), true);
+  document.addEventListener("keydown", (event) => event.key === "Escape" && show(null));
   document.querySelectorAll("table").forEach(enhance);
   document.querySelectorAll("main pre").forEach(offerCopy);
 })();

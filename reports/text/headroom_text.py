@@ -45,7 +45,7 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
         return f"Headroom: not searched. {_too_long(found)}"
     if found.outcome == TOO_SHORT:
         return (
-            f"Headroom: not searched. The trace has {found.trace_requests:,} requests, too few to fill the batches; "
+            f"Headroom: not searched. The traffic has {found.trace_requests:,} requests, too few to fill the batches; "
             f"headroom needs about {found.needed_requests:,}."
         )
     missed_today = missed_today and not fails_today(found)
@@ -75,18 +75,24 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
     assert found.multiple is not None, "it was found"
     if found.failing is None:
         return otherwise
-    if split_term(found.term)[1] == "miss_ratio":
-        what, remedy = "adapter cache", MORE_SLOTS
-    elif _unserved(found.failing, found.term):
-        what, remedy = "requests that are refused or fail", ""
-    else:
-        limit = _failing(found.failing, found.term)
-        what, remedy = limit_words(limit, "compute"), remedy_words(limit, found.failing)
+    what, remedy = failing_limit(found)
     then = f"; then {remedy}" if remedy else ""
     times = times_words(found.multiple)
     if found.multiple < 1:
         return f"{capital(what)}: the SLO holds only up to {times} times {whose} traffic{then}."
     return f"{capital(what)}, at {times} times {whose} traffic{then}."
+
+
+def failing_limit(found: Headroom | None) -> tuple[str, str]:
+    """Return what limits the traffic at which the SLO fails, and what to do then; empty where that is not known."""
+    if found is None or found.failing is None:
+        return "", ""
+    if split_term(found.term)[1] == "miss_ratio":
+        return "adapter cache", MORE_SLOTS
+    if _unserved(found.failing, found.term):
+        return "requests that are refused or fail", ""
+    limit = _failing(found.failing, found.term)
+    return limit_words(limit, "compute"), remedy_words(limit, found.failing)
 
 
 def fails_today(found: Headroom) -> bool:

@@ -178,7 +178,7 @@ def confidence_reason(found: Confidence) -> str:
 
 # What to trust: how sure the verdict is, by statistics, and how well the numbers are known, by the profile's costs.
 
-_CORRECT = "a benchmark of your server corrects them (loraplan calibrate fit --from-bench)"
+_CORRECT = "a benchmark of your server corrects them (loraplan profiles adjust --anchor)"
 _ORIGINS = {"assumed": "this GPU's costs are assumed", "derived": "this GPU's costs are derived, not measured"}
 
 

@@ -22,12 +22,16 @@ class BenchFiles:
     :ivar scenario: with its fleet and adapters; None: one replica without adapters.
     :ivar profile: in place of the scenario's.
     :ivar set_: changes of the scenario, from ``--set``.
+    :ivar stated: runs of which a few numbers are known, and no file.
+    :ivar key: the option that names the runs, for error messages.
     """
 
     files: Sequence[Path]
     scenario: str | None
     profile: str | None
     set_: Sequence[str] = ()
+    stated: Sequence[str] = ()
+    key: str = "--from-bench"
 
     def base(self) -> LoadedScenario | None:
         """Return the scenario.
@@ -51,14 +55,20 @@ class BenchFiles:
         return shlex.join(word for name, value in named if value is not None for word in (name, value))
 
     def runs(self) -> list[BenchRun]:
-        """Return the runs of all files, under names that differ between files."""
+        """Return the runs of all files, under names that differ between files, and those that are stated."""
         from sim.studies.fidelity.bench_files import distinct_names, read_bench
+        from sim.studies.fidelity.bench_run import stated_run
 
+        stated = [stated_run(text, self.key) for text in self.stated]
+        names = [run.name for run in stated]
+        if twice := [name for name in names if names.count(name) > 1]:
+            hint = f"put all of its numbers into one {self.key}"
+            raise InputError("the same run twice", key=self.key, got=twice[0], hint=hint)
         return [
             replace(run, name=name + run.name.removeprefix(file.name))
             for file, name in zip(self.files, distinct_names(self.files), strict=True)
             for run in read_bench(file)
-        ]
+        ] + stated
 
     def check_repeats(self) -> None:
         """Refuse files with the same content: a fit would count their requests twice.
@@ -71,7 +81,7 @@ class BenchFiles:
         for file in self.files:
             first = seen.setdefault(digest_file(file), file)
             if first is not file:
-                raise InputError("the same run twice", key="--from-bench", got=f"{first} and {file}")
+                raise InputError("the same run twice", key=self.key, got=f"{first} and {file}")
 
 
 def check_one_kind(loaded: LoadedScenario) -> None:

@@ -30,7 +30,8 @@ class CommandHelp(TyperCommand):
 
     def _lines(self, ctx: Any) -> Iterator[str]:
         arguments = [param for param in self.params if param.param_type_name == "argument"]
-        options = [param for param in self.params if param.param_type_name == "option" and param.name != "help"]
+        options: list[Any] = [each for each in self.params if each.param_type_name == "option" and each.name != "help"]
+        options = [each for each in options if not (each.hidden and each.opts[0] in (self.help or ""))]  # said above
         usage = " ".join([ctx.command_path, *map(_argument, arguments), "[OPTIONS]"])
         yield from _about(self.help or "")
         yield from ("", f"Usage: {usage}")

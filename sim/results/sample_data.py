@@ -19,7 +19,7 @@ from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled, mean_count
-from sim.spec.sections.traffic_laws import ClosedArrivals
+from sim.spec.sections.benchmark_clients import ClosedLoop
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
 # From the lives of replicas to replica-seconds and counts over time.
@@ -163,7 +163,7 @@ class ScenarioFacts:
     max_model_len: int | None = None
     storage_blocks: bool = False
     host_holds_all: bool = False
-    closed_loop: ClosedArrivals | None = None
+    closed_loop: ClosedLoop | None = None
     requests: int | None = None
     steady: bool = False
     gpus: int = 1

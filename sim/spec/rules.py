@@ -99,8 +99,13 @@ SHARED: tuple[Row, ...] = (
         hint="give count: 1000",
     ),
     Rule(
+        "adapters.mix: a client sends all requests to adapters, or all to the base model",
+        lambda s: s.workload.client and 0 < s.adapters.base_share < 1 and f"{s.adapters.base_share:.0%} base",
+        allowed="0% or 100% base",
+    ),
+    Rule(
         "run.half_width: only a run of generated requests can be lengthened",
-        lambda s: s.run.half_width is not None and (s.workload.trace is not None or s.workload.requests is None),
+        lambda s: s.run.half_width is not None and (s.workload.recorded != "" or s.workload.requests is None),
         hint="give workload.requests, or remove half_width",
     ),
     Rule(

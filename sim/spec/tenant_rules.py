@@ -168,8 +168,8 @@ TENANTS = When(
         hint="give every tenant one, or none",
     ),
     Rule(
-        "tenants.{i}.rate: the trace says whose requests come when",
-        lambda s, it, i: it.rate is not None and s.workload.trace is not None,
+        "tenants.{i}.rate: the {s.workload.recorded} says whose requests come when",
+        lambda s, it, i: it.rate is not None and s.workload.recorded != "",
         hint="remove rate",
     ),
     Rule(
@@ -189,8 +189,8 @@ TENANTS = When(
         hint="remove it, or give the tenants shares, which divide any rate",
     ),
     Rule(
-        "tenants.{i}.share: the trace says whose requests come when",
-        lambda s, it, i: s.workload.trace and it.share,
+        "tenants.{i}.share: the {s.workload.recorded} says whose requests come when",
+        lambda s, it, i: s.workload.recorded and it.share,
         hint="remove share",
     ),
     *(

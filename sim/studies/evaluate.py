@@ -267,7 +267,7 @@ def is_too_short(scenario: Scenario, point: Point) -> bool:
     Stopping at the first narrow interval would favour chance.
     """
     run, workload = scenario.run, scenario.workload
-    if run.half_width is None or workload.requests is None or workload.trace is not None:
+    if run.half_width is None or workload.requests is None or workload.recorded:
         return False
     metric = point.metrics["e2e_p99_s"]
     return _is_too_wide(metric, run.half_width) or metric.state.cause is Cause.FEW_EFFECTIVE

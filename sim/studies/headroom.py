@@ -183,7 +183,7 @@ class _Search:
         """Return about how many requests a trace needs to fill the batches, if it has fewer: as memory lets run, or if
         it has too few to tell, as there are batch slots."""
         has = self._traffic.requests
-        if self._traffic.scenario.workload.trace is None:
+        if not self._traffic.scenario.workload.recorded:
             return None
         most = _most_at_a_time(recording)
         if has >= min(_FEWEST_BATCHES * most, MOST):

@@ -74,7 +74,7 @@ class Traffic:
     @property
     def closed(self) -> bool:
         """Whether the traffic is a closed loop."""
-        return isinstance(self.scenario.workload.arrivals, ClosedArrivals)
+        return self.scenario.workload.is_closed
 
     @property
     def period_s(self) -> float:
@@ -144,6 +144,9 @@ class Traffic:
             warmup, requests = run.warmup, min(self.requests, MOST)
             trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})
             changed = {"trace": trace}
+        elif workload.client is not None:
+            changed = {"client": (client := workload.client.times(multiple))}
+            warmup, requests = run.warmup, min(client.num_prompts, MOST)
         elif isinstance(workload.arrivals, ClosedArrivals):
             clients = max(1, round(workload.arrivals.concurrency * multiple))
             requests = min(max(requests, 8 * clients), MOST)

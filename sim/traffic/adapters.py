@@ -263,7 +263,9 @@ class Population:
         return replace(self, size_bytes=size, rank=rank, tensors=tensors, slot_bytes=slot_bytes)
 
 
-def populate(adapters: Adapters, base_model: str | ModelShape, count: int, weights_bytes: int = 0) -> Population:
+def populate(
+    adapters: Adapters, base_model: str | ModelShape, count: int, weights_bytes: int = 0, *, in_turn: bool = False
+) -> Population:
     """Return the population of ``count`` adapters.
 
     The golden-ratio sequence assigns the kinds of a mix: every prefix of the adapters, and so every band of popularity,
@@ -271,6 +273,7 @@ def populate(adapters: Adapters, base_model: str | ModelShape, count: int, weigh
 
     :param base_model: its name, or its shape where that is not the shape of a known model.
     :param weights_bytes: bytes of a full model without a size of its own.
+    :param in_turn: kinds with equal shares take turns instead.
     """
     kinds = adapters.of_adapters
     spread = (np.arange(count) * GOLDEN) % 1.0
@@ -279,6 +282,8 @@ def populate(adapters: Adapters, base_model: str | ModelShape, count: int, weigh
         shares /= shares.sum()
     edges = np.cumsum(shares)[:-1]
     kind = np.searchsorted(edges, spread, side="right").astype(np.int64)
+    if in_turn and len(set(shares.tolist())) == 1:
+        kind = np.arange(count) % len(kinds)
     # Checked already, and sizes are parsed.
     alone = AdapterKind.model_construct(share=1.0, rank=adapters.rank, targets=adapters.targets, size=adapters.size)
     specs = kinds or (alone,)

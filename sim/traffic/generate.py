@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
+from sim.spec.sections.benchmark_clients import ClosedLoop, SglangBench, SLoraClient, VllmBench
 from sim.spec.sections.tenants import shares_of
 from sim.spec.sections.traffic_laws import (
     ClosedArrivals,
@@ -22,6 +23,7 @@ from sim.spec.sections.traffic_laws import (
 )
 from sim.spec.sections.workload import AdapterKind
 from sim.traffic.adapters import ModelShape, populate, with_sizes
+from sim.traffic.benchmark_clients import requests_of
 from sim.traffic.lengths import LengthPairs, TokenLengths, check_together, together
 from sim.traffic.popularity import AdapterSampler, newcomers, read_weights, weights_of
 from sim.traffic.request import BASE_MODEL
@@ -121,6 +123,9 @@ class Traffic:
             lengths = workload.tokens.model_fields_set - {"stop", "max_tokens", "ignore_eos"}
             if self._trace.prompt_tokens is not None and lengths:
                 raise ScenarioError("the trace has its own lengths", key="workload.tokens", hint="remove tokens")
+        elif workload.client is not None:
+            adapters = 0 if scenario.adapters.base_alone else scenario.adapters.count or 0
+            self._trace = requests_of(workload.client, adapters, workload.requests)
         elif isinstance(workload.popularity, WeightsPopularity):
             weights = read_weights(workload.popularity.file)
             self.names, cvs = weights.names, weights.cv
@@ -148,7 +153,8 @@ class Traffic:
         self._places = count
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
-        population = populate(scenario.adapters, base_model, count + self._new, weights_bytes)
+        in_turn = isinstance(workload.client, SLoraClient)
+        population = populate(scenario.adapters, base_model, count + self._new, weights_bytes, in_turn=in_turn)
         sizes = None if self._trace is None else self._trace.adapter_bytes
         self.population = population if sizes is None else with_sizes(population, sizes, scenario.adapters.mix)
         named = None if self._trace is None else self._trace.adapter
@@ -181,20 +187,30 @@ class Traffic:
         return self._trace is not None
 
     @property
-    def closed_loop(self) -> ClosedArrivals | None:
+    def closed_loop(self) -> ClosedLoop | None:
         """The closed loop that requests come from; None where they arrive whether or not others were answered."""
-        arrivals = self._workload.arrivals
-        return arrivals if isinstance(arrivals, ClosedArrivals) else None
+        workload = self._workload
+        if isinstance(workload.client, VllmBench | SglangBench) and workload.client.is_closed:
+            return workload.client
+        return workload.arrivals if isinstance(workload.arrivals, ClosedArrivals) else None
+
+    @property
+    def due_s(self) -> Floats | None:
+        """When the clients of a closed loop may send each request at the earliest; None: as soon as one is free."""
+        return None if self._trace is None or self.closed_loop is None else self._trace.arrival_s
 
     @property
     def rate(self) -> float | None:
         """Mean requests per second; None in a closed loop, where it follows from the answers."""
+        if self.closed_loop is not None:
+            return None
         if self._trace is not None:
             times = self._trace.arrival_s
             return len(times) / float(times[-1]) if times[-1] > 0 else float("inf")
         arrivals = self._workload.arrivals
         assert arrivals is not None, "checked by Workload"
-        return None if isinstance(arrivals, ClosedArrivals) else arrivals.rate
+        assert not isinstance(arrivals, ClosedArrivals), "said above"
+        return arrivals.rate
 
     def expected_requests(self) -> int | None:
         """Return how many requests are expected; None in a closed loop that runs for a duration."""
@@ -241,7 +257,7 @@ class Traffic:
         """Whether requests may have tokens in common, which a prefix cache could find."""
         if self._trace is not None and self._trace.text is not None:
             return True
-        return self._workload.prefix is not None or self._has_history
+        return self._workload.shared_prefix is not None or self._has_history
 
     @property
     def _has_history(self) -> bool:
@@ -321,7 +337,8 @@ class Traffic:
         workload, seed, chooser = self._workload, self._seed, self._chooser
         if self._trace is not None:
             trace = self._trace
-            return ReplayedTrace(trace.arrival_s, trace.adapter, trace.session, chooser, seed, BLOCK)
+            times = trace.arrival_s if self.due_s is None else np.full(len(trace), -1.0)
+            return ReplayedTrace(times, trace.adapter, trace.session, chooser, seed, BLOCK)
         arrivals, sessions = workload.arrivals, workload.sessions
         assert arrivals is not None, "checked by Workload"
         assert chooser is not None, "only a trace names adapters"
@@ -369,14 +386,14 @@ class Traffic:
             load_uniform=rng("load").random(count),
             host_load_uniform=rng("host-load").random(count),
             service_uniform=rng("service").random(count),
-            stops=rng("stop").random(count) < self._workload.tokens.stop,
+            stops=rng("stop").random(count) < (self._workload.tokens.stop if self._workload.client is None else 0.0),
             session=session,
             text=text,
         )
 
     def _texts(self, replication: int) -> TextsOfRun | None:
         """Return what makes prompts of shared text and of their own, if the workload has any."""
-        prefix, sessions, source = self._workload.prefix, self._workload.sessions, self._source
+        prefix, sessions, source = self._workload.shared_prefix, self._workload.sessions, self._source
         if prefix is None and not self._has_history:
             return None
         prompts = None if prefix is None else SystemPrompts(prefix, len(self.population), self._seed, replication)

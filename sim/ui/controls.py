@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reports.formatting import key_words
 from sim.errors import InputError, ScenarioError, SeveralErrors
 from sim.spec.engines import ENGINES, engine_words
 from sim.spec.policies import ROUTERS
@@ -181,6 +182,9 @@ def _traffic(scenario: Scenario) -> Control:
             stops=_around(workload.trace.time_scale, whole=False),
             whole=False,
         )
+    if (client := workload.client) is not None:
+        value, whole, key = getattr(client, client.load), client.load != "time_scale", f"workload.client.{client.load}"
+        return Control(key, key_words(key), "Traffic", f"{value:.10g}", stops=_around(value, whole=whole), whole=whole)
     if isinstance(workload.arrivals, ClosedArrivals):
         clients = workload.arrivals.concurrency
         return Control("workload.arrivals.concurrency", "clients", "Traffic", str(clients), stops=_around(clients))

@@ -122,7 +122,7 @@ def page_policy() -> str:
 
 
 def report_policy() -> str:
-    """Return the policy of reports, whose one script sorts tables and copies commands."""
+    """Return the policy of reports, whose one script sorts tables, copies commands and follows the pointer."""
     return _policy(page_script().hash)
 
 

@@ -21,8 +21,8 @@ from sim.policies.routing import Choosing
 from sim.results.recording.recorder import Recorder
 from sim.results.records import UNFINISHED, Recording
 from sim.rng import stream_key, uniform_draw
+from sim.spec.sections.benchmark_clients import ClosedLoop
 from sim.spec.sections.laws import FixedTime
-from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.traffic.generate import Chunk
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock
@@ -44,12 +44,15 @@ class Clients:
 
     :param front_end_s: after which a request reaches the engine; one that is answered there is seen at once, since
         recordings have the whole time in the front end before admission.
+    :param due_s: when each request of the run may be sent at the earliest, never falling: a client with an answer takes
+        the next one and waits for its time. Empty: at once.
     """
 
     def __init__(
-        self, law: ClosedArrivals, seed: int, replication: int, clock: Clock, front_end_s: float = 0.0
+        self, law: ClosedLoop, seed: int, replication: int, clock: Clock, front_end_s: float, due_s: Sequence[float]
     ) -> None:
         self._law, self._front_end_s = law, front_end_s
+        self._due_s, self._taken = due_s, 0
         self._clock = clock
         self._first_key = stream_key(seed, replication, "first-think")
         self._key = stream_key(seed, replication, "think")
@@ -83,6 +86,14 @@ class Clients:
             self._clock.call_at(max(since, self._clock.now) + seconds, ARRIVAL, self._thought)
 
     def _thought(self, event: Call) -> None:
+        if not self._due_s:
+            self._send()
+        elif self._taken < len(self._due_s):  # the others have taken all that is left, and wait for its time
+            due_s = self._due_s[self._taken] + self._front_end_s
+            self._taken += 1
+            self._clock.call_at(max(due_s, self._clock.now), ARRIVAL, self._is_due)
+
+    def _is_due(self, event: Call) -> None:
         self._send()
 
     def _seconds(self, key: int, number: int) -> float:
@@ -174,7 +185,8 @@ def make_recorder(world: World, replication: int, sections: int, clock: Clock) -
     law, first = world.traffic.closed_loop, world.pools[0]
     if law is None:
         return Recorder(sections, world.replicas, world.own_replicas, prefix_cache=first.prefix_cache)
-    clients = Clients(law, world.scenario.run.seed, replication, clock, first.front_end_s)
+    due_s = [] if world.traffic.due_s is None else world.traffic.due_s.tolist()
+    clients = Clients(law, world.scenario.run.seed, replication, clock, first.front_end_s, due_s)
     return ClosedLoopRecorder(clients, sections, world.replicas, world.own_replicas, prefix_cache=first.prefix_cache)
 
 

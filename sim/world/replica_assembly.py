@@ -186,7 +186,7 @@ def make_server(
             costs,
             conservativeness=fleet.schedule_conservativeness,
             overlapped=fleet.overlap_schedule,
-            ignores_end=scenario.workload.tokens.ignore_eos,
+            ignores_end=scenario.workload.tokens.ignore_eos or scenario.workload.client is not None,
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)

@@ -14,6 +14,7 @@ from sim.spec.engines import ENGINES
 from sim.spec.policies import PLACERS
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
 from sim.spec.scenario import Scenario
+from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.spec.units import human_seconds
 from sim.traffic.adapters import CONTEXTS
 from sim.traffic.generate import Traffic
@@ -42,7 +43,7 @@ def notes_on(pool: Pool, full: Sequence[Pool]) -> list[str]:
     notes += _limit_notes(scenario)
     notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
-        notes.append("a trace is replayed once: run.replications does not apply")
+        notes.append(f"a {scenario.workload.recorded} is replayed once: run.replications does not apply")
     return notes
 
 
@@ -205,7 +206,7 @@ def _begins_unseen(scenario: Scenario, traffic: Traffic) -> list[str]:
 
 def _client_notes(traffic: Traffic) -> list[str]:
     loop, total = traffic.closed_loop, traffic.total
-    if loop is None or total is None or total >= loop.concurrency:
+    if not isinstance(loop, ClosedArrivals) or total is None or total >= loop.concurrency:
         return []
     return [
         f"workload.requests ({total:,}) is below workload.arrivals.concurrency ({loop.concurrency:,}), so "

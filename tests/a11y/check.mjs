@@ -69,6 +69,31 @@ async function sortOne(page) {
   });
 }
 
+/** Point at a part of each chart: its values must stand in the window, and be gone with Escape. */
+async function pointAtCharts(page) {
+  const wrong = [];
+  for (const svg of await page.$$("figure svg:has(.tip)")) {
+    const part = await svg.evaluateHandle((found) => {
+      const size = (part) => part.width.baseVal.value * part.height.baseVal.value;
+      const [largest] = [...found.querySelectorAll(".tip rect")].sort((a, b) => size(b) - size(a));
+      found.scrollIntoView({ block: "center", behavior: "instant" });
+      return new Promise((done) => setTimeout(done, 60, largest));
+    });
+    await part.hover();
+    const [text, fits] = await page.evaluate(() => {
+      const values = document.querySelector(".values");
+      if (!values) return ["", false];
+      const box = values.getBoundingClientRect();
+      return [values.innerText, box.left >= 0 && box.top >= 0 && box.right <= innerWidth && box.bottom <= innerHeight];
+    });
+    const name = await svg.evaluate((found) => found.closest("figure").id);
+    if (!fits || text.split("\n").length < 2) wrong.push(`${name}: pointing shows no values`);
+    await page.keyboard.press("Escape");
+    if (await page.$(".values:not([hidden])")) wrong.push(`${name}: Escape does not hide the values`);
+  }
+  return wrong;
+}
+
 /** Return what is wider than the window of a phone, other than what scrolls by itself. */
 async function tooWide(page) {
   return page.evaluate(() => {
@@ -91,7 +116,7 @@ async function checkOne(browser, file, shots) {
     await page.setViewport({ width: 1200, height: 900 });
     await page.goto(pathToFileURL(path.resolve(file)).href);
     if (shots) await shoot(page, shots, file, scheme);
-    if (scheme === "light") wrong.push(...(await tabThrough(page)), ...(await sortOne(page)));
+    if (scheme === "light") wrong.push(...(await pointAtCharts(page)), ...(await tabThrough(page)), ...(await sortOne(page)));
     await page.setBypassCSP(true); // for axe alone: the page must live with its own policy until here
     await page.reload();
     const found = await judge(page);

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from command_line import CommandLine
 
+from calibrate.fit.anchor import LEFT
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import ALL, CARDS, SHEETS, card_of, figures_of
 from calibrate.kernels.kernel_tables import Deployment
@@ -51,6 +52,12 @@ def test_cards_that_are_left_out_are_met_within_the_bars() -> None:
     assert off(left_out, decoding=False)[0] < 0.1
     for decoding in (True, False):
         assert 0.85 <= coverage(left_out, fitted.spread, decoding=decoding) <= 0.95
+    # Once one step is known, a third of the spread is left for the others of its kind: what an anchor leaves.
+    for known, name in (((16, 1024, 0, 0, 0), BANDWIDTH), ((0, 0, 1, 1024, 0), FLOPS)):
+        left = [(each.errors - each.errors[(each.row.steps == known).all(axis=1)]) for each in left_out]
+        others = [errors[each.row.decoding == (name == BANDWIDTH)] for each, errors in zip(left_out, left, strict=True)]
+        spread = np.mean([np.hypot(fitted.spread[name], each.row.overhead.spread) for each in left_out])
+        assert np.sqrt(np.mean(np.concatenate(others) ** 2)) / spread == pytest.approx(LEFT, abs=0.03)
 
 
 def test_a_built_profile_is_near_the_bundled_one() -> None:
@@ -185,6 +192,6 @@ def test_a_profile_of_a_data_sheet_runs(tmp_path: Path, loraplan: CommandLine) -
     assert (built["status"], built["name"]) == ("assumed", "rtx-4090/llama-3.1-8b/vllm-data-sheet")
     assert isinstance(load_profile(str(tmp_path / "mine.json"))[0], Profile)
     small = ("--set", "workload.requests=200", "--set", "run.replications=2", "--quiet")
-    ended = loraplan("run", "quickstart", "--set", "fleet.profile=./mine.json", *small)
+    ended = loraplan("run", "quickstart", "--all", "--set", "fleet.profile=./mine.json", *small)
     assert ended.code == 0
     assert "assumed" in ended.out

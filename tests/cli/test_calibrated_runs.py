@@ -73,7 +73,7 @@ def test_a_sweep_that_goes_on_keeps_them(loraplan: CommandLine, tmp_path: Path, 
     for name in ("summary.json", "points.csv"):
         assert (tmp_path / "out" / name).read_bytes() == tables[name]
     assert loraplan("report", "out").code == 0
-    assert "Paler: calibration intervals." in (tmp_path / "out/report.html").read_text()
+    assert "Thin bars: calibration intervals." in (tmp_path / "out/report.html").read_text()
     assert "In square brackets: calibration intervals." in tables["report.html"].decode()
 
 

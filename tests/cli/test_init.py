@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
+import os
+import pty
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +30,9 @@ from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
+from sim.studies.design import check_points
 from sim.studies.init.draft import Draft, write_draft
+from sim.studies.init.questions import QUESTIONS, ask
 
 VLLM = (
     "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 12 --max_lora_rank=32 --max-cpu-loras 64 "
@@ -362,22 +371,133 @@ def test_a_command_line_without_a_model_says_which_one_is_assumed(loraplan: Comm
     assert "note: The command line names no model: llama-3.1-8b is assumed" in ended.err
 
 
-def test_questions_are_asked_on_a_terminal_only(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_init_needs_something_to_draft_from(loraplan: CommandLine) -> None:
     ended = loraplan("init", "--out", "mine.yaml")
     assert ended.code == 2
     assert "nothing to draft a scenario from" in ended.err
-    monkeypatch.setattr("sim.studies.init.command.sys.stdin.isatty", lambda: True, raising=False)
-    answers = iter(
-        ["h200", "qwen2.5-7b", "vllm", "2", "40", "32", "10", "40", "20", "3.5/s", "4", "200", "50", "500 ms"]
+
+
+@pytest.mark.slow
+@pytest.mark.waits
+def test_on_a_terminal_a_wrong_answer_repeats_the_question_and_a_plan_is_offered(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command, plain = [sys.executable, "-m", "sim.cli", "init"], {**os.environ, "TERM": "dumb", "COLUMNS": "80"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=plain, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = ""
+
+    def seen(text: str) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(ours, 4096).decode()
+        shown = shown.partition(text)[2]
+
+    answers = ("llama-3.1-8b", ""), ("h100-80gb", "h10"), ("h100-80gb", ""), ("100", "20"), ("16", "8"), ("6/s", "")
+    for default, answer in (*answers, ("300, 120", "20, 2"), ("1 s", ""), ("none", "2.50")):
+        seen(f"[{default}]: ")
+        os.write(ours, f"{answer}\n".encode())
+    seen("Plan the fleet now? [Y/n]: ")
+    os.write(ours, b"\n")
+    seen("fleet.replicas 1: met")
+    process.send_signal(signal.SIGINT)
+    seen("finished points are kept")
+    assert process.wait(60) == 130
+    os.close(ours)
+    manifest = json.loads((tmp_path / "runs/scenario-plan/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["command"] == "loraplan plan scenario.yaml"
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+@pytest.mark.slow
+def test_answers_on_standard_input_are_written_and_planned(
+    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered(monkeypatch, "Qwen/Qwen2.5-7B-Instruct", "h200", "40", "", "90/min, 3", "200, 20", "500 ms, 20 s")
+    ended = loraplan(
+        "plan", "--ask", "mine.yaml", "--set", "workload.requests=3000", "--minimize", "fleet.replicas=1..2"
     )
-    monkeypatch.setattr("rich.prompt.PromptBase.get_input", lambda *arguments, **options: next(answers))
-    scenario = drafted(loraplan)
-    assert (scenario.fleet.gpu, scenario.fleet.replicas, scenario.adapters.count) == ("h200", 2, 40)
-    assert (scenario.adapters.rank, scenario.cache.gpu.slots) == (32, 10)
-    assert "rate: 3.5/s, cv: 4}   # your answer" in Path("mine.yaml").read_text(encoding="utf-8")
-    assert scenario.cache.host is not None
-    assert (scenario.cache.host.slots, scenario.slo.ttft_p99) == (40, 0.5)
-    assert not list(answers), "20 is not a rate, so the rate is asked again"
+    assert ended.out.startswith("mine: 1 replica is enough"), ended.err
+    assert "so the defaults: adapters.rank 16, fleet.price none" in ended.err
+    manifest = json.loads(Path("runs/mine-plan/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["command"].split()[1:3] + manifest["command"].split()[-1:] == ["plan", "--set", "mine.yaml"]
+    text = Path("mine.yaml").read_text(encoding="utf-8")
+    for line in (
+        "  arrivals: {process: gamma, rate: 90/min, cv: 3}   # your answer",
+        "    prompt: {law: lognormal, mean: 200, p99: 1000, max: 3000}   # your answer; p99 and max are assumed",
+        "  rank: 16   # the default",
+        "  e2e_p99: 20 s   # your answer",
+    ):
+        assert line in text
+    assert loraplan("check", "mine.yaml").code == 0
+    assert loraplan("run", "mine.yaml", "--set", "workload.requests=200").code == 0
+
+
+WRONG = {  # by the line of the answer, and of a quickstart with the same value
+    (1, "my/own-3b"): "adapters.base_model=my/own-3b",
+    (2, "h10"): "fleet.gpu=h10",
+    (3, "many"): "adapters.count=many",
+    (4, "0"): "adapters.rank=0",
+    (5, "50"): "workload.arrivals.rate=50",
+    (7, "500"): "slo.ttft_p99=500",
+    (8, "EUR 2"): "fleet.price=EUR 2",
+}
+
+
+@pytest.mark.parametrize(("line", "answer"), WRONG)
+def test_a_wrong_answer_is_refused_as_in_a_scenario(
+    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch, line: int, answer: str
+) -> None:
+    answered(monkeypatch, *[""] * (line - 1), answer)
+    ended = loraplan("plan", "--ask")
+    with pytest.raises(InputError) as refused:
+        check_points(load_scenario("quickstart", ["fleet.gpu=h100-80gb", WRONG[line, answer]]))
+    assert (ended.code, ended.err) == (2, f"error: standard input:{line}: {str(refused.value).partition(': ')[2]}\n")
+    assert not Path("scenario.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines", "said"),
+    [
+        (["--ask"], ["", "", "1,000"], "standard input:3: adapters.count: not an answer to this question"),
+        (["--ask"], [""] * 8 + ["y"], "standard input:9: more answers than questions"),
+        (["--ask", "quickstart"], [], "SCENARIO: with --ask, the file to write (got quickstart"),
+        ([], [], "SCENARIO: is missing; loraplan plan --ask"),
+    ],
+)
+def test_what_plan_ask_refuses(
+    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch, arguments: list[str], lines: list[str], said: str
+) -> None:
+    answered(monkeypatch, *lines)
+    ended = loraplan("plan", *arguments)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not list(Path().iterdir())
+
+
+_MODEL, _, _COUNT, _RANK, _RATE, *_ = (question.keys[0] for question in QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("answers", "values"),
+    [
+        ({}, {"cache.gpu.slots": 64, "cache.host.slots": 100, "fleet.gpu": "h100-80gb", "plan.range": [1, 16]}),
+        ({_MODEL: "llama-3.1-70b"}, {"fleet.tensor_parallel": 4, "cache.gpu.slots": 32}),
+        ({_MODEL: "gpt-oss-120b"}, {"fleet.gpu": "h200"}),  # the model has no profile on the usual GPU
+        ({_COUNT: "5000", _RANK: "64", _RATE: "500/s"}, {"cache.host.slots": 381, "plan.range": [1, 64]}),
+    ],
+)
+def test_what_follows_from_answers_leaves_no_trap(
+    tmp_path: Path, answers: dict[str, str], values: dict[str, object]
+) -> None:
+    draft = Draft("mine")
+    ask(draft, lambda question, default: answers.get(question.keys[0], ""), lambda error: pytest.fail(str(error)))
+    assert write_draft(draft, tmp_path / "mine.yaml") == []
+    assert {key: draft.settings[key].value for key in values} == values
+    page = (Path(__file__).parents[2] / "docs" / "init.md").read_text(encoding="utf-8")
+    assert "\n".join(f"{each.text} [{each.default}]:" for each in QUESTIONS) in page
 
 
 @pytest.mark.parametrize(

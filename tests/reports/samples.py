@@ -254,7 +254,7 @@ def drawn() -> RunData:
 def drawn_rates() -> RunData:
     run = rates()
     for i, point in enumerate(run.points):
-        with_draws(point, 0.05 * 4**i, overloaded=max(0, i - 2))
+        run.points[i] = with_draws(point, 0.05 * 4**i, overloaded=max(0, i - 2))
     return run
 
 

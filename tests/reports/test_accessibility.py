@@ -184,6 +184,7 @@ def test_anyone_can_read_and_use_the_page(name: str, tmp_path: Path) -> None:
         ((":focus-visible { outline: 2px", ":focus-visible { outline: 0px"), "no visible focus"),
         (("max-width: 1200px", "min-width: 1200px"), "wider than a phone"),
         (("fill: currentColor", "fill: var(--grid)"), "contrast 1."),
+        ((".values { position: fixed", ".values { visibility: hidden; position: fixed"), "shows no values"),
         (("\n(() => {", "\n;(() => {"), "content security policy"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -114,3 +115,15 @@ def test_the_method_says_where_the_interval_comes_from() -> None:
     assert "It holds 200 bootstrap draws" in page
     assert "8 of them, evenly chosen," in page
     assert "How the calibration intervals are made" not in samples.build_report(samples.single())
+
+
+def test_intervals_that_leave_a_chart_end_in_an_arrow_and_leave_its_lines_their_room() -> None:
+    cut = "Arrows: an interval ends outside the chart."
+    assert cut not in samples.build_report(samples.rates())
+    text = samples.build_report(samples.drawn_rates())  # up to fifty times the value
+    assert "Thin bars: calibration intervals." in text
+    assert cut in text
+    chart = text[text.index('id="latency"') : text.index("</figure>", text.index('id="latency"'))]
+    ticks = re.findall(r">([\d.,]+) (ms|s)</text>", chart)
+    assert ticks
+    assert max(float(size.replace(",", "")) * {"ms": 1e-3, "s": 1.0}[unit] for size, unit in ticks) < 20

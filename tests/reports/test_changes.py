@@ -10,8 +10,10 @@ import samples
 from reports.answers.points import certainly_less, impact_of
 from reports.axes import make_axes
 from reports.charts.axis_ticks import clock_ticks, clock_words
+from reports.charts.svg import Chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
+from reports.table import Table
 from reports.tables.metric_tables import metrics_table, terminal_table
 from reports.tables.slice_tables import replicas_table
 from sim.results.catalogue import UNITS
@@ -369,13 +371,47 @@ def test_charts_mark_events_and_draw_versions() -> None:
 def test_the_impact_is_drawn_by_design_and_by_how_bad_the_fault_is() -> None:
     points = stalls()
     chart = impact_chart(points, make_axes(points))
-    assert chart is not None
+    assert isinstance(chart, Chart)
     assert "32 goes from 0 at 0 s to 657 at 60 s. 100 goes from 0 at 0 s to 8 at 60 s." in chart.desc
     assert chart.table.rows[0] == ["0 s", "0", "0"]
     assert chart.table.rows[1][1].startswith("657")
     still = samples.rates().points
     assert impact_chart(still, make_axes(still)) is None
     assert impact_chart(samples.rollout().points, []) is None
+    named = samples.strategies().points  # no quantity: a chart would show dots at zero
+    table = impact_chart(named, make_axes(named))
+    assert isinstance(table, Table)
+    assert table.head[:2] == ["strategy", "affected beyond the usual"]
+    assert [row[0] for row in table.rows] == [point.set["rollouts.0.strategy"] for point in named]
+
+
+def test_the_timeline_marks_what_happens_where_it_happens() -> None:
+    run = samples.single()
+    steps = [{"level": 1, "time": "2 min"}, {"level": 3, "time": "2 min"}]
+    run.manifest["scenario"]["workload"] |= {
+        "arrivals": {"process": "piecewise", "rate": "8/s", "steps": steps},
+        "start": "11:58",
+    }
+    point = run.points[0]
+    times = point.timeline.t_s
+    grown = [2.0] * 100 + [2.5] + [4.0] * (len(times) - 101)
+    run.points[0] = replace(
+        point,
+        timeline=replace(point.timeline, replicas=grown, serving_replicas=grown),
+        events=[{"t_s": times[50], "kind": "fault", "text": "faults.0: a crash"}],
+    )
+    text = samples.build_report(run)
+    chart = text[text.index('<figure id="timeline"') : text.index("</figure>", text.index('<figure id="timeline"'))]
+    assert {">+2</text>", ">12/s</text>", ">12:00</text>"} <= set(re.findall(r">[^<>]+</text>", chart))
+    rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r"<tr>.*?</tr>", chart)]
+    assert all(
+        any(what in row for row in rows)
+        for what in ("1 faults.0: a crash", "+2 replicas", "12/s from here", "4/s from")
+    )
+    assert "event\u20021 faults.0: a crash" in chart  # the pointer shows it, too
+    assert f"({clock_words(times[50], 11 * 3600 + 58 * 60)})" in chart
+    run.manifest["scenario"]["workload"]["arrivals"]["steps"] = [{"level": 1 + i % 2, "time": "1 s"} for i in range(9)]
+    assert "from here" not in samples.build_report(run)  # too often
 
 
 def test_what_is_so_from_the_start_has_no_moment() -> None:

@@ -263,7 +263,7 @@ def test_there_is_none_where_a_trace_is_too_short_to_fill_the_batches(tmp_path: 
     assert (found.outcome, found.trace_requests, found.needed_requests) == (TOO_SHORT, 600, 4 * 256)
     assert found.multiple is None
     assert found.load is None
-    assert "The trace has 600 requests" in headroom_sentences(found)
+    assert "The traffic has 600 requests" in headroom_sentences(found)
     assert find_headroom(from_trace(tmp_path, 4 * 256)).outcome == FOUND, "as many as were asked for are enough"
 
 

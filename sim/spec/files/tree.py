@@ -19,7 +19,7 @@ Scalar = str | int | float | bool | None
 MAX_DEPTH = 50
 """Deeper nesting is refused: no scenario needs it, and functions on the tree are recursive."""
 
-TAGS = ("law", "process", "kind", "serve")
+TAGS = ("law", "process", "kind", "serve", "tool")
 """Keys that decide the meaning of the other keys of their mapping."""
 
 # By section: a key of an overlay, and the keys it drops from the base. Only unambiguous choices; ``rank`` over a base
@@ -28,8 +28,12 @@ _CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "workload": {
         "requests": ("duration",),
         "duration": ("requests",),
-        "trace": ("arrivals", "tokens", "sessions", "drift", "churn"),
-        "arrivals": ("trace",),
+        "trace": ("arrivals", "tokens", "sessions", "drift", "churn", "client"),
+        "client": (
+            *("requests", "duration", "arrivals", "popularity", "sessions", "drift", "churn", "tokens"),
+            *("prefix", "trace"),
+        ),
+        "arrivals": ("trace", "client"),
     },
     "plan": {
         "minimize": ("maximize", "fleets"),

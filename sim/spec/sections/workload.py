@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema
 
 from sim.spec.base import Errors, Strict, checks, located
-from sim.spec.sections.laws import MAX_TOKENS, LognormalTokens, TokenLaw
+from sim.spec.sections.benchmark_clients import SeededClient, VllmBench
+from sim.spec.sections.laws import MAX_TOKENS, FixedTokens, LognormalTokens, TokenLaw
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.traffic_laws import (
     Arrivals,
@@ -168,9 +169,18 @@ class Workload(Strict):
     ``sessions.history`` or the trace says so. It takes effect with ``fleet.prefix_caching``."""
     trace: Trace | None = None
     """Replay recorded requests instead."""
+    client: SeededClient | None = None
+    """Send the requests of a benchmark's command line instead, draw by draw. Only ``start`` may stand beside it.
+    Answers go to their limits, as with ``ignore_eos``. docs/traces.md says what is exact."""
 
     @checks
     def _one_source(self) -> Errors:
+        if self.client is not None:
+            for key in sorted(self.model_fields_set - {"client", "start"}):
+                if getattr(self, key) is not None:
+                    hint = f"remove {key}, or client"
+                    yield located(key, "a client draws its own requests", allowed="client, start", hint=hint)
+            return
         if self.trace is not None:
             for key in ("arrivals", "sessions", "drift", "churn"):
                 if getattr(self, key) is not None:
@@ -205,7 +215,20 @@ class Workload(Strict):
     @property
     def is_closed(self) -> bool:
         """Whether requests follow from the answers to earlier ones."""
-        return isinstance(self.arrivals, ClosedArrivals)
+        return isinstance(self.arrivals, ClosedArrivals) or (self.client is not None and self.client.is_closed)
+
+    @property
+    def recorded(self) -> Literal["trace", "client", ""]:
+        """Where a list of requests comes from, of which there can't be more; empty: laws make them."""
+        return "trace" if self.trace is not None else "client" if self.client is not None else ""
+
+    @property
+    def shared_prefix(self) -> SharedPrefix | None:
+        """The text at the start of prompts, a client's included."""
+        if not isinstance(self.client, VllmBench) or not self.client.prefix_len:
+            return self.prefix
+        tokens = FixedTokens(law="fixed", value=self.client.prefix_len + self.client.special_tokens)
+        return SharedPrefix(shared_by="all", tokens=tokens)
 
 
 Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.points import any_value, impact_name
 from reports.axes import Axis, in_order, shorten, spread
-from reports.charts.axis_ticks import count_tick, nice_linear, seconds_tick, set_ticks, y_title
+from reports.charts.axis_ticks import count_tick, moment_words, nice_linear, seconds_tick, set_ticks, y_title
 from reports.charts.svg import (
     COLOURS,
     SERIES,
     Chart,
     Heading,
-    Tip,
     column_tips,
     dash_of,
     drawing,
@@ -25,21 +24,26 @@ from reports.charts.svg import (
 from reports.charts.sweep_charts import Line, YAxis, end_labels, line_chart
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent
-from reports.table import Table, cell
+from reports.table import Table, cell, point_rows
 from sim.results.point import Point
 from sim.spec.units import human_seconds
 from sim.studies.changes.comparison import growing
+from sim.studies.changes.findings import per_event
 
 if TYPE_CHECKING:
     from reports.charts.canvas import Axes
 
-_ROWS = 25
+_ROWS, _MOMENTS = 25, 100
+"""Times in a table, and of which the pointer shows values."""
+_KINDS = ("stale_after_cutover", "mixed_version_responses", "wrong_adapter_served", "refused", "failed", "lost")
+"""Ways in which requests are affected that a table shows where they occur."""
 _STRIP, _PANEL = 58, 128
 _PANELS = (
     ("ttft_p99_s", "p99 TTFT by arrival"),
     ("e2e_p99_s", "p99 E2E by arrival"),
     ("loads_per_s", "loads per second"),
 )
+_Panels = Sequence[tuple[str, str]]
 _Times = tuple[float, float]
 """Start and end of what is shown, in seconds."""
 _AROUND = 0.4
@@ -53,12 +57,16 @@ _VERSION_COLOURS = ("s6", "s1", "s2", "s4", "s3", "s5")
 _CSS_OF = {"none": "var(--slo)"}
 
 
-def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | None:
-    """Draw how many requests a rollout or fault affects, against one swept key or two."""
+def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | Table | None:
+    """Return how many requests a rollout or fault affects, against one swept key or two: of categories a table."""
     some = [point for point in in_order(points, axes) if point.impact]
     if len(some) < 2 or not 1 <= len(axes) <= 2 or not any_value(some, name := impact_name(some)):
         return None
     axis = (growing(axes) or [each for each in axes if each.numeric] or list(axes))[0]
+    if not axis.numeric:
+        kinds = [kind for kind in _KINDS if any_value(some, kind)]
+        cells = point_rows([per_event(point) for point in some], axes, {}, [name, *kinds])
+        return Table("How many requests does it affect?", *cells, "Means of the replications, on the same traffic.")
     found: dict[str, list[Point]] = {}
     for point in some:
         label = ", ".join(each.short_label(point, 15) for each in axes if each is not axis)
@@ -95,9 +103,10 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         f"{label} up to {', '.join(f'{_value_words(key, _peak(p, key, shown))} {what}' for key, what in panels)}"
         for label, p in zip(labels, some, strict=True)
     ]
-    desc = f"From {human_seconds(start)} to {human_seconds(end)}: {'; '.join(parts)}."
-    picked = spread(_within(some[0], "loads_per_s", shown)[0], _ROWS)
-    tips: list[Tip] = []
+    desc = f"From {moment_words(start, day_s)} to {moment_words(end, day_s)}: {'; '.join(parts)}."
+    inside = spread(_within(some[0], "loads_per_s", shown)[0], _MOMENTS)
+    table, every = (_moments_table(some, labels, panels, times, day_s) for times in (spread(inside, _ROWS), inside))
+    strips = []
     with drawing(_PANEL * len(panels) + 48) as figure:
         for i, (key, what) in enumerate(panels):
             ax = place(figure, 58, 34 + _PANEL * i, 150, 48 + _PANEL * (len(panels) - 1 - i))
@@ -105,13 +114,14 @@ def moments_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
             time_axis(ax, start, end, last=i == len(panels) - 1, day_s=day_s)
             draw_events(ax, [(min(events), "begin")], named=i == 0)
             y_title(ax, what)
-            tips += column_tips([ax], picked, _moments_table(some, labels, panels[i : i + 1], picked))
-        svg = to_svg(figure, "moments", title, desc, tips)
+            strips.append(ax)
+        colours = [colour for _ in panels for _, colour in zip(some, SERIES, strict=False)]
+        svg = to_svg(figure, "moments", title, desc, column_tips(strips, inside, every, colours))
     caption = (
         "First replication of each point, the same traffic in all. Each p99 is taken over five short spans, none of "
         "them beyond the time at which something began."
     )
-    return Chart("moments", title, caption, desc, svg, _moments_table(some, labels, panels, picked))
+    return Chart("moments", title, caption, desc, svg, table)
 
 
 def _event_times(point: Point) -> list[float]:
@@ -154,14 +164,14 @@ def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, s
 
 
 def _moments_table(
-    points: Sequence[Point], labels: Sequence[str], panels: Sequence[tuple[str, str]], times: Sequence[float]
+    points: Sequence[Point], labels: Sequence[str], panels: _Panels, times: Sequence[float], day_s: int | None
 ) -> Table:
     columns, head = [], ["time"]
     for key, what in panels:
         for point, label in zip(points, labels, strict=True):
             head.append(f"{label}: {what}")
             columns.append((key, point.timeline.t_s, point.timeline.column(key)))
-    rows = [[human_seconds(time), *(_cell(key, t, c, time) for key, t, c in columns)] for time in times]
+    rows = [[moment_words(time, day_s), *(_cell(key, t, c, time) for key, t, c in columns)] for time in times]
     return Table("Around the events, first replication of each point", head, rows)
 
 
@@ -199,24 +209,24 @@ def version_chart(points: Sequence[Point], axes: Sequence[Axis], day_s: int | No
         _mix_words(group, axes) for group in alike
     )
     strip = 150 if len(some) == 1 else _STRIP + 34
-    picked = spread(some[0].version_mix["t_s"], _ROWS)
-    tips: list[Tip] = []
+    times = max((p.version_mix["t_s"] for p in some), key=lambda each: float(each[-1]))
+    table, every = (_mix_table(some, axes, names, spread(times, most), day_s) for most in (_ROWS, _MOMENTS))
+    strips = []
     with drawing(strip * len(some) + 48 + 6) as figure:
         for i, point in enumerate(some):
             ax = place(figure, 58, 34 + strip * i, 24, 54 + strip * (len(some) - 1 - i))
             _stack(ax, point.version_mix, names)
-            times = point.version_mix["t_s"]
             time_axis(ax, times[0], times[-1], last=i == len(some) - 1, day_s=day_s)
             draw_events(ax, event_marks(point.events, times[0], times[-1]), named=not axes)
             y_title(ax, _strip_title(alike[i], axes) if axes else "share of arrivals", 0 if axes else 46)
-            tips += column_tips([ax], picked, _mix_table([point], axes, names, picked))
-        svg = to_svg(figure, "versions", title, desc, tips)
+            strips.append(ax)
+        svg = to_svg(figure, "versions", title, desc, column_tips(strips, spread(times, _MOMENTS), every))
     caption = (
         "First replication: shares of the requests that arrive in a short span, by the version of their first token."
     )
     legend = [(_version_words(name), _CSS_OF.get(name, f"var(--{_colour(name)})")) for name in names]
     styles = [_colour(name) for name in names]
-    return Chart("versions", title, caption, desc, svg, _mix_table(some, axes, names, picked), legend, styles)
+    return Chart("versions", title, caption, desc, svg, table, legend, styles)
 
 
 def _same_mix(one: Point, other: Point) -> bool:
@@ -259,7 +269,9 @@ def _mix_words(points: Sequence[Point], axes: Sequence[Axis]) -> str:
     return f"{start}{', '.join(f'{percent(share)} {_version_words(name)}' for name, share in last.items())}."
 
 
-def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str], times: Sequence[float]) -> Table:
+def _mix_table(
+    points: Sequence[Point], axes: Sequence[Axis], names: Sequence[str], times: Sequence[float], day_s: int | None
+) -> Table:
     columns, head = [], ["time"]
     for point in points:
         for name in names:
@@ -269,5 +281,5 @@ def _mix_table(points: Sequence[Point], axes: Sequence[Axis], names: Sequence[st
     rows = []
     for time in times:
         shares = [_value_at(middles, column, time) for middles, column in columns]
-        rows.append([human_seconds(time), *("–" if share is None else percent(share) for share in shares)])
+        rows.append([moment_words(time, day_s), *("–" if share is None else percent(share) for share in shares)])
     return Table("Shares of arrivals by version", head, rows, "The rest is version 1.")

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from reports.answers.points import compares_routers, has_rollout, is_changed, value_of
 from reports.axes import Axis, in_order, spread
+from reports.charts.axis_ticks import moment_words
 from reports.document import Section
 from reports.formatting import metric_words, percent, show
 from reports.table import Table, point_rows, table_note
 from sim.results.point import Point
-from sim.spec.units import human_seconds
 from sim.studies.changes.findings import clear_change, count_bounds, per_event, rounded, why_held_back, with_bounds
 
 _MOST_POINTS = 100
@@ -67,7 +67,12 @@ _PLAIN = ("rerouted_e2e_mean_s", "ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads
 
 
 def changes_section(
-    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], focus: Point, where: str
+    points: Sequence[Point],
+    axes: Sequence[Axis],
+    slo_terms: Mapping[str, float],
+    focus: Point,
+    where: str,
+    day_s: int | None,
 ) -> Section:
     """Return the section on what changed, or on how routers compare; without parts where a run has neither.
 
@@ -81,7 +86,7 @@ def changes_section(
         held_table(held, where if focus.held_back else ""),
         side_by_side(points, axes, slo_terms),
         impact_table(focus, where),
-        events_table(focus, where),
+        events_table(focus, where, day_s),
         listed="What changed" if changed else "Routers",
     )
 
@@ -132,12 +137,12 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     return Table("Side by side, on the same traffic", head, rows, f"{note} {counted}".strip())
 
 
-def events_table(point: Point, where: str) -> Table | None:
+def events_table(point: Point, where: str, day_s: int | None = None) -> Table | None:
     """Return what happened to the fleet in the first replication, numbered as in the timeline."""
     if not point.events:
         return None
     events = point.events[:_MOST_EVENTS]
-    rows = [[str(i), human_seconds(event["t_s"]), str(event["text"])] for i, event in enumerate(events, 1)]
+    rows = [[str(i), moment_words(event["t_s"], day_s), str(event["text"])] for i, event in enumerate(events, 1)]
     more = len(point.events) - len(events)
     note = f"{more} more events are in points/." if more else ""
     return Table(f"Events of the first replication{where}", ["", "at", "what"], rows, note, words=(2,))

@@ -1,4 +1,4 @@
-"""``loraplan compare``: is one run better than another?"""
+"""``loraplan compare``: is one run better than another? What changes from one plan to another?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.errors import InputError
 
 def compare(
     one: Annotated[Path, typer.Argument(metavar="A", help="A run directory, such as runs/quickstart.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="The run directory to compare with A.")],
+    others: Annotated[list[Path], typer.Argument(metavar="B", help="The run directory to compare with A.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the page. Default: runs/compare-A-B, and none with --json.")
     ] = None,
@@ -28,12 +28,21 @@ def compare(
 ) -> None:
     """Compare two runs: what differs, what changes with it, and whether that is more than chance.
 
+    Of two plans: what changes in what they recommend, in first limit, headroom and cost.
+
     Example: loraplan compare runs/quickstart runs/more-slots
+
+    Example: loraplan compare runs/today-plan runs/next-quarter-plan
     """
     from sim import api
     from sim.results.run_directory.store import blamed_on
     from sim.studies.compare.study import worse_terms
 
+    other, *more = others
+    if more:
+        raise InputError(
+            "too many run directories", got=f"{len(others) + 1}", allowed="two: A and B", hint="compare each with A"
+        )
     with blamed_on(one, other):
         results = api.compare(_no_scenario(one), _no_scenario(other))
         comparison = results.comparison

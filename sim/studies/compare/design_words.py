@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.formatting import is_counted, key_words, listed
@@ -47,19 +48,17 @@ class _Change:
     """A change of the design in words.
 
     :ivar one, other: what A and B have: ``32 GPU slots``, ``no faults``.
-    :ivar words: what B has instead of A's.
+    :ivar words: what B has instead of A's; ``arrow``: from A's to B's: ``32 → 64 GPU slots``, ``no faults → 1 fault``.
     """
 
     one: str
     other: str
     words: str
+    arrow: str
 
 
 def _design_changes(comparison: Comparison) -> list[_Change]:
-    """Return what differs in the design: an engine alone, as it changes further keys; nothing that is swept.
-
-    What grows or shrinks as a whole, such as a list of faults, is one change, whatever its keys say.
-    """
+    """Return what differs in the design: an engine alone, as it changes further keys; nothing that is swept."""
     rows = [
         row
         for row in comparison.changed
@@ -67,17 +66,24 @@ def _design_changes(comparison: Comparison) -> list[_Change]:
         and not _SLO_KEY.match(row[0])
         and not any(value.startswith("swept: ") for value in row[1:])
     ]
-    rows = [row for row in rows if row[0] == "fleet.engine"] or rows
+    return changes_of(comparison, [row for row in rows if row[0] == "fleet.engine"] or rows)
+
+
+def changes_of(comparison: Comparison, rows: Sequence[tuple[str, str, str]]) -> list[_Change]:
+    """Return in words what these rows of differing keys say.
+
+    What grows or shrinks as a whole, such as a list of faults, is one change, whatever its keys say.
+    """
     found: dict[str, _Change] = {}
     for key, a, b in rows:
         part = comparison.parts.part_of(key)
         if (part or key) not in found:
-            change = _part_change(comparison, part) if part else _value_change(_by_name(comparison, key), a, b)
+            change = _part_change(comparison, part) if part else _value_change(by_name(comparison, key), a, b)
             found[part or key] = change
     return list(found.values())
 
 
-def _by_name(comparison: Comparison, key: str) -> str:
+def by_name(comparison: Comparison, key: str) -> str:
     """Return a key with the name of its pool, where both have the same one, instead of its number."""
     section, _, rest = key.removeprefix(f"{POOLS}.").partition(".")
     if not key.startswith(f"{POOLS}.") or rest == "name":
@@ -93,12 +99,19 @@ def _pool_name(run: RunData, index: int) -> str:
 
 
 def _value_change(key: str, a: str, b: str) -> _Change:
-    one, other = _valued(key, a), _valued(key, b)
-    return _Change(one, other, f"{other} instead of {'no value' if a == ABSENT else a}")
+    one, other = valued(key, a), valued(key, b)
+    first, last = _stated(a), _stated(b)
+    arrow = f"{first} → {other}" if is_counted(key_words(key)) else f"{one} → {last}"
+    return _Change(one, other, f"{other} instead of {'no value' if a == ABSENT else a}", arrow)
 
 
-def _valued(key: str, value: str) -> str:
-    words, value = key_words(key), "no value" if value in (UNSET, ABSENT) else value
+def _stated(value: str) -> str:
+    return "no value" if value in (UNSET, ABSENT) else value
+
+
+def valued(key: str, value: str) -> str:
+    """Return a value with its key in words: ``64 GPU slots``, ``arrival rate 25/s``."""
+    words, value = key_words(key), _stated(value)
     if is_counted(words):
         return f"{value} {words.removesuffix('s') if value == '1' else words}"
     return f"{words} {value}"
@@ -111,22 +124,22 @@ def _part_change(comparison: Comparison, part: str) -> _Change:
         one, other = (f"{part} unset", f"{part} set") if name is None else (f"no {name[1]}", " ".join(name))
         old, back = ("unset", "set") if name is None else ("none", "one")
         if comparison.parts.sections[part]:
-            return _Change(one, other, f"{other} instead of {old}")
-        return _Change(other, one, f"{one} instead of {back}")
+            return _Change(one, other, f"{other} instead of {old}", f"{one} → {other}")
+        return _Change(other, one, f"{one} instead of {back}", f"{other} → {one}")
     a, b = comparison.parts.counts[part]
     if part == POOLS and not (a and b):
         one, other = (_pools(comparison, side, count) for side, count in ((1, a), (2, b)))
-        return _Change(one, other, f"{other} instead of {one}")
+        return _Change(one, other, f"{other} instead of {one}", f"{one} → {other}")
     noun = _ENTRY_WORDS.get(part, (f"entry of {part}", f"entries of {part}"))
     one, other = (f"{count or 'no'} {noun[count != 1]}" for count in (a, b))
-    return _Change(one, other, f"{other} instead of {a or 'none'}")
+    return _Change(one, other, f"{other} instead of {a or 'none'}", f"{one} → {other}")
 
 
 def _pools(comparison: Comparison, side: int, count: int) -> str:
     """Return the pools of a side by name, or its replicas where it has no pools."""
     rows = {row[0]: row[side] for row in comparison.changed}
     if not count:
-        return _valued(REPLICAS, rows.get(REPLICAS, ABSENT))
+        return valued(REPLICAS, rows.get(REPLICAS, ABSENT))
     names = [rows.get(f"{POOLS}.{index}.name", ABSENT) for index in range(count)]
     if count > _PHRASED or ABSENT in names:
         return f"{count} pools"

@@ -261,14 +261,14 @@ def short(comparison: Comparison) -> list[tuple[str, str]]:
     points = [sweep_focus(run.points, comparison.terms) for run in (comparison.one, comparison.other)]
     said = [
         ("Changed", f"{'; '.join(changes[:_LISTED])}{more}." if changes else "Nothing: the scenarios are the same."),
-        ("First limit", _of_both([found.first_limit for found in answers])),
-        ("Bill", _of_both([fleet_words(point) for point in points])),
+        ("First limit", of_both([found.first_limit for found in answers])),
+        ("Bill", of_both([fleet_words(point) for point in points])),
         ("Trust", traffic_sentence(comparison)),
     ]
     return [line for line in said if line[1]]
 
 
-def _of_both(said: Sequence[str]) -> str:
+def of_both(said: Sequence[str]) -> str:
     """Return what there is to say of A and B; once where it is the same."""
     one, other = said
     return one if one == other else f"A: {one} B: {other}"

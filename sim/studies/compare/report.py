@@ -83,10 +83,10 @@ def _sections(comparison: Comparison, command: str) -> list[Section]:
     rows = [[key, one.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*one, *other])]
     made = Table("How the runs were made", ["", "A", "B"], rows, words=(1, 2))
     return [
-        Section("lead", "", *charts[:1], Heading("Further findings"), *map(Caution, details(comparison))),
+        Section("lead", "", *charts[:1], Heading("Further findings"), *map(Caution, details(comparison)), *charts[1:3]),
         Section("differs", "What differs", differs_table(comparison) or same, listed="What differs"),
         Section("changes-in-numbers", "What changes", key_table(comparison), listed="Changes"),
-        Section("charts", "A and B on the same axes", *charts[1:], listed="Charts"),
+        Section("charts", "A and B on the same axes", *charts[3:], listed="Charts"),
         Section("all", "Every metric", every),
         method(*_METHOD, Heading("Provenance"), made, command=command),
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import InputError
+from sim.errors import InputError, did_you_mean
+from sim.spec.units import parse_rate, parse_seconds, parse_share
 
 # JSON of a known form: every missing field is an error that names it.
 
@@ -248,3 +249,62 @@ def measures_of(rows: BenchRequests) -> tuple[dict[str, float], dict[str, float]
             low, high = np.quantile(values, [max(share - spread, 0.0), min(share + spread, 1.0)])
             errors[name] = float(high - low) / 2
     return measured, errors
+
+
+# A run of which a few numbers are known, and no file: ``concurrency=8,prompt=512,output=128,tpot=24ms,ttft=180ms``.
+
+
+def _count(text: str) -> float:
+    if not text.isdecimal() or not 0 < int(text) <= 10**7:
+        raise ValueError("not a whole number from 1 to 10,000,000")
+    return int(text)
+
+
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    **dict.fromkeys(("concurrency", "prompt", "output", "requests"), _count),
+    **dict.fromkeys(("tpot", "ttft", "latency"), parse_seconds),
+    **dict.fromkeys(("rate", "throughput"), parse_rate),
+    "error": parse_share,
+}
+_MEASURED = {"tpot": "tpot_mean_s", "ttft": "ttft_mean_s", "latency": "e2e_mean_s", "throughput": "requests_per_s"}
+_STATED = (
+    "a result (.json), or concurrency=N or rate=N/s, prompt=N and output=N (tokens), and one or more of tpot=TIME, "
+    "ttft=TIME, latency=TIME (means) and throughput=N/s (requests); also requests=N, error=PERCENT"
+)
+
+
+def stated_run(text: str, key: str) -> BenchRun:
+    """Return a run by its numbers. One that doesn't say how many requests it had takes ten a client, at least 100.
+
+    :param key: the option that has them, for error messages.
+    :raises InputError: naming the number that is wrong, or what is missing.
+    """
+    given: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (each.strip() for each in part.partition("="))
+        if name not in _NUMBERS or name in given:
+            problem, hint = (
+                ("a number twice", None) if name in given else ("unknown number", did_you_mean(name, _NUMBERS))
+            )
+            raise InputError(problem, key=key, got=part, allowed=_STATED, hint=hint)
+        try:
+            given[name] = _NUMBERS[name](value)
+        except ValueError as error:
+            raise InputError(str(error), key=key, got=part, allowed=_STATED) from None
+    measured = {metric: given[name] for name, metric in _MEASURED.items() if given.get(name)}
+    if not {"prompt", "output"} <= given.keys() or ("concurrency" in given) == ("rate" in given) or not measured:
+        raise InputError("too few numbers, or both a concurrency and a rate", key=key, got=text, allowed=_STATED)
+    clients = int(given.get("concurrency", 0))
+    load = ClosedLoad(clients) if clients else OpenLoad(given["rate"])
+    return BenchRun(
+        tool="numbers",
+        name=f"{load.words.partition(', ')[2]}, {given['prompt']:,} + {given['output']:,} tokens",
+        model=None,
+        load=load,
+        completed=int(given.get("requests", max(10 * clients, 100))),
+        failed=0,
+        prompt=TokenSummary(given["prompt"]),
+        output=TokenSummary(given["output"]),
+        measured=measured,
+        errors={metric: given["error"] * value for metric, value in measured.items() if "error" in given},
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -74,3 +76,32 @@ def step_cost(seconds: Mapping[str, float], tokens: Sequence[tuple[float, float]
             **{term.field: seconds[term.name] for term in BASE if term.name in seconds},
         }
     )
+
+
+_PROMPT_TERMS = ("per_attended_token_s", "prefill_step_s", "per_slot_prefill_token_s")
+
+
+def anchored_step(step: StepCost, decode: float, prompt: float, *, lora: bool) -> StepCost:
+    """Return step costs with a factor on what decoding takes, and one on what prompts take.
+
+    The tokens of a step are divided where computing takes as long as reading the weights: the two overlap and add up as
+    squares (``calibrate/kernels/roofline.py``), so that the step takes √2 times as long there as without tokens.
+
+    :param lora: whether the terms of LoRA change too.
+    """
+
+    def changed(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: value * (prompt if name in _PROMPT_TERMS else decode)
+            for name, value in values.items()
+            if isinstance(value, float)
+        }
+
+    tokens, seconds = (np.asarray(axis, dtype=np.float64) for axis in zip(*step.tokens, strict=True))
+    read_s = (math.sqrt(2) - 1) * step.fixed_s
+    knots = np.unique([*tokens, np.interp(read_s, seconds, tokens)])
+    taken = np.interp(knots, tokens, seconds)
+    table = decode * np.minimum(taken, read_s) + prompt * np.maximum(taken - read_s, 0.0)
+    more = {"lora": step.lora.model_copy(update=changed(step.lora.model_dump()))} if lora else {}
+    pairs = tuple(zip(knots.tolist(), table.tolist(), strict=True))
+    return step.model_copy(update={**changed(step.model_dump()), "tokens": pairs, **more})

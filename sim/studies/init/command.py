@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sim.cli.log_options import BaseModelOption, ColumnsOption, trace_source
-from sim.cli.options import QuietOption
+from sim.cli.options import QuietOption, session_of
 from sim.cli.output import message, say
 from sim.errors import InputError
 
@@ -19,9 +18,12 @@ if TYPE_CHECKING:
     from sim.spec.engine_flags.command_lines import Setting
     from sim.spec.sections.trace_source import Trace
     from sim.studies.init.draft import Draft
+    from sim.studies.init.questions import Question
 
 _OF_LOGS = ("--columns", "--base-model", "--adapter-from")
 """Options that say how a log is read."""
+_INPUT = "standard input"
+_LONGEST_LINE = 10_000
 
 
 def one_command(given: list[str] | None) -> str | None:
@@ -41,6 +43,7 @@ def one_command(given: list[str] | None) -> str | None:
 
 
 def init(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The scenario to write; it must not exist.")] = Path(
         "scenario.yaml"
     ),
@@ -78,7 +81,7 @@ def init(
     from sim.studies.vet.adapter_scenario import check_target
 
     check_target(out)
-    draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "scenario")
+    draft = Draft(_name_of(out))
     if gpu is not None:
         draft.add([gpu_setting(gpu)])
     text = one_command(from_vllm)
@@ -105,13 +108,101 @@ def init(
     if command is not None:
         draft.add_command(command)
     if not (command or from_manifest or from_trace or from_adapters):
-        if not sys.stdin.isatty():
+        if not (_on_terminal() and sys.stdout.isatty()):
             allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"
-            raise InputError("nothing to draft a scenario from", allowed=allowed)
-        draft.add(_answers())
+            raise InputError(
+                "nothing to draft a scenario from", allowed=allowed, hint="loraplan plan --ask reads answers"
+            )
+        _ask(draft, quiet)
     for note in write_draft(draft, out):
         message(f"note: {note}", quiet)
-    say(f"scenario {out}", f"next     loraplan run {out}")
+    say(f"scenario {out}")
+    session_of(context).kept = f"{out} is kept"
+    if not any(key.startswith("plan.") for key in draft.settings):
+        say(f"next     loraplan run {out}")
+    elif typer.confirm("Plan the fleet now?", default=True):
+        arguments = ["plan", str(out), *(["--quiet"] if quiet else [])]
+        sys.argv[1:] = arguments  # the command that its results are kept with
+        root: Any = context.find_root()
+        code = root.command.main(arguments, prog_name="loraplan", standalone_mode=False, obj=root.obj)
+        raise typer.Exit(code if isinstance(code, int) else 0)
+    else:
+        say(f"next     loraplan plan {out}")
+
+
+def ask_for_scenario(out: Path, quiet: bool) -> None:
+    """Write the scenario that ``loraplan plan --ask`` plans, unless the file exists."""
+    from sim.studies.init.draft import Draft, write_draft
+    from sim.studies.vet.adapter_scenario import check_target
+
+    check_target(out)
+    draft = Draft(_name_of(out), made_by="loraplan plan --ask")
+    _ask(draft, quiet)
+    for note in write_draft(draft, out):
+        message(f"note: {note}", quiet)
+    message(f"scenario {out}", quiet)
+
+
+def _name_of(out: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "scenario"
+
+
+def _on_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _ask(draft: Draft, quiet: bool) -> None:
+    """Add answers to a draft: from a terminal, or else from the lines of standard input, where none is the default.
+
+    :raises InputError: for a wrong line of standard input; a terminal is asked again.
+    """
+    from sim.studies.init.questions import ask
+
+    if _on_terminal():
+        message("Enter takes the value in brackets. All of them can be changed in the file.", quiet)
+        ask(draft, _answer_of_terminal, lambda error: message(str(error), False))
+        return
+    lines: list[str] = []
+    missing: list[str] = []
+
+    def answer(question: Question, default: str) -> str:
+        lines.append(_line_of_input(len(lines) + 1))
+        if not lines[-1].strip():
+            missing.append(f"{question.keys[0]} {default}")
+        return lines[-1]
+
+    def refuse(error: InputError) -> None:
+        error.file, error.line = _INPUT, len(lines)
+        raise error
+
+    ask(draft, answer, refuse)
+    if _line_of_input(len(lines) + 1).strip():
+        allowed = f"{len(lines)} lines"
+        raise InputError("more answers than questions", file=_INPUT, line=len(lines) + 1, allowed=allowed)
+    if missing:
+        message(f"note: without an answer, and so the defaults: {', '.join(missing)}", quiet)
+
+
+def _line_of_input(number: int) -> str:
+    try:
+        return "" if sys.stdin is None else sys.stdin.readline(_LONGEST_LINE)
+    except UnicodeDecodeError:
+        raise InputError("not text", file=_INPUT, line=number) from None
+
+
+def _answer_of_terminal(question: Question, default: str) -> str:
+    from rich.console import Console
+    from rich.prompt import Prompt
+    from rich.text import Text
+
+    class Asked(Prompt):
+        def render_default(self, default: object) -> Text:
+            return Text(f"[{default}]", "prompt.default")
+
+    try:
+        return Asked.ask(Text(question.text), default=default, console=Console(stderr=True))
+    except EOFError:
+        raise typer.Abort from None
 
 
 def gpu_setting(name: str) -> Setting:
@@ -164,63 +255,3 @@ def _add_adapters(draft: Draft, folder: Path) -> None:
     draft.comments.append(f"The adapters are the {len(served):,} in {folder.name}, with the sizes of their files.")
     if model := known_model(base or ""):
         draft.add([Setting("adapters.base_model", model, "what the adapters name")])
-
-
-def _answers() -> list[Setting]:
-    """Ask for what a plan needs most, and return it."""
-    from rich.prompt import FloatPrompt, IntPrompt, Prompt
-
-    from sim.spec.engine_flags.command_lines import Setting
-    from sim.spec.gpus import DEFAULT_GPU, GPUS
-    from sim.spec.profile_choice import DEFAULT_MODEL
-    from sim.spec.units import parse_rate, parse_seconds
-
-    say("Enter takes the default. All answers can be changed in the file.")
-    mine = "your answer"
-    gpu = Prompt.ask("GPU of a replica", choices=list(GPUS), default=DEFAULT_GPU)
-    model = Prompt.ask("Base model, as on Hugging Face or short", default=DEFAULT_MODEL)
-    engine = Prompt.ask("Engine, perhaps with its version (vllm, vllm-0.12, sglang)", default="vllm")
-    replicas = IntPrompt.ask("Replicas behind the router", default=1)
-    count = IntPrompt.ask("Adapters that requests ask for", default=100)
-    rank = IntPrompt.ask("Their LoRA rank", default=16)
-    slots = IntPrompt.ask("Adapters in GPU memory at once (--max-loras, --max-loras-per-batch)", default=8)
-    # vLLM's own default, as many as in GPU memory, loads nearly every adapter from storage.
-    host = IntPrompt.ask("Adapters in host memory (--max-cpu-loras)", default=max(count, slots))
-    rate = _quantity("Requests of all adapters, such as 6/s or 90/min", "6/s", parse_rate)
-    cv = FloatPrompt.ask(
-        "Burstiness: cv of the gaps between requests (1 for independent users, 4 is bursty)", default=1.0
-    )
-    prompt = IntPrompt.ask("Prompt tokens of a request, on average", default=300)
-    output = IntPrompt.ask("Output tokens of a request, on average", default=120)
-    ttft = _quantity("Time to the first token that 99 % of requests must keep", "1 s", parse_seconds)
-    process = {"process": "poisson", "rate": rate} if cv == 1 else {"process": "gamma", "rate": rate, "cv": cv}
-    values: dict[str, object] = {
-        "fleet.gpu": gpu,
-        "adapters.base_model": model,
-        "fleet.engine": engine,
-        "fleet.replicas": replicas,
-        "adapters.count": count,
-        "adapters.rank": rank,
-        "cache.gpu.slots": slots,
-        "cache.host.slots": host,
-        "workload.arrivals": process,
-        "workload.tokens.prompt": {"law": "lognormal", "mean": prompt, "p99": 6 * prompt},
-        "workload.tokens.output": {"law": "lognormal", "mean": output, "p99": 6 * output},
-        "slo.ttft_p99": ttft,
-    }
-    return [Setting(key, value, mine) for key, value in values.items()]
-
-
-def _quantity(question: str, default: str, parse: Callable[[object], float]) -> str:
-    """Ask until the answer is a quantity as scenarios have it."""
-    from pydantic_core import PydanticCustomError
-    from rich.prompt import Prompt
-
-    while True:
-        answer = Prompt.ask(question, default=default)
-        try:
-            parse(answer)
-        except PydanticCustomError as error:
-            say(f"Please enter {(error.context or {})['allowed']}")
-        else:
-            return answer

@@ -24,7 +24,7 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.design import check_points
 
 EXAMPLE = "an example: put your own here"
-_SECTIONS = ("workload", "tenants", "adapters", "fleet", "cache", "storage", "router", "slo")
+_SECTIONS = ("workload", "tenants", "adapters", "fleet", "cache", "storage", "router", "slo", "plan")
 _TRAFFIC = (
     Setting("workload.requests", 20000, EXAMPLE),
     Setting("workload.arrivals", {"process": "poisson", "rate": "6/s"}, f"{EXAMPLE}; loraplan trace reads your log"),

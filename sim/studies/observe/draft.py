@@ -130,8 +130,9 @@ def _late_servers(readings: Readings) -> Iterator[str]:
 
 
 def _traffic(service: ObservedService, base: LoadedScenario | None) -> Iterator[Setting]:
-    if base is not None and base.scenario.workload.trace is not None:
-        yield Setting("workload.trace", None, "the traffic below replaces the trace")
+    for source in ("trace", "client"):
+        if base is not None and getattr(base.scenario.workload, source) is not None:
+            yield Setting(f"workload.{source}", None, f"the traffic below replaces the {source}")
     if base is None or base.scenario.workload.requests is None:
         yield Setting("workload.requests", REQUESTS, "how much to simulate: choose")
     grown = service.offered - service.ended

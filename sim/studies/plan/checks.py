@@ -102,7 +102,7 @@ def _check_length(loaded: LoadedScenario, plan: Plan) -> None:
     scenario = longer(loaded, TIMES[-1]).scenario
     workload = scenario.workload
     varied = {*plan.keys, *(key for fleet in plan.fleets for key in fleet.set)} - {_RATE}
-    if workload.trace is not None or workload.requests is None or any(key.startswith(_TRAFFIC) for key in varied):
+    if workload.recorded or workload.requests is None or any(key.startswith(_TRAFFIC) for key in varied):
         return
     total = workload.requests * scenario.run.replications
     shares = shares_of(scenario.tenants)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sim.cli.help import SIMULATE
-from sim.cli.options import AllOption, DeployableOptions, NoHeadroomOption, complete_assignment, parse_range, takes
+from sim.cli.options import (
+    AllOption,
+    DeployableOptions,
+    NoHeadroomOption,
+    ScenarioArgument,
+    complete_assignment,
+    parse_range,
+    takes,
+)
 from sim.cli.output import finish, message, say_notes
 from sim.errors import InputError
 
@@ -18,9 +29,16 @@ if TYPE_CHECKING:
 NONE_MEETS = 1
 
 
-@takes(DeployableOptions)
+@dataclass(frozen=True)
+class PlanOptions(DeployableOptions):
+    """The same, with a scenario that may be asked for."""
+
+    scenario: ScenarioArgument = ""
+
+
+@takes(PlanOptions)
 def plan(
-    options: DeployableOptions,
+    options: PlanOptions,
     minimize: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,10 +60,19 @@ def plan(
     what_if: Annotated[
         bool, typer.Option("--what-if", help="Also try one change at a time at the answer.", rich_help_panel=SIMULATE)
     ] = False,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            "--ask", help="Ask for the scenario, write it, and plan it.", hidden=True, rich_help_panel=SIMULATE
+        ),
+    ] = False,
     all_: AllOption = False,
     no_headroom: NoHeadroomOption = False,
 ) -> None:
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does.
+
+    With --ask, eight questions take the place of a file, and SCENARIO (default: scenario.yaml) is written. Without a
+    terminal, each line of standard input is an answer; where there is none, the default counts.
 
     Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
     """
@@ -56,6 +83,18 @@ def plan(
     from sim.studies.plan.report import plan_report
     from sim.studies.plan.study import make_plan
 
+    if ask:
+        from sim.studies.init.command import ask_for_scenario
+
+        file = options.scenario or "scenario.yaml"
+        if not file.endswith(".yaml"):
+            raise InputError("with --ask, the file to write", key="SCENARIO", got=file, allowed="FILE.yaml, a new one")
+        ask_for_scenario(Path(file), options.quiet or options.json)
+        # What is kept with the results is the command that gives them again.
+        sys.argv[1:] = [*(each for each in sys.argv[1:] if each not in ("--ask", file)), file]
+        options = replace(options, scenario=file)
+    elif not options.scenario:
+        raise InputError("is missing", key="SCENARIO", hint="loraplan plan --ask asks eight questions instead")
     loaded = options.load(*_question(minimize or [], maximize or []))
     manifests = options.manifests(loaded)
 

@@ -75,10 +75,10 @@ def grows(scenario: Scenario) -> bool:
 def longer(loaded: LoadedScenario, times: int) -> LoadedScenario:
     """Return a scenario as an effort simulates it: longer, or repeated where a longer run would be another question.
 
-    A trace stays as it is.
+    What is recorded stays as it is.
     """
     scenario, workload = loaded.scenario, loaded.scenario.workload
-    if workload.trace is not None:
+    if workload.recorded:
         return loaded
     replications = min(REPLICATIONS, scenario.run.replications)
     values: dict[str, Any] = {"run.replications": replications}
@@ -341,8 +341,9 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
     """
     tenant, workload = split_term(term)[0], loaded.scenario.workload
     times = _MARGIN * state.needed / state.found if state.found else None
-    hint = "use a longer trace" if workload.trace is not None else "simulate more requests (workload.requests)"
-    if times is not None and workload.trace is None and workload.requests is not None:
+    recorded = {"trace": "use a longer trace", "client": "let the client send more requests"}
+    hint = recorded.get(workload.recorded, "simulate more requests (workload.requests)")
+    if times is not None and not workload.recorded and workload.requests is not None:
         requests = _two_digits(workload.requests * times)
         hint = f"simulate about {requests:,} requests (--set workload.requests={requests})"
     elif times is not None and workload.duration is not None:

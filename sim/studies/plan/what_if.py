@@ -98,6 +98,10 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
             "the trace is played twice as fast",
         )
         return
+    if (client := workload.client) is not None:
+        values = {f"workload.client.{client.load}": getattr(client.times(2), client.load)}
+        yield Change("traffic", "twice the traffic", values, f"twice the client's {client.load}")
+        return
     arrivals = workload.arrivals
     assert arrivals is not None, "checked by the model"
     if isinstance(arrivals, ClosedArrivals):

@@ -21,6 +21,7 @@ from reports.charts.sweep_charts import (
     varies,
 )
 from reports.charts.timeline_chart import timeline_chart
+from reports.table import Table
 from sim.results.point import Point
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 from sim.timing import timed
@@ -39,15 +40,19 @@ def choose_charts(
     *,
     planned: bool,
     day_s: int | None = None,
-) -> list[Chart]:
+    rates: Sequence[tuple[float, float]] = (),
+) -> list[Chart | Table]:
     """Return the charts of a run, the most informative first.
 
     :param focus: the point whose timeline, stages and distribution are drawn.
     :param day_s: time of day at the start of the run, in seconds from midnight; None: it has none.
+    :param rates: when the scenario changes its rate, and the requests a second from then on.
     :param planned: whether it is the answer of a plan: then no chart but the first shows other points.
     """
     where = f" at {point_words(focus, axes)}" if axes else ""
-    rest = [breakdown_chart(focus, where), cdf_chart([focus], [], where), timeline_chart(focus, where, day_s)]
+    timeline = timeline_chart(focus, where, day_s, rates)
+    rest = [breakdown_chart(focus, where), cdf_chart([focus], [], where), timeline]
+    found: Sequence[Chart | Table | None]
     changed = [moments_chart(points, axes, day_s), version_chart(points, axes, day_s)]
     if not axes and focus.events:
         found = [rest[2], *changed, *rest[:2]]

@@ -106,7 +106,9 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
     scenario = _part(manifest, "scenario")
     workload = _part(scenario, "workload")
     found = ["The network, the router and tokenising take no time."]
-    if not workload.get("trace"):
+    if tool := _part(workload, "client").get("tool"):
+        found.append(f"Requests are a benchmark's ({tool}). Real users come in sessions, and then fewer requests miss.")
+    elif not workload.get("trace"):
         found += _traffic(workload)
     if _part(scenario, "storage").get("load"):
         found.append("Loads take the time that the scenario gives, however many run at once.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +47,7 @@ from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
+from sim.spec.sections.traffic_laws import PiecewiseArrivals
 from sim.spec.sections.workload import parse_time_of_day
 from sim.studies.changes.findings import badge_words, has_clear_impact
 from sim.studies.changes.report import changes_section
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from sim.results.run_directory.study_records import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
+_MOST_RATES = 48
 
 
 def run_answer(run: RunData) -> Answer:
@@ -136,10 +140,11 @@ def points_report(
     swept = Markup(" × ").join(_swept(axis) for axis in axes)
 
     def sections() -> list[Section]:
-        charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=_start_of_day(run.manifest))
+        day_s, rates = _start_of_day(run.manifest), _rates(run.manifest, focus)
+        charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=day_s, rates=rates)
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
         charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
-        results = _sections(points, axes, terms, focus, shown, charts, further=further_findings(found))
+        results = _sections(points, axes, terms, focus, shown, charts, further_findings(found), day_s)
         return [results[0], *([study] if study is not None else []), *results[1:], *_behind(run)]
 
     known: dict[str, Any] = {
@@ -223,8 +228,9 @@ def _sections(
     terms: dict[str, float],
     focus: Point,
     shown: list[Point],
-    charts: Sequence[Chart],
+    charts: Sequence[Chart | Table],
     further: Sequence[str],
+    day_s: int | None,
 ) -> list[Section]:
     """Return what was found at the points; charts, tenants and notes are of those that are shown."""
     where = f" at {point_words(focus, axes)}" if axes else ""
@@ -232,6 +238,8 @@ def _sections(
     flat = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))
     by = axes if len(shown) == len(points) else []
     every = metric_tables.points_table(points, axes, terms) if axes else metric_tables.metrics_table(points[0])
+    changes = changes_section(points, axes, terms, focus, where, day_s)
+    first = 2 if (changes.parts or shown is not points) and len(charts) > 3 else len(charts)
     return [
         Section(
             "lead",
@@ -239,9 +247,12 @@ def _sections(
             *charts[:1],
             *([Heading("Further findings"), *map(Caution, further)] if further else []),
             *([Heading("Notes"), *map(Caution, warnings)] if warnings else []),
+            Paragraph(flat),
+            *charts[1:first],
+            listed="" if charts[first:] else "Charts",
         ),
-        changes_section(points, axes, terms, focus, where),
-        Section("charts", "Charts", Paragraph(flat), *charts[1:], listed="Charts"),
+        changes,
+        Section("charts", "Charts", *charts[first:], listed="Charts"),
         Section("pools", "What does each pool do?", pools_table(focus, where, bounds=True)),
         Section("replicas", "How even is the load?", replicas_table(focus, where), listed="Replicas"),
         Section(
@@ -341,6 +352,23 @@ def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
     """Return ``workload.start`` in seconds from midnight."""
     workload = (manifest.get("scenario") or {}).get("workload")
     return parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
+
+
+def _rates(manifest: Mapping[str, Any], point: Point) -> list[tuple[float, float]]:
+    """Return when ``piecewise`` arrivals change at a point, and the rate from then on; nothing where that is often."""
+    start, data = "workload.arrivals.", ((manifest.get("scenario") or {}).get("workload") or {}).get("arrivals") or {}
+    data = {**data, **{key.removeprefix(start): value for key, value in point.set.items() if key.startswith(start)}}
+    if data.get("process") != "piecewise" or any("." in key for key in data) or not point.timeline.t_s:
+        return []
+    law = PiecewiseArrivals.model_validate(data)
+    *begins, period = [0.0, *itertools.accumulate(step.time for step in law.steps)]
+    scale = law.rate * period / sum(step.level * step.time for step in law.steps)
+    cycles = math.ceil(point.timeline.t_s[-1] / period)
+    if cycles * len(begins) > _MOST_RATES:
+        return []
+    steps = [(at, step.level * scale) for at, step in zip(begins, law.steps, strict=True)]
+    found = [(cycle * period + at, rate) for cycle in range(cycles) for at, rate in steps]
+    return [(at, rate) for at, rate in found if at < point.timeline.t_s[-1]]
 
 
 def _swept(axis: Axis) -> str:

@@ -310,7 +310,7 @@ def plan_from_here(design: ChosenDesign, moved: str | None, runs: Path) -> tuple
     from sim.studies.plan.study import free_folder
 
     control = _planned(design, moved)
-    verb = "maximize" if control.key in _MAXIMIZED else "minimize"
+    verb = "maximize" if control.key in _MAXIMIZED or "workload.client." in control.key else "minimize"
     stops = list(filter(None, control.stops))
     values = [control.typed(stop) for stop in stops]
     if control.listed:
