@@ -123,7 +123,7 @@ def sweep(
 
     :param over: values by dotted key; None: the scenario's ``sweep`` block.
     """
-    from sim.studies.sweep import grid
+    from sim.studies.design import grid
 
     loaded = _loaded(scenario, values, how)
     axes = {key: list(values) for key, values in (over or {}).items()}

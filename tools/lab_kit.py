@@ -25,7 +25,7 @@ LIMIT_BYTES = 60 * 10**6
 IN_THE_LAB = frozenset(
     {
         *("torch", "triton", "numpy", "pandas", "scipy", "pyarrow", "safetensors"),
-        *("typer", "rich", "joblib", "jinja2", "matplotlib"),
+        *("typer", "rich", "joblib", "jinja2"),
     }
 )
 """What the lab's Python has: large, or there wherever torch is."""

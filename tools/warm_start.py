@@ -1,16 +1,17 @@
-"""How long commands take to start, in imports of pandas and pyplot: ``python tools/warm_start.py``.
+"""What commands cost, in imports of pandas and pyplot: ``python tools/warm_start.py``.
 
-Each round measures every command once, so that all of them meet the same machine; medians of the rounds are printed.
+Each round measures every command once, so that all of them meet the same machine; medians of the rounds are printed, in
+CPU seconds, which vary less than seconds where others use the machine too.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +22,7 @@ RUN = ["-m", "sim.cli", "run", "quickstart", "--set", "workload.requests=1000", 
 
 
 def main() -> None:
-    """Print a table of seconds and ratios."""
+    """Print a table of CPU seconds and ratios."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         # Compiled modules of our own, as an installation has them, whatever this shell says about writing them.
@@ -37,14 +38,19 @@ def main() -> None:
         for number in range(ROUNDS + 1):  # the first one compiles
             shutil.rmtree(out, ignore_errors=True)
             for name, command in commands.items():
-                started = time.perf_counter()
+                started = _cpu_s()
                 subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
                 if number:
-                    taken[name].append(time.perf_counter() - started)
+                    taken[name].append(_cpu_s() - started)
     yardstick = median(taken["import pandas, matplotlib.pyplot"])
-    print("| command | seconds | in imports of pandas and pyplot |\n|---|---|---|")
+    print("| command | CPU s | in imports of pandas and pyplot |\n|---|---|---|")
     for name, seconds in taken.items():
         print(f"| {name} | {median(seconds):.2f} | {median(seconds) / yardstick:.2f} |")
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from reports.formatting import percent
 from sim.spec.units import human_seconds
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _LOG_SPAN = 20.0
 _LEVEL, _SLANTED = 24, 20
@@ -131,9 +131,8 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = T
 
 def draw_grid(ax: Axes, which: Literal["both", "x", "y"]) -> None:
     """Draw a grid below the data, in place of the line at the left."""
-    ax.grid(True, axis=which)
-    ax.set_axisbelow(True)
-    ax.spines["left"].set_visible(False)
+    ax.grid(axis=which)
+    ax.frame.discard("left")
 
 
 def scale_rows(ax: Axes, labels: Sequence[str]) -> None:
@@ -202,9 +201,7 @@ def _categories(ax: Axes, axis: Axis, room: float) -> None:
         return
     labels = axis.short_labels(_SLANTED)
     every = math.ceil(len(labels) * 26 / room)
-    set_ticks(ax, "x", list(axis.places)[::every], labels[::every])
-    for label in ax.get_xticklabels():
-        label.set(rotation=35, ha="right", va="center", rotation_mode="anchor")
+    ax.set_ticks("x", axis.places[::every], labels[::every], turn=35)
 
 
 def slanted(axis: Axis, room: float) -> float:
@@ -217,10 +214,8 @@ def slanted(axis: Axis, room: float) -> float:
 
 
 def set_ticks(ax: Axes, which: str, places: Sequence[float], labels: Sequence[str]) -> None:
-    """Set exactly these ticks and no minor ones."""
-    target = ax.xaxis if which == "x" else ax.yaxis
-    target.set_ticks(list(places), list(labels))
-    target.set_ticks([], minor=True)
+    """Set exactly these ticks."""
+    ax.set_ticks(which, places, labels)
 
 
 def y_title(ax: Axes, text: str, left: float = 46) -> None:
@@ -230,7 +225,6 @@ def y_title(ax: Axes, text: str, left: float = 46) -> None:
         (0, 1),
         (-left, 14),
         xycoords="axes fraction",
-        textcoords="offset points",
         color=COLOURS["muted"],
         va="baseline",
     )
@@ -243,7 +237,6 @@ def x_title(ax: Axes, text: str, below: float = 0.0) -> None:
         (0.5, 0),
         (0, -36 - below),
         xycoords="axes fraction",
-        textcoords="offset points",
         color=COLOURS["muted"],
         ha="center",
         va="baseline",

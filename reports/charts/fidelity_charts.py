@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick
+from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick, set_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, spot_tips, to_svg
 from reports.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 REGIME_COLOURS = {
     "unsaturated": ("s1", SERIES[0], "o"),
@@ -63,7 +63,8 @@ def scatter_chart(
         for regime, (_, colour, marker) in REGIME_COLOURS.items():
             some = [(measured * scale, predicted * scale) for measured, predicted, r, _ in points if r == regime]
             if some:
-                ax.plot(*zip(*some, strict=True), marker, color=colour, markersize=4.2, alpha=0.7, markeredgewidth=0)
+                xs, ys = zip(*some, strict=True)
+                ax.plot(xs, ys, marker, color=colour, markersize=4.2, alpha=0.7, markeredgewidth=0)
         scale_log(ax, "x", low, high, tick)
         scale_log(ax, "y", low, high, tick)
         ax.grid()
@@ -111,17 +112,17 @@ def slots_chart(ident: str, label: str, runs: Sequence[tuple[int, Mapping[str, f
     table = Table(title, head, rows)
     with drawing(300) as figure:
         ax = place(figure, _LEFT, 30, 24, _BOTTOM)
-        for name, ys, colour, style in lines:
-            ax.plot(slots, ys, style, color=colour, label=name, markersize=5)
+        for _, ys, colour, style in lines:
+            ax.plot(slots, ys, style, color=colour, markersize=5)
+        pad = (max(slots) / min(slots)) ** 0.05
         ax.set_xscale("log")
-        ax.set_xticks(slots, _thinned(slots))
-        ax.set_xticks([], minor=True)
+        ax.set_xlim(min(slots) / pad, max(slots) * pad)
+        set_ticks(ax, "x", slots, _thinned(slots))
         low, high = min(values) / 1.4, max(values) * 1.4
         ax.set_yscale("log")
-        ticks = nice_log(low, high)
-        ax.set_yticks(ticks, [seconds_tick(value) for value in ticks])
-        ax.set_yticks([], minor=True)
         ax.set_ylim(low, high)
+        ticks = nice_log(low, high)
+        set_ticks(ax, "y", ticks, [seconds_tick(value) for value in ticks])
         ax.grid(axis="y")
         _titles(ax, "slots", "p50 TTFT")
         svg = to_svg(figure, ident, title, desc, column_tips([ax], slots, table))
@@ -141,5 +142,5 @@ def _thinned(slots: Sequence[int]) -> list[str]:
 
 
 def _titles(ax: Axes, below: str, left: str) -> None:
-    ax.set_xlabel(below, labelpad=8)
-    ax.set_title(left, loc="left", fontsize=12, color=COLOURS["ink"], pad=8)
+    x_title(ax, below)
+    y_title(ax, left, 0)

@@ -18,7 +18,7 @@ from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, verdict
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _LETTER = 6.6
 _INVERSE = 5
@@ -222,7 +222,7 @@ def _hatch(ax: Axes, heat: HeatMap) -> None:
                 hatch="//",
                 edgecolor=COLOURS[ink],
                 linewidth=0,
-                alpha=0.4,
+                alpha=0.25,
             )
 
 
@@ -244,9 +244,8 @@ def _labels(ax: Axes, across: Axis, up: Axis, width: float, height: float) -> No
     labels = up.short_labels(18)
     every = max(1, math.ceil(16 / height))
     set_ticks(ax, "y", [j + 0.5 for j in range(0, len(labels), every)], labels[::every])
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.tick_length = 0.0
+    ax.frame.clear()
 
 
 def _draw_scale(ax: Axes, scale: Scale, name: str) -> None:
@@ -258,11 +257,7 @@ def _draw_scale(ax: Axes, scale: Scale, name: str) -> None:
         ax.fill([step, step + 1, step + 1, step], [0, 0, 1, 1], color=HEAT[step], linewidth=0)
     shares = [i / HEAT_STEPS for i in range(0, HEAT_STEPS + 1, 3)]
     values = [low * (high / low) ** s if log else low + s * (high - low) for s in shares]
-    set_ticks(ax, "x", [s * HEAT_STEPS for s in shares], [show(name, value) for value in values])
-    set_ticks(ax, "y", [], [])
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    labels = ax.get_xticklabels()
-    labels[0].set(ha="left")
-    labels[-1].set(ha="right")
+    sides = ["left", *["center"] * (len(shares) - 2), "right"]
+    ax.set_ticks("x", [s * HEAT_STEPS for s in shares], [show(name, value) for value in values], sides)
+    ax.tick_length = 0.0
+    ax.frame.clear()

@@ -40,7 +40,7 @@ from sim.results.point import Point
 from sim.spec.units import human_seconds
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 
 # Charts of where the time goes, stage by stage.
@@ -91,7 +91,7 @@ def breakdown_chart(point: Point, where: str) -> Chart | None:
             if i:
                 ax.plot([start, start], [i - 1.31, i + 0.31], color=COLOURS["muted"], linewidth=0.8)
             text = f"{rows[i][1]} · {rows[i][2] if length > 0.001 * total else '< 0.1 %'}"
-            ax.annotate(text, (start + length, i), (6, 0), textcoords="offset points", va="center")
+            ax.annotate(text, (start + length, i), (6, 0), va="center")
             start += length
         ax.set_xlim(0, total)
         ticks = nice_linear(0, total, 5)

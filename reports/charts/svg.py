@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG that belongs to the page: its colours, its font, no clashing ids, values on hover.
+"""Charts as inline SVG that belongs to the page: its colours, its font, no clashing ids, values on hover.
 
 Figures are drawn in stand-in colours; here they become CSS variables, so that one SVG reads in light and dark.
 """
@@ -6,21 +6,15 @@ Figures are drawn in stand-in colours; here they become CSS variables, so that o
 from __future__ import annotations
 
 import html
-import io
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.axes import spread
+from reports.charts.canvas import Axes, Box, Figure
 from reports.table import Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 # Values that a chart shows while the pointer is on one of its parts: by CSS alone inside the chart, and in a box at the
 # pointer or finger where the page's script runs.
@@ -169,35 +163,6 @@ _SAMPLE = 18
 
 _CSS = {value: "currentColor" if name == "ink" else f"var(--{name})" for name, value in COLOURS.items()}
 _CSS |= {value: f"var(--h{i})" for i, value in enumerate(HEAT)}
-_RC = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "loraplan",
-    "text.parse_math": False,
-    "path.simplify": True,
-    "path.simplify_threshold": 0.5,
-    "font.size": 12,
-    "text.color": COLOURS["ink"],
-    "axes.linewidth": 0.8,
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.labelcolor": COLOURS["ink"],
-    "axes.unicode_minus": True,
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
-    "xtick.labelcolor": COLOURS["ink"],
-    "ytick.labelcolor": COLOURS["ink"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.7,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "xtick.major.size": 4,
-    "xtick.major.pad": 5,
-    "ytick.major.size": 0,
-    "grid.color": COLOURS["grid"],
-    "grid.linewidth": 0.8,
-}
 
 
 @dataclass(frozen=True)
@@ -268,10 +233,10 @@ def label_sample(ax: Axes, colour: str, at: float, how: str, dash: Any = None, m
     """
     width, height = float(ax.bbox.width), float(ax.bbox.height)
     left, middle, right = (1 + x / width for x in (6, 6 + _SAMPLE / 2, 6 + _SAMPLE))
-    common: dict[str, Any] = {"transform": ax.transAxes, "clip_on": False, "color": colour}
+    common: dict[str, Any] = {"transform": "axes fraction", "clip_on": False, "color": colour}
     if how == "area":
         low, high = (at - 5) / height, (at + 5) / height
-        swatch = hatched(colour) | {"transform": ax.transAxes, "clip_on": False}
+        swatch = hatched(colour) | {"transform": "axes fraction", "clip_on": False}
         ax.fill([left, left + 12 / width, left + 12 / width, left], [low, low, high, high], **swatch)
         return 6 + 12 + 5
     if how != "marker" or colour == COLOURS["slo"]:
@@ -284,68 +249,28 @@ def label_sample(ax: Axes, colour: str, at: float, how: str, dash: Any = None, m
 
 @contextmanager
 def drawing(height: int, width: int = WIDTH) -> Iterator[Figure]:
-    """Give a figure of this size in chart units; the style holds inside the block only."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_RC):  # type: ignore[arg-type]
-        yield Figure(figsize=(width / 72, height / 72), dpi=72)
+    """Give a figure of this size in chart units."""
+    yield Figure(width, height)
 
 
 def place(figure: Figure, left: float, top: float, right: float, bottom: float) -> Axes:
     """Return axes with these margins in chart units."""
-    width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
-    box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-    return figure.add_axes(box)
+    return figure.add_axes(Box(left, bottom, figure.bbox.width - right, figure.bbox.height - top))
 
 
 def to_svg(figure: Figure, ident: str, title: str, desc: str, tips: Sequence[Tip]) -> str:
-    """Return a figure as inline SVG, with the values that its parts show; call it inside ``drawing``."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    """Return a figure as an element of the page, with the values that its parts show.
 
-    FigureCanvasSVG(figure)
-    target = io.StringIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(target, format="svg", transparent=True, metadata=nothing)
-    text = inline(target.getvalue(), ident, title, desc)
-    width, height = figure.get_figwidth() * 72, figure.get_figheight() * 72
-    return text.replace("</svg>", "".join(tip.svg(width, height) for tip in tips) + "</svg>")
-
-
-def inline(text: str, ident: str, title: str, desc: str) -> str:
-    """Turn matplotlib's SVG document into an element of the page.
-
-    :param ident: prefix of all ids, so that two charts can't use each other's clip paths and markers.
+    :param ident: prefix of all ids, so that two charts can't use each other's clip paths and patterns.
     """
-    text = text[text.index("<svg") :]
-    box = re.search(r'viewBox="([^"]+)"', text)
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>", "", text, flags=re.S)
-    text = _short_paths(text)
-    text = re.sub(r'(?<!xlink:)\bid="((?:m|p|h|image)[0-9a-f]{10,})"', rf'id="{ident}-\1"', text)
-    text = re.sub(r' id="(?!' + re.escape(ident) + r'-)[^"]*"', "", text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{ident}-\1)", text)
-    text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{ident}-\1"', text)
-    text = re.sub(r"font-size: [\d.]+px; font-family: [^;\"]+;? ?", "", text)
-    text = re.sub(r"#010[12][0-9a-f]{2}", lambda found: _CSS.get(found[0], found[0]), text)
-    text = re.sub(r' transform="rotate\(-0 [^"]*\)"| style=""', "", text)
-    text = re.sub(r">\s+<", "><", re.sub(r"<g>\s*</g>", "", text))
-    head = (
-        # A title element would show up as a tooltip on top of the values of the chart's parts.
-        f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(title)}" '
+    width, height = figure.bbox.width, figure.bbox.height
+    # A title element would show up as a tooltip on top of the values of the chart's parts.
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}" '
         f'aria-describedby="{ident}-d" preserveAspectRatio="xMidYMid meet">'
         f'<desc id="{ident}-d">{html.escape(desc)}</desc>'
+        f"{figure.svg(ident, _CSS)}{''.join(tip.svg(width, height) for tip in tips)}</svg>"
     )
-    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
-
-
-def _short_paths(text: str) -> str:
-    """Round coordinates to a tenth of a unit and drop line breaks: a third of the size."""
-
-    def shorten(found: re.Match[str]) -> str:
-        numbers = re.sub(r"-?\d+\.\d+", lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), found[2])
-        return f'{found[1]}="{" ".join(numbers.split())}"'
-
-    return re.sub(r'\b(d|x|y|width|height|transform|viewBox)="([^"]*)"', shorten, text)
 
 
 def place_labels(wanted: list[float], gap: float, low: float, high: float) -> list[float]:

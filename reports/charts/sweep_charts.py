@@ -32,7 +32,7 @@ from sim.results.point import COUNTS, Metric, Point
 from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 VISIBLE = 0.1
 """Share of a value by which it must differ between points to be drawn."""
@@ -121,17 +121,14 @@ def _bars(ax: Axes, xs: Sequence[float], pairs: Sequence[_Pair], colour: str, wi
     :param width: of the bar; 0: the arrow alone.
     :param aside: how far to the right they stand, in chart units.
     """
-    from matplotlib.transforms import ScaledTranslation
-
     bottom, top = ax.get_ylim()
-    shift = ax.transData + ScaledTranslation(aside / 72, 0, ax.figure.dpi_scale_trans)
     if width:
         lows, highs = [max(low, bottom) for low, _ in pairs], [min(high, top) for _, high in pairs]
-        ax.vlines(xs, lows, highs, color=colour, linewidth=width, alpha=0.45, transform=shift)
+        ax.vlines(xs, lows, highs, color=colour, linewidth=width, alpha=0.45, aside=aside)
     below = [x for x, (low, _) in zip(xs, pairs, strict=True) if low < bottom and bottom > 0]
     above = [x for x, (_, high) in zip(xs, pairs, strict=True) if high > top]
     for mark, edge, some in (("v", bottom, below), ("^", top, above)):
-        ax.plot(some, [edge] * len(some), mark, color=colour, markersize=5, clip_on=False, transform=shift)
+        ax.plot(some, [edge] * len(some), mark, color=colour, markersize=5, clip_on=False, aside=aside)
     return bool(below or above)
 
 
@@ -154,7 +151,7 @@ def _draw_line(ax: Axes, axis: Axis, line: Line, place_: float) -> bool:
     if axis.numeric:
         ax.fill_between(xs, lows, highs, color=line.colour, alpha=0.18, linewidth=0)
         style = "-" if len(points) <= _MOST_MARKERS else dash_of(line.colour)
-        ax.plot(xs, ys, color=line.colour, linestyle=style, solid_joinstyle="round")
+        ax.plot(xs, ys, color=line.colour, linestyle=style)
     if len(points) <= _MOST_MARKERS or not axis.numeric:
         for settled in (True, False):
             some = [i for i, m in enumerate(metrics) if m.settled is settled]
@@ -192,16 +189,13 @@ def end_labels(
     :param dashes: line styles in the same order, ``markers`` likewise; else those of the colours.
     """
     height = float(ax.bbox.height)
-    data_to_axes = ax.transScale + ax.transLimits
-    wanted = [float(data_to_axes.transform((ax.get_xlim()[1], end[2]))[1]) * height for end in ends]
+    wanted = [ax.transData.transform((ax.get_xlim()[1], end[2]))[1] - ax.bbox.y0 for end in ends]
     places = place_labels(wanted, 17, 2, height - 2)
     for i, ((label, colour, _), at) in enumerate(zip(ends, places, strict=True)):
         ink = colour if colour == COLOURS["slo"] else COLOURS["ink"]
         dash, marker = dashes[i] if dashes else None, markers[i] if markers else ""
         begin = label_sample(ax, colour, at, how, dash, marker)
-        ax.annotate(
-            label, (1, 0), (begin, at), xycoords="axes fraction", textcoords="offset points", color=ink, va="center"
-        )
+        ax.annotate(label, (1, 0), (begin, at), xycoords="axes fraction", color=ink, va="center")
 
 
 @dataclass(frozen=True)
@@ -244,7 +238,6 @@ def line_chart(
                 (axis.place(chosen), 1),
                 (4, -1),
                 xycoords=("data", "axes fraction"),
-                textcoords="offset points",
                 va="top",
             )
         ends = [(label, COLOURS["slo"], at) for label, at in targets.items()]

@@ -27,7 +27,7 @@ from sim.results.point import Point
 from sim.spec.units import human_seconds
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 Series = tuple[str, str, str]
 """Key of the timeline, label, colour."""
@@ -165,7 +165,7 @@ def _draw_steps(ax: Axes, steps: Sequence[tuple[float, str]], *, named: bool) ->
         ax.axvline(at, color=COLOURS["muted"], linewidth=0.6, alpha=0.6, zorder=1)
         left, width = max(place_, free), len(label) * _LETTER + _GAP
         if named and (left + width <= until if label.endswith("/s") else left == place_):
-            ax.annotate(label, (left / room, 1), (0, 3), xycoords="axes fraction", textcoords="offset points")
+            ax.annotate(label, (left / room, 1), (0, 3), xycoords="axes fraction")
             free = left + width
 
 
@@ -228,7 +228,6 @@ def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) ->
                 (at, 1),
                 (3, -2) if titled else (0, 3),
                 xycoords=("data", "axes fraction"),
-                textcoords="offset points",
                 color=COLOURS["ink"],
                 ha="left" if titled else "center",
                 va="top" if titled else "bottom",

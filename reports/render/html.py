@@ -17,6 +17,7 @@ from reports.charts.svg import Chart
 from reports.document import Part, Report
 from reports.table import Table
 from sim.results.run_directory.result_files import write_json, write_text
+from sim.timing import timed
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -66,6 +67,7 @@ def snippet(report: Report) -> str:
     return template("notebook.html.j2").render(opening=opening, sentences=list(sentences), table=table)
 
 
+@timed("report")
 def write(report: Report, folder: Path) -> Path:
     """Write a report's page and its files, each as a whole; return the path of the page."""
     for file in report.files:

@@ -5,33 +5,21 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-from calibrate.command import GROUPS
-from sim.cli.commands import (
-    inspect_commands,
-    ui_command,
-)
 from sim.cli.help import CommandHelp, GroupHelp
 from sim.cli.options import Session
-from sim.cli.output import message, say
+from sim.cli.output import message, say, say_timing
 from sim.cli.streams import check_surroundings, guarded_streams, working_folder_exists
 from sim.errors import InputError, LoraplanError, did_you_mean
-from sim.studies.cache import command as cache_command
-from sim.studies.compare import command as compare_command
-from sim.studies.fidelity import command as fidelity_command
-from sim.studies.init import command as init_command
-from sim.studies.observe import command as observe_command
-from sim.studies.plan import command as plan_command
-from sim.studies.run import command as run_command
-from sim.studies.trace import command as trace_command
-from sim.studies.vet import command as vet_command
+from sim.timing import begin, end
 
 INTERRUPTED = 130
 
@@ -41,49 +29,59 @@ ANSWER, SCENARIOS, OBSERVE, COSTS = (
     "Traces and adapters of yours",
     "Costs of a GPU, a model and an engine",
 )
-"""Groups of commands in ``--help``."""
 
-
-app = typer.Typer(
-    name="loraplan",
-    cls=GroupHelp,
-    help="Capacity planning for multi-LoRA LLM serving.\n\nExample: loraplan run quickstart",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-for panel, members in {
-    ANSWER: (
-        run_command.run,
-        run_command.sweep,
-        plan_command.plan,
-        compare_command.compare,
-        inspect_commands.report,
-        ui_command.ui,
-    ),
-    SCENARIOS: (init_command.init, inspect_commands.check, inspect_commands.schema),
-    OBSERVE: (
-        trace_command.trace,
-        observe_command.observe,
-        cache_command.cache,
-        vet_command.adapters,
-        vet_command.vet,
-    ),
-    COSTS: (fidelity_command.fidelity,),
-}.items():
-    for command in members:
-        app.command(cls=CommandHelp, rich_help_panel=panel)(command)
-_GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "scenarios": (
-        "List and copy the bundled scenarios.\n\nExample: loraplan scenarios list",
-        {"list": inspect_commands.list_scenarios, "copy": inspect_commands.copy_bundled},
-    ),
-    **GROUPS,
+_INSPECT, _VET, _COSTS = "sim.cli.commands.inspect_commands", "sim.studies.vet.command", "calibrate.command"
+_COMMANDS = {
+    "run": (ANSWER, "sim.studies.run.command"),
+    "sweep": (ANSWER, "sim.studies.run.command"),
+    "plan": (ANSWER, "sim.studies.plan.command"),
+    "compare": (ANSWER, "sim.studies.compare.command"),
+    "report": (ANSWER, _INSPECT),
+    "ui": (ANSWER, "sim.cli.commands.ui_command"),
+    "init": (SCENARIOS, "sim.studies.init.command"),
+    "check": (SCENARIOS, _INSPECT),
+    "schema": (SCENARIOS, _INSPECT),
+    "trace": (OBSERVE, "sim.studies.trace.command"),
+    "observe": (OBSERVE, "sim.studies.observe.command"),
+    "cache": (OBSERVE, "sim.studies.cache.command"),
+    "adapters": (OBSERVE, _VET),
+    "vet": (OBSERVE, _VET),
+    "fidelity": (COSTS, "sim.studies.fidelity.command"),
 }
-for name, (about, named) in _GROUPS.items():
-    group = typer.Typer(cls=GroupHelp, help=about, no_args_is_help=True)
-    for member, call in named.items():
-        group.command(member, cls=CommandHelp)(call)
-    app.add_typer(group, name=name, rich_help_panel=COSTS if name in GROUPS else SCENARIOS)
+"""Each command's group and module, in the order of ``--help``; those of ``_GROUPS`` have commands of their own."""
+_GROUPS = {"scenarios": (SCENARIOS, _INSPECT), "profiles": (COSTS, _COSTS), "calibrate": (COSTS, _COSTS)}
+
+
+def make_app(only: str = "") -> typer.Typer:
+    """Return the command line, with the one command that is needed; with all, if there is no such one."""
+    app = typer.Typer(
+        name="loraplan",
+        cls=GroupHelp,
+        help="Capacity planning for multi-LoRA LLM serving.\n\nExample: loraplan run quickstart",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(root)
+    wanted = {only} if only in _COMMANDS or only in _GROUPS else {*_COMMANDS, *_GROUPS}
+    for name, (panel, module) in _COMMANDS.items():
+        if name in wanted:
+            app.command(name, cls=CommandHelp, rich_help_panel=panel)(getattr(import_module(module), name))
+    for name, (panel, module) in _GROUPS.items():
+        if name in wanted:
+            about, named = import_module(module).GROUPS[name]
+            group = typer.Typer(cls=GroupHelp, help=about, no_args_is_help=True)
+            for member, call in named.items():
+                group.command(member, cls=CommandHelp)(call)
+            app.add_typer(group, name=name, rich_help_panel=panel)
+    return app
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """Make ``app``, with all commands, on first use."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = made = make_app()
+    return made
 
 
 def version(value: bool) -> None:
@@ -95,7 +93,6 @@ def version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version_: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
@@ -115,14 +112,25 @@ def root(
     """
 
 
+_ANYWHERE = ("--debug", "--confined", "--timing")
+"""Options of any command; the last is documented with the times that it prints (docs/performance.md), not in help."""
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _stop)
     # Taken out here, because they may stand behind any command.
-    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--confined")]
+    arguments = [argument for argument in sys.argv[1:] if argument not in _ANYWHERE]
+    if arguments[:1] != ["calibrate"]:  # others multiply no large matrices: starting threads for that takes longer
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(20_000, 20)  # imports make many objects, and no garbage
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("LORAPLAN_DEBUG"))
+    if "--timing" in sys.argv[1:]:
+        begin()
     with guarded_streams():
         code = _exit_code(arguments, debug, "--confined" in sys.argv[1:])
+        if taken := end():
+            say_timing(taken)
     sys.exit(code)
 
 
@@ -135,7 +143,9 @@ def _exit_code(arguments: list[str], debug: bool, confined: bool) -> int:
     session = Session(confined)
     try:
         check_surroundings()
-        code = app(arguments, prog_name="loraplan", standalone_mode=False, obj=session)
+        code = make_app(arguments[0] if arguments else "")(
+            arguments, prog_name="loraplan", standalone_mode=False, obj=session
+        )
         sys.stdout.flush()  # here, so that a disk that is full is an error of the command
         if code == INTERRUPTED:  # newer typer makes an exit code of Ctrl-C, older ones raise
             return _interrupted(session)

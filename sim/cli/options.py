@@ -14,6 +14,7 @@ import typer
 
 from sim.cli.help import EXECUTION, RESULTS, SIMULATE
 from sim.errors import InputError
+from sim.timing import timed
 
 if TYPE_CHECKING:
     from sim.spec.scenario_file import LoadedScenario
@@ -216,6 +217,7 @@ class StudyOptions:
     json: JsonOption = False
     quiet: QuietOption = False
 
+    @timed("scenario")
     def load(self, *overrides: str, check_points: bool = False) -> LoadedScenario:
         """Read the scenario, with what ``--set`` and further overrides change.
 

@@ -21,6 +21,7 @@ from reports.render.terminal import fitted, piped, style_of, wrapped, wrapped_co
 from sim.cells import one_line
 from sim.cli.streams import has_links, has_marks, width_of_terminal
 from sim.errors import InputError
+from sim.timing import Taken, timed
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -183,6 +184,14 @@ def pool_of(backend: list[str] | None, jobs: int, quiet: bool) -> AbstractContex
     return open_pool(choose_backend(backend or []), jobs, lambda text: message(text, quiet))
 
 
+def say_timing(taken: Taken) -> None:
+    """Print to stderr where the time of a command went: longest first, of workers included."""
+    message(f"{'stage':18}{'seconds':>10}{'CPU s':>10}{'of workers':>12}", quiet=False)
+    taken = {**taken, "all": [sum(each) for each in zip(*taken.values(), strict=True)]}
+    for name, (wall_s, cpu_s, workers_s) in sorted(taken.items(), key=lambda row: (row[0] == "all", -sum(row[1][1:]))):
+        message(f"{name:18}{wall_s:10.3f}{cpu_s:10.3f}{workers_s:12.3f}", quiet=False)
+
+
 def workers_of(jobs: int) -> int:
     """Return how many tasks ``--jobs`` runs at a time on this machine."""
     return jobs if jobs > 0 else os.cpu_count() or 1
@@ -293,6 +302,7 @@ def folder_for(out: Path | None, default: str, *, as_json: bool) -> Path | None:
     return folder
 
 
+@timed("report")
 def finish(
     report: Report,
     folder: Path | None,

@@ -21,7 +21,6 @@ from sim.results.point_summary import measure_alone, tenants_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
 
-MIN_DRAWS = 2
 _COMPARABLE = 10.0
 """Values further apart than this factor are compared by their difference: one is near 0, or near saturation."""
 

@@ -13,23 +13,22 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.results.baseline_impact import UsualImpact, WithheldVersions, avoided, usual_impact, with_impact
-from sim.results.calibration import MIN_DRAWS, ReplicationValues, values_of_replication, with_calibration
+from sim.results.calibration import ReplicationValues, values_of_replication, with_calibration
 from sim.results.fleet_costs import priced
 from sim.results.metric_state import Cause
-from sim.results.model import Setup
 from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import request_table
 from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, TenantFacts
 from sim.results.statistics import sections_per_replication
-from sim.spec.profile_choice import prices_of, profile_choice
+from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
-from sim.studies.vetting_gate import Vetting, held_back_record, release
-from sim.world.build import build_world
-from sim.world.memory.gpu_memory import gpu_share, memory_use
+from sim.studies.design import Design, make_design, setup_of
+from sim.studies.vetting_gate import held_back_record
+from sim.timing import timed
 from sim.world.replication import Simulate, simulate
 from sim.world.world import Pool as ReplicaPool
 from sim.world.world import World
@@ -40,39 +39,7 @@ if TYPE_CHECKING:
     from sim.results.records import Recording
     from sim.studies.backends.pool import Pool
 
-MAX_DRAWS = 8
-"""Draws of a profile to simulate, at most. With 8, Student's t is 18 % above the normal quantile."""
-
 REPLICATION, DRAW, COUNTERFACTUAL, BASELINE = "replication", "draw", "counterfactual", "baseline"
-
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """A scenario with its worlds, built once; a process without the scenario's files can simulate it.
-
-    :ivar world: the simulated world.
-    :ivar counterfactual: the world in which rollouts that are held back go out; None where none is held back.
-    :ivar baseline: the world without the rollouts and faults; None where there are none.
-    :ivar held_back: the rollouts that are held back.
-    """
-
-    scenario: Scenario
-    world: World
-    counterfactual: World | None = None
-    baseline: World | None = None
-    held_back: tuple[Vetting, ...] = ()
-
-    @property
-    def replications(self) -> int:
-        """Number of replications; always 1 for a trace."""
-        return 1 if self.world.traffic.replayed else self.scenario.run.replications
-
-    @property
-    def draws(self) -> list[int]:
-        """Which draws of the profile are simulated, spread evenly over all; none where there are too few."""
-        total = self.world.draws
-        count = min(total, MAX_DRAWS)
-        return [place * total // count for place in range(count)] if total >= MIN_DRAWS else []
 
 
 class Part(NamedTuple):
@@ -118,41 +85,6 @@ Runner = Callable[[Design, Sequence[Part]], Iterable[tuple[Part, Any]]]
 """Simulates parts of a design and yields each with its result, in any order."""
 
 
-def make_design(scenario: Scenario) -> Design:
-    """Vet the rollouts of a scenario, and build its worlds.
-
-    :raises InputError: with the key of the wrong value, also for rollouts that are held back.
-    """
-    released = release(scenario)
-    counterfactual = None if released.otherwise is None else build_world(released.otherwise)
-    happens = build_world(released.scenario)
-    if released.notes:
-        happens = replace(happens, notes=(*happens.notes, *released.notes))
-    baseline = baseline_of(released.scenario)
-    unchanged = None if baseline is None else build_world(baseline)
-    return Design(scenario, happens, counterfactual, unchanged, released.held_back)
-
-
-def build(scenario: Scenario) -> World:
-    """Return the world without rollouts that are held back; raises as ``make_design`` does."""
-    return make_design(scenario).world
-
-
-def baseline_of(scenario: Scenario) -> Scenario | None:
-    """Return the scenario without its rollouts and the faults that begin later; None where nothing changes.
-
-    A fault that is there from the start is part of normal operation, unless nothing else changes: then its own
-    effect is the question.
-    """
-    from_start = tuple(fault for fault in scenario.faults if getattr(fault, "at", 0.0) <= 0)
-    changes = bool(scenario.rollouts) or len(from_start) < len(scenario.faults)
-    if not changes and not scenario.faults:
-        return None
-    # Without a rollout, no prefix can come from an older version.
-    kept = tuple(fault for fault in from_start if fault.kind != "named-prefixes") if changes else ()
-    return scenario.model_copy(update={"rollouts": (), "faults": kept})
-
-
 def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     """Return the simulations that an evaluation takes, replications first."""
     count = design.replications if options.replications is None else options.replications
@@ -165,6 +97,7 @@ def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     return parts
 
 
+@timed("statistics")
 def simulate_part(
     design: Design, part: Part, recording_of: Simulate | None = None
 ) -> Recording | ReplicationValues | UsualImpact:
@@ -208,6 +141,7 @@ def on_pool(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
     return run
 
 
+@timed("statistics")
 def evaluate(
     design: Design,
     options: EvaluationOptions,
@@ -350,32 +284,6 @@ def _too_short_warning(scenario: Scenario, point: Point) -> str:
     return (
         f"the interval of e2e_p99 is {'wider than run.half_width' if wide else 'perhaps narrow by chance'} at "
         f"{scenario.workload.requests:,} requests, and twice as many are more than run.max_requests"
-    )
-
-
-def setup_of(world: World) -> Setup:
-    """Return on what a world is simulated."""
-    if not world.scenario.fleet.pools:
-        return _setup_of(world.pools[0], world.replicas)
-    pools = tuple(replace(_setup_of(pool, pool.replicas), pool=pool.name) for pool in world.own_pools)
-    return replace(pools[0], share=None, pool="", pools=pools)
-
-
-def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
-    engine, profile = pool.scenario.fleet.engine, pool.profile
-    if profile is None:
-        return Setup(engine)
-    choice = profile_choice(pool.scenario)
-    return Setup(
-        engine,
-        profile.device,
-        profile.model,
-        profile.name,
-        profile.status,
-        choice.why,
-        ", ".join(choice.assumed),
-        gpu_share(pool, replicas),
-        memory_use(pool),
     )
 
 

@@ -37,6 +37,7 @@ from sim.results.verdict import strain
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.studies.short_runs import MOST, Traffic, steady
+from sim.timing import timed
 from sim.world.replication import Simulate, simulate
 from sim.world.world import World
 
@@ -68,6 +69,7 @@ _STEEP = 3.0
 _COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
+@timed("statistics")
 def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: Simulate | None = None) -> Headroom:
     """Return at what multiple of its traffic a scenario's SLO fails.
 

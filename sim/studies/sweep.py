@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -11,58 +10,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sim.errors import InputError, ScenarioError
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import RunStore
 from sim.spec.files.tree import files_of
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario, value_text
-from sim.studies.backends.pool import Pool
+from sim.spec.scenario_file import LoadedScenario
+from sim.studies.backends.pool import PACE, Pool
+from sim.studies.design import Design, design_of, make_design
 from sim.studies.evaluate import (
     BASELINE,
-    Design,
     EvaluationOptions,
     Outcome,
     Part,
     evaluate,
     evaluate_scenario,
-    make_design,
     on_pool,
     simulate_part,
 )
 from sim.studies.execution import Execution, Progress
 from sim.studies.headroom import find_headroom
 from sim.studies.study_identity import StudyOutcome, finished_study, input_digests, study_keys, study_record
-from sim.world.world import World
 
-SMALL_RUN = 100_000
+SMALL_RUN = 100_000 * PACE
 """Simulated requests below which starting worker processes costs more than they save."""
-MAX_POINTS = 100_000
-
-
-def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) -> list[dict[str, Any]]:
-    """Return all combinations of the swept values, the last key fastest.
-
-    :param over: values by key, instead of the scenario's ``sweep`` block.
-    :raises ScenarioError: if there is nothing to sweep, or far too much.
-    """
-    axes = dict(over) if over else {key: list(values) for key, values in loaded.scenario.sweep.items()}
-    if not axes:
-        raise ScenarioError(
-            "nothing to sweep",
-            key="sweep",
-            file=loaded.source,
-            hint="give --over cache.gpu.slots=16,32,64, or a sweep: block in the scenario; extends inherits none",
-        )
-    total = 1
-    for key, values in axes.items():
-        if not values:
-            raise ScenarioError("no values to sweep", key=key, hint="write --over key=v1,v2")
-        total *= len(values)
-    if total > MAX_POINTS:
-        raise ScenarioError("too many points", key="sweep", got=f"{total:,}", allowed=f"up to {MAX_POINTS:,}")
-    return [dict(zip(axes, combination, strict=True)) for combination in itertools.product(*axes.values())]
 
 
 def run_study(
@@ -122,17 +93,6 @@ def _headroom_of(manifest: Mapping[str, Any] | None, keys: list[str]) -> Any:
     return manifest.get("headroom") if manifest is not None and manifest.get("point_keys") == keys else None
 
 
-def check_points(loaded: LoadedScenario) -> list[World]:
-    """Check the scenario and every point of its ``sweep`` block.
-
-    :return: that of the scenario itself, then those of the points.
-    :raises InputError: saying what is wrong, and where.
-    """
-    sets = grid(loaded) if loaded.scenario.sweep else []
-    worlds = [_build(loaded, {}).world]
-    return [*worlds, *(_build(loaded.with_values(set_), set_).world for set_ in sets)]
-
-
 @dataclass(frozen=True, slots=True)
 class PointTask:
     """One point to simulate.
@@ -162,7 +122,7 @@ class PointTask:
 
 def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTask:
     """Check that a point can be simulated, and build its worlds."""
-    design = _build(point, set_)
+    design = design_of(point, set_)
     world = design.world
     profile = None
     profiles = [pool.profile for pool in world.own_pools]
@@ -182,16 +142,6 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
 def _told(scenario: Scenario) -> str:
     """Return everything in a scenario that its numbers depend on."""
     return scenario.model_dump_json(exclude={"name", "description", "sweep"})
-
-
-def _build(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
-    try:
-        return make_design(point.scenario)
-    except InputError as error:
-        if set_ and error.file is None:
-            where = ", ".join(f"{key}={value_text(value)}" for key, value in set_.items())
-            error.hint = "; ".join(filter(None, [error.hint, f"at the point {where}"]))
-        raise point.locate(error) from None
 
 
 def _simulate_all(tasks: list[PointTask], pool: Pool, progress: Progress) -> Iterator[tuple[PointTask, Outcome]]:

@@ -31,7 +31,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
-from sim.studies.evaluate import build
+from sim.studies.design import build
 from sim.studies.plan.screen import Screened, screen
 from sim.studies.run.answer import Answer
 from sim.studies.run.report import answer_box, further_findings, slo_words, verdict_badge

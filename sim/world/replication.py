@@ -17,6 +17,7 @@ from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
 from sim.spec.sections.changes import Crash, StorageFault
+from sim.timing import stage
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
 from sim.world.dispatcher import Dispatcher, Extension
@@ -136,7 +137,7 @@ def simulate(world: World, replication: int, sections: int, wrap_server: ServerW
     :param sections: number of sections into which the measured requests are cut, for confidence intervals.
     :param wrap_server: see ``ServerWrapper``.
     """
-    with collector_paused():
+    with stage("simulation"), collector_paused():
         recording = behind_front_end(_run(world, replication, sections, wrap_server), world)
     note_storage(world.scenario, recording.events, recording.stopped_s)
     return recording

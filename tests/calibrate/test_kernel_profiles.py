@@ -34,7 +34,7 @@ from sim.errors import InputError, ScenarioError
 from sim.policies.replica_memory import slots_bytes
 from sim.spec.gpus import GPUS
 from sim.spec.profile import StepCost, load_profile
-from sim.studies.evaluate import MAX_DRAWS
+from sim.studies.design import MAX_DRAWS
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 
 H100_64 = replace(SCALED["h100-64gb"], batch_sequences=1024)

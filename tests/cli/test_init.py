@@ -30,9 +30,9 @@ from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
+from sim.studies.design import check_points
 from sim.studies.init.draft import Draft, write_draft
 from sim.studies.init.questions import QUESTIONS, ask
-from sim.studies.sweep import check_points
 
 VLLM = (
     "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 12 --max_lora_rank=32 --max-cpu-loras 64 "

@@ -15,6 +15,7 @@ from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
 from sim.studies.backends.pool import Local
+from sim.studies.design import Design
 from sim.studies.execution import Execution
 from sim.studies.plan.study import make_plan
 from sim.world.build import build_world
@@ -296,7 +297,7 @@ def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeyp
     first = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
     simulated: list[int] = []
 
-    def counted(design: evaluate.Design, part: evaluate.Part) -> Any:
+    def counted(design: Design, part: evaluate.Part) -> Any:
         simulated.append(part.place)
         return original(design, part)
 

@@ -20,8 +20,8 @@ from sim.policies.replica_memory import slots_bytes
 from sim.spec.engines import DEFAULT_ENGINE
 from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
+from sim.studies.design import grid
 from sim.studies.headroom import COARSE, FINE
-from sim.studies.sweep import grid
 from sim.traffic.adapters import SHAPES, parameters_per_rank
 from sim.world.build import build_world
 

@@ -22,7 +22,8 @@ from sim.results.point_summary import summarise
 from sim.results.recording.recorder import LEAP_ROW, PAUSE_ROW, Recorder
 from sim.results.records import STATUS_WORDS, Recording, request_table
 from sim.spec.scenario import Scenario
-from sim.studies.evaluate import REPLICATION, Design, Part, facts_of, simulate_part
+from sim.studies.design import Design
+from sim.studies.evaluate import REPLICATION, Part, facts_of, simulate_part
 from sim.world.build import build_world
 from sim.world.world import World
 

@@ -16,7 +16,8 @@ from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.evaluate import EvaluationOptions, baseline_of, evaluate_scenario, facts_of, make_design
+from sim.studies.design import baseline_of, make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
 from sim.world.replication import simulate

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.studies.plan.screen import screen
 from sim.ui.fragments import commands, estimate, estimate_box
 from sim.ui.library import Library

@@ -16,7 +16,8 @@ from sim.results.calibration import bounds
 from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.spec.scenario import Scenario
-from sim.studies.evaluate import DRAW, MAX_DRAWS, Part, evaluate_scenario, make_design, simulate_part
+from sim.studies.design import MAX_DRAWS, make_design
+from sim.studies.evaluate import DRAW, Part, evaluate_scenario, simulate_part
 from sim.world.replication import simulate
 
 COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions", "evictions")

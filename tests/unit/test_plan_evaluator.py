@@ -11,7 +11,7 @@ from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.verdict import met_probability, planning_probability
 from sim.spec.scenario_file import LoadedScenario, load_scenario
-from sim.studies.evaluate import make_design
+from sim.studies.design import make_design
 from sim.studies.plan.evaluator import TIMES, efforts_of, longer
 
 

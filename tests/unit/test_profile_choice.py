@@ -17,7 +17,8 @@ from sim.spec.profile import bundled_profiles, load_profile
 from sim.spec.profile_choice import BASE_MODELS, ProfileChoice, profile_choice, shelved
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import evaluate_scenario, setup_of
+from sim.studies.design import setup_of
+from sim.studies.evaluate import evaluate_scenario
 from sim.traffic.adapters import SHAPES
 from sim.world.build import build_world
 

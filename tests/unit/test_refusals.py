@@ -19,8 +19,8 @@ from scenario_samples import BASE, write
 
 from sim.errors import InputError
 from sim.spec.scenario_file import load_scenario
+from sim.studies.design import check_points
 from sim.studies.plan.checks import check_plan
-from sim.studies.sweep import check_points
 
 
 def check(source: str, overrides: list[str]) -> None:

@@ -17,7 +17,7 @@ from sim.spec.scenario import scenario_schema
 from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.trace_source import TRACE_FORMATS
 from sim.spec.sections.traffic_laws import Arrivals, ClosedArrivals, OpenArrivals
-from sim.studies.evaluate import build
+from sim.studies.design import build
 from sim.studies.plan.what_if import changes
 from sim.traffic.arrivals import PROCESSES
 

@@ -12,7 +12,7 @@ from sim.policies.replica_memory import slots_bytes
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
-from sim.studies.evaluate import build
+from sim.studies.design import build
 from sim.studies.execution import Execution
 from sim.studies.vet.remedies import (
     ALL,

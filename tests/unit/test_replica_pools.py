@@ -19,7 +19,8 @@ from sim.spec.profile_choice import prices_of, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.deploy.deployment import check_deployment
-from sim.studies.evaluate import evaluate_scenario, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.headroom import find_headroom
 from sim.studies.plan.findings import plan_answer

@@ -13,7 +13,8 @@ from sim.results.run_directory.result_files import point_key, points_csv, tenant
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario_file import load_scenario
 from sim.spec.units import parse_request_price, parse_token_price
-from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate
 
 SCENARIO = """\
 schema_version: 1

@@ -12,7 +12,8 @@ from sim.results.catalogue import measured_of
 from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json, tenants_csv
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import EvaluationOptions, evaluate, facts_of, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate, facts_of
 from sim.studies.run.answer import answer
 from sim.traffic.generate import Traffic
 from sim.world.build import build_world

@@ -17,7 +17,8 @@ from sim.results import verdict
 from sim.results.model import Capacity, from_plain
 from sim.results.records import COMPLETED, LIMITED, REFUSED, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
-from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.world.build import build_world
 from sim.world.replication import simulate
 

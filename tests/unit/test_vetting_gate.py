@@ -20,7 +20,8 @@ from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.changes.report import held_table
-from sim.studies.evaluate import EvaluationOptions, build, evaluate_scenario
+from sim.studies.design import build
+from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer

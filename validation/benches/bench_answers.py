@@ -14,7 +14,8 @@ from sim.results.point import Metric, Point
 from sim.results.verdict import term_verdict
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.studies.headroom import find_headroom
 from validation.benches.bench_headroom import bisected_scenario
 

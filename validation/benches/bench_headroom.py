@@ -24,7 +24,8 @@ from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.traffic_laws import ClosedArrivals
 from sim.studies import headroom, short_runs
-from sim.studies.evaluate import EvaluationOptions, evaluate, make_design
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.studies.headroom import find_headroom
 from sim.studies.short_runs import Traffic, steady
 

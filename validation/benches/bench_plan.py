@@ -19,7 +19,8 @@ from typing import Any
 from sim.results.verdict import met_probability
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local, Pool
-from sim.studies.evaluate import EvaluationOptions, evaluate, make_design, on_pool
+from sim.studies.design import make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate, on_pool
 from sim.studies.execution import Execution
 from sim.studies.plan.evaluator import longer
 from sim.studies.plan.study import PlanOutcome, make_plan, starts_full

@@ -48,8 +48,7 @@ def check(
     """
     from reports.text.setup_text import memory_sentences, setup_words
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.evaluate import setup_of
-    from sim.studies.sweep import check_points
+    from sim.studies.design import check_points, setup_of
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
     worlds = check_points(loaded)
@@ -97,3 +96,11 @@ def copy_bundled(
     from sim.spec.scenario_file import copy_scenario
 
     say(copy_scenario(name, destination))
+
+
+GROUPS = {
+    "scenarios": (
+        "List and copy the bundled scenarios.\n\nExample: loraplan scenarios list",
+        {"list": list_scenarios, "copy": copy_bundled},
+    )
+}

@@ -49,6 +49,7 @@ from sim.results.run_directory.result_files import (
     write_text,
 )
 from sim.results.run_directory.study_records import Headroom, PlanRecord, RemedyRow, WhatIfRow
+from sim.timing import timed
 
 if TYPE_CHECKING:
     import pyarrow
@@ -140,6 +141,7 @@ class RunStore:
         self.manifest = {**self.manifest, **(changes or {})}
         write_json(self.path / MANIFEST, self.manifest)
 
+    @timed("files")
     def save_point(self, key: str, point: Point) -> None:
         """Keep a finished point; from now on it survives the process."""
         data = {"schema_version": SCHEMA_VERSION, "point": point.to_json()}
@@ -172,6 +174,7 @@ class RunStore:
         """Return whether ``requests.parquet`` is there and holds the requests of this point."""
         return _holds_requests(self.path / "requests.parquet", key)
 
+    @timed("files")
     def save_requests(self, table: pyarrow.Table, key: str) -> None:
         """Write ``requests.parquet``, the requests of the point ``key``."""
         from pyarrow import parquet
@@ -187,6 +190,7 @@ class RunStore:
         """Write ``report.html``."""
         write_text(self.path / "report.html", html)
 
+    @timed("files")
     def finish(
         self, points: list[Point], manifest_updates: Mapping[str, Any] | None = None, status: Status = "finished"
     ) -> None:
@@ -315,6 +319,7 @@ def read_run(path: Path) -> RunData:
     return RunData(path, manifest, [point for _, point in points if point is not None])
 
 
+@timed("files")
 def read_finished(path: Path) -> RunData | None:
     """Return a run directory if its study is finished and no file but the report is missing or torn, else None.
 

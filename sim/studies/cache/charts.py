@@ -16,7 +16,7 @@ from sim.studies.cache.findings import CLAIRVOYANT, capacity_words
 from sim.studies.cache.study import CacheResult
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
 _LABELS = 134  # the right margin where lines carry their names

@@ -31,7 +31,7 @@ from sim.studies.changes.comparison import growing
 from sim.studies.changes.findings import per_event
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _ROWS, _MOMENTS = 25, 100
 """Times in a table, and of which the pointer shows values."""

@@ -136,9 +136,7 @@ def dots_chart(heading: Heading, dots: Sequence[Dot], tick: Callable[[float], st
                 markerfacecolor=colour if clear else COLOURS["paper"],
                 markeredgewidth=1.6,
             )
-            ax.annotate(
-                dot.text, (1, row), (9, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center"
-            )
+            ax.annotate(dot.text, (1, row), (9, 0), xycoords=("axes fraction", "data"), va="center")
         ticks = nice_linear(low, high, 5)
         set_ticks(ax, "x", ticks, [tick(value) for value in ticks])
         scale_rows(ax, [dot.label for dot in dots])
@@ -234,7 +232,6 @@ def stages_chart(pair: Pair) -> Chart | None:
                     f"{letter} {human_seconds(length)}",
                     (length, row + shift),
                     (6, 0),
-                    textcoords="offset points",
                     va="center",
                 )
         ax.set_xlim(0, high)

@@ -21,7 +21,7 @@ from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
-from sim.studies.sweep import check_points
+from sim.studies.design import check_points
 
 EXAMPLE = "an example: put your own here"
 _SECTIONS = ("workload", "tenants", "adapters", "fleet", "cache", "storage", "router", "slo", "plan")

@@ -15,9 +15,9 @@ from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL, is_model, profiles_of_known_gpus
 from sim.spec.scenario_file import LoadedScenario, scenario_of_text
 from sim.spec.units import human_bytes
+from sim.studies.design import check_points
 from sim.studies.init.draft import Draft, scenario_text
 from sim.studies.plan.screen import screen
-from sim.studies.sweep import check_points
 from sim.world.memory.gpu_memory import memory_use
 
 _MODEL, _GPU, _RATE = "adapters.base_model", "fleet.gpu", "workload.arrivals.rate"

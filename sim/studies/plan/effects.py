@@ -15,7 +15,7 @@ from sim.results.model import MetricChange
 from sim.results.run_directory.study_records import WhatIfRow
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _COSTS = ("usd_per_m_tokens",)
 """Metrics that the table ends with, where there is a price."""
@@ -129,11 +129,9 @@ def _bars(ax: Axes, known: Sequence[tuple[WhatIfRow, MetricChange]]) -> None:
         ax.plot(ends, [i, i], color=COLOURS["ink"], linewidth=1.2)
         for end in ends:
             ax.plot([end, end], [i - 0.14, i + 0.14], color=COLOURS["ink"], linewidth=1.2)
-        ax.text(1.02, i, f"×{value:.3g}", transform=ax.get_yaxis_transform(), va="center", ha="left", fontsize=11)
+        ax.annotate(f"×{value:.3g}", (1.02, i), xycoords=("axes fraction", "data"), va="center")
     ax.axvline(1, color=COLOURS["ink"], linewidth=1)
-    ax.set_yticks(range(len(known)))
-    ax.set_yticklabels([row.label for row, _ in known])
-    ax.tick_params(axis="y", length=0)
+    set_ticks(ax, "y", range(len(known)), [row.label for row, _ in known])
     draw_grid(ax, "x")
     apart, ticks = math.log(high / low) / _MOST_TICKS, [1.0]
     for tick in sorted(_TICKS, key=lambda tick: abs(math.log(tick))):

@@ -41,18 +41,9 @@ from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, Origin
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
-from sim.studies.backends.pool import Pool
-from sim.studies.evaluate import (
-    REPLICATION,
-    Design,
-    EvaluationOptions,
-    Part,
-    build,
-    evaluate,
-    facts_of,
-    on_pool,
-    values_of_draws,
-)
+from sim.studies.backends.pool import PACE, Pool
+from sim.studies.design import Design, build
+from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, on_pool, values_of_draws
 from sim.studies.plan.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
 from sim.world.world import World
@@ -61,7 +52,7 @@ TIMES = (1, 4, 16)
 """By effort, how many times longer the runs are than the scenario's."""
 REPLICATIONS = 2
 """Replications of each evaluation, at most: two cores simulate them at the same time."""
-SMALL_EVALUATION = 30_000
+SMALL_EVALUATION = 30_000 * PACE
 """Simulated requests below which starting worker processes costs more than they save."""
 MOST_BYTES = 1_000_000_000
 """Recordings kept for the requests of the answer; beyond that the oldest are simulated again if needed."""

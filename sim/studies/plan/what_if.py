@@ -23,7 +23,8 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.traffic_laws import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
-from sim.studies.evaluate import Design, EvaluationOptions, build, evaluate, make_design
+from sim.studies.design import Design, build, make_design
+from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.studies.execution import Execution
 from sim.studies.study_identity import code_version, input_digests
 from sim.studies.sweep import to_worker

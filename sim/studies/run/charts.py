@@ -24,12 +24,14 @@ from reports.charts.timeline_chart import timeline_chart
 from reports.table import Table
 from sim.results.point import Point
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
+from sim.timing import timed
 
 _MOST_CELLS = 1600
 _MOST_FACETS = 6
 _TIMES = (*LATENCIES, "ttft_p50_s", "e2e_mean_s")
 
 
+@timed("charts")
 def choose_charts(
     points: Sequence[Point],
     axes: Sequence[Axis],

@@ -71,7 +71,7 @@ def sweep(
 
     Example: loraplan sweep quickstart --over cache.gpu.slots=8..64:8
     """
-    from sim.studies.sweep import grid
+    from sim.studies.design import grid
 
     axes = _axes(over or [])
     loaded = options.load(check_points=not axes)

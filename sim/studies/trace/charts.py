@@ -17,7 +17,7 @@ from sim.studies.trace.facts import FitCheck, TraceFacts
 from sim.studies.trace.findings import points
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
@@ -46,7 +46,7 @@ class SlotLine:
 
     :ivar label: in the legend.
     :ivar series: 1 to 6: the colour.
-    :ivar style: as matplotlib has it: ``-``, ``--``, ``:``.
+    :ivar style: as ``Axes.plot`` takes it: ``-``, ``--``, ``:``.
     :ivar marker: at each point; empty for none.
     """
 

@@ -13,7 +13,7 @@ from sim.spec.engines import DEFAULT_ENGINE, preset_value
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL, has_profile
 from sim.spec.scenario_file import bundled_folder, load_scenario
-from sim.studies.sweep import check_points
+from sim.studies.design import check_points
 from sim.training.files.census import Census, Entry, MixKind, kinds_of, known_model
 from sim.training.files.engine_checks import ServingTarget, is_served, served_base
 

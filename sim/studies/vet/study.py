@@ -12,7 +12,7 @@ from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import scenario_hash
 from sim.results.run_directory.study_records import RemedyRow
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.evaluate import build
+from sim.studies.design import build
 from sim.studies.execution import Execution
 from sim.studies.plan.study import free_folder, open_folder
 from sim.studies.plan.what_if import ChangedDesign, rows_of, try_changes

@@ -27,18 +27,8 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.tenants import Slo
 from sim.spec.units import human_seconds
 from sim.studies.backends.pool import Local
-from sim.studies.evaluate import (
-    REPLICATION,
-    Design,
-    EvaluationOptions,
-    Part,
-    evaluate,
-    facts_of,
-    make_design,
-    parts_of,
-    setup_of,
-    simulate_part,
-)
+from sim.studies.design import Design, make_design, setup_of
+from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, parts_of, simulate_part
 from sim.studies.execution import Execution
 from sim.studies.run.answer import Answer
 from sim.studies.run.report import point_answer, run_answer, run_report

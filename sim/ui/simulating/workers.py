@@ -248,7 +248,7 @@ def _begin(last_stopped: Any, parent: int, draws: bool) -> None:
     end_with_parent(parent)
     _import_simulator()
     if draws:
-        _import_charts()
+        _import_plans()
     _process = _Process(Memory(), last_stopped)
 
 
@@ -256,7 +256,7 @@ def _next_message(call: int, number: int, task: Task) -> tuple[bool, Any, int]:
     """Return whether the task was stopped, else its next message, and the simulations that were made so far."""
     here, message, stopped = _process, None, False
     if task.draws:
-        _import_charts()
+        _import_plans()
     if here.task != number:
         here.task, here.messages = number, task.run(here.memory)
     try:
@@ -283,14 +283,6 @@ def _import_simulator() -> None:
 
 
 @cache
-def _import_charts() -> None:
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure  # noqa: F401
-
+def _import_plans() -> None:
     import sim.studies.plan.study
     import sim.studies.plan.what_if  # noqa: F401
-    from reports.charts.svg import drawing, place, to_svg
-
-    with drawing(100) as figure:
-        place(figure, 10, 10, 10, 10)
-        to_svg(figure, "warm-up", "", "", [])
