@@ -89,7 +89,7 @@ def _options(options: Iterable[Any]) -> Iterator[str]:
         yield from ("", title)
         yield from _rows(panels[title])
     if rare:
-        yield from ("", f"Also, in docs/commands.md: {', '.join(rare)}")
+        yield from ("", "Also, in docs/commands.md:", f"    {', '.join(rare)}")
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -163,6 +163,26 @@ def _console(width: int) -> Console:
     return Console(width=width, highlight=False)
 
 
+def prompt(question: str, default: str) -> str:
+    """Ask on a terminal, on stderr.
+
+    :raises typer.Abort: at the end of the input.
+    """
+    import typer
+    from rich.console import Console
+    from rich.prompt import Prompt
+    from rich.text import Text
+
+    class Asked(Prompt):
+        def render_default(self, default: object) -> Text:
+            return Text(f"[{default}]", "prompt.default")
+
+    try:
+        return Asked.ask(Text(one_line(question)), default=one_line(default), console=Console(stderr=True))
+    except EOFError:
+        raise typer.Abort from None
+
+
 def message(text: str, quiet: bool) -> None:
     """Print a message to stderr."""
     if not quiet:

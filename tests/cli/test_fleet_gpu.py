@@ -13,7 +13,7 @@ def test_a_sweep_over_gpus_gets_a_profile_for_each(loraplan: CommandLine) -> Non
     over = ("--over", "fleet.gpu=l40s,h100", "--set", "adapters.base_model=qwen3-8b")
     swept = loraplan("sweep", "quickstart", "--all", *over, *SMALL, "--out", "run")
     assert swept.code == 0, swept.err
-    second = swept.out.splitlines()[1]
+    second = next(line for line in swept.out.splitlines() if " · profile " in line)
     assert second.endswith(
         " · profile l40s/qwen3-8b/vllm-0.24.0 or h100-80gb/qwen3-8b/vllm-0.24.0 "
         "(derived; nearest version of the engine)"

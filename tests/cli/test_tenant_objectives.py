@@ -94,7 +94,7 @@ def test_a_plan_meets_every_slo_and_names_the_tenant_that_decides(tmp_path: Path
     loose = make_plan(load(tmp_path, alone), tmp_path / "one")
     assert strict.record.answer["fleet.replicas"] > loose.record.answer["fleet.replicas"], "chat wants less waiting"
     data = read_run(tmp_path / "both")
-    assert PlanReading(data).deciding_tenant() == "chat.a"
+    assert split_term(PlanReading(data).decides())[0] == "chat.a"
     assert plan_report(data).data["decides"] == "chat.a"
     said = plan_answer(data)
     assert "The SLO of chat.a decides." in said.details

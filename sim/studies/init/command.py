@@ -11,7 +11,7 @@ import typer
 
 from sim.cli.log_options import BaseModelOption, ColumnsOption, trace_source
 from sim.cli.options import QuietOption, session_of
-from sim.cli.output import message, say
+from sim.cli.output import message, prompt, say
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _ask(draft: Draft, quiet: bool) -> None:
 
     if _on_terminal():
         message("Enter takes the value in brackets. All of them can be changed in the file.", quiet)
-        ask(draft, _answer_of_terminal, lambda error: message(str(error), False))
+        ask(draft, lambda asked, default: prompt(asked.text, default), lambda error: message(str(error), False))
         return
     lines: list[str] = []
     missing: list[str] = []
@@ -188,21 +188,6 @@ def _line_of_input(number: int) -> str:
         return "" if sys.stdin is None else sys.stdin.readline(_LONGEST_LINE)
     except UnicodeDecodeError:
         raise InputError("not text", file=_INPUT, line=number) from None
-
-
-def _answer_of_terminal(question: Question, default: str) -> str:
-    from rich.console import Console
-    from rich.prompt import Prompt
-    from rich.text import Text
-
-    class Asked(Prompt):
-        def render_default(self, default: object) -> Text:
-            return Text(f"[{default}]", "prompt.default")
-
-    try:
-        return Asked.ask(Text(question.text), default=default, console=Console(stderr=True))
-    except EOFError:
-        raise typer.Abort from None
 
 
 def gpu_setting(name: str) -> Setting:
