@@ -281,7 +281,9 @@ def test_sessions_found_by_pauses_are_told_so() -> None:
     found = replace(FACTS, sessions=replace(FACTS.sessions, named=False, pause_s=30.0, at_a_time=0.4))
     assert sentences(found)[2].startswith("0.4 sessions of 4.5 requests with pauses up to 30 s are active at a time.")
     alone = replace(found, sessions=replace(found.sessions, requests_mean=1.4))
-    assert sentences(alone)[2].startswith("No sessions of users can be seen. ")
+    assert sentences(alone)[2].startswith("0.4 sessions of 1.4 requests"), "they save misses"
+    same = replace(alone, curve=replace(CURVE, shuffled=CURVE.real))
+    assert sentences(same)[2].startswith("No sessions of users can be seen. ")
     assert "pauses for longer than given above" in page_of(found)
     assert "pauses for longer than given above" not in page_of(FACTS)
 

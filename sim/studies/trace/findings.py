@@ -29,6 +29,7 @@ _FEW_MISS = 0.2
 """Miss ratio up to which few requests miss."""
 _FEW_TOGETHER = 1.6
 """Requests of a session, on average, up to which there are none to see where less than one is active at a time."""
+_NO_GAIN = "Independent draws overstate misses little, whatever the number of slots."
 _CORRELATED = 0.1
 """Correlation of lengths from which it is one."""
 _BETWEEN_ADAPTERS = 0.05
@@ -190,12 +191,13 @@ def _session_words(facts: TraceFacts) -> str:
     sessions = facts.sessions
     if sessions is None or facts.curve is None or facts.adapters < 2 or not facts.span_s > 0:
         return ""
-    if sessions.requests_mean < _FEW_TOGETHER and sessions.at_a_time < 1:
-        return f"No sessions of users can be seen. {_gain_words(facts.curve)}"
+    gain = _gain_words(facts.curve)
+    if gain == _NO_GAIN and sessions.requests_mean < _FEW_TOGETHER and sessions.at_a_time < 1:
+        return f"No sessions of users can be seen. {gain}"
     pauses = "" if sessions.pause_s is None else f" with pauses up to {human_seconds(sessions.pause_s)}"
     return (
         f"{number(sessions.at_a_time)} sessions of {number(sessions.requests_mean)} requests{pauses} are active at a "
-        f"time. {_gain_words(facts.curve)}"
+        f"time. {gain}"
     )
 
 
@@ -208,7 +210,7 @@ def _gain_words(curve: MissCurve) -> str:
         if curve.real[i] > 0 and curve.shuffled[i] - curve.real[i] >= GAP
     }
     if not factors:
-        return "Independent draws overstate misses little, whatever the number of slots."
+        return _NO_GAIN
     most = max(factors, key=lambda i: factors[i])
     overstate = f"independent draws overstate misses up to {factors[most]:.1f} times"
     overstate += f" ({plural(curve.slots[most], 'slot')})"
