@@ -44,12 +44,14 @@ class Picture:
     numbered: tuple[str, ...] = ()
 
 
+OTHERS = ".packed > div:not(:first-child)"
+"""What stands beside and below the first chart."""
 REPORT = Picture(
     "report",
     "quickstart",
-    "nav, main > section:not(.answer, [aria-labelledby='tiles-h']), footer, .lead-chart > div, details",
+    f"nav, main > section:not(.answer, [aria-labelledby='tiles-h']), footer, {OTHERS}, details",
 )
-CLIFF = Picture("cliff", "cache-thrash", "header, main > :not(.lead-chart), footer, .lead-chart > div, details")
+CLIFF = Picture("cliff", "cache-thrash", f"header, main > :not(.first), footer, {OTHERS}, details")
 ANNOTATED = Picture(
     "report-annotated",
     "quickstart",
@@ -58,11 +60,10 @@ ANNOTATED = Picture(
         ".setup",
         ".verdict",
         ".headline",
-        ".facts > div:nth-child(1) dt",
-        ".facts > div:nth-child(2) dt",
+        *(f".facts > div:nth-child({place}) dt" for place in range(1, 5)),
         "#tiles-h",
         ".tiles li:first-child .t-bounds:nth-of-type(3)",
-        ".lead-chart h3",
+        ".first h3",
     ),
 )
 SCREENSHOTS = {picture.name: picture for picture in (REPORT, CLIFF, ANNOTATED)}
@@ -107,7 +108,7 @@ def make_picture(picture: Picture, browser: str, runs: Path, work: Path) -> Path
     """Sweep the picture's scenario and write the picture; return its path."""
     report = loraplan.sweep(picture.scenario, out=runs / picture.scenario).report()
     page, shot = work / f"{picture.name}.html", work / f"{picture.name}.png"
-    rules = [f"{picture.hidden} {{ display: none }} .grid {{ display: block }} body {{ padding-top: 2em }}"]
+    rules = [f"{picture.hidden} {{ display: none }} body {{ padding-top: 2em }}"]
     rules += [f"{part}::before {{ {_NUMBER.format(at)} }}" for at, part in enumerate(picture.numbered, 1)]
     style = f"<style>{' '.join(rules)}</style>"
     page.write_text(report.read_text(encoding="utf-8").replace("</head>", f"{style}</head>", 1), encoding="utf-8")

@@ -12,7 +12,8 @@ Every bundled scenario is run, swept, planned and compared with seeds 1 to 3 and
 
 Sentences are recorded as such: ``tools/same/*.txt`` holds what some forty commands print, what their reports and
 manifests say, and what the functions of ``import loraplan`` return (``transcripts.py``). ``--only text/plan`` compares
-one of these files.
+one of these files. ``tools/same/long`` holds the short answer of every bundled scenario at its own size, to be read;
+that takes minutes.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def main() -> int:
     options = parser.parse_args()
     started = time.perf_counter()
     chains = [chain for chain in jobs() if options.only in chain[0].name]
-    texts = transcripts.names(options.only)
+    texts = transcripts.names(options.only, long=True)
     keep = Path(options.keep).resolve() if options.keep else None
     with ProcessPoolExecutor(options.jobs) as pool:
         said = pool.map(run_transcript, texts, [keep and str(keep / name) for name in texts])

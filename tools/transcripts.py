@@ -51,9 +51,14 @@ _WITHIN_A_LINE = frozenset(
 )
 
 
-def names(only: str) -> list[str]:
-    """Return the transcripts whose names (``text/plan``) contain a text."""
-    return sorted(name for file in FOLDER.glob("*.txt") if only in (name := f"text/{file.stem}"))
+def names(only: str, *, long: bool = False) -> list[str]:
+    """Return the transcripts whose names (``text/plan``) contain a text.
+
+    :param long: also those that take minutes (``long/answers``): every bundled scenario at its own size.
+    """
+    found = [f"text/{file.stem}" for file in FOLDER.glob("*.txt")]
+    found += [f"long/{file.stem}" for file in FOLDER.glob("long/*.txt")] if long else []
+    return sorted(name for name in found if only in name)
 
 
 def file_of(name: str) -> Path:
