@@ -63,6 +63,7 @@ def make_app(only: str = "") -> typer.Typer:
     )
     app.callback()(root)
     wanted = {only} if only in _COMMANDS or only in _GROUPS else {*_COMMANDS, *_GROUPS}
+    wanted |= {"plan"} if only == "init" else set()  # which offers to start it
     for name, (panel, module) in _COMMANDS.items():
         if name in wanted:
             app.command(name, cls=CommandHelp, rich_help_panel=panel)(getattr(import_module(module), name))
