@@ -255,7 +255,7 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> t
 
 
 def _half_words(half: float) -> str:
-    return f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"a factor of {1 + half:.2g}"
+    return f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"within a factor of {1 + half:.2g}"
 
 
 # Whose SLO is met, in words: that of the fleet, and those of its tenants.

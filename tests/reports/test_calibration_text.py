@@ -50,7 +50,7 @@ def test_both_intervals_stand_behind_a_value() -> None:
         (0.01, "±1 %", "."),
         (0.10, "±10 %", ", because the profile's own measurements vary"),
         (0.40, "±40 %", ", because the profile's own measurements vary"),
-        (1.50, "a factor of 2.5", ", because the profile's own measurements vary"),
+        (1.50, "within a factor of 2.5", ", because the profile's own measurements vary"),
     ],
 )
 def test_a_calibration_interval_says_how_well_a_number_is_known(width: float, known: str, why: str) -> None:
