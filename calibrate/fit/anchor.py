@@ -102,7 +102,10 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
         CheckedTarget(load.name, name, load.measured[name], math.expm1(old), math.expm1(new))
         for (load, name), old, new in zip(targets, before, after[:-2] * deviations, strict=True)
     )
-    if np.abs(solution).max() > math.log(FAR):
+    left = max(abs(math.log1p(each.after)) for each in checked)
+    if max(left, np.abs(solution).max()) > math.log(
+        FAR
+    ):  # the prior holds factors that change what was measured little
         worst = max(checked, key=lambda each: abs(math.log1p(each.before)))
         predicted = measured_value(worst.metric, worst.measured * (1 + worst.before))
         raise InputError(

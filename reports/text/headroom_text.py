@@ -53,7 +53,8 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
         return "Headroom: none. The SLO is missed with today's traffic."
     batches = found.failing is not None and found.failing.capacity.seats is not None
     load = ""
-    if found.load and batches and found.load < 1:
+    slots = found.failing is not None and _failing(found.failing, found.term).name == "slots"
+    if found.load and batches and found.load < 1 and not slots:  # full batches need slots for their adapters
         load = f"Without an SLO the fleet could serve {times_words(1 / found.load)} times today's traffic."
     without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
     full = "The search starts with full caches." if cold else ""

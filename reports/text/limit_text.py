@@ -348,15 +348,17 @@ def limit_words(limit: Limit, none: str = "none: no request waits long") -> str:
     return {"none": none, "slots": "adapter slots"}.get(limit.name, limit.name)
 
 
-def limit_line(point: Point, where: str = "") -> str:
+def limit_line(point: Point, where: str = "", *, searched: bool = True) -> str:
     """Return what limits a point, and why, in one sentence.
 
     :param where: at which of several points this is: ``, at 16 GPU slots``.
+    :param searched: whether more traffic was simulated.
     """
     limit, *_ = limits(point)
     if limit.evidence is Evidence.NOTHING:
         stage = largest_stage(point)
-        return f"None{where or ' today'}{'' if stage is None else f'; {stage_words(*stage)}'}."
+        more = "" if searched else "; more traffic was not simulated"
+        return f"None{where or ' today'}{'' if stage is None else f': {stage_words(*stage)}'}{more}."
     why = limit_sentence(limit, point)
     return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
 

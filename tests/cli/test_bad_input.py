@@ -102,7 +102,7 @@ def test_a_failure_inside_is_one_line_and_debug_shows_it(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("sim.studies.sweep.make_design", broken)
+    monkeypatch.setattr("sim.studies.design.make_design", broken)
     ended = loraplan("run", "quickstart")
     assert ended.code == 3
     assert ended.err == "error: internal failure: ZeroDivisionError: oh; run it again with --debug to see where\n"

@@ -117,7 +117,8 @@ def test_files_hold_what_is_printed(loraplan: CommandLine) -> None:
 
 
 def test_the_command_meets_libcachesim(loraplan: CommandLine, shared: Path) -> None:
-    recorded = np.load(shared / "cache" / "burst_n1000_ranks.npz")
+    with np.load(shared / "cache" / "burst_n1000_ranks.npz") as stream:
+        recorded = dict(stream)
     sizes = recorded["size_mb"]
     lines = [f"{who},{int(sizes[who])}000000" for who in recorded["obj"].tolist()]
     Path("burst.csv").write_text("\n".join(["adapter_id,adapter_bytes", *lines, ""]), encoding="utf-8")

@@ -56,7 +56,8 @@ def test_the_byte_curve_meets_libcachesim(shared: Path) -> None:
     ]
     assert len(rows) == 26
     for row in rows:
-        recorded = np.load(shared / "cache" / f"{row['trace']}.npz")
+        with np.load(shared / "cache" / f"{row['trace']}.npz") as stream:
+            recorded = dict(stream)
         misses, _ = lru_byte_curve(recorded["obj"], recorded["size_mb"].astype(np.int64), [int(row["cache_mb"])])
         assert misses.tolist() == [int(row["misses"])], row
 

@@ -123,7 +123,8 @@ def test_a_kernel_meets_libcachesim(policy: str, shared: Path) -> None:
     assert len(rows) == 26
     assert {row["compare"] for row in rows} == {"exact"}
     for row in rows:
-        recorded = np.load(shared / "cache" / f"{row['trace']}.npz")
+        with np.load(shared / "cache" / f"{row['trace']}.npz") as stream:
+            recorded = dict(stream)
         objects, sizes = recorded["obj"], recorded["size_mb"].astype(np.int64) * 10**6
         misses, missed = KERNELS[policy](objects, sizes, int(row["cache_mb"]) * 10**6)
         assert misses == int(row["misses"]), row

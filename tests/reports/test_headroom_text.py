@@ -19,15 +19,18 @@ FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, fail
 def test_it_says_what_fails_where_and_why() -> None:
     assert headroom_sentences(FOUND_ABOVE) == (
         "p99 TTFT misses its target at about 1.4 times the traffic. What limits it there: slots. During 30 % of the "
-        "time every slot was in use by a running request while others waited. Without an SLO the fleet could "
-        "serve 4 times today's traffic."
-    )
+        "time every slot was in use by a running request while others waited."
+    ), "full batches need slots for their adapters"
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
         (replace(FOUND_ABOVE, multiple=0.7), "The SLO is met up to about 0.7 times the traffic. Beyond that, p99 TTFT"),
+        (
+            replace(FOUND_ABOVE, failing=replace(SHORT, capacity=Capacity(seats=BatchSlotUse(0.3)))),
+            "Without an SLO the fleet could serve 4 times today's traffic.",
+        ),
         (replace(FOUND_ABOVE, term=QUEUES), "Queues grow without limit at about 1.4 times the traffic."),
         (replace(FOUND_ABOVE, term="miss_ratio"), "What limits it there: the adapter cache."),
         (Headroom(NEVER, hi=0.01, term="e2e_p99_s"), "The SLO is not met at any traffic: p99 E2E misses its target"),

@@ -222,7 +222,7 @@ def test_the_saved_scenario_gives_the_final_numbers_of_the_page(page: Page, tmp_
     answer = run_answer(data)
     shown = page.inner_text("#answer").replace("\u00a0", " ")
     assert answer.headline in shown
-    assert answer.headroom in shown
+    assert answer.first_limit in shown
     assert answer.trust.choice in shown
     tiles = make_tiles(data.points[0], load_scenario(str(saved)).scenario.slo.terms())
     assert page.locator("#tiles .t-value").all_inner_texts() == [tile.value for tile in tiles]

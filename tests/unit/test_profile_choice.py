@@ -9,7 +9,7 @@ from scenario_samples import BASE, write
 
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
-from sim.results.model import Setup
+from sim.results.model import Setup, from_plain
 from sim.spec import profile_choice as choices
 from sim.spec.engines import version_distance
 from sim.spec.gpus import GPUS, gpu_named
@@ -181,7 +181,7 @@ def test_the_second_line_names_what_was_assumed() -> None:
         "NVIDIA H200 · llama-3.1-8b · vllm (rules of 0.33) · profile h200/llama-3.1-8b/vllm-0.24.0 "
         "(derived; nearest version of the engine) · base model assumed (set adapters.base_model)"
     )
-    assert Setup(**point.setup.to_json()) == point.setup
+    assert from_plain(Setup, point.setup.to_json()) == point.setup
 
 
 def test_models_that_are_built_by_name_have_shapes() -> None:

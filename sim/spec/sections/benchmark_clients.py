@@ -46,7 +46,11 @@ class _Client(Strict):
     def times(self, multiple: float) -> Self:
         """Return the client with so many times the traffic."""
         value = getattr(self, self.load) * multiple
-        return self.model_copy(update={self.load: value if self.load == "time_scale" else max(1, round(value))})
+        update = {self.load: value if self.load == "time_scale" else max(1, round(value))}
+        cap = getattr(self, "max_concurrency", None)
+        if self.load == "time_scale" and cap is not None:  # else the faster requests would wait at the client
+            update["max_concurrency"] = max(1, round(cap * multiple))
+        return self.model_copy(update=update)
 
 
 class _Bench(_Client):

@@ -178,7 +178,7 @@ class Workload(Strict):
         if self.client is not None:
             for key in sorted(self.model_fields_set - {"client", "start"}):
                 if getattr(self, key) is not None:
-                    hint = f"remove {key}, or client"
+                    hint = "give workload.client.num_prompts" if key == "requests" else f"remove {key}, or client"
                     yield located(key, "a client draws its own requests", allowed="client, start", hint=hint)
             return
         if self.trace is not None:

@@ -273,6 +273,10 @@ _STATED = (
 )
 
 
+MOST_CLIENTS = 4096
+"""Clients of a stated run, at most: a server with more is saturated, and says nothing of single steps."""
+
+
 def stated_run(text: str, key: str) -> BenchRun:
     """Return a run by its numbers. One that doesn't say how many requests it had takes ten a client, at least 100.
 
@@ -292,8 +296,14 @@ def stated_run(text: str, key: str) -> BenchRun:
         except ValueError as error:
             raise InputError(str(error), key=key, got=part, allowed=_STATED) from None
     measured = {metric: given[name] for name, metric in _MEASURED.items() if given.get(name)}
-    if not {"prompt", "output"} <= given.keys() or ("concurrency" in given) == ("rate" in given) or not measured:
-        raise InputError("too few numbers, or both a concurrency and a rate", key=key, got=text, allowed=_STATED)
+    if "concurrency" in given and "rate" in given:
+        raise InputError("a concurrency and a rate exclude each other", key=key, got=text, allowed=_STATED)
+    if not measured:
+        raise InputError("nothing was measured", key=key, got=text, allowed=_STATED)
+    if not {"prompt", "output"} <= given.keys() or not {"concurrency", "rate"} & given.keys():
+        raise InputError("too few numbers", key=key, got=text, allowed=_STATED)
+    if given.get("concurrency", 0) > MOST_CLIENTS:
+        raise InputError("too many clients", key=key, got=text, allowed=f"a concurrency up to {MOST_CLIENTS:,}")
     clients = int(given.get("concurrency", 0))
     load = ClosedLoad(clients) if clients else OpenLoad(given["rate"])
     return BenchRun(

@@ -135,7 +135,7 @@ def ask_for_scenario(out: Path, quiet: bool) -> None:
     from sim.studies.init.draft import Draft, write_draft
     from sim.studies.vet.adapter_scenario import check_target
 
-    check_target(out)
+    check_target(out, f"loraplan plan {out} plans it; or remove it, or give another path")
     draft = Draft(_name_of(out), made_by="loraplan plan --ask")
     _ask(draft, quiet)
     for note in write_draft(draft, out):
@@ -180,7 +180,7 @@ def _ask(draft: Draft, quiet: bool) -> None:
         allowed = f"{len(lines)} lines"
         raise InputError("more answers than questions", file=_INPUT, line=len(lines) + 1, allowed=allowed)
     if missing:
-        message(f"note: without an answer, and so the defaults: {', '.join(missing)}", quiet)
+        message(f"note: defaults used: {', '.join(missing)}", quiet)
 
 
 def _line_of_input(number: int) -> str:

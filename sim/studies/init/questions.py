@@ -75,7 +75,8 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
             continue
         default = str(loaded.scenario.fleet.gpu) if question.keys == (_GPU,) else question.default
         while True:
-            text = answer(question, default).strip() or default
+            typed = answer(question, default).strip()
+            text = typed or default
             try:
                 new = _settings(question, text)
                 loaded, memory = _designed(base, [*given, *new])
@@ -87,7 +88,7 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
             else:
                 break
         given += new
-        whose = "your answer" if text != default else "the default"
+        whose = "your answer" if typed else "the default"
         for key in (each.partition("=")[0] for each in new):
             origins[key.rpartition(".")[0] if key.startswith("workload.") else key] = whose  # arrivals, lengths: tables
     for key, whose in origins.items():

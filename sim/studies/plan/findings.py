@@ -99,6 +99,7 @@ def plan_answer(data: RunData) -> Answer:
     read = PlanReading(data)
     binding, sentence = _binding(read)
     load = None if data.headroom is None else data.headroom.load
+    today = limit_line(read.chosen, searched=data.headroom is not None)
     whose = "this" if read.record.direction == "maximize" else "today's"
     return Answer(
         headline=_headline(read),
@@ -109,7 +110,7 @@ def plan_answer(data: RunData) -> Answer:
         headroom=_headroom(read, headroom_sentences(data.headroom)),
         trust=_trust(read, assumed=data.costs_assumed),
         setting=" ".join(filter(None, (_setting(read), _free_lever(read, data.what_if)))),
-        first_limit=first_limit(data.headroom, limit_line(read.chosen), whose=whose),
+        first_limit=first_limit(data.headroom, today, whose=whose) if read.feasible else sentence,
         bill=bill(read.chosen),
     )
 
@@ -161,7 +162,7 @@ def _setting(read: PlanReading) -> str:
     """Return what to set, key by key."""
     record = read.record
     if not read.feasible:
-        return ""
+        return "Nothing in this range. Try another key or a wider range, or raise the target."
     keys = [*record.keys] if not record.fleets else ["fleet", "fleet.replicas"]
     axes = {key: make_axis(key, read.points) for key in keys}
     named = {key: axis.words if key.startswith("tenants.") else key for key, axis in axes.items()}
@@ -220,7 +221,7 @@ def _details(read: PlanReading) -> list[str]:
         ((key, (*_, count)),) = record.ranges.items()
         most = "largest" if record.direction == "maximize" else "smallest"
         said.append(f"It is the {most} of {count} values {_from_to(read, key)} that meets the SLO.")
-    where = "There" if read.feasible else f"At {read.phrase(chosen.set)}"
+    where = f"At {read.phrase(chosen.set)}"
     phrases = [_term(read, chosen, name) for name in read.terms]
     if read.feasible or len(phrases) > 1:
         said.append(f"{where}, {'; '.join(phrases)}.")

@@ -149,6 +149,8 @@ def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -
     return found
 
 
+_BY_RUN = "Open, until more requests are simulated."
+_BY_COSTS = "Open: only a better profile decides (loraplan profiles adjust --anchor)."
 _COLD = "The caches start empty, which may be why {missed}. To start with full caches: --set cache.warm=steady."
 _MISSED = {NOT_MET: "the SLO is missed", UNCLEAR: "this is unclear"}
 
@@ -193,7 +195,8 @@ def answer(
     )
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     remedy = "" if changed and binding.evidence is Evidence.NOTHING else remedy_words(binding, point)
-    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: "Open, until more requests are simulated."}.get(found)
+    costs = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) != UNCLEAR
+    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(remedy)}." if remedy else ""
     return Answer(
@@ -205,6 +208,6 @@ def answer(
         headroom_sentences(headroom, missed_today=missed_today, cold=cold),
         find_trust(point, terms, assumed=assumed),
         setting,
-        first_limit(headroom, limit_line(point), missed_today=missed_today),
+        first_limit(headroom, limit_line(point, searched=headroom is not None), missed_today=missed_today),
         bill(point),
     )

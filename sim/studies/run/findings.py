@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reports.answers.points import is_changed
-from reports.answers.verdicts import main_metric
+from reports.answers.verdicts import deciding_term, main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.formatting import metric_words
-from reports.text.limit_text import limit_line, limit_sentence, limit_words, limits
+from reports.text.limit_text import Evidence, limit_line, limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
@@ -263,9 +263,19 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         "",
         replace(trust, choice=f"At {point_words(focus, axes)}: {_lower(trust.choice)}"),
         _setting(focus, axes, slo_terms),
-        limit_line(worst, f", at {point_words(worst, axes)}"),
+        _limit(worst, axes, slo_terms),
         bill(focus),
     )
+
+
+def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
+    """Return what limits the point where the SLO fails; where nothing does, the term that it misses there."""
+    found, at = verdict(worst, slo_terms), f", at {point_words(worst, axes)}"
+    if limits(worst)[0].evidence is not Evidence.NOTHING or found not in (NOT_MET, UNCLEAR):
+        return limit_line(worst, at)
+    term = deciding_term(worst, slo_terms, found)
+    said = term_sentence(worst, term, with_tenants(slo_terms, worst)[term], bounds=False)
+    return f"{capital(point_words(worst, axes))}: {said}."
 
 
 def _setting(focus: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
@@ -274,7 +284,8 @@ def _setting(focus: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float])
     values = ", ".join(f"{key}: {label}" for key, label in chosen.items())
     if not values:
         return "No change." if verdict(focus, slo_terms) == MET else ""
-    return f"{values}{'' if verdict(focus, slo_terms) in (MET, NO_SLO) else ', the nearest to the SLO'}."
+    doubt = {UNCLEAR: ", whose SLO is still unclear", NOT_MET: ", the nearest to the SLO"}
+    return f"{values}{doubt.get(verdict(focus, slo_terms), '')}."
 
 
 def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:

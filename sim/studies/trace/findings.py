@@ -29,7 +29,7 @@ _FEW_MISS = 0.2
 """Miss ratio up to which few requests miss."""
 _FEW_TOGETHER = 1.6
 """Requests of a session, on average, up to which there are none to see where less than one is active at a time."""
-_NO_GAIN = "Independent draws overstate misses little, whatever the number of slots."
+_NO_GAIN = "Shuffling the requests changes the miss ratio little, whatever the number of slots."
 _CORRELATED = 0.1
 """Correlation of lengths from which it is one."""
 _BETWEEN_ADAPTERS = 0.05

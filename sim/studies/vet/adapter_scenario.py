@@ -32,15 +32,13 @@ workload:   # an example's: put your own here
 """
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, hint: str = "remove it or give another path") -> None:
     """Refuse to overwrite.
 
     :raises OutputError: if there is a file, a folder or a link.
     """
     if path.exists() or path.is_symlink():
-        raise OutputError(
-            "already exists and is not overwritten", file=str(path), hint="remove it or give another path"
-        )
+        raise OutputError("already exists and is not overwritten", file=str(path), hint=hint)
 
 
 def write_scenario(census: Census, target: ServingTarget, path: Path) -> list[str]:
