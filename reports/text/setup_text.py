@@ -102,14 +102,15 @@ def fleet_words(point: Point) -> str:
     if usage is None:
         return ""
     costs = {name: metric.value for name in usage.metrics if (metric := point.metrics.get(name)) is not None}
-    month, each = costs.get("usd_per_month"), costs.get("usd_per_m_tokens")
+    month, tokens = costs.get("usd_per_month"), costs.get("usd_per_m_tokens")
     count, mean = plural(usage.gpus, "GPU"), point.metrics.get("mean_replicas")
     if mean is not None and mean.value is not None:
         share = None if point.setup is None else point.setup.share
         each = 1 if share is None else share.gpus
         count = f"{number(mean.value * each)} GPUs on average, up to {usage.gpus:,}"
-    prices = [f"{money(month)} a month"] if month else ["no price given (fleet.price)"]
-    prices += [f"{money(each)} per million tokens"] if each else []
+    prices = [] if usage.price is not None else ["no price given (fleet.price)"]
+    prices += [f"{money(month)} a month"] if month else []
+    prices += [f"{money(tokens)} per million tokens"] if tokens else []
     return f"{', '.join([count, *prices])}."
 
 

@@ -420,7 +420,7 @@ def test_answers_on_standard_input_are_written_and_planned(
         "plan", "--ask", "mine.yaml", "--set", "workload.requests=3000", "--minimize", "fleet.replicas=1..2"
     )
     assert ended.out.startswith("mine: Use 1 replica: "), ended.err
-    assert "so the defaults: adapters.rank 16, fleet.price none" in ended.err
+    assert "defaults used: adapters.rank 16, fleet.price none" in ended.err
     manifest = json.loads(Path("runs/mine-plan/manifest.json").read_text(encoding="utf-8"))
     assert manifest["command"].split()[1:3] + manifest["command"].split()[-1:] == ["plan", "--set", "mine.yaml"]
     text = Path("mine.yaml").read_text(encoding="utf-8")
