@@ -70,6 +70,7 @@ class MadeUp:
 
     name = "the made-up cluster"
     lost, gone = (Died,), (ConnectionError,)
+    forgotten: tuple[int, ...] = ()
 
     def __init__(self, lost: tuple[int, ...] = (), missing: Path | None = None, cores: int = 2) -> None:
         self._lost, self._missing, self._cores = lost, missing, cores
@@ -90,6 +91,8 @@ class MadeUp:
         self.ended += 1
         if number in self._lost:
             raise Died
+        if number in self.forgotten:  # as Dask's executor does with a pair whose worker died
+            _, _, _ = (0, None)  # type: ignore[misc]
         aside = None if self._missing is None else self._missing.rename(self._missing.with_suffix(".aside"))
         try:
             call, arguments = pickle.loads(sent)
@@ -309,6 +312,14 @@ def test_a_lost_task_costs_itself_only() -> None:
     with pytest.raises(LoraplanError, match=r"2 tasks died with every worker that tried.*all other results are kept"):
         found.extend(Cluster(MadeUp(lost=(3, 17))).unordered(twice, [(number,) for number in range(30)]))
     assert sorted(found) == [2 * number for number in range(30) if number not in (3, 17)]
+
+
+def test_a_result_that_died_with_its_worker_is_computed_again() -> None:
+    futures = MadeUp()
+    futures.forgotten = (3, 17)
+    found = list(Cluster(futures).unordered(twice, [(number,) for number in range(30)]))
+    assert sorted(found) == [2 * number for number in range(30)]
+    assert futures.submitted == 32
 
 
 def test_an_error_of_a_task_comes_home_as_it_is() -> None:

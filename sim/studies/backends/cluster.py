@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import metadata
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,9 @@ SET_BEFORE_IMPORT = {
 }
 _LACKS_LORAPLAN = "__import__('importlib.util').util.find_spec('sim') is None"
 _NO_LORAPLAN = ("No module named 'sim'", "No module named 'sim.")
+_FORGOTTEN = "not enough values to unpack (expected 3, got 2)"
+"""What Dask's executor raises (2026.8) for a result whose worker dies before the result is handed over: it takes the
+pair that ``run_on_worker`` returned for an error. The task is sent again."""
 
 
 class ClusterGone(LoraplanError):
@@ -101,18 +104,20 @@ class Cluster:
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield results as they end. Arguments are consumed as there is room, so they need not exist all at once."""
         executor, home, left = self._executor, software(), iter(arguments)
-        under_way: set[Future[Any]] = set()
+        under_way: dict[Future[Any], tuple[Any, ...]] = {}
         lost = 0
         while True:
             try:
                 room = self._room() - len(under_way)
             except executor.gone as error:
                 raise ClusterGone(executor.name) from error
-            under_way |= {executor.submit(run_on_worker, home, task, each) for each in islice(left, max(0, room))}
+            some = list(islice(left, max(0, room)))
+            under_way |= {executor.submit(run_on_worker, home, task, each): each for each in some}
             if not under_way:
                 break
-            ended, under_way = wait(under_way, POLL_S, FIRST_COMPLETED)
+            ended, _ = wait(set(under_way), POLL_S, FIRST_COMPLETED)
             for future in ended:
+                given = under_way.pop(future)
                 try:
                     value, problem = future.result()
                 except executor.lost:
@@ -123,7 +128,10 @@ class Cluster:
                 except Exception as raised:
                     if lacks_loraplan(raised):
                         raise no_loraplan(executor.name) from None
-                    raise
+                    if str(raised) != _FORGOTTEN:
+                        raise
+                    left = chain([given], left)
+                    continue
                 if problem is not None:
                     raise problem
                 yield value
