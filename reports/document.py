@@ -118,7 +118,7 @@ class Report:
     :ivar cautions: what to know before reading the answer.
     :ivar verdict: mark, words, style and terms of a verdict, above the headline.
     :ivar headline: the answer; ``statements``: what else there is to say, a sentence or a few each.
-    :ivar facts: label, figure and explanation, shown below them.
+    :ivar facts: label, figure and explanation, shown below them and the lines of ``short``.
     :ivar tiles: key numbers, and ``where`` they hold.
     :ivar sections: makes those of the page, below the answer: charts are drawn only if there will be a page.
     :ivar files: what it leaves besides the page; ``margin``: columns that their labels take on the terminal.

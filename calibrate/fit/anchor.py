@@ -102,20 +102,7 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
         CheckedTarget(load.name, name, load.measured[name], math.expm1(old), math.expm1(new))
         for (load, name), old, new in zip(targets, before, after[:-2] * deviations, strict=True)
     )
-    left = max(abs(math.log1p(each.after)) for each in checked)
-    if max(left, np.abs(solution).max()) > math.log(
-        FAR
-    ):  # the prior holds factors that change what was measured little
-        worst = max(checked, key=lambda each: abs(math.log1p(each.before)))
-        predicted = measured_value(worst.metric, worst.measured * (1 + worst.before))
-        raise InputError(
-            f"the anchor contradicts the profile by more than a factor of {FAR:g}: {measured_words(worst.metric)} is "
-            f"{measured_value(worst.metric, worst.measured)}, and {profile.name} predicts {predicted}",
-            file=worst.load,
-            key="--anchor",
-            hint="is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is "
-            "nearer: loraplan profiles build --help",
-        )
+    _refuse_far(profile, checked, solution)
     inverse = np.linalg.pinv(slopes)
     half_widths = NORMAL * np.sqrt(np.diag(inverse @ inverse.T))
     decode, prompt = (
@@ -124,19 +111,41 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
     )
     quantiles = norm.ppf((np.arange(len(profile.draws)) + 0.5) / max(len(profile.draws), 1))
     offs = [stream(1, place, "anchor-draws").permutation(quantiles) for place in range(len(targets))]
-    draws = []
-    for draw, *off in zip(profile.draws, *offs, strict=True):
+
+    def anchored(draw: Draw, off: Floats) -> Draw:
         logs = solution
         for _ in range(_ROUNDS):  # with the slopes of the profile itself
-            change = inverse @ residuals(draw, logs, np.array(off))
+            change = inverse @ residuals(draw, logs, off)
             logs = np.clip(logs - change, -most, most)
             if np.abs(change).max() < _SETTLED:
                 break
-        draws.append(changed(draw, logs))
+        return changed(draw, logs)
+
+    draws = tuple(anchored(draw, np.array(off)) for draw, *off in zip(profile.draws, *offs, strict=True))
     how = f"decode terms times {decode.value:.3g}, prompt terms times {prompt.value:.3g}, by its anchor"
     sources = profile.sources | {"step": f"{profile.sources.get('step', 'each as below')}; {how}"}
-    update = {"step": changed(own, solution).step, "draws": tuple(draws), "sources": sources}
+    update = {"step": changed(own, solution).step, "draws": draws, "sources": sources}
     return Anchored(profile.model_copy(update=update), decode, prompt, checked)
+
+
+def _refuse_far(profile: Profile, checked: Sequence[CheckedTarget], logs: Floats) -> None:
+    """Refuse an anchor that needs a factor beyond ``FAR``, or stays off by one: a weak factor is held by its prior.
+
+    :param logs: logarithms of both factors.
+    """
+    left = max(abs(math.log1p(each.after)) for each in checked)
+    if max(left, np.abs(logs).max()) <= math.log(FAR):
+        return
+    worst = max(checked, key=lambda each: abs(math.log1p(each.before)))
+    predicted = measured_value(worst.metric, worst.measured * (1 + worst.before))
+    raise InputError(
+        f"the anchor contradicts the profile by more than a factor of {FAR:g}: {measured_words(worst.metric)} is "
+        f"{measured_value(worst.metric, worst.measured)}, and {profile.name} predicts {predicted}",
+        file=worst.load,
+        key="--anchor",
+        hint="is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is "
+        "nearer: loraplan profiles build --help",
+    )
 
 
 def _targets(load: MeasuredLoad) -> tuple[str, ...]:

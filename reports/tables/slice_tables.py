@@ -107,7 +107,7 @@ def memory_table(setup: Setup | None) -> Table | None:
     counts = [use.replicas for _, use in pools]
     head = [
         "",
-        *(f"each replica{pool}" for pool, _ in pools),
+        *(f"each replica of {pool}" if pool else "each replica" for pool, _ in pools),
         *([f"all {sum(counts):,}"] if sum(counts) > 1 else []),
     ]
     rows = []

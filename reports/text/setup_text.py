@@ -65,14 +65,16 @@ def memory_sentences(setup: Setup, *, brief: bool = False) -> list[str]:
 
     :param brief: leave out what the engine takes, and what one slot and the KV cache are in other units.
     """
-    each = {False: "", True: " of each replica"}
-    return [f"GPU memory{each[use.replicas > 1]}{pool}: {_memory_words(use, brief)}." for pool, use in memory_of(setup)]
+    said = []
+    for pool, use in memory_of(setup):
+        whose = f"{' of each replica' if use.replicas > 1 else ''}{f' of {pool}' if pool else ''}"
+        said.append(f"GPU memory{whose}: {_memory_words(use, brief)}.")
+    return said
 
 
 def memory_of(setup: Setup) -> list[tuple[str, MemoryUse]]:
-    """Return what a replica of each pool keeps in memory, with `` of POOL`` for a pool that has a name."""
-    pools = setup.pools or (setup,)
-    return [(f" of {each.pool}" if each.pool else "", each.memory) for each in pools if each.memory is not None]
+    """Return what a replica of each pool keeps in memory, by the pool's name; empty in a fleet without pools."""
+    return [(each.pool, each.memory) for each in setup.pools or (setup,) if each.memory is not None]
 
 
 def _memory_words(use: MemoryUse, brief: bool) -> str:

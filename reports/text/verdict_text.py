@@ -187,12 +187,10 @@ class Trust:
     """What to trust of an answer.
 
     :ivar choice: how sure it is, as a sentence; ``number``: how well its numbers are known, or nothing.
-    :ivar words: both in a few words.
     """
 
     choice: str
     number: str
-    words: str
 
     @property
     def sentence(self) -> str:
@@ -201,40 +199,38 @@ class Trust:
 
 
 def find_trust(
-    point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False, choice: tuple[str, str] | None = None
+    point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False, choice: str | None = None
 ) -> Trust:
     """Return what to trust of a point's answer.
 
     :param assumed: whether the costs come from a profile that was not measured.
-    :param choice: words and sentence on how sure the answer is, where it isn't about this point alone.
+    :param choice: how sure the answer is, where it isn't about this point alone.
     """
-    sure, said = choice or _choice(point, slo_terms)
-    known, number = _number(point, slo_terms, assumed=assumed)
-    return Trust(said, number, ", ".join(filter(None, (sure, known))))
+    return Trust(choice or _choice(point, slo_terms), _number(point, slo_terms, assumed=assumed))
 
 
-def _choice(point: Point, slo_terms: Mapping[str, float]) -> tuple[str, str]:
+def _choice(point: Point, slo_terms: Mapping[str, float]) -> str:
     """Return how sure a point's verdict is, from the intervals of its simulation."""
     found = find_confidence(point.without_calibration(), slo_terms)
     if found.doubt in (Doubt.NOTHING, Doubt.WIDE, Doubt.UNSERVED):
         if verdict(point, slo_terms) == UNCLEAR:
-            return "open", f"The verdict is open: {_REASONS[Doubt.ONLY_DRAWS_UNCLEAR]}."
+            return f"The verdict is open: {_REASONS[Doubt.ONLY_DRAWS_UNCLEAR]}."
         what, word = ("The verdict is", "sure") if slo_terms else ("The intervals are", "narrow")
         wide = found.doubt is Doubt.WIDE
         if wide and not slo_terms:
-            return "wide intervals", f"{capital(confidence_reason(found))}: run more requests."
+            return f"{capital(confidence_reason(found))}: run more requests."
         why = f", though {confidence_reason(found)}" if wide else ""
         why = f": {confidence_reason(found)}" if found.doubt is Doubt.UNSERVED else why
-        return word, f"{what} {word}{why}."
+        return f"{what} {word}{why}."
     if found.doubt is Doubt.UNCLEAR:
-        return "open", f"The verdict is open: {confidence_reason(found)}."
-    return "unsettled", f"{capital(confidence_reason(found))}."
+        return f"The verdict is open: {confidence_reason(found)}."
+    return f"{capital(confidence_reason(found))}."
 
 
-def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> tuple[str, str]:
+def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> str:
     """Return how well a point's numbers are known, from the draws of its profile."""
     if is_overloaded(point):
-        return "", ""  # the numbers depend on the run, whatever the costs
+        return ""  # the numbers depend on the run, whatever the costs
     names = [name for name in slo_terms or _KEY_METRICS if split_term(name)[1] != "miss_ratio"]
     metrics = {name: metric for name in names if (metric := metric_of(point, name)) is not None}
     setups = () if point.setup is None else point.setup.pools or (point.setup,)
@@ -243,15 +239,15 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> t
     )
     drawn = _of_calibration(point, metrics)
     if drawn is not None and drawn.doubt is not Doubt.DRAWS_WIDE:
-        return "unknown latency", f"{capital(confidence_reason(drawn))}."
+        return f"{capital(confidence_reason(drawn))}."
     halves = {name: half for name, metric in metrics.items() if (half := _calibration_half(metric)) is not None}
     if not halves:
-        return ("assumed costs", f"The costs are assumed, not measured; {_CORRECT}.") if assumed else ("", "")
+        return f"The costs are assumed, not measured; {_CORRECT}." if assumed else ""
     widest = max(halves, key=lambda name: halves[name])
-    width = _half_words(halves[widest])
+    known = f"{capital(metric_words(widest))} is known to {_half_words(halves[widest])}"
     if round(halves[widest], 2) <= _WIDE and not assumed:
-        return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}."
-    return f"numbers to {width}", f"{capital(metric_words(widest))} is known to {width}, because {origin}; {_CORRECT}."
+        return f"{known}."
+    return f"{known}, because {origin}; {_CORRECT}."
 
 
 def _half_words(half: float) -> str:

@@ -44,8 +44,7 @@ class Definition:
     :ivar slices: kinds of slices that have it, too (``sim.results.slices``). It is over requests; gaps between tokens
         are recorded by replica.
     :ivar of_fleet: the fleet has it; money that tenants pay is theirs alone.
-    :ivar shown: its place by where tables show it: ``tile``, ``key`` (a column of many points), or the group in which
-        a terminal shows it.
+    :ivar shown: its place by where it is shown: ``tile``, or ``key`` (a column of many points).
     """
 
     name: str
@@ -111,7 +110,7 @@ ALL = POOL | GROUP | {"replica"}
 _M = Definition
 _ROWS = (
     _M("miss_ratio", "1", "miss ratio", "lower", "admitted", "ratio", "Requests that had to start a load, over all.",
-       lambda m: m.outcomes(MISS), share=True, slices=ALL, shown={"tile": 4, "key": 3, "cache": 1}),
+       lambda m: m.outcomes(MISS), share=True, slices=ALL, shown={"tile": 4, "key": 3}),
     _M("delayed_hit_ratio", "1", "delayed-hit ratio", "neither", "admitted", "ratio",  # between a miss and a hit
        "Requests that joined a load under way, over all.",
        lambda m: m.outcomes(DELAYED_HIT), share=True, slices=TENANT, shown={"key": 4}),
@@ -130,7 +129,7 @@ _ROWS = (
        "`storage.loaders` × replicas. Where loads block steps, copies from host memory count as well: it is the share "
        "of the time in which replicas load instead of computing. Where loaders fetch to host memory beside the steps, "
        "the busier of both counts. Loads of whole models do not count.",
-       lambda m: m.loaders_busy, share=True, shown={"tile": 6, "key": 5, "load": 2}),
+       lambda m: m.loaders_busy, share=True, shown={"tile": 6, "key": 5}),
     _M("gpu_utilization", "1", "GPU busy", "neither", "time", "ratio",
        "Seconds in which a step (engine `fixed`: a request) runs, over measured time × replicas, including replicas "
        "of full models. A batch of one counts as much as a batch of 256.",
@@ -150,13 +149,13 @@ _ROWS = (
        "TTFT equals E2E.",
        lambda m: m.latency("ttft").mean("s"), slices=POOL),
     _M("ttft_p50_s", "s", "median TTFT", "lower", "completed", "quantile", "TTFT, median.",
-       lambda m: m.latency("ttft").quantile(0.5, "s"), slices=GROUP, shown={"TTFT": 1}),
+       lambda m: m.latency("ttft").quantile(0.5, "s"), slices=GROUP),
     _M("ttft_p99_s", "s", "p99 TTFT", "lower", "completed", "p99", "TTFT, 99 % quantile.",
-       lambda m: m.latency("ttft").quantile(0.99, "s"), slices=POOL | GROUP, shown={"tile": 1, "key": 1, "TTFT": 2}),
+       lambda m: m.latency("ttft").quantile(0.99, "s"), slices=POOL | GROUP, shown={"tile": 1, "key": 1}),
     _M("tpot_mean_s", "s", "mean TPOT", "lower", "completed", "mean",
        "TPOT, mean over requests of (last token − first token) / (output tokens − 1); requests with one output token "
        "are left out.",
-       lambda m: m.tpot(), (TOKENS,), slices=TENANT, shown={"tile": 3, "TPOT, ITL": 1}),
+       lambda m: m.tpot(), (TOKENS,), slices=TENANT, shown={"tile": 3}),
     _M("itl_mean_s", "s", "mean ITL", "lower", "gaps", "ratio",
        "ITL, mean over the gaps between consecutive tokens, all requests pooled: a request of 900 tokens weighs 899 "
        "times one of 2.",
@@ -164,17 +163,17 @@ _ROWS = (
     _M("itl_p99_s", "s", "p99 ITL", "lower", "gaps", "histogram",
        "ITL, 99 % quantile of the same gaps, from a histogram: the upper edge of a bin 0.1 % wide. Steps of a batch "
        "that differ by less than half a bin count as equal.",
-       lambda m: m.itl_p99(), (TOKENS,), shown={"TPOT, ITL": 2}),
+       lambda m: m.itl_p99(), (TOKENS,)),
     _M("e2e_mean_s", "s", "mean E2E", "lower", "completed", "mean", "Arrival to last token, mean.",
        lambda m: m.latency("e2e").mean("s"), slices=POOL),
     _M("e2e_p50_s", "s", "median E2E", "lower", "completed", "quantile", "E2E, median.",
        lambda m: m.latency("e2e").quantile(0.5, "s"), slices=TENANT),
     _M("e2e_p99_s", "s", "p99 E2E", "lower", "completed", "p99", "E2E, 99 % quantile.",
-       lambda m: m.latency("e2e").quantile(0.99, "s"), slices=ALL, shown={"tile": 2, "key": 2, "E2E": 1}),
+       lambda m: m.latency("e2e").quantile(0.99, "s"), slices=ALL, shown={"tile": 2, "key": 2}),
     _M("throughput_rps", "1/s", "throughput", "higher", "time", "ratio",
        "Requests that end in the measured time, per second, including those that arrived in the warm-up.",
        lambda m: m.ratio(m.by_finish(), m.spans, "1/s"),
-       slices=TENANT, shown={"tile": 7, "key": 7, "load": 1}),
+       slices=TENANT, shown={"tile": 7, "key": 7}),
     _M("output_tokens_per_s", "1/s", "output tokens", "higher", "time", "ratio",
        "Output tokens of the requests in `throughput_rps`, per second; all tokens of a request count when it ends.",
        lambda m: m.ratio(m.by_finish(weight="output_tokens"), m.spans, "1/s"), (TOKENS,), slices=TENANT),
@@ -316,10 +315,10 @@ _ROWS = (
        lambda m: m.scaling.replica_seconds(), (AUTOSCALER,)),
     _M("mean_replicas", "1", "replicas on average", "lower", "time", "ratio",
        "`replica_seconds` over the measured time.",
-       lambda m: m.ratio(m.replica_seconds(1), m.spans), (AUTOSCALER,), shown={"fleet": 1}),
+       lambda m: m.ratio(m.replica_seconds(1), m.spans), (AUTOSCALER,)),
     _M("replicas_started", "replicas", "replicas started", "neither", "time", "count",
        "Replicas whose cold start begins; mean over replications.",
-       lambda m: m.scaling.started(), (AUTOSCALER,), shown={"fleet": 2}),
+       lambda m: m.scaling.started(), (AUTOSCALER,)),
     _M("replicas_stopped", "replicas", "replicas stopped", "neither", "time", "count",
        "Replicas whose drain begins; mean over replications.",
        lambda m: m.scaling.stopped(), (AUTOSCALER,)),
@@ -328,15 +327,15 @@ _ROWS = (
        lambda m: m.scaling.cold_start(), (AUTOSCALER,)),
     _M("late_while_starting", "1", "late while a replica starts", "lower", "measured", "ratio",
        "Requests that miss a per-request target of the `slo`, over all that arrive while a replica starts.",
-       lambda m: m.scaling.late(m.scaling.while_starting), (AUTOSCALER, TARGETS), share=True, shown={"fleet": 3}),
+       lambda m: m.scaling.late(m.scaling.while_starting), (AUTOSCALER, TARGETS), share=True),
     _M("late_otherwise", "1", "late at other times", "lower", "measured", "ratio", "The same over all other requests.",
-       lambda m: m.scaling.late(~m.scaling.while_starting), (AUTOSCALER, TARGETS), share=True, shown={"fleet": 4}),
+       lambda m: m.scaling.late(~m.scaling.while_starting), (AUTOSCALER, TARGETS), share=True),
     _M("new_replica_loads", "1", "loads of a new replica", "lower", "time", "replications",
        "Loads from any tier in the first minute of a new replica, mean over the replicas that begin to serve.",
        lambda m: m.scaling.new_loads(), (AUTOSCALER,)),
     _M("new_replica_miss_ratio", "1", "miss ratio of a new replica", "lower", "time", "replications",
        "Requests that had to start a load, over those for adapters that new replicas admit in their first minute.",
-       lambda m: m.scaling.new_misses(), (AUTOSCALER,), share=True, shown={"fleet": 5}),
+       lambda m: m.scaling.new_misses(), (AUTOSCALER,), share=True),
     # Moves are what a controller is for; their loads are the cost.
     _M("placement_moves", "moves", "adapters moved", "neither", "time", "count",
        "Adapters that [a controller](routers.md#placement) moved to a replica; mean over replications.",
@@ -353,21 +352,21 @@ _ROWS = (
        "[Cost](plan.md#costs) of the measured time at `fleet.price`, over prompt and output tokens of the requests "
        "that end in it, times a million. Absent without a price, as the other costs are.",
        lambda m: m.gpu_hours.per(m.gpu_hours.m_prompt + m.gpu_hours.m_output), (TOKENS,),
-       shown={"tile": 8, "key": 10, "cost": 1}),
+       shown={"tile": 8, "key": 10}),
     _M("usd_per_m_input_tokens", "USD", "cost per million input tokens", "lower", "time", "ratio",
        "The same cost over prompt tokens alone.",
        lambda m: m.gpu_hours.per(m.gpu_hours.m_prompt), (TOKENS,)),
     _M("usd_per_m_output_tokens", "USD", "cost per million output tokens", "lower", "time", "ratio",
        "The same cost over output tokens alone.",
-       lambda m: m.gpu_hours.per(m.gpu_hours.m_output), (TOKENS,), shown={"cost": 2}),
+       lambda m: m.gpu_hours.per(m.gpu_hours.m_output), (TOKENS,)),
     _M("usd_per_request", "USD", "cost per request", "lower", "time", "ratio", "The same cost over the requests.",
-       lambda m: m.gpu_hours.per(m.by_finish()), shown={"cost": 3}),
+       lambda m: m.gpu_hours.per(m.by_finish())),
     _M("usd_per_month", "USD", "cost a month", "lower", "time", "none",
        "`fleet.price` × GPUs × 730 hours; with `fleet.autoscale` the GPUs of `mean_replicas`.",
-       lambda m: m.gpu_hours.month(m.gpus_busy), shown={"key": 11, "cost": 4}),
+       lambda m: m.gpu_hours.month(m.gpus_busy), shown={"key": 11}),
     _M("idle_usd_per_month", "USD", "idle GPUs a month", "lower", "time", "ratio",
        "The part of it in which GPUs compute nothing: 1 − `gpu_utilization`.",
-       lambda m: m.gpu_hours.idle(m.gpus_busy), shown={"cost": 5}),
+       lambda m: m.gpu_hours.idle(m.gpus_busy)),
     _M("cost_usd", "USD", "cost of the run", "lower", "time", "count",
        "With `fleet.autoscale`: `fleet.price` × GPUs of a replica × `replica_seconds`.",
        lambda m: m.gpu_hours.whole(), (AUTOSCALER,)),

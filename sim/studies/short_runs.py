@@ -145,7 +145,8 @@ class Traffic:
             trace = workload.trace.model_copy(update={"time_scale": workload.trace.time_scale * multiple})
             changed = {"trace": trace}
         elif workload.client is not None:
-            changed = {"client": (client := workload.client.times(multiple))}
+            client = workload.client.model_copy(update=workload.client.more(multiple))
+            changed = {"client": client}
             warmup, requests = run.warmup, min(client.num_prompts, MOST)
         elif isinstance(workload.arrivals, ClosedArrivals):
             clients = max(1, round(workload.arrivals.concurrency * multiple))

@@ -1,7 +1,7 @@
 """The requests of seeded benchmark clients.
 
-Each function draws what its tool draws, from the same generators and in the same order: a draw that is left out, such
-as the shuffle of texts that nobody reads here, would change all that come after it.
+Each function makes the draws of its tool, from the same generators and in the same order. None may be left out, not
+even the shuffle of texts that are not used here: all later draws would differ.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.charts.svg import Chart
+from reports.document import Report
 from reports.formatting import key_words, listed, money, number, percent
 from reports.render.html import environment, page_script
 from reports.table import Table
@@ -177,7 +178,7 @@ def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     tiles, tenants = make_tiles(point, terms), tenants_table([point])
     headroom = headroom_words(judged.headroom, missed_today=judged.answer.verdict == NOT_MET)
     return {
-        "answer": _part("answer_body", answer_box(judged.answer, badge, slo)),
+        "answer": _part("answer_body", Report("ui", "", None, (), **answer_box(judged.answer, badge, slo))),
         "tiles": _part("key_numbers", tiles, "") if tiles else "",
         "tenants": "" if tenants is None else _part("data_table", tenants),
         "notes": _part("notes", [*further_findings(judged.answer), *dict.fromkeys(point.warnings)]),

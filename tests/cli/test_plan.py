@@ -17,6 +17,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
+from sim.studies.plan.findings import PlanReading
 from sim.studies.plan.study import make_plan
 from sim.world.build import build_world
 
@@ -205,7 +206,9 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan("plan", name, "--all")
     assert ended.code == 0
     assert "Not certain either way: " in ended.out
-    assert re.search(r"Whether \d+ GPU slots.* would do stayed open; \d+ GPU slots certainly do; raise", ended.out)
+    assert re.search(
+        r"Whether \d+ GPU slots.* would do stayed open \(raise .*\); the recommendation is not in doubt\.", ended.out
+    )
     found = answered(loraplan("plan", name, "--json"))
     assert not found["certain"]
     assert found["confidence"] == "low"
@@ -269,6 +272,29 @@ def test_the_cheapest_of_several_fleets_is_found(loraplan: CommandLine, tmp_path
     rows = read_run(tmp_path / "runs/small-plan").manifest["plan"]["fleets"]
     assert [row["fleet"] for row in rows] == ["large", "small", "dear"]
     assert rows[2]["word"] == "dearer with its first replica"
+
+
+def test_levers_that_cost_no_gpu_are_tried_where_replicas_wait_for_adapters(
+    loraplan: CommandLine, tmp_path: Path
+) -> None:
+    slow = (
+        "storage: {loaders: 1, load: {law: fixed, value: 60 ms}}\ncache: {gpu: {slots: 12}}\nrouter: {policy: random}\n"
+    )
+    rest = slow + "slo: {miss_ratio: 99%, ttft_p99: 10 s}\nplan: {minimize: fleet.replicas, values: [4]}"
+    text = Path(write(tmp_path, rest)).read_text().replace("cache: {gpu: {slots: 24}}\n", "")
+    (tmp_path / "small.yaml").write_text(text)
+    ended = loraplan("plan", "small.yaml")
+    assert ended.code == 0, ended.err
+    data = read_run(tmp_path / "runs/small-plan")
+    assert {row.group for row in data.what_if} == {"router", "eviction"}, "nothing that costs a GPU"
+    term = PlanReading(data).decides()
+    better = {row.label: row.metrics[term].other for row in data.what_if if row.metrics[term].word == "clearly better"}
+    best = min(better, key=lambda label: better[label] or 0.0)
+    assert f"Free to try: {best} takes " in ended.out
+    assert load_scenario("runs/small-plan/recommended.yaml").scenario.router.policy == "random", "none is recommended"
+    (tmp_path / "quick.yaml").write_text(text.replace("60 ms", "1 ms"))
+    assert loraplan("plan", "quick.yaml", "--out", "quick").code == 0
+    assert read_run(tmp_path / "quick").what_if == []
 
 
 def test_what_if_changes_one_thing_at_a_time(loraplan: CommandLine, tmp_path: Path) -> None:

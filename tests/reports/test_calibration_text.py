@@ -56,7 +56,6 @@ def test_both_intervals_stand_behind_a_value() -> None:
 def test_a_calibration_interval_says_how_well_a_number_is_known(width: float, known: str, why: str) -> None:
     said = answer(drawn(width), TERMS)
     assert said.verdict == "met"
-    assert said.trust.words == f"sure, numbers to {known}"
     assert said.trust.choice == "The verdict is sure."
     assert said.trust.number.startswith(f"p99 E2E is known to {known}{why}")
 
@@ -77,8 +76,10 @@ def test_a_sentence_says_on_which_side_of_its_target_a_value_probably_is(p99: fl
 
 def test_only_more_measurements_decide_what_only_the_draws_leave_open() -> None:
     said = answer(drawn(0.2, p99=0.9), TERMS)
-    assert (said.verdict, said.trust.words) == ("unclear", "open, numbers to ±20 %")
+    assert said.verdict == "unclear"
     assert "a longer run does not help" in said.trust.choice
+    assert "known to ±20 %" in said.trust.number
+    assert said.setting == "Open: only a better profile decides (loraplan profiles adjust --anchor)."
 
 
 def test_draws_in_overload_leave_nothing_met() -> None:

@@ -126,14 +126,15 @@ def test_beyond_the_limit_a_request_waits_at_the_client_in_order(
 
 
 def test_more_traffic_is_the_same_requests_faster_or_more_at_a_time() -> None:
-    for given, key, twice in (
-        ({"request_rate": "8/s"}, "time_scale", 2.0),
-        ({"request_rate": None, "max_concurrency": 3}, "max_concurrency", 6),
-        ({"request_rate": None}, "num_prompts", 24),
+    for given, twice in (
+        ({"request_rate": "8/s"}, {"time_scale": 2.0}),
+        ({"request_rate": "8/s", "max_concurrency": 3}, {"time_scale": 2.0, "max_concurrency": 6}),
+        ({"request_rate": None, "max_concurrency": 3}, {"max_concurrency": 6}),
+        ({"request_rate": None}, {"num_prompts": 24}),
     ):
         scenario = scenario_of(SGLANG | given)
         (change,) = traffic_changes(scenario)
-        assert change.set == {f"workload.client.{key}": twice}
+        assert change.set == {f"workload.client.{key}": value for key, value in twice.items()}
     (slow,), (fast,) = (build_world(scenario_of(SGLANG | {"time_scale": scale})).traffic.chunks(0) for scale in (1, 2))
     assert fast.adapter.tolist() == slow.adapter.tolist()
     assert fast.arrival_s.tolist() == pytest.approx((slow.arrival_s / 2).tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -32,25 +32,27 @@ class _Client(Strict):
     """What ``arrivals`` of a closed loop have too."""
 
     @property
+    def most_at_once(self) -> int | None:
+        """How many requests are under way at most; None: no limit."""
+        return None
+
+    @property
     def is_closed(self) -> bool:
         """Whether requests wait at the client until others are answered."""
-        return self.request_rate is None or getattr(self, "max_concurrency", None) is not None
+        return self.request_rate is None or self.most_at_once is not None
 
     @property
     def load(self) -> str:
         """The key that gives it more traffic."""
         if self.request_rate is not None:
             return "time_scale"
-        return "num_prompts" if getattr(self, "max_concurrency", None) is None else "max_concurrency"
+        return "num_prompts" if self.most_at_once is None else "max_concurrency"
 
-    def times(self, multiple: float) -> Self:
-        """Return the client with so many times the traffic."""
-        value = getattr(self, self.load) * multiple
-        update = {self.load: value if self.load == "time_scale" else max(1, round(value))}
-        cap = getattr(self, "max_concurrency", None)
-        if self.load == "time_scale" and cap is not None:  # else the faster requests would wait at the client
-            update["max_concurrency"] = max(1, round(cap * multiple))
-        return self.model_copy(update=update)
+    def more(self, multiple: float) -> dict[str, float]:
+        """Return the values that give it so many times the traffic: faster, and with more of them under way."""
+        keys = [self.load, *(["max_concurrency"] if self.load == "time_scale" and self.most_at_once else [])]
+        values = {key: getattr(self, key) * multiple for key in keys}
+        return {key: value if key == "time_scale" else max(1, round(value)) for key, value in values.items()}
 
 
 class _Bench(_Client):
@@ -62,6 +64,10 @@ class _Bench(_Client):
     special_tokens: NonNegativeInt = Field(default=1, le=100)
     """Tokens that the tokenizer adds to a prompt and the client leaves room for: 1 for Llama and Mistral, 0 for
     Qwen."""
+
+    @property
+    def most_at_once(self) -> int | None:
+        return self.max_concurrency
 
     @property
     def concurrency(self) -> int:

@@ -170,8 +170,8 @@ class Workload(Strict):
     trace: Trace | None = None
     """Replay recorded requests instead."""
     client: SeededClient | None = None
-    """Send the requests of a benchmark's command line instead, draw by draw. Only ``start`` may stand beside it.
-    Answers go to their limits, as with ``ignore_eos``. docs/traces.md says what is exact."""
+    """Send exactly the requests that a benchmark tool would send, given its command line. ``start`` is the only other
+    key that is allowed. Answers go to their limits, as with ``ignore_eos``. docs/traces.md says what is exact."""
 
     @checks
     def _one_source(self) -> Errors:

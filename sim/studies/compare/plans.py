@@ -201,7 +201,6 @@ def plans_report(diff: PlanDiff, command: str) -> Report:
         lead="Two plans, A and B: what changes in what they recommend, and what was changed in their scenarios.",
         verdict=(*badge, ""),
         headline=answer,
-        statements=said,
         data=data,
         short=found,
         terminal=[Opening(answer), *base.terminal[1:]],

@@ -60,7 +60,6 @@ def compare_report(comparison: Comparison, command: str) -> Report:
         lead="Two simulated designs, A and B, part by part. Is B better than A, and is that more than chance?",
         verdict=(mark, words, style, f"judged by {', '.join(judged)}"),
         headline=headline(comparison),
-        statements=[f"{label}: {text}" for label, text in said],
         short=said,
         facts=[
             (letter, _name(run) if name == letter else name, _side_words(run))

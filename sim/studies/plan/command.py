@@ -83,17 +83,8 @@ def plan(
     from sim.studies.plan.report import plan_report
     from sim.studies.plan.study import make_plan
 
-    if ask:
-        from sim.studies.init.command import ask_for_scenario
-
-        file = options.scenario or "scenario.yaml"
-        if not file.endswith(".yaml"):
-            raise InputError("with --ask, the file to write", key="SCENARIO", got=file, allowed="FILE.yaml, a new one")
-        ask_for_scenario(Path(file), options.quiet or options.json)
-        # What is kept with the results is the command that gives them again.
-        sys.argv[1:] = [*(each for each in sys.argv[1:] if each not in ("--ask", file)), file]
-        options = replace(options, scenario=file)
-    elif not options.scenario:
+    options = _with_answers(options) if ask else options
+    if not options.scenario:
         raise InputError("is missing", key="SCENARIO", hint="loraplan plan --ask asks eight questions instead")
     loaded = options.load(*_question(minimize or [], maximize or []))
     manifests = options.manifests(loaded)
@@ -120,6 +111,18 @@ def plan(
     if manifests.emissions:
         chosen = load_scenario(str(planned.path / RECOMMENDED)).scenario
         manifests.write_and_say(chosen, data, planned.point, json=options.json, quiet=quiet)
+
+
+def _with_answers(options: PlanOptions) -> PlanOptions:
+    """Ask for the scenario and write it; return the options that plan it, with which the same command is recorded."""
+    from sim.studies.init.command import ask_for_scenario
+
+    file = options.scenario or "scenario.yaml"
+    if not file.endswith(".yaml"):
+        raise InputError("with --ask, the file to write", key="SCENARIO", got=file, allowed="FILE.yaml, a new one")
+    ask_for_scenario(Path(file), options.quiet or options.json)
+    sys.argv[1:] = [*(each for each in sys.argv[1:] if each not in ("--ask", file)), file]
+    return replace(options, scenario=file)
 
 
 def _question(minimize: list[str], maximize: list[str]) -> list[str]:

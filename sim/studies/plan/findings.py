@@ -405,18 +405,18 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
     """Return how sure the choice is, and how well the numbers at the answer are known."""
     record, sure = read.record, percent(read.record.confidence)
     if record.certain and read.feasible:
-        choice = f"{sure} sure", f"The choice is {sure} sure."
+        choice = f"The choice is {sure} sure."
     elif record.certain:
-        choice = f"{sure} sure", f"That none meets the SLO is {sure} sure."
+        choice = f"That none meets the SLO is {sure} sure."
     else:
         tried = " or ".join(map(read.phrase, record.doubtful[:2])) or "others"
-        sure_of = f"; {read.phrase(read.chosen.set)} certainly do" if read.feasible else ""
+        sure_of = "; the recommendation is not in doubt" if read.feasible else ""
         how = (
             "only a better profile can decide it, not a longer run"
             if _open_by_costs(read)
             else "raise workload.requests to decide it"
         )
-        choice = "partly open" if read.feasible else "open", f"Whether {tried} would do stayed open{sure_of}; {how}."
+        choice = f"Whether {tried} would do stayed open ({how}){sure_of}."
     return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)
 
 

@@ -99,8 +99,9 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
         )
         return
     if (client := workload.client) is not None:
-        values = {f"workload.client.{client.load}": getattr(client.times(2), client.load)}
-        yield Change("traffic", "twice the traffic", values, f"twice the client's {client.load}")
+        more = client.more(2)
+        values = {f"workload.client.{key}": value for key, value in more.items()}
+        yield Change("traffic", "twice the traffic", values, f"twice the client's {' and '.join(more)}")
         return
     arrivals = workload.arrivals
     assert arrivals is not None, "checked by the model"

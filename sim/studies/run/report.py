@@ -163,15 +163,7 @@ def answer_box(found: Answer, badge: tuple[str, str, str], slo: Sequence[str]) -
 
     :param slo: the terms of the SLO in words.
     """
-    short = found.short()
-    return {
-        "verdict": (*badge, " · ".join(slo)),
-        "headline": found.headline,
-        "short": short,
-        "statements": (),
-        "facts": [(label, "", text) for label, text in short],
-        "closing": (),
-    }
+    return {"verdict": (*badge, " · ".join(slo)), "headline": found.headline, "short": found.short()}
 
 
 def further_findings(found: Answer) -> list[str]:
