@@ -1,0 +1,1 @@
+"""Published results of other people, predicted: every module here but ``entry`` holds the entries of one source."""
