@@ -70,6 +70,14 @@ def observe(
             help="Correct the profile's step costs by the measured latencies, write it, and use it.",
         ),
     ] = None,
+    dashboard: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Write Prometheus rules and a Grafana dashboard beside the scenario: servers against this finished "
+            "run.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The scenario to write; it must not exist.")] = Path(
         "observed.yaml"
     ),
@@ -80,7 +88,9 @@ def observe(
 
     Example: loraplan observe --prometheus metrics.txt --base my-scenario.yaml
     """
+    from sim.results.run_directory.result_files import write_text
     from sim.spec.scenario_file import load_scenario
+    from sim.studies.observe.dashboard import DASHBOARD, RULES, dashboard_files
     from sim.studies.observe.draft import lengths_file, source_of, write_observed
     from sim.studies.observe.findings import compare_observed
     from sim.studies.observe.readings import readings_of
@@ -90,16 +100,20 @@ def observe(
 
     where, command, lengths = prometheus or [], one_command(from_vllm), lengths_file(out)
     _check(where, base, command, gpu)
-    check_target(out)
-    check_target(lengths)
+    targets = [out, lengths, *(out.with_name(file) for file in (RULES, DASHBOARD) if dashboard is not None)]
+    for target in targets:
+        check_target(target)
     loaded = None if base is None else load_scenario(base)
     window_s = None if window is None else _window(window)
     readings = readings_of(_pages(where, window_s, quiet), window_s)
     service = observed_service(readings)
     if fit_profile is not None:
         _check_fit(service, loaded, fit_profile)
+    watching = {} if dashboard is None else dashboard_files(dashboard, readings, service)
     for note in write_observed(out, service, readings, loaded, _draft(out, gpu, command)):
         message(f"note: {note}", quiet)
+    for file, text in watching.items():
+        write_text(out.with_name(file), text)
     correction = None
     try:
         scenario = load_scenario(str(out)).scenario
@@ -107,7 +121,7 @@ def observe(
             try:
                 correction = _correct(service, scenario, where, fit_profile)
             except Exception:
-                for written in (out, lengths):  # so that the corrected command can write them
+                for written in targets:  # so that the corrected command can write them
                     written.unlink(missing_ok=True)
                 raise
             write_observed(out, service, readings, loaded, _draft(out, gpu, command, fit_profile))
@@ -132,7 +146,8 @@ def observe(
     short_of_copies = scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None
     host = f" --set cache.host.slots={count}" if short_of_copies and scenario.adapters.count else ""
     slots = f"cache.gpu.slots=1..{min(_MOST_SLOTS, count)}"
-    say(f"scenario {out}", f"next     loraplan plan {out} --minimize {slots}{host}")
+    watch = [f"watch    {', '.join(str(out.with_name(file)) for file in watching)}"] if watching else []
+    say(f"scenario {out}", *watch, f"next     loraplan plan {out} --minimize {slots}{host}")
 
 
 def _check(where: list[str], base: str | None, command: str | None, gpu: str | None) -> None:
