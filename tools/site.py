@@ -4,15 +4,17 @@ The pages are written for GitHub, so their links lead to files. For the site the
 pages of the repository's root next to those of docs/, links between the two folders are shortened, and files that a
 reader writes get their names as titles. Zensical then builds them; a dead link or anchor is an error. Two things it
 does not check are checked here: every page has its place in the navigation, and no built page fetches anything from
-elsewhere.
+elsewhere. The reports of docs/reports.md are made by its own commands, which takes a minute and a half.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ STAGED = ROOT / "build" / "pages"
 SITE = ROOT / "site"
 ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages outside docs/ that the site has too. The README is not: index.md is the home of the site."""
-OTHERS = ("*.html", "pictures/*", "assets/*")
+OTHERS = ("*.html", "pictures/*", "assets/*", "notebooks/*")
 """Files of docs/ that pages link to, show or run."""
 SHIM = "https://unpkg.com/iframe-worker/shim"
 OWN_SHIM = "assets/iframe-worker.js"
@@ -31,6 +33,7 @@ OWN_SHIM = "assets/iframe-worker.js"
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^<!-- file: (.*?) -->\n```(\w+)$", re.MULTILINE)
+_REPORT = re.compile(r"^<!-- report: ([\w-]+) -->$", re.MULTILINE)
 _NAVIGATION = re.compile(r"[\w-]+\.md")
 _TAG = re.compile(r"<(?:script|img|iframe|link)\b[^>]*>")
 _ELSEWHERE = re.compile(r"(?:src|href)=[\"']?(?:https?:)?//")
@@ -42,6 +45,8 @@ def main() -> int:
     problems = [*navigation_problems()]
     if not problems:
         stage()
+        problems = [*build_reports(STAGED / "reports")]
+    if not problems:
         shutil.rmtree(SITE, ignore_errors=True)
         command = [
             sys.executable,
@@ -101,11 +106,26 @@ def stage() -> None:
             shutil.copyfile(path, target)
 
 
+def build_reports(folder: Path) -> Iterator[str]:
+    """Run the commands of docs/reports.md and keep their reports; yield what went wrong."""
+    sys.path.append(str(ROOT / "docs"))
+    outputs = importlib.import_module("outputs")
+    folder.mkdir()
+    with tempfile.TemporaryDirectory() as work:
+        for command, ended in outputs.replay(ROOT / "docs" / "reports.md", Path(work), long=True):
+            if ended.code != command.code:
+                yield "\n".join([f"reports.md:{command.line}: exits with {ended.code}: {command.text}", *ended.printed])
+        for report in Path(work).glob("*/report.html"):
+            shutil.copyfile(report, folder / f"{report.parent.name}.html")
+
+
 def for_site(text: str) -> str:
-    """Return a page with links as they are where all pages lie in one folder, and with titles above files."""
+    """Return a page with links as they are where all pages lie in one folder, with titles above files and links to
+    reports."""
     parts = _CODE.split(text)
     moved = (part if at % 2 else _LINK.sub(lambda link: _moved(link[0]), part) for at, part in enumerate(parts))
-    return _FILE.sub(r'```\2 title="\1"', "".join(moved))
+    linked = _REPORT.sub(r"[Open the report](reports/\1.html)", "".join(moved))
+    return _FILE.sub(r'```\2 title="\1"', linked)
 
 
 def _moved(target: str) -> str:
