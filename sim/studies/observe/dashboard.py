@@ -79,7 +79,7 @@ def _point(data: RunData, service: ObservedService) -> Point:
             len(points) != 1,
             "this run has several designs, or none",
             len(points),
-            "one, such as a plan's recommended.yaml",
+            "one, such as a run of a plan's recommended.yaml",
         ),
         (engine.partition("-")[0] != service.engine, "the run simulated another engine", engine, service.engine),
     ):
