@@ -8,6 +8,7 @@ it counts among neither the batch slots nor the adapters. Checked step by step a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sim.policies.admission import WaitingQueue
@@ -37,9 +38,23 @@ class KvSource(ABC):
     def order(self, request: Request, cached: int, tokens: int) -> None:
         """Load these tokens after the cached ones; the scheduler's ``arrived`` or ``failed`` follows."""
 
-    def within_step(self, request: Request, tokens: int) -> bool:
+    def within_step(self, request: Request, cached: int, tokens: int) -> bool:
         """Return whether the step that a request joins waits for the load, which ``order`` then begins."""
         return False
+
+    def begin(self) -> None:
+        """Begin to decide a step."""
+
+    def decided(
+        self, scheduled: Iterable[tuple[Request, int]], preempted: Sequence[Request], ended: Sequence[Request]
+    ) -> None:
+        """Note what the step just decided computes: requests with the tokens that each will have.
+
+        :param ended: those whose end was processed since the step before.
+        """
+
+    def ending(self, request: Request) -> None:
+        """Note that a request ends, just before its blocks are free."""
 
 
 class TransferScheduler(Scheduler):
@@ -73,6 +88,8 @@ class TransferScheduler(Scheduler):
         self._frees_later = False  # whether a step under way writes the blocks of the request that leaves now
         self._to_free: list[Request] = []  # after the step under way
         self._passed_last: list[Request] = []  # those that the last step passed by: nothing of theirs is under way
+        self._preempted_now: list[Request] = []
+        self._ended_since: list[Request] = []  # since the step before the one to be decided
         self._partial_idled = False  # whether it gave nothing to an unfinished prompt
 
     # What the connector reports -------------------------------------------------------------------------------------
@@ -126,7 +143,23 @@ class TransferScheduler(Scheduler):
         self._partial_idled = self._partial_waits
         if self._partial is not None and self._partial_waits:
             self._partial_rejoins(self._partial)
-        return super().compose(now)
+        source = self._source
+        if source is None:
+            return super().compose(now)
+        source.begin()
+        self._preempted_now = []
+        step = super().compose(now)
+        decoding = self.running if step.decoding else ()
+        tokens = [(r, held_tokens(r, self.decode_steps) + 1) for r in decoding if r.last_step >= 0]
+        tokens += [(r, r.context) for r in step.prefills]
+        source.decided(tokens, self._preempted_now, self._ended_since)
+        self._ended_since = []
+        return step
+
+    def _preempt(self, now: float) -> Request:
+        request = super()._preempt(now)
+        self._preempted_now.append(request)
+        return request
 
     def _any_waits(self) -> bool:
         return len(self.waiting_apart) > 0
@@ -165,17 +198,18 @@ class TransferScheduler(Scheduler):
                         continue
                     break
 
-            cached = whole_is_there = 0
+            cached = whole_is_there = loaded = 0
+            source = self._source
             if state == _READY:
                 whole_is_there = int(not request.to_prefill)
             else:
                 cached = kv.cached_tokens(request) if self._caches else 0
-                tokens = self._source.look_up(request, cached) if self._source is not None else 0
+                tokens = source.look_up(request, cached) if source is not None else 0
                 if tokens == LATER:
                     waiting.put_aside(request)
                     later.append(request)
                     continue
-                if tokens and self._source is not None and not self._source.within_step(request, tokens):
+                if tokens and source is not None and not source.within_step(request, cached, tokens):
                     if not self._reserve(request, cached, tokens):
                         self.blocked, self._blocked_key = BY_KV, request.key
                         break
@@ -184,12 +218,15 @@ class TransferScheduler(Scheduler):
                     else:
                         place += 1
                     continue
-                cached += tokens
-            prompt = request.to_prefill - cached + whole_is_there
+                loaded = tokens
+            prompt = request.to_prefill - cached - loaded + whole_is_there
             chunk = min(prompt, left)
-            if not whole_is_there and not kv.take(request, chunk, prompt if whole else chunk, cached):
+            if not whole_is_there and not kv.take(request, loaded + chunk, loaded + (prompt if whole else chunk), cached):
                 self.blocked, self._blocked_key = BY_KV, request.key
                 break
+            if loaded and source is not None:
+                source.order(request, cached, loaded)
+                cached += loaded
             if place == len(apart):
                 waiting.take(request)
             else:
@@ -326,6 +363,8 @@ class TransferScheduler(Scheduler):
             del self.kv.apart[request]
             self.kv.give_back([request], early=True)
         self._to_free = []
+        if self._source is not None:
+            self._ended_since += finished
         return finished
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
@@ -350,6 +389,9 @@ class TransferScheduler(Scheduler):
                 self.kv.set_apart(request)
             self._to_free.append(request)
             return
+        if self._source is not None and not early:
+            for request in requests:
+                self._source.ending(request)
         if early or not self._hands_over:
             super()._leave(requests, early=early)
             return
