@@ -84,12 +84,12 @@ class TransferScheduler(Scheduler):
         self._defers_frees = limits.asynchronous and source is not None
         self.waiting_apart: dict[Request, int] = {}
         self._turned_away: set[Request] = set()  # back in the queue, since their KV did not come
-        self._given_up: set[Request] = set()  # taken back while their KV was on its way
+        self.given_up: set[Request] = set()  # taken back while their KV was on its way
         self._frees_later = False  # whether a step under way writes the blocks of the request that leaves now
         self._to_free: list[Request] = []  # after the step under way
         self._passed_last: list[Request] = []  # those that the last step passed by: nothing of theirs is under way
         self._preempted_now: list[Request] = []
-        self._ended_since: list[Request] = []  # since the step before the one to be decided
+        self.ended: list[Request] = []  # since the step before the one to be decided
         self._partial_idled = False  # whether it gave nothing to an unfinished prompt
 
     # What the connector reports -------------------------------------------------------------------------------------
@@ -103,8 +103,8 @@ class TransferScheduler(Scheduler):
         self._report(request, _FAILED)
 
     def _report(self, request: Request, state: int) -> None:
-        if request in self._given_up:
-            self._given_up.remove(request)
+        if request in self.given_up:
+            self.given_up.remove(request)
             self.kv.drop(request)
         else:
             self.waiting_apart[request] = state
@@ -127,7 +127,7 @@ class TransferScheduler(Scheduler):
             return
         state = self.waiting_apart.pop(request, _EMPTY)
         if state == _LOADING:
-            self._given_up.add(request)
+            self.given_up.add(request)
         elif state == _READY:
             self.kv.take_up(request)
             self.kv.give_back([request], early=True)
@@ -152,8 +152,8 @@ class TransferScheduler(Scheduler):
         decoding = self.running if step.decoding else ()
         tokens = [(r, held_tokens(r, self.decode_steps) + 1) for r in decoding if r.last_step >= 0]
         tokens += [(r, r.context) for r in step.prefills]
-        source.decided(tokens, self._preempted_now, self._ended_since)
-        self._ended_since = []
+        source.decided(tokens, self._preempted_now, self.ended)
+        self.ended = []
         return step
 
     def _preempt(self, now: float) -> Request:
@@ -221,7 +221,9 @@ class TransferScheduler(Scheduler):
                 loaded = tokens
             prompt = request.to_prefill - cached - loaded + whole_is_there
             chunk = min(prompt, left)
-            if not whole_is_there and not kv.take(request, loaded + chunk, loaded + (prompt if whole else chunk), cached):
+            if not whole_is_there and not kv.take(
+                request, loaded + chunk, loaded + (prompt if whole else chunk), cached
+            ):
                 self.blocked, self._blocked_key = BY_KV, request.key
                 break
             if loaded and source is not None:
@@ -364,7 +366,7 @@ class TransferScheduler(Scheduler):
             self.kv.give_back([request], early=True)
         self._to_free = []
         if self._source is not None:
-            self._ended_since += finished
+            self.ended += finished
         return finished
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:

@@ -63,7 +63,7 @@ class BlockStore(ExactCount):
         return self._free >= 0
 
     def _assign(self) -> None:
-        """Give decodes the blocks for their next tokens, in the order in which they needed them, while there are any."""
+        """Give decodes blocks for their next tokens, in the order in which they needed them, while there are any."""
         size, step = self.size, self._step
         due: list[tuple[int, int, Request]] = []
         for place, request in enumerate(self.running):

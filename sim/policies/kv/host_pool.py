@@ -80,7 +80,7 @@ class PoolOrder(ABC):
 
     @abstractmethod
     def evict(self, count: int, kept: set[Key]) -> list[Key] | None:
-        """Remove and return as many idle blocks, but none of those to be kept; None, and nothing removed, if it can't."""
+        """Remove and return so many idle blocks, none of those to be kept; if it can't, remove nothing, return None."""
 
 
 class LruOrder(PoolOrder):
@@ -321,7 +321,9 @@ class HostPool(KvSource):
 
     # Store ----------------------------------------------------------------------------------------------------------
 
-    def decided(self, scheduled: Iterable[tuple[Request, int]], preempted: Sequence[Request], ended: Sequence[Request]) -> None:
+    def decided(
+        self, scheduled: Iterable[tuple[Request, int]], preempted: Sequence[Request], ended: Sequence[Request]
+    ) -> None:
         """Store what the step just decided completes, and find the copies that it has to wait for.
 
         :param scheduled: its requests, with the tokens that each will have; ``ended``: those whose end was processed

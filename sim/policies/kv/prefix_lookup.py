@@ -50,6 +50,10 @@ class ExactCount(KvStore):
     def free_blocks(self) -> int:
         return self._free + self._needed_next()
 
+    def spare_blocks(self) -> int:
+        """Return how many blocks are free after every decode has taken that for its next token."""
+        return self._free
+
     def _hold(self, request: Request, tokens: int) -> None:
         super()._hold(request, tokens)
         self._phases[(self._step - tokens) % self.size] -= 1
