@@ -28,7 +28,15 @@ _EMPTY: Final = 4  # nothing came, and its blocks were taken back
 
 
 class KvSource(ABC):
-    """Where a replica finds KV that its own GPU lacks."""
+    """Where a replica finds KV that its own GPU lacks.
+
+    :ivar follows_answers: whether ``decided`` needs all decoding requests; otherwise those of ``refused`` alone.
+    :ivar refused: requests that are to be told of their next step, in the order of the batch.
+    """
+
+    def __init__(self) -> None:
+        self.follows_answers = False
+        self.refused: list[Request] = []
 
     @abstractmethod
     def look_up(self, request: Request, cached: int) -> int:
@@ -52,6 +60,10 @@ class KvSource(ABC):
 
         :param ended: those whose end was processed since the step before.
         """
+
+    def watches(self) -> bool:
+        """Return whether the next step may have to wait for a copy, depending on the blocks that it hands out."""
+        return False
 
     def ending(self, request: Request) -> None:
         """Note that a request ends, just before its blocks are free."""
@@ -146,10 +158,13 @@ class TransferScheduler(Scheduler):
         source = self._source
         if source is None:
             return super().compose(now)
+        refused = source.refused
         source.begin()
         self._preempted_now = []
         step = super().compose(now)
-        decoding = self.running if step.decoding else ()
+        decoding: Iterable[Request] = ()
+        if step.decoding:
+            decoding = self.running if source.follows_answers else [r for r in refused if r in self.running]
         tokens = [(r, held_tokens(r, self.decode_steps) + 1) for r in decoding if r.last_step >= 0]
         tokens += [(r, r.context) for r in step.prefills]
         source.decided(tokens, self._preempted_now, self.ended)
@@ -160,6 +175,11 @@ class TransferScheduler(Scheduler):
         request = super()._preempt(now)
         self._preempted_now.append(request)
         return request
+
+    def _equal_steps(self) -> int:
+        if self._passed_by or self._partial_waits or (self._source is not None and self._source.watches()):
+            return 1
+        return super()._equal_steps()
 
     def _any_waits(self) -> bool:
         return len(self.waiting_apart) > 0

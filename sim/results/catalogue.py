@@ -97,6 +97,7 @@ WRONG_ADAPTER = Need(lambda m: bool(m.facts.faults & {"misrouting", "stale-map",
 OLD_PREFIXES = Need(lambda m: "named-prefixes" in m.facts.faults, Cause.NO_FAULT)
 CRASH = Need(lambda m: "crash" in m.facts.faults, Cause.NO_FAULT)
 PREFIX_CACHE = Need(lambda m: all(r.prefix_blocks_evicted is not None for r in m.recordings))
+OFFLOAD = Need(lambda m: all("kv_loaded_tokens" in r.facts for r in m.recordings))
 AUTOSCALER = Need(lambda m: m.autoscaled)
 PLACEMENT = Need(lambda m: any(len(r.moves) for r in m.recordings))
 
@@ -222,6 +223,13 @@ _ROWS = (
     _M("prefix_miss_ttft_mean_s", "s", "mean TTFT without", "lower", "completed", "mean",
        "TTFT of requests that found nothing cached, mean. Absent like `prefix_hit_ratio`.",
        lambda m: m.prefix_ttft(hit=False), (PREFIX_CACHE,)),
+    _M("kv_loaded_tokens", "tokens", "tokens of KV from host memory", "neither", "whole run", "none",
+       "Tokens whose KV was copied from host memory instead of being computed again, in the whole run of every "
+       "replication. Only with [KV offload](kv-offload.md); otherwise absent.",
+       lambda m: m.of_whole_runs([int(r.facts["kv_loaded_tokens"]) for r in m.recordings]), (OFFLOAD,)),
+    _M("kv_stored_tokens", "tokens", "tokens of KV to host memory", "neither", "whole run", "none",
+       "Tokens whose KV was copied there. Absent like `kv_loaded_tokens`.",
+       lambda m: m.of_whole_runs([int(r.facts["kv_stored_tokens"]) for r in m.recordings]), (OFFLOAD,)),
     _M("replica_load_skew", "1", "load skew of replicas", "lower", "measured", "ratio",
        "Requests of the busiest replica (in each replication) over the mean per replica: 1 is even, `fleet.replicas` "
        "means that one replica got all. Replicas of full models are left out.",

@@ -72,6 +72,12 @@ def _swaps(s: Scenario) -> str:
     return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in swaps), "")
 
 
+def _replaced(s: Scenario) -> str:
+    """Return the strategy of the first rollout that keeps the adapter's name, at its key; empty: none does."""
+    kept = ((i, each.strategy) for i, each in enumerate(s.rollouts) if each.strategy != "new-name")
+    return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in kept), "")
+
+
 SHARED: tuple[Row, ...] = (
     Rule(
         "workload.popularity.groups: the groups don't add up to adapters.count",
@@ -418,6 +424,11 @@ ONE_KIND: tuple[Row, ...] = (
         hint="give workload.requests instead, or choose another cache.eviction",
     ),
     First(*OTHER_CHOICES, *MODES),
+    Rule(
+        "fleet.kv_offload: KV of replaced weights would stay in host memory, so versions need names of their own",
+        lambda s: s.fleet.kv_offload is not None and _replaced(s),
+        hint="set strategy: new-name, or remove kv_offload",
+    ),
     AUTOSCALER,
     CONTROLLER,
     *SCHEDULING,

@@ -9,6 +9,8 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
+from sim.policies.kv.block_store import BlockStore
+from sim.policies.kv.host_pool import HostPool
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import CountingStore, KvStore
 from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
@@ -18,10 +20,11 @@ from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.sglang_scheduler import SglangScheduler
+from sim.policies.transfer_scheduler import TransferScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.traffic.adapters import Population
-from sim.world.memory.gpu_memory import padded_rank
+from sim.world.memory.gpu_memory import host_kv_bytes, padded_rank
 from sim.world.memory.replica_caches import (
     batch_slots_cache,
     fetched_copies,
@@ -31,6 +34,7 @@ from sim.world.memory.replica_caches import (
     vllm_cache,
 )
 from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
+from sim.world.replica.copies import OffloadServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
@@ -190,6 +194,8 @@ def make_server(
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
+    if fleet.kv_offload is not None:
+        return _offload_server(pool, parts, mode, limits, costs, wrap_server)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if pool.asynchronous:
@@ -206,6 +212,37 @@ def make_server(
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _offload_server(
+    pool: Pool, parts: ReplicaParts, mode: AdapterMode, limits: Limits, costs: StepCosts, wrap_server: ServerWrapper
+) -> Server:
+    """Return a replica that keeps the KV of prompts in host memory."""
+    fleet, profile = pool.scenario.fleet, pool.profile
+    offload = fleet.kv_offload
+    assert offload is not None, "checked by the caller"
+    assert profile is not None, "checked by build_world"
+    assert pool.kv_tokens is not None, "checked by build_world"
+    block_bytes = profile.memory.kv_bytes_per_token * fleet.block_size
+    store = BlockStore(pool.kv_tokens // fleet.block_size, fleet.block_size)
+    host = HostPool(
+        store,
+        host_kv_bytes(pool) // block_bytes,
+        arc=offload.policy == "arc",
+        answers=offload.answers,
+        store_from=offload.store_from,
+        by_request=fleet.adapter_limit == "running",
+    )
+    scheduler = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, host)
+    gpus = profile.tensor_parallel
+    make = wrap_server(OffloadServer)
+    server = make(parts, scheduler, mode, host, block_bytes / gpus, float(offload.bandwidth))
+    assert isinstance(server, OffloadServer), "a wrapper returns a subclass"
+    sizes = [size / gpus for size in pool.population.size_bytes.tolist()]
+    mode.shares_bus = lambda adapter, now: server.to_gpu.copy_adapter(sizes[adapter], now)
+    if pool.asynchronous:
+        mode.copy_s = tier_times(pool.scenario, profile, pool.population)[1].mean_s
+    return server
 
 
 def _kv_store(pool: Pool, kv_tokens: int) -> KvStore:

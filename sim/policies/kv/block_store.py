@@ -67,18 +67,16 @@ class BlockStore(ExactCount):
         size, step = self.size, self._step
         due: list[tuple[int, int, Request]] = []
         for place, request in enumerate(self.running):
-            if request.last_step < 0:
-                continue
-            tokens, blocks = held_tokens(request, step), len(self._blocks[request.index])
-            due += [(block * size - tokens, place, request) for block in range(blocks, tokens // size + 1)]
-        for _, _, request in sorted(due, key=_when):
+            if request.last_step >= 0:
+                tokens, blocks = held_tokens(request, step), len(self._blocks[request.index])
+                if tokens >= blocks * size:
+                    due += [(block * size - tokens, place, request) for block in range(blocks, tokens // size + 1)]
+        if len(due) > 1:
+            due.sort(key=_when)
+        for _, _, request in due:
             if not self._queue:
                 break
             self._blocks[request.index].append(self._next_block())
-        for request in self.running:
-            if request.last_step >= 0:
-                tokens = held_tokens(request, step)
-                self._fill(request, (tokens if self.lags else tokens + 1) // size)
 
     def _next_block(self) -> int:
         block, _ = self._queue.popitem(last=False)

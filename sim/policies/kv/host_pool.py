@@ -249,11 +249,13 @@ class HostPool(KvSource):
         within_step_blocks: int = 0,
         by_request: bool = True,
     ) -> None:
+        super().__init__()
         self._kv = kv
         self._total = total
         self._users: dict[Key, int] = {}  # of blocks in the pool: copies from there under way, or _PENDING
         self._order = ArcOrder(total, self._users) if arc else LruOrder(total, self._users, by_request=by_request)
-        self._answers, self._store_from, self._offers_again = answers, store_from, by_request
+        self.follows_answers = answers
+        self._store_from, self._offers_again = store_from, by_request
         self._within_step, self._within_left = within_step_blocks, within_step_blocks
         self._counts: OrderedDict[Key, int] = OrderedDict()
         self._offers: dict[Request, _Offers] = {}
@@ -262,7 +264,6 @@ class HostPool(KvSource):
         self._fenced: dict[int, dict[Job, None]] = {}  # by block of the GPU: stores from there of requests that ended
         self.loads: list[Job] = []
         self.stores: list[Job] = []
-        self.refused: list[Request] = []
         self.evicted: dict[Job, list[Key]] = {}
         self.flushed: dict[Job, None] = {}
 
@@ -271,7 +272,10 @@ class HostPool(KvSource):
         return len(self._users)
 
     def _state(self, request: Request) -> _Offers:
-        return self._offers.setdefault(request, _Offers())
+        offers = self._offers.get(request)
+        if offers is None:
+            offers = self._offers[request] = _Offers()
+        return offers
 
     # Load -----------------------------------------------------------------------------------------------------------
 
@@ -353,6 +357,9 @@ class HostPool(KvSource):
             if not offers.jobs:
                 del self._offers[request]
 
+    def watches(self) -> bool:
+        return len(self._fenced) > 0
+
     def ending(self, request: Request) -> None:
         """Note that a request ends: its blocks of the GPU may be handed out while they are copied."""
         for job in self._state(request).jobs:
@@ -365,7 +372,7 @@ class HostPool(KvSource):
     def _offer(self, request: Request, tokens: int) -> Job | None:
         """Offer the full blocks of a request that it has not offered yet."""
         offers, size = self._state(request), self._kv.size
-        if not self._answers:
+        if not self.follows_answers:
             tokens = min(tokens, request.prompt_tokens)
         first, end = offers.next_block, min(tokens // size, len(offers.blocks))
         if end <= first:

@@ -23,7 +23,7 @@ from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.control_plane import Autoscale
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
-from sim.spec.units import Bytes, Price, Seconds, Share
+from sim.spec.units import Bandwidth, Bytes, Price, Seconds, Share
 
 # Several kinds of replica in one fleet, replicas of full models among them: which requests each takes.
 
@@ -76,6 +76,31 @@ class ServedKinds(Strict):
 
     kinds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     """Places of kinds in ``adapters.mix``, counted from 0."""
+
+
+class KvOffload(Strict):
+    """Host memory of a replica for KV blocks of prompts, beside the copies of adapters (vLLM's OffloadingConnector)."""
+
+    size: Bytes | None = None
+    """Its bytes, over all GPUs of a replica (vLLM's ``--kv-offloading-size``)."""
+    host_memory: Bytes | None = None
+    """Instead of ``size``: host memory of a replica for KV and for copies of adapters together. KV gets what the copies
+    that ``cache.host`` has room for leave."""
+    policy: Literal["lru", "arc"] = "lru"
+    """Which blocks leave when it is full."""
+    answers: bool = False
+    """Whether generated blocks are kept as well, for later turns of a conversation."""
+    store_from: NonNegativeInt = Field(default=0, le=1000)
+    """A block is stored when it is computed for this time; 0 or 1: at once (vLLM's ``store_threshold``)."""
+    bandwidth: Bandwidth = 25_000_000_000
+    """Between host memory and one GPU, in each direction; copies of adapters share it. 25 GB/s is what PCIe 4.0 with 16
+    lanes reaches."""
+
+    @checks
+    def _one_way(self) -> Errors:
+        if (self.size is None) == (self.host_memory is None):
+            got = "neither" if self.size is None else "both"
+            yield located("size", "give either size or host_memory", got=got)
 
 
 _OF_FIXED = (
@@ -146,6 +171,8 @@ class ReplicaKeys(Strict):
     """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
     ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
     leaves sooner."""
+    kv_offload: KvOffload | None = None
+    """Host memory in which the KV of prompts is kept, for requests that find it gone from the GPU; unset: none."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None

@@ -128,6 +128,7 @@ class _Reads(KvSource):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.ready: set[Request] = set()
         self.ordered: list[tuple[Request, int]] = []
 
