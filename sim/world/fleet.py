@@ -19,7 +19,7 @@ from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.dispatcher import Dispatcher
-from sim.world.replica.continuous import BatchServer
+from sim.world.replica.copies import OffloadServer
 from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
 
@@ -275,7 +275,7 @@ class Fleet:
         recording.facts |= facts
         if totals.merged_gaps:
             recording.facts["merged_gaps"] = totals.merged_gaps
-        if any(pool_server.copies_kv for pool_server in self.servers if isinstance(pool_server, BatchServer)):
+        if any(isinstance(server, OffloadServer) for server in self.servers):
             recording.facts |= {
                 "kv_loaded_tokens": float(totals.kv_loaded),
                 "kv_stored_tokens": float(totals.kv_stored),

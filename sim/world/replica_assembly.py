@@ -23,6 +23,7 @@ from sim.policies.sglang_scheduler import SglangScheduler
 from sim.policies.transfer_scheduler import TransferScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
+from sim.spec.sections.serving import KvTransfer
 from sim.traffic.adapters import Population
 from sim.world.memory.gpu_memory import host_kv_bytes, padded_rank
 from sim.world.memory.replica_caches import (
@@ -33,6 +34,7 @@ from sim.world.memory.replica_caches import (
     unified_cache,
     vllm_cache,
 )
+from sim.world.pools.hand_over import DecodeServer, PrefillServer, Reads
 from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
 from sim.world.replica.copies import OffloadServer
 from sim.world.replica.host_fill import FetchListener, HostFill
@@ -152,9 +154,17 @@ def with_host_fill(pool: Pool, parts: ReplicaParts, mode: AdapterMode, context: 
 
 
 def make_server(
-    pool: Pool, parts: ReplicaParts, mode: AdapterMode, rule: KvRule | None, wrap_server: ServerWrapper
+    pool: Pool,
+    parts: ReplicaParts,
+    mode: AdapterMode,
+    rule: KvRule | None,
+    wrap_server: ServerWrapper,
+    link: KvTransfer,
 ) -> Server:
-    """Return a replica that is ready for requests."""
+    """Return a replica that is ready for requests.
+
+    :param link: by which KV is read, where prompts and answers are computed by different replicas.
+    """
     scenario = pool.scenario
     fleet = scenario.fleet
     if fleet.engine == "fixed":
@@ -196,6 +206,16 @@ def make_server(
         return wrap_server(BatchServer)(parts, sglang, mode)
     if fleet.kv_offload is not None:
         return _offload_server(pool, parts, mode, limits, costs, wrap_server)
+    if pool.role != "both":
+        store = _kv_store(pool, pool.kv_tokens)
+        if pool.asynchronous:
+            mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
+        if pool.role == "prefill":
+            keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
+            return wrap_server(PrefillServer)(parts, keeps, mode)
+        reads, block_bytes = Reads(), pool.profile.memory.kv_bytes_per_token * fleet.block_size
+        reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
+        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes / pool.profile.tensor_parallel)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if pool.asynchronous:

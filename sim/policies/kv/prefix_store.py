@@ -70,6 +70,7 @@ class PrefixStore(PrefixLookup):
                 self._phases[(step - tokens) % self.size] += 1
             elif request.last_step == HOLDING:
                 self.aside += request.context
+        self.aside += sum(request.context for request in self.apart)
         self._free -= self._needed_next()
         self._queue.note_free(self._free)
 
@@ -431,6 +432,7 @@ class CountUntilPreemption(CountingStore):
     def before_preemption(self) -> KvStore:
         store = PrefixStore(self.total, self.size, uncached_last=self._uncached_last)
         store.lags = self.lags
+        store.apart = self.apart
         store.take_over(self.running, self._step, self._free_after(0), self._peak_tokens)
         store.lose(self._outdated)
         return store

@@ -103,6 +103,19 @@ class KvOffload(Strict):
             yield located("size", "give either size or host_memory", got=got)
 
 
+class KvTransfer(Strict):
+    """How decode replicas read the KV of prompts from prefill replicas (vLLM's NixlConnector, pull mode)."""
+
+    bandwidth: Bandwidth = 25_000_000_000
+    """Of one read to one GPU. 25 GB/s is a network card of 200 Gbit/s for each GPU."""
+    latency: Seconds = Field(default=0.002, le=60)
+    """Time of a read besides its bytes: the hand-over between the two replicas, and setting up the copy."""
+    streams: PositiveInt = Field(default=1, le=1024)
+    """Reads at a time of one decode replica, each with ``bandwidth``; the others queue."""
+    min_prompt: NonNegativeInt = Field(default=0, le=MAX_TOKENS)
+    """Shorter prompts are computed by the decode replicas themselves."""
+
+
 _OF_FIXED = (
     *("replicas", "gpu", "price", "profile", "gpus_per_replica", "engine", "service"),
     *("max_num_seqs", "max_num_batched_tokens", "block_size", "uncached_blocks", "kv_tokens"),
@@ -397,6 +410,9 @@ class Pool(ReplicaKeys):
     serves: Literal["all", "adapters", "base"] | ServedKinds = "all"
     """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
     those for adapters of these kinds of ``adapters.mix``, counted from 0; its slots are then as large as these need."""
+    role: Literal["both", "prefill", "decode"] = "both"
+    """``prefill``: its replicas compute prompts, and replicas of a pool with role ``decode`` read their KV and answer
+    (``fleet.kv_transfer``). Both need every adapter that they serve."""
     weight: float = Field(default=1.0, ge=0, le=1e6)
     """With ``router.pools: weight``: its share of the requests, relative to the other pools that take them. 0: it only
     gets what other pools pass on (``router.spill``)."""
@@ -435,6 +451,8 @@ class Fleet(ReplicaKeys):
 
     autoscale: Autoscale | None = None
     """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
+    kv_transfer: KvTransfer | None = None
+    """With pools for prefill and for decode: how KV gets from one to the other."""
     pools: tuple[Pool, ...] = Field(default=(), max_length=64)
     """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
     in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
@@ -537,6 +555,11 @@ class Fleet(ReplicaKeys):
     def total(self) -> int:
         """How many replicas it has in all pools, without those of full models."""
         return sum(pool.replicas for pool in self.pools) or self.replicas
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether prompts and answers are computed by replicas of different pools."""
+        return any(pool.role != "both" for pool in self.open_pools)
 
     @property
     def open_pools(self) -> tuple[Pool, ...]:
