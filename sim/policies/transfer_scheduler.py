@@ -75,6 +75,7 @@ class TransferScheduler(Scheduler):
     :param source: None: nothing is loaded.
     :param hands_over: whether requests that end keep their blocks until ``read``, as on a replica that prefills for
         another one.
+    :ivar preempted_now: requests preempted by the step just decided.
     :ivar waiting_apart: requests of the queue that hold blocks, in the order in which they got them. They go first.
     """
 
@@ -100,7 +101,7 @@ class TransferScheduler(Scheduler):
         self._frees_later = False  # whether a step under way writes the blocks of the request that leaves now
         self._to_free: list[Request] = []  # after the step under way
         self._passed_last: list[Request] = []  # those that the last step passed by: nothing of theirs is under way
-        self._preempted_now: list[Request] = []
+        self.preempted_now: list[Request] = []
         self.ended: list[Request] = []  # since the step before the one to be decided
         self._partial_idled = False  # whether it gave nothing to an unfinished prompt
 
@@ -156,24 +157,24 @@ class TransferScheduler(Scheduler):
         if self._partial is not None and self._partial_waits:
             self._partial_rejoins(self._partial)
         source = self._source
+        self.preempted_now = []
         if source is None:
             return super().compose(now)
         refused = source.refused
         source.begin()
-        self._preempted_now = []
         step = super().compose(now)
         decoding: Iterable[Request] = ()
         if step.decoding:
             decoding = self.running if source.follows_answers else [r for r in refused if r in self.running]
         tokens = [(r, held_tokens(r, self.decode_steps) + 1) for r in decoding if r.last_step >= 0]
         tokens += [(r, r.context) for r in step.prefills]
-        source.decided(tokens, self._preempted_now, self.ended)
+        source.decided(tokens, self.preempted_now, self.ended)
         self.ended = []
         return step
 
     def _preempt(self, now: float) -> Request:
         request = super()._preempt(now)
-        self._preempted_now.append(request)
+        self.preempted_now.append(request)
         return request
 
     def _equal_steps(self) -> int:

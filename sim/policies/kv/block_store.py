@@ -62,9 +62,12 @@ class BlockStore(ExactCount):
         self._assign()
         return self._free >= 0
 
-    def _assign(self) -> None:
-        """Give decodes blocks for their next tokens, in the order in which they needed them, while there are any."""
-        size, step = self.size, self._step
+    def _assign(self, tokens_ahead: int = 1) -> None:
+        """Give decodes their blocks, in the order in which they needed them, while there are any.
+
+        :param tokens_ahead: 0: for the tokens that they hold; 1: also for the next one.
+        """
+        size, step = self.size, self._step - 1 + tokens_ahead
         due: list[tuple[int, int, Request]] = []
         for place, request in enumerate(self.running):
             if request.last_step >= 0:
@@ -165,7 +168,12 @@ class BlockStore(ExactCount):
         self._assign()
         return self
 
+    def hold(self, requests: list[Request]) -> None:
+        self._assign(0)
+        super().hold(requests)
+
     def give_back(self, requests: list[Request], *, early: bool = False) -> None:
+        self._assign(0)
         for request in sorted(requests, key=_place):
             tokens, unknown = request.context, 0
             if request.last_step == HOLDING:

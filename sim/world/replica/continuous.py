@@ -170,7 +170,7 @@ class BatchServer(Server):
         self._started_s = now
         self._steps = steps = step.steps
         if not steps:
-            if mode.nothing_runs():
+            if mode.nothing_runs() or (self.copies_kv and self._tries_again()):
                 return self._next_leap(now)
             if self._gpu_s <= 0.0:
                 return -1.0
@@ -199,6 +199,10 @@ class BatchServer(Server):
     def _start_copies(self, now: float) -> float:
         """Start the copies of the step just decided; return for how long it waits for copies."""
         return 0.0
+
+    def _tries_again(self) -> bool:
+        """Return whether the step after one in which nothing runs may be another one."""
+        return False
 
     def _awaits_report(self) -> bool:
         """Return whether the host learns of a copy that has ended after the next step."""

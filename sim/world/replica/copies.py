@@ -76,6 +76,9 @@ class TransferServer(BatchServer):
         for outcome in due:
             outcome()
 
+    def _tries_again(self) -> bool:
+        return len(self.transfers.preempted_now) > 0  # a step that preempts admits nobody
+
     def _awaits_report(self) -> bool:
         return any(self._reports)
 
