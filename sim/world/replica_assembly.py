@@ -34,7 +34,6 @@ from sim.world.memory.replica_caches import (
     unified_cache,
     vllm_cache,
 )
-from sim.world.pools.hand_over import DecodeServer, PrefillServer, Reads
 from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
 from sim.world.replica.copies import OffloadServer
 from sim.world.replica.host_fill import FetchListener, HostFill
@@ -51,6 +50,7 @@ from sim.world.replica.modes.protected import (
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.ports import LoadContext
+from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Reads
 from sim.world.replica.server import FixedServer, ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import Pool
