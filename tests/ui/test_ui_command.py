@@ -125,7 +125,8 @@ def test_a_port_that_cannot_be_had_is_refused_with_what_to_do(
 
 
 def test_nothing_of_the_page_is_imported_before_it_is_wanted() -> None:
-    code = "import sys, sim.cli; print([m for m in sys.modules if m.startswith(('sim.ui', 'starlette', 'uvicorn'))])"
+    unwanted = ("sim.ui", "starlette", "uvicorn", "mcp")
+    code = f"import sys, sim.cli; print([m for m in sys.modules if m.startswith({unwanted})])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"
