@@ -9,14 +9,17 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
+import select
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import IO, Annotated, Any, ClassVar, cast
 
 from pydantic import Field, ValidationError
 
@@ -115,9 +118,8 @@ def plan(
     design = _design(scenario, set)
     loaded, command = design.loaded, design.command("plan")
     if minimize is not None or maximize is not None:
-        name = "maximize" if maximize else "minimize"
         question = plan_question(minimize, maximize)
-        loaded = loaded.with_values(question, Origin(name))
+        loaded = loaded.with_values(question, Origin("maximize" if maximize else "minimize"))
         command += " --set " + shlex.quote(f"plan={json.dumps(question['plan'])}")
     _, page = list(tasks.PlanFromHere(loaded, None, command).run(memory))[-1]
     return _of_run(page.parent, full)
@@ -193,9 +195,8 @@ def _design(scenario: str, values: dict[str, Any] | None) -> ChosenDesign:
 
 def _inside(key: str, name: str) -> Path:
     if not inside(Path(name), Path()):
-        raise InputError(
-            "lies outside the folder of this server", key=key, got=name, allowed=f"what is below {Path.cwd()}"
-        )
+        here = f"what is below {Path.cwd()}"
+        raise InputError("lies outside the folder of this server", key=key, got=name, allowed=here)
     return Path(name)
 
 
@@ -262,10 +263,8 @@ def serve() -> None:
 
     from sim.ui.site import MOST_AT_A_TIME
 
-    names = ", ".join(name for name, _ in Library(Path()).bundled())
-    server: MCPServer[Any] = MCPServer(
-        "loraplan", version=__version__, instructions=_ABOUT + names, log_level="CRITICAL"
-    )
+    about = _ABOUT + ", ".join(name for name, _ in Library(Path()).bundled())
+    server: MCPServer[Any] = MCPServer("loraplan", version=__version__, instructions=about, log_level="CRITICAL")
     # Started by the first call: only then is stdout what the protocol leaves to others.
     worker = cache(Worker)
     under_way = 0
@@ -285,9 +284,9 @@ def serve() -> None:
         finally:
             under_way -= 1
         lines = [one_line(line) for line in lines]
-        texts = ["\n".join(lines), json.dumps(found, ensure_ascii=False)]
-        content = [TextContent(type="text", text=text) for text in texts]
-        return CallToolResult(content=list(content), structured_content={"sentences": lines, **found})
+        texts = ("\n".join(lines), json.dumps(found, ensure_ascii=False))
+        content = [*(TextContent(type="text", text=text) for text in texts)]
+        return CallToolResult(content=content, structured_content={"sentences": lines, **found})
 
     def offer(tool: Callable[..., Answer]) -> None:
         async def called(**given: Any) -> CallToolResult:
@@ -301,11 +300,34 @@ def serve() -> None:
     for tool in _TOOLS:
         offer(tool)
     too_long = InputError("a message of the client is too long", allowed="up to 4 MiB")
-    sys.stdin = io.TextIOWrapper(Bounded(sys.stdin.buffer, lambda: too_long), encoding="utf-8")
-    try:
-        server.run("stdio")
-    except BaseExceptionGroup as errors:  # of the SDK's tasks
-        raise too_long if errors.subgroup(InputError) else errors from None
-    finally:
-        if worker.cache_info().currsize:
-            worker().close()
+    given = _Stdin()
+    sys.stdin = io.TextIOWrapper(Bounded(cast(IO[bytes], given), lambda: too_long), encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix="loraplan-mcp-") as scratch:
+        os.environ["TMPDIR"] = scratch  # of the worker, which may be killed
+        try:
+            server.run("stdio")
+        except BaseExceptionGroup as errors:  # of the SDK's tasks
+            raise too_long if errors.subgroup(InputError) else errors from None
+        finally:
+            if worker.cache_info().currsize:
+                worker().close()
+    if given.stopped:
+        raise KeyboardInterrupt
+
+
+class _Stdin:
+    """Standard input that ends when the process is told to: the SDK's thread would wait for the client forever."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._ends, self._wake = os.pipe()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        os.write(self._wake, b".")
+
+    def read(self, size: int) -> bytes:
+        ready, _, _ = select.select([0, self._ends], [], [])
+        return b"" if self._ends in ready else os.read(0, size)

@@ -70,16 +70,17 @@ def test_workers_end_with_a_page_that_was_killed(page: ServedPage) -> None:
     assert ended(started)
 
 
+@pytest.mark.parametrize(("command", "package"), [("ui", "uvicorn"), ("mcp", "mcp")])
 def test_a_missing_extra_is_named_with_how_to_install_it(
-    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
+    command: str, package: str, loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
-    missing: Any = lambda name, *rest: None if name == "uvicorn" else found(name, *rest)  # noqa: E731
+    missing: Any = lambda name, *rest: None if name == package else found(name, *rest)  # noqa: E731
     monkeypatch.setattr("sim.cli.commands.ui_command.find_spec", missing)
-    ended = loraplan("ui")
+    ended = loraplan(command)
     assert ended.code == 2
-    assert "the page needs uvicorn, which isn't installed" in ended.err
-    assert "pip install -e '.[ui]'" in ended.err
+    assert f" needs {package}, which isn't installed" in ended.err
+    assert f"pip install -e '.[{command}]'" in ended.err
 
 
 @pytest.mark.slow
