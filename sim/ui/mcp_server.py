@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, cast
 
@@ -269,7 +269,7 @@ def serve() -> None:
     worker = cache(Worker)
     under_way = 0
 
-    async def answer(tool: Callable[..., Answer], given: dict[str, Any]) -> CallToolResult:
+    async def answer(tool: Callable[..., Answer], **given: Any) -> CallToolResult:
         nonlocal under_way
         if under_way >= MOST_AT_A_TIME:
             raise ToolError(f"{MOST_AT_A_TIME} calls are under way; wait for one of them")
@@ -288,17 +288,12 @@ def serve() -> None:
         content = [*(TextContent(type="text", text=text) for text in texts)]
         return CallToolResult(content=content, structured_content={"sentences": lines, **found})
 
-    def offer(tool: Callable[..., Answer]) -> None:
-        async def called(**given: Any) -> CallToolResult:
-            return await answer(tool, given)
-
-        _, *own = inspect.signature(tool, eval_str=True).parameters.values()
-        called.__name__ = tool.__name__
-        called.__signature__ = inspect.Signature(own, return_annotation=CallToolResult)  # type: ignore[attr-defined]
-        server.add_tool(called, tool.__name__, description=inspect.getdoc(tool), structured_output=False)
-
     for tool in _TOOLS:
-        offer(tool)
+        called: Any = partial(answer, tool)
+        _, *own = inspect.signature(tool, eval_str=True).parameters.values()
+        called.__signature__ = inspect.Signature(own, return_annotation=CallToolResult)
+        called.__name__ = tool.__name__
+        server.add_tool(called, tool.__name__, description=inspect.getdoc(tool), structured_output=False)
     too_long = InputError("a message of the client is too long", allowed="up to 4 MiB")
     given = _Stdin()
     sys.stdin = io.TextIOWrapper(Bounded(cast(IO[bytes], given), lambda: too_long), encoding="utf-8")
