@@ -74,7 +74,7 @@ def mcp(
         ),
     ] = Path("."),
 ) -> None:
-    """Serve agents over MCP on stdin and stdout: check, run, plan, compare, trace and profiles as tools.
+    """Serve agents over MCP: check, run, plan, compare, trace and profiles as tools.
 
     Example: loraplan mcp --folder my-fleet
     """
