@@ -209,10 +209,7 @@ def compare(one: Results | str | Path, other: Results | str | Path) -> Compariso
 def plan_question(
     minimize: Mapping[str, Sequence[Any]] | None, maximize: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, Any]:
-    """Return the ``plan`` block that asks for these ranges.
-
-    :raises InputError: if they are none.
-    """
+    """Return the ``plan`` block that asks for these ranges."""
     if minimize and maximize:
         raise InputError(
             "a plan needs exactly one of minimize and maximize", key="maximize", hint="give either minimize or maximize"

@@ -65,15 +65,10 @@ values with `set` (dotted keys, such as {"cache.gpu.slots": 64, "workload.arriva
 begins with `extends: quickstart`. `check` with full=true shows every key. Verdicts hold with their intervals: \
 "unclear" means that a longer run is needed (workload.requests). Bundled scenarios: """
 
-Scenario = Annotated[
-    str, Field(description="YAML text of a scenario, the name of a bundled one, or of a YAML file in the folder.")
-]
-Values = Annotated[
-    dict[str, Any] | None, Field(description='Values to change, by dotted key, such as {"cache.gpu.slots": 64}.')
-]
+Scenario = Annotated[str, Field(description="YAML text of a scenario, or the name of a bundled one or of a file here.")]
+Values = Annotated[dict[str, Any] | None, Field(description='By dotted key, such as {"cache.gpu.slots": 64}.')]
 Ranges = Annotated[
-    dict[str, list[Any]] | None,
-    Field(description='Range to search by key, as [first, last] or with a step: {"cache.gpu.slots": [8, 64, 8]}.'),
+    dict[str, list[Any]] | None, Field(description='First, last and perhaps step: {"cache.gpu.slots": [8, 64, 8]}.')
 ]
 Full = Annotated[bool, Field(description="Return all of the JSON, unrounded. Default: what fits a context.")]
 Run = Annotated[str, Field(description='A run in the folder, as run and plan return it, such as "runs/quickstart".')]
@@ -136,9 +131,7 @@ def compare(memory: Any, one: Run, other: Run, full: Full = False) -> Answer:
 def trace(
     memory: Any,
     file: Annotated[str, Field(description="A trace or a log of requests in the folder: CSV, JSON lines, Parquet.")],
-    columns: Annotated[
-        dict[str, str] | None, Field(description='Of a log: its columns by role, such as {"time": "ts"}.')
-    ] = None,
+    columns: Annotated[dict[str, str] | None, Field(description='Of a log, by role: {"time": "ts"}.')] = None,
     full: Full = False,
 ) -> Answer:
     """Describe recorded traffic: rate, bursts, popularity of adapters, locality; with a scenario of similar traffic."""
@@ -158,9 +151,7 @@ def trace(
 
 def profiles(
     memory: Any,
-    words: Annotated[
-        list[str] | None, Field(description='Only profiles with all of these, such as ["h100", "qwen"].')
-    ] = None,
+    words: Annotated[list[str] | None, Field(description='Only those with all of these: ["h100", "qwen"].')] = None,
     full: Full = False,
 ) -> Answer:
     """List for which GPUs, base models and engines there are costs, and whether these are measured or derived."""
