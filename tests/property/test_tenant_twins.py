@@ -59,7 +59,7 @@ def test_leaps_equal_steps_with_the_virtual_token_counter(scheduling: str, data:
 
 
 @pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_leaps_equal_steps_with_the_counters_of_the_papers_code(scheduling: str, data: st.DataObject) -> None:
     scenario = data.draw(engine_scenarios(engine="s-lora"))

@@ -324,7 +324,8 @@ SOURCE = Source(
             "Missed: the tenant of vtc_on_off_overload that sends half of the time. Machines differ: the same cycle "
             "of batches (11 requests, then 8) took 10.98 to 11.35 s in five runs, and another one (11, 7, 1, 1) 11.3 s "
             "in five and 11.6 to 11.7 s in four. That is 3 % of requests/s, and near capacity 10 to 17 % of TTFT. With "
-            "real traffic, tenants that wait for a second or two are off by up to several seconds.",
+            "real traffic, tenants that wait for a second or two are off by up to several seconds. Not simulated: a "
+            "server that had just started took 1.1 s more for its first prompt.",
         ),
         _entry(
             LARGE,
