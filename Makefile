@@ -55,12 +55,17 @@ wheel: $(VENV)/bin/python ## a wheel in dist/: compiled if there is a C compiler
 	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/pip wheel --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
-wheels: build/cibuildwheel ## compiled wheels in dist/ for every Python that pyproject.toml names; needs podman or docker
-	build/cibuildwheel/bin/cibuildwheel --platform linux --archs $(or $(ARCHS),native) --output-dir dist
+wheels: build/wheels/bin/cibuildwheel ## source archive and compiled wheels of all Pythons, in dist/; needs podman or docker
+	rm -f dist/*.tar.gz
+	build/wheels/bin/python -m hatchling build -d dist -t sdist
+	@engine=$$(for each in podman docker; do command -v $$each >/dev/null && echo $$each && break; done) \
+		|| { echo "make wheels needs podman or docker" >&2; exit 1; }; \
+	CIBW_CONTAINER_ENGINE=$$engine build/wheels/bin/cibuildwheel --platform linux --archs $(or $(ARCHS),native) \
+		--output-dir dist dist/*.tar.gz
 
-build/cibuildwheel: | $(VENV)/bin/python
-	$(BIN)/python -m venv $@
-	$@/bin/python -m pip install --quiet --disable-pip-version-check 'cibuildwheel>=4,<5'
+build/wheels/bin/cibuildwheel: | $(VENV)/bin/python
+	$(BIN)/python -m venv build/wheels
+	build/wheels/bin/python -m pip install --quiet --disable-pip-version-check 'hatchling>=1.24' 'cibuildwheel>=4,<5'
 
 lint: $(VENV)/.installed-test ## style, types, import layers, sizes
 	$(BIN)/ruff check .
