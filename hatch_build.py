@@ -28,7 +28,8 @@ HOT = (
     "sim/rng.py",
     "sim/traffic/request.py",
     "sim/results/recording/recorder.py",
-    "sim/studies/fidelity/step_replay.py",  # derives a class from one in sim/policies: interpreted ones can't
+    "sim/studies/fidelity/step_replay.py",  # these derive classes from some in sim/policies: interpreted ones can't
+    "sim/studies/fidelity/transfer_replay.py",
 )
 """What is compiled: files, and folders with everything in them."""
 INTERPRETED = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.kv.host_pool import HostPool, Job
 from sim.policies.transfer_scheduler import TransferScheduler
 from sim.traffic.request import Request
@@ -47,6 +49,7 @@ class Bus:
         return shared_s
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class TransferServer(BatchServer):
     """A replica with a ``TransferScheduler``. What ends beside the steps is reported with the step then under way.
 
@@ -86,6 +89,7 @@ class TransferServer(BatchServer):
         return super()._queued_or_running() + list(self.transfers.waiting_apart)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class OffloadServer(TransferServer):
     """A replica that keeps the KV of prompts in host memory.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from sim.policies.transfer_scheduler import KvSource, TransferScheduler
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.request import Request
@@ -23,6 +25,7 @@ class Stages:
         self.ordered_s = self.read_s = -1.0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PrefillServer(TransferServer):
     """A replica that computes prompts, and keeps their KV until it was read."""
 
@@ -51,6 +54,7 @@ class Reads(KvSource):
         self.ordered.append((request, tokens))
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class DecodeServer(TransferServer):
     """A replica that reads the KV of prompts from the replicas that computed them, and answers.
 
