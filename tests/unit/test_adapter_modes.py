@@ -59,7 +59,7 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
         "fleet.batching prefill-first, fleet.kv_check whole-prompt",
         {"fleet.async_scheduling": True, "fleet.batching": "prefill-first"},
     ),
-    ("kv-offload", "fleet.kv_offload", "lru", OFFLOAD),
+    ("kv-offload", "fleet.kv_offload", "cache.eviction lru", OFFLOAD),
     (
         "kv-offload",
         "fleet.kv_offload",
