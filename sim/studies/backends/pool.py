@@ -52,16 +52,12 @@ class Local:
     def __init__(self, jobs: int = -1) -> None:
         self._jobs = jobs
         self._started = False
-        self._asked = 0.0
 
     def unordered(self, task: Task, arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         return unordered(task, list(arguments), self._jobs)
 
     def for_workload(self, requests: float, least: int, tasks: int) -> Pool:
-        # Where little was asked for so far, little will come; once workers are up, handing a task over is cheap.
-        self._asked += requests
-        enough = requests >= least or (requests >= least / 10 if self._started else self._asked >= 3 * least)
-        if tasks < 2 or not enough:
+        if tasks < 2 or requests < (least / 10 if self._started else least):  # once they are up, little is enough
             return Local(1)
         if not self._started:
             start_workers(tasks, self._jobs)
