@@ -231,23 +231,26 @@ class _Keeps:
     def __init__(self, context: RouterContext, spec: FilterSpec, memory: PromptMemory) -> None:
         self._view = context.view
         self._memory = memory
-        self._name = spec.name
-        self._queue, self._usage, self._most = spec.queue_threshold, spec.kv_cache_threshold, spec.max_replicas
-        self._share, self._penalty_s = spec.affinity_threshold, spec.max_ttft_penalty
-        self._per_s = spec.peak_prefill_throughput
+        self._spec = spec
         self._base_model = context.base_model
 
     def of(self, adapter: int, among: list[int]) -> list[int]:
         """Return the replicas that are kept."""
-        view, memory = self._view, self._memory
-        if self._name == "prefix-cache-affinity":
+        view, memory, spec = self._view, self._memory, self._spec
+        if spec.name == "prefix-cache-affinity":
             blocks = max(1, len(memory.blocks))
             matched = [memory.matched[replica] / blocks for replica in among]
             tokens = [memory.tokens_in_flight(replica) for replica in among]
-            kept = scoring.sticky(matched, tokens, share=self._share, penalty_s=self._penalty_s, per_s=self._per_s)
+            kept = scoring.sticky(
+                matched,
+                tokens,
+                share=spec.affinity_threshold,
+                penalty_s=spec.max_ttft_penalty,
+                per_s=spec.peak_prefill_throughput,
+            )
             return [among[place] for place in kept]
         waiting, kv = [view.waiting[replica] for replica in among], [view.kv[replica] for replica in among]
-        if self._name == "utilization":
+        if spec.name == "utilization":
             return [among[place] for place in scoring.unsaturated(waiting, kv, [True] * len(among))]
         if adapter == self._base_model:
             return among
@@ -257,9 +260,9 @@ class _Keeps:
             [copies >> replica & 1 != 0 for replica in among],
             waiting,
             kv,
-            queue=self._queue,
-            usage=self._usage,
-            most=self._most,
+            queue=spec.queue_threshold,
+            usage=spec.kv_cache_threshold,
+            most=spec.max_replicas,
         )
         return [among[place] for place in kept]
 

@@ -104,23 +104,7 @@ class RouterState:
         activity: Activity = self.activity
         if self.reads("running") and not self._batches:
             activity = InFlightActivity(self._adapters, inside())
-        return Sources(loads, self.residency, activity, inside, ServerGauges(servers))
-
-
-class ServerGauges:
-    """The metrics of the replicas, from the simulated servers themselves."""
-
-    def __init__(self, servers: Sequence[Server]) -> None:
-        self._servers = servers
-
-    def running(self) -> list[int]:
-        return [len(server.running()) for server in self._servers]
-
-    def kv_usage(self) -> list[float]:
-        return [server.kv_usage() for server in self._servers]
-
-    def copies(self, adapter: int) -> int:
-        return sum(1 << server.index for server in self._servers if server.copies.exist(adapter))
+        return Sources(loads, self.residency, activity, inside, servers)
 
 
 def make_router(world: World, view: View, replication: int) -> Router:

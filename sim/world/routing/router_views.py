@@ -11,6 +11,7 @@ from sim.policies.routing import View
 from sim.policies.scheduler import Scheduler
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
+from sim.world.replica.server import Server
 
 
 class Activity(Protocol):
@@ -152,31 +153,15 @@ class Residency:
         assert self.held == [sum(mask >> replica & 1 for mask in self.masks) for replica in range(len(self.held))]
 
 
-class Gauges(Protocol):
-    """What the replicas' metrics show, by replica; each is read when it is called."""
-
-    def running(self) -> list[int]:
-        """Return the requests in batches."""
-        ...
-
-    def kv_usage(self) -> list[float]:
-        """Return the share of the KV cache that running requests hold."""
-        ...
-
-    def copies(self, adapter: int) -> int:
-        """Return a bit mask of the replicas that have a copy of an adapter."""
-        ...
-
-
 class CopiesNow:
     """The replicas that have a copy of an adapter at this moment, by adapter."""
 
-    def __init__(self, gauges: Gauges) -> None:
-        self._gauges = gauges
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = servers
 
     def __getitem__(self, adapter: int) -> int:
         """Return a bit mask of the replicas."""
-        return self._gauges.copies(adapter)
+        return sum([1 << server.index for server in self._servers if server.copies.exist(adapter)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +171,14 @@ class Sources:
     :ivar loads: by replica, number of requests inside.
     :ivar residency: adapters on each replica; ``activity``: adapters in batches.
     :ivar inside: returns, by replica, requests inside by adapter, always current from then on.
-    :ivar gauges: the metrics of the replicas; None: no router reads them.
+    :ivar servers: the replicas themselves, for what their metrics show.
     """
 
     loads: list[int]
     residency: Residency = field(default_factory=lambda: Residency(0, 0))
     activity: Activity = field(default_factory=lambda: InFlightActivity(0, []))
     inside: Callable[[], list[dict[int, int]]] = list
-    gauges: Gauges | None = None
+    servers: Sequence[Server] = ()
 
 
 class FreshView:
@@ -249,8 +234,8 @@ class ViewRefresher(FreshView):
         self._all_room = [_ROOM] * len(sources.loads)
         if "in_flight" in reads:
             view.in_flight = sources.loads
-        if "copies" in reads and sources.gauges is not None:
-            view.copies = CopiesNow(sources.gauges)
+        if "copies" in reads:
+            view.copies = CopiesNow(sources.servers)
         if interval_s == 0:
             self._share()
         elif reads:
@@ -305,12 +290,8 @@ class ViewRefresher(FreshView):
             other.loads, other.resident, other.running = view.loads, view.resident, view.running
             other.inside, other.reading = view.inside, view.reading
             other.waiting, other.batch, other.kv = view.waiting, view.batch, view.kv
-            other.listed, other.held, other.copies, other.in_flight = (
-                view.listed,
-                view.held,
-                view.copies,
-                view.in_flight,
-            )
+            other.listed, other.held = view.listed, view.held
+            other.copies, other.in_flight = view.copies, view.in_flight
 
     def _again(self, event: Call) -> None:
         if self._reading > self._done:
@@ -356,12 +337,11 @@ class ViewRefresher(FreshView):
             self._copy_to_others()
 
     def _read_gauges(self) -> None:
-        view, loads, gauges = self._view, self._sources.loads, self._sources.gauges
-        assert gauges is not None, "a router reads them"
-        view.batch = gauges.running()
+        view, loads, servers = self._view, self._sources.loads, self._sources.servers
+        view.batch = [len(server.running()) for server in servers]
         view.waiting = [max(0, inside - running) for inside, running in zip(loads, view.batch, strict=True)]
         if "kv" in self._reads:
-            view.kv = gauges.kv_usage()
+            view.kv = [server.kv_usage() for server in servers]
 
     def _read_inside(self) -> None:
         view, sources = self._view, self._sources
