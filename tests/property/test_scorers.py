@@ -245,3 +245,5 @@ def test_a_weight_buys_a_choice() -> None:
         return make_router("scorers", replace(context, spec=profile)).choose(3, 0)
 
     assert [chosen(weight) for weight in (1, 2.9, 3.1, 4)] == [1, 1, 0, 0]
+
+
