@@ -31,15 +31,21 @@ def _parameter(key: str) -> str:
     return _SECONDS[key][0] if key in _SECONDS else first + "".join(map(str.capitalize, others))
 
 
-def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
-    """Return the settings that a configuration means, and comments on what none can hold.
+def is_picker(file: Path) -> bool:
+    """Return whether a manifest configures an endpoint picker."""
+    return any(map(_is_config, documents_of(file)))
 
-    :raises InputError: if it is no EndpointPickerConfig.
+
+def _is_config(document: object) -> bool:
+    return isinstance(document, Mapping) and document.get("kind") == "EndpointPickerConfig"
+
+
+def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
+    """Return the settings that the configuration in a manifest means, and comments on what none can hold.
+
+    :raises InputError: if it names no plugin of its own, or no scorer that is known.
     """
-    configs = [each for each in _mappings(documents_of(file)) if each.get("kind") == "EndpointPickerConfig"]
-    if not configs:
-        raise InputError("no configuration of an endpoint picker", file=str(file), allowed="kind: EndpointPickerConfig")
-    config, said = configs[0], f"a plugin list in {file.name}"
+    config, said = next(filter(_is_config, documents_of(file))), f"a plugin list in {file.name}"
     plugins: dict[str, Mapping[str, Any]] = {}
     for plugin in _mappings(config.get("plugins")):
         plugins[str(plugin.get("name") or plugin.get("type"))] = plugin
