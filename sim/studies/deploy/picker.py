@@ -22,6 +22,7 @@ _WITHOUT_EFFECT = ("single-profile-handler", "approx-prefix-cache-producer", "in
 _SECONDS = {"load_horizon": ("loadHorizonSeconds", 1.0), "max_ttft_penalty": ("maxTTFTPenaltyMs", 1000.0)}
 """Parameters that are times: their names there, and their unit in parts of a second."""
 _REGISTRIES: Mapping[str, Registry[PluginEntry]] = {"scorers": SCORERS, "filters": FILTERS}
+_OLD_NAMES = {"kv-cache-scorer": "kv-cache-utilization-scorer"}
 _OURS_ALONE = ("count",)
 """Keys that say which release is simulated."""
 
@@ -58,6 +59,7 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
             allowed = ", ".join(plugins) or "none is listed"
             raise InputError("unknown plugin", file=str(file), key="pluginRef", got=name, allowed=allowed)
         kind, parameters = str(plugins[name].get("type")), plugins[name].get("parameters")
+        kind = _OLD_NAMES.get(kind, kind)
         known = {entry.plugin: (key, entry) for key, each in _REGISTRIES.items() for entry in each}
         if kind in _PICKERS:
             settings.append(Setting("router.picker", kind.removesuffix("-picker"), f"{kind} in {file.name}"))
@@ -77,7 +79,7 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
                 else:
                     values[key] = value
             found[section].append(values)
-    if not found["scorers"]:
+    if not found["scorers"] and all(each.value != "random" for each in settings):
         raise InputError(
             "the profile has no scorer that can be simulated",
             file=str(file),
