@@ -287,3 +287,15 @@ def test_the_orders_that_the_page_states_show_in_short_runs() -> None:
     round_robin, default, affinity, load_state = misses
     assert default > 0.9 * round_robin
     assert load_state < 0.6 * affinity < 0.4 * default
+
+
+def test_the_benchmark_of_llm_d_comes_out_as_published() -> None:
+    """Mean TTFT of its stage at 20/s: 0.33 s with the prefix scorer, 29 s by load alone, 25 s at random."""
+    loaded = load_scenario("llm-d-shared-prefix")
+    routers, seconds = loaded.scenario.sweep["router"], []
+    for router in (routers[0], *routers[2:]):
+        rows = simulate(build_world(loaded.with_values({"router": router}).scenario), 0, 1).requests
+        ttft = np.asarray(rows["first_token_s"]) - np.asarray(rows["arrival_s"])
+        seconds.append(float(np.mean(ttft[len(ttft) // 2 :])))
+    assert 0.2 < seconds[0] < 0.5
+    assert all(20 < each < 45 for each in seconds[1:])
