@@ -290,12 +290,11 @@ def test_the_orders_that_the_page_states_show_in_short_runs() -> None:
 
 
 def test_the_benchmark_of_llm_d_comes_out_as_published() -> None:
-    """Mean TTFT of its stage at 20/s: 0.33 s with the prefix scorer, 29 s by load alone, 25 s at random."""
+    """p90 TTFT at 20/s, within a third: 0.60 s with the prefix scorer, 77.7 s by load, 70.3 s at random."""
     loaded = load_scenario("llm-d-shared-prefix")
-    routers, seconds = loaded.scenario.sweep["router"], []
+    routers, found = loaded.scenario.sweep["router"], []
     for router in (routers[0], *routers[2:]):
         rows = simulate(build_world(loaded.with_values({"router": router}).scenario), 0, 1).requests
         ttft = np.asarray(rows["first_token_s"]) - np.asarray(rows["arrival_s"])
-        seconds.append(float(np.mean(ttft[len(ttft) // 2 :])))
-    assert 0.2 < seconds[0] < 0.5
-    assert all(20 < each < 45 for each in seconds[1:])
+        found.append(float(np.percentile(ttft[len(ttft) // 2 :], 90)))
+    assert found == pytest.approx([0.60, 77.7, 70.3], rel=1 / 3)
