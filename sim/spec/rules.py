@@ -142,6 +142,11 @@ SHARED: tuple[Row, ...] = (
         hint="remove it, or set router.pools: weight",
     ),
     Rule(
+        "router.policy: this router tells users apart by tenant, and there are no tenants",
+        lambda s: s.router.policy == "aibrix-vtc" and not s.tenants and s.router.policy,
+        hint="give tenants, or choose another router",
+    ),
+    Rule(
         "router.copies: there are fewer replicas",
         lambda s: s.router.copies > s.fleet.total and s.router.copies,
         allowed="at most {s.fleet.total}",
@@ -223,18 +228,18 @@ CONTROLLER = When(
         allowed=", ".join(entry.name for entry in PLACERS if entry.moves),
     ),
     Rule(
-        "rollouts: rollouts are not supported with router.policy placement",
+        "rollouts: rollouts are not supported with router.policy {s.router.policy}",
         lambda s: s.rollouts != (),
         hint="choose another router",
     ),
     Rule(
-        "faults.{i}.kind: this fault is not supported with router.policy placement",
+        "faults.{i}.kind: this fault is not supported with router.policy {s.router.policy}",
         lambda s, it, i: it.kind not in _STAYING and it.kind,
         allowed=", ".join(_STAYING),
         hint="or choose another router",
     ),
 )
-"""What a placement controller (``router.policy: placement``) needs."""
+"""What a placement controller (``router.policy: placement`` or ``dynamo``) needs."""
 
 FULL_MODELS: tuple[Row, ...] = (
     Rule(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sim.spec.registry import Entry
+from sim.traffic.request import Request
 
 
 class Running(Protocol):
     """Which replicas run an adapter; a list is one."""
 
     def __getitem__(self, adapter: int, /) -> int: ...
+
+
+def _nothing(replica: int, request: Request) -> int:
+    return 0
 
 
 @dataclass(slots=True)
@@ -28,6 +33,8 @@ class View:
         fewer adapters than ``slots``.
     :ivar texts: keys of the texts that the request at hand shares with others, the longest first: its conversation,
         then the runs of its prompt (``Request.shared``), the last one first.
+    :ivar request: the request at hand.
+    :ivar cached: returns how many tokens of a request a replica would find cached; -1 where its engine can't tell.
     :ivar slots: adapters that one replica can run at a time.
     :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
@@ -38,6 +45,8 @@ class View:
     running: Running = field(default_factory=list[int])
     inside: list[dict[int, int]] = field(default_factory=list)
     texts: Sequence[int] = ()
+    request: Request | None = None
+    cached: Callable[[int, Request], int] = _nothing
     slots: int = 1
     reading: int = 0
 
@@ -64,6 +73,7 @@ class RouterContext:
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
     :ivar homes: by adapter, the replicas on which a controller has placed it at the start; None: there is none.
+    :ivar settings: numbers of its own by name (``router.settings``).
     :ivar base_model: the adapter of requests to the base model, a number above those of all adapters. Every replica can
         answer them, so a router by adapters should spread them. No view lists the base model.
     """
@@ -77,6 +87,7 @@ class RouterContext:
     placement: str = "least-adapters"
     copies: int = 1
     homes: dict[int, tuple[int, ...]] | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
     base_model: int = -1
 
 
@@ -92,7 +103,7 @@ class Choosing(Protocol):
         ...
 
 
-VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside", "texts"))
+VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside", "texts", "request", "cached"))
 """What a view holds only for routers that say they read it."""
 
 
@@ -123,6 +134,19 @@ class Router(Choosing, Protocol):
 
     @property
     def reads(self) -> frozenset[str]: ...
+
+
+class Following:
+    """A router that keeps count of the requests that entered its replicas, and of what becomes of them."""
+
+    def entered(self, request: Request, replica: int) -> None:
+        """A request has entered a replica."""
+
+    def ended(self, request: Request, replica: int, now: float) -> None:
+        """A request has its last token; ``left`` follows."""
+
+    def left(self, request: Request, replica: int) -> None:
+        """A request has left a replica, served or not."""
 
 
 def is_up(replica: int, up: Sequence[int]) -> bool:

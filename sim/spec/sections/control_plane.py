@@ -13,6 +13,7 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from sim.spec.base import Errors, Strict, checks, located
@@ -22,7 +23,7 @@ from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds
 
 # How requests are assigned to replicas.
 
-OWN_KEYS = ("bound", "placement", "copies", "controller")
+OWN_KEYS = ("bound", "placement", "copies", "controller", "settings")
 """Keys that mean something to some policies only; ``RouterEntry.keys`` says to which."""
 _SHORTEST_S = 0.001
 
@@ -47,6 +48,12 @@ class PlacementController(Strict):
     move: Literal["lazy", "eager"] = "lazy"
     """How an adapter is loaded on its new replica. ``lazy``: by its first request there. ``eager``: by the controller,
     at once, one adapter after the other on each replica."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_policy(cls, given: Any) -> Any:
+        entry = PLACERS.get(given["policy"]) if isinstance(given, Mapping) and "policy" in given else None
+        return {"period": entry.period, "history": entry.history, **given} if entry and entry.period else given
 
     @field_validator("policy")
     @classmethod
@@ -82,7 +89,11 @@ class Router(Strict):
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
     controller: PlacementController | None = None
-    """``placement`` only: the controller that places adapters and moves them; unset: one with its defaults."""
+    """``placement`` and ``dynamo`` only: the controller that places adapters and moves them; unset: one with its
+    defaults."""
+    settings: dict[str, NonNegativeFloat] | None = None
+    """Numbers of ``dynamo`` and ``sglang-cache-aware`` by name, which have the release's values unless they stand here
+    (docs/routers.md)."""
     pools: Literal["together", "weight"] = "together"
     """With ``fleet.pools``, how a pool is chosen. ``together``: the replicas of all pools that take a request are
     candidates, and ``policy`` chooses among them. ``weight``: first a pool is drawn by its ``weight``, then ``policy``
@@ -94,6 +105,14 @@ class Router(Strict):
     instances: PositiveInt = Field(default=1, le=256)
     """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
     reach routers one by one, such as a rollout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _controller_of_policy(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("policy") != "dynamo":
+            return given
+        controller = given.get("controller") or {}
+        return {**given, "controller": {"policy": "dynamo", **controller}} if isinstance(controller, Mapping) else given
 
     @field_validator("policy")
     @classmethod
@@ -143,6 +162,14 @@ class Router(Strict):
                     got="a section" if isinstance(given, Strict) else given,
                     allowed=f"only with policy {policies}",
                     hint=f"remove it (--set router.{key}=null), or choose such a policy",
+                )
+        for name, value in (self.settings or {}).items():
+            if self._facts.settings and name not in self._facts.settings:
+                yield located(
+                    f"settings.{name}",
+                    f"policy {self.policy} has no such setting",
+                    got=value,
+                    allowed=", ".join(self._facts.settings),
                 )
 
     @property

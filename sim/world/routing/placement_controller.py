@@ -51,6 +51,9 @@ def placer_of(spec: ControllerSpec, pool: Pool, replication: int) -> Placer:
 
 def first_placement(pool: Pool, placer: Placer) -> Placement:
     """Return the placement of the start, by the popularity that the traffic then has, on the replicas that serve."""
+    spec = pool.scenario.router.placing
+    if spec is None or not PLACERS[spec.policy].foresees:
+        return {}
     serving = tuple(range(pool.scenario.fleet.replicas))
     return placer.place(Demand(dict(enumerate(pool.traffic.shares().tolist())), serving), {})
 
@@ -76,7 +79,8 @@ def _costs_by_rank(pool: Pool) -> list[float]:
 class PlacementController:
     """Decides at every multiple of the period where adapters are placed, and tells the router.
 
-    Until the history is full, the popularity of the start stands in for what is missing of it. After the last arrival
+    Until the history is full, the popularity of the start stands in for what is missing of it, unless the policy
+    foresees nothing. After the last arrival
     it decides no more. Replicas that come or go are seen at the next decision.
 
     :param view: of the router, in which the replicas that serve are up.
@@ -101,7 +105,7 @@ class PlacementController:
         self._recorder = recorder
         self._router, self._view = router, view
         self._shares: list[float] = pool.traffic.shares().tolist()
-        self._placer = placer_of(spec, pool, replication)
+        self._placer, self._foresees = placer_of(spec, pool, replication), PLACERS[spec.policy].foresees
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
         self._moves = EagerMoves(pool, replication, servers, clock) if spec.move == "eager" else LazyMoves()
@@ -120,7 +124,7 @@ class PlacementController:
             router.asked = {}
             if view.up:
                 before = router.homes
-                router.homes = self._placer.place(Demand(self._demand(), tuple(view.up)), before)
+                router.homes = self._placer.place(Demand(self._demand(), tuple(view.up), view.resident), before)
                 for replica, adapters in self._note(router.homes, before).items():
                     self._moves.come(replica, adapters)
 
@@ -130,7 +134,7 @@ class PlacementController:
             for adapter, requests in asked.items():
                 found[adapter] = found.get(adapter, 0.0) + requests
         missing = self._history - len(self._periods)
-        if missing:
+        if missing and self._foresees:
             each = missing / len(self._periods) * sum(found.values())
             for adapter, share in enumerate(self._shares):
                 if share > 0:

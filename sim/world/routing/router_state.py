@@ -121,6 +121,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
             placement=spec.placement,
             copies=spec.copies,
             homes=None if spec.placing is None else first_placement(first, placer_of(spec.placing, first, replication)),
+            settings=spec.settings or {},
             base_model=world.base_model,
         ),
     )

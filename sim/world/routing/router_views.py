@@ -204,7 +204,7 @@ class ViewRefresher(FreshView):
         self._others: Sequence[View] = ()
         self._sources = sources
         self._reads = reads
-        self.of_request = "texts" in reads
+        self.of_request = not reads.isdisjoint(("texts", "request", "cached"))
         self._interval_s = interval_s
         self._next_s = next_s
         self._reading = 1
@@ -225,8 +225,8 @@ class ViewRefresher(FreshView):
     def show(self, request: Request) -> None:
         texts = [key for _, key in reversed(request.shared)]
         self._view.texts = texts if request.text_key < 0 else [request.text_key, *texts]
-        for other in self._others:
-            other.texts = self._view.texts
+        for view in (self._view, *self._others):
+            view.texts, view.request = self._view.texts, request
 
     def refresh(self) -> None:
         if self._interval_s > 0 and self._reads:
@@ -245,6 +245,11 @@ class ViewRefresher(FreshView):
             view.running = RunningNow(sources.activity)
         if "inside" in self._reads:
             view.inside = sources.inside()
+
+    def show_caches(self, cached: Callable[[int, Request], int]) -> None:
+        """Show what a function finds in the KV caches of replicas, which is always current."""
+        for view in (self._view, *self._others):
+            view.cached = cached
 
     def _copy_to_others(self) -> None:
         view = self._view
