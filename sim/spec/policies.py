@@ -24,7 +24,7 @@ def _entries(table: str, make: type[E]) -> tuple[E, ...]:
     found = []
     for name, row in _TABLES[table].items():
         facts: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in row.items()}
-        found.append(make(name=name, about=facts.pop("about"), target=facts.pop("class"), **facts))
+        found.append(make(name=name, about=facts.pop("about"), target=facts.pop("class", ""), **facts))
     return tuple(found)
 
 
@@ -62,7 +62,7 @@ class RouterEntry(Entry):
     """A router; its class is described in ``sim/policies/routing/router_policy.py``.
 
     :ivar settings: numbers of its own that ``router.settings`` may change, with their defaults.
-    :ivar keys: which of ``bound``, ``placement``, ``copies``, ``controller`` and ``settings`` mean something to it.
+    :ivar keys: which keys of the section mean something to it, of those that do to some policies only.
     :ivar bound: the bound on a replica's requests over the mean that it has unless the scenario gives one.
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
     :ivar places_adapters: whether it places adapters on replicas, which must then be equal.
@@ -88,6 +88,23 @@ ROUTERS = Registry(
     lambda **entry: RouterEntry(keys=("bound", "placement", "copies"), in_what_if=True, **entry),
 )
 PLACEMENTS = Registry("placement", _entries("placements", Entry))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginEntry(Entry):
+    """A scorer or filter of the router ``scorers``.
+
+    :ivar plugin: what an EndpointPickerConfig calls it; ``keys``: the parameters that mean something to it.
+    :ivar reads: the fields of the router's view that it reads.
+    """
+
+    plugin: str
+    reads: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+
+
+SCORERS = Registry("scorer", _entries("scorers", PluginEntry))
+FILTERS = Registry("filter", _entries("filters", PluginEntry))
 
 
 @dataclass(frozen=True, kw_only=True)

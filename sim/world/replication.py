@@ -243,7 +243,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     for pool in pools:
         makers += [ReplicaMaker(pool, world, replication, around, wrap_server)] * pool.replicas
     dispatcher.open(makers, [index in pool.serving for pool in pools for index in pool.indices])
-    if there and router_state.reads("inside"):
+    if there and (router_state.reads("inside") or router_state.reads("listed")):
         fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
     if isinstance(routing.router, Placed) and replicas > 1:
@@ -256,7 +256,7 @@ def _show_replicas(
     routing: Routing, fleet: Fleet, router_state: RouterState, reads: frozenset[str], interval: float
 ) -> View:
     """Let the router see the replicas, now that they exist; return the view of the first pool."""
-    sources = router_state.sources(fleet.inside, fleet.count_inside)
+    sources = router_state.sources(fleet.inside, fleet.count_inside, fleet.servers)
     view, *others = routing.views
     refresher = ViewRefresher(fleet.clock, view, sources, reads, interval, fleet.next_s)
     if others:

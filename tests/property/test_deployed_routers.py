@@ -28,6 +28,7 @@ from sim.policies.routing.gateways import ChunkTrie, by_match, cache_aware, matc
 from sim.policies.routing.prefixes import SentText, TextTree, in_characters, text_of
 from sim.results.records import COMPLETED, FAILED, Recording
 from sim.spec.policies import ROUTERS
+from sim.spec.sections.control_plane import Router as RouterSpec
 from sim.world.build import build_world
 from sim.world.replication import assemble, simulate
 
@@ -266,7 +267,7 @@ def test_without_text_in_common_routers_by_text_are_the_least_loaded() -> None:
 def test_dynamo_at_a_high_temperature_is_random() -> None:
     view = View(loads=[0] * 4, up=[0, 1, 2, 3], resident=[0] * 9)
     router = Dynamo(
-        RouterContext(view, 4, 1, 8, settings=dict(ROUTERS["dynamo"].settings) | {"temperature": 1e9}, base_model=8)
+        RouterContext(view, 4, 1, 8, base_model=8, spec=RouterSpec(policy="dynamo", settings={"temperature": 1e9}))
     )
     counts = Counter(router.choose(8, number) for number in range(4000))
     assert all(abs(count - 1000) < 120 for count in counts.values())  # four standard deviations

@@ -6,8 +6,6 @@ A router is a class in here and a row in ``sim/spec/policies.toml``. What keeps 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sim.policies.routing.router_policy import VIEW_FIELDS, Choosing, Router, RouterContext, View, WatchedRouter
 from sim.spec.policies import ROUTERS, RouterEntry
 
@@ -22,7 +20,7 @@ def make_router(policy: str | RouterEntry, context: RouterContext) -> Router:
     """
     entry = ROUTERS[policy] if isinstance(policy, str) else policy
     if not entry.origin:
-        router: Router = entry.load()(replace(context, settings={**entry.settings, **context.settings}))
+        router: Router = entry.load()(context)
         return router
     found = entry.made(context, ("choose",))
     reads = getattr(found, "reads", None)

@@ -25,7 +25,7 @@ from sim.policies.routing.gateways import (
     vtc_scores,
 )
 from sim.policies.routing.prefixes import CHARACTERS, SentText, TextTree, in_characters, text_of
-from sim.policies.routing.router_policy import Following, RouterContext
+from sim.policies.routing.router_policy import Following, RouterContext, settings_of
 from sim.rng import UniformDraws, uniform_draw
 from sim.traffic.request import Request
 
@@ -38,7 +38,6 @@ class Deployed:
         self._replicas = context.replicas
         self._key = context.key
         self._draws = UniformDraws(context.key)
-        self._settings = context.settings
 
     def one_of(self, replicas: list[int], number: int) -> int:
         """Return one of some replicas, drawn by the request's number."""
@@ -148,6 +147,7 @@ class CacheAware(Deployed):
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__(context)
+        self._settings = settings_of("sglang-cache-aware", context)
         self._tree = TextTree()
 
     def choose(self, adapter: int, number: int) -> int:

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 from sim.policies.placement import Demand, Placement, PlacerContext
 from sim.policies.routing.placed import Placed
 from sim.policies.routing.prefixes import SentText, Text, TextTree, beginning, text_of
-from sim.policies.routing.router_policy import Following, RouterContext, is_up
+from sim.policies.routing.router_policy import Following, RouterContext, is_up, settings_of
 from sim.rng import UniformDraws
 from sim.traffic.request import Request
 
@@ -333,7 +333,7 @@ class Dynamo(Placed, Following):
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__(context)
-        settings = context.settings
+        settings = settings_of("dynamo", context)
         self._temperature = settings["temperature"]
         self._credit, self._scale = settings["overlap_credit"], settings["prefill_scale"]
         self._request_weight = settings["request_weight"]

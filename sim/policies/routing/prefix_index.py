@@ -7,6 +7,10 @@ from typing import Final
 
 from sim.traffic.request import Request
 
+LEAST_BLOCK: Final = 64
+"""Tokens of a block, if those of the engine are smaller; with ``autoTune``, which is on by default."""
+INDEX_BLOCKS: Final = 31_250
+"""Blocks of each replica that are kept, if its metrics don't say how many it has."""
 MOST_TOKENS: Final = 131_072
 """Tokens of a prompt beyond which it is not looked at."""
 

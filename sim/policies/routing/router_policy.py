@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sim.spec.policies import ROUTERS
 from sim.spec.registry import Entry
+from sim.spec.sections.control_plane import Router as RouterSpec
 from sim.traffic.request import Request
 
 
@@ -33,9 +35,14 @@ class View:
         fewer adapters than ``slots``.
     :ivar texts: keys of the texts that the request at hand shares with others, the longest first: its conversation,
         then the runs of its prompt (``Request.shared``), the last one first.
-    :ivar request: the request at hand.
     :ivar cached: returns how many tokens of a request a replica would find cached; -1 where its engine can't tell.
     :ivar slots: adapters that one replica can run at a time.
+    :ivar waiting, batch, kv: by replica, requests that wait, requests that run, and the share of the KV cache in use.
+    :ivar listed: by replica, requests inside by adapter, all of them.
+    :ivar held: by replica, how many adapters are in GPU memory or on their way there.
+    :ivar copies: by adapter, a bit mask of the replicas with a copy, in host memory or on the GPU; always current.
+    :ivar in_flight: as ``loads``, but always current: what a router knows that has sent all requests itself.
+    :ivar request: the request at hand.
     :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
 
@@ -45,10 +52,17 @@ class View:
     running: Running = field(default_factory=list[int])
     inside: list[dict[int, int]] = field(default_factory=list)
     texts: Sequence[int] = ()
-    request: Request | None = None
     cached: Callable[[int, Request], int] = _nothing
     slots: int = 1
     reading: int = 0
+    waiting: list[int] = field(default_factory=list)
+    batch: list[int] = field(default_factory=list)
+    kv: list[float] = field(default_factory=list)
+    listed: list[dict[int, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    copies: Running = field(default_factory=list[int])
+    in_flight: list[int] = field(default_factory=list)
+    request: Request | None = None
 
     def goes_down(self, replica: int) -> None:
         """Exclude a replica from routing."""
@@ -73,7 +87,10 @@ class RouterContext:
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
     :ivar homes: by adapter, the replicas on which a controller has placed it at the start; None: there is none.
-    :ivar settings: numbers of its own by name (``router.settings``).
+    :ivar spec: the section of the scenario, for routers with a section of their own.
+    :ivar lists_twice: whether the metrics of the replicas list every adapter in flight as running and as waiting.
+    :ivar block_tokens: tokens of a block of the router's prefix index; ``index_blocks``: by replica, how many it keeps;
+        empty: no two requests share text.
     :ivar base_model: the adapter of requests to the base model, a number above those of all adapters. Every replica can
         answer them, so a router by adapters should spread them. No view lists the base model.
     """
@@ -87,8 +104,11 @@ class RouterContext:
     placement: str = "least-adapters"
     copies: int = 1
     homes: dict[int, tuple[int, ...]] | None = None
-    settings: Mapping[str, float] = field(default_factory=dict)
     base_model: int = -1
+    spec: RouterSpec = field(default_factory=RouterSpec)
+    lists_twice: bool = False
+    block_tokens: int = 64
+    index_blocks: Sequence[int] = ()
 
 
 class Choosing(Protocol):
@@ -103,7 +123,9 @@ class Choosing(Protocol):
         ...
 
 
-VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside", "texts", "request", "cached"))
+VIEW_FIELDS = frozenset(
+    ("loads", "resident", "running", "inside", "texts", "request", "cached", "in_flight", "waiting", "batch", "kv")
+).union(("listed", "held", "copies"))
 """What a view holds only for routers that say they read it."""
 
 
@@ -147,6 +169,11 @@ class Following:
 
     def left(self, request: Request, replica: int) -> None:
         """A request has left a replica, served or not."""
+
+
+def settings_of(policy: str, context: RouterContext) -> Mapping[str, float]:
+    """Return the numbers of a policy of loraplan's own, as ``router.settings`` changes them."""
+    return {**ROUTERS[policy].settings, **(context.spec.settings or {})}
 
 
 def is_up(replica: int, up: Sequence[int]) -> bool:

@@ -162,6 +162,7 @@ def sticky(
     """Return those that hold most of the prompt, unless waiting for them costs much more than computing it elsewhere.
 
     :param matched: share of the prompt's blocks; ``tokens``: in flight, of which a replica computes ``per_s`` a second.
+    :param penalty_s: how much; 0: whatever it costs.
     """
     every = list(range(len(matched)))
     found = [place for place in every if matched[place] >= share]
@@ -169,7 +170,7 @@ def sticky(
     if not found or not others:
         return every
     later_s = (min(tokens[place] for place in found) - min(tokens[place] for place in others)) / per_s
-    return every if later_s > penalty_s else found
+    return every if 0 < penalty_s < later_s else found
 
 
 def residents(
@@ -184,12 +185,12 @@ def residents(
 ) -> list[int]:
     """Return those that hold the adapter on the GPU; if all of these are saturated, others to spread it to.
 
-    :param queue: waiting requests, and ``usage``: share of the KV cache, above which a replica is saturated.
+    :param queue: waiting requests, and ``usage``: share of the KV cache, above which a replica is saturated; 0: never.
     :param most: replicas that may hold the adapter; 0: any number.
     """
     every = list(range(len(on_gpu)))
     homes = [place for place in every if on_gpu[place]]
-    free = [place for place in every if waiting[place] <= queue and kv[place] <= usage]
+    free = [place for place in every if (not queue or waiting[place] <= queue) and (not usage or kv[place] <= usage)]
     if not homes or len(every) == 1:
         return every
     if (most and len(homes) >= most) or any(on_gpu[place] for place in free):
@@ -224,6 +225,9 @@ def pick(picker: str, sums: Sequence[float], drawn: float) -> int:
                         return place
             return last
     if picker == "max-score":
+        most = max(sums)
+        if sums.count(most) == 1:
+            return sums.index(most)
         best = highest(sums)
         return best[int(drawn * len(best))]
     return int(drawn * len(sums))

@@ -56,6 +56,10 @@ def init(
     from_manifest: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Kubernetes manifest, or values of the vLLM production stack.")
     ] = None,
+    from_epp: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="An EndpointPickerConfig of llm-d or the Gateway API."),
+    ] = None,
     from_trace: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="A trace or a log, whose requests the scenario replays; of a log, several."),
@@ -77,7 +81,8 @@ def init(
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
     from sim.spec.engine_flags.command_lines import Setting, read_command
-    from sim.studies.init.draft import Draft, read_manifest, write_draft
+    from sim.studies.deploy.picker import read_picker
+    from sim.studies.init.draft import EXAMPLE, Draft, read_manifest, write_draft
     from sim.studies.vet.adapter_scenario import check_target
 
     check_target(out)
@@ -107,9 +112,13 @@ def init(
             draft.comments.append(f"{from_manifest.name} starts {len(others)} more engines; this is the first.")
     if command is not None:
         draft.add_command(command)
-    if not (command or from_manifest or from_trace or from_adapters):
+    if from_epp is not None:
+        settings, comments = read_picker(from_epp)
+        draft.add([*settings, Setting("fleet.replicas", 2, EXAMPLE)])
+        draft.comments += comments
+    if not (command or from_manifest or from_epp or from_trace or from_adapters):
         if not (_on_terminal() and sys.stdout.isatty()):
-            allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"
+            allowed = "--from-vllm, -manifest, -epp, -trace or -adapters; on a terminal, questions"
             raise InputError(
                 "nothing to draft a scenario from", allowed=allowed, hint="loraplan plan --ask reads answers"
             )

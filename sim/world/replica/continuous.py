@@ -342,6 +342,14 @@ class BatchServer(Server):
     def running(self) -> list[Request]:
         return list(self.scheduler.running)
 
+    def kv_usage(self) -> float:
+        kv = self.scheduler.kv
+        used = kv.total - kv.free_blocks() + 0.0
+        if self._steps:  # a leap is booked when it ends
+            gone = (self.clock.now - self._started_s) / self._elapsed(self._steps)
+            used += max(0.0, gone) * self._steps * kv.decoding / kv.size
+        return min(1.0, used / kv.total)
+
     def busy_s(self) -> float:
         return self.clock.now - self._started_s if self._steps else 0.0
 

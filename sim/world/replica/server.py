@@ -258,6 +258,10 @@ class Server(Replica):
         """Return the requests that are being served, in no particular order; the others inside wait."""
         return []
 
+    def kv_usage(self) -> float:
+        """Return the share of the KV cache that running requests hold: ``vllm:kv_cache_usage_perc``."""
+        return 0.0
+
     def busy_s(self) -> float:
         """Return for how long the step under way, or the leap of steps, has been running."""
         return 0.0
