@@ -282,6 +282,8 @@ class ShareOfLoad:
         for adapter in self._smoothed.keys() | demand.requests.keys():
             count = int(demand.requests.get(adapter, 0))
             self._smoothed[adapter] = smoothed_load(self._smoothed.get(adapter), count)
+        if loaded:  # one without load that no worker has is forgotten
+            self._smoothed = {a: load for a, load in self._smoothed.items() if loaded[a] or whole_load(load)}
         known = self._smoothed.keys() | {adapter for adapter, mask in enumerate(loaded) if mask}
         names = {adapter_name(adapter): adapter for adapter in known}
         loads = {name: whole_load(self._smoothed.get(adapter, 0.0)) for name, adapter in names.items()}

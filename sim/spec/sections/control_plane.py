@@ -51,6 +51,14 @@ class PlacementController(Strict):
     move: Literal["lazy", "eager"] = "lazy"
     """How an adapter is loaded on its new replica. ``lazy``: by its first request there. ``eager``: by the controller,
     at once, one adapter after the other on each replica."""
+    call: Seconds | None = None
+    """``move: eager``: how long a call of the engine's load API takes before the load. Requests then go to a new
+    replica only when the call has returned; unset: from the decision on."""
+    failures: Share = 0.0
+    """With ``call``: share of the calls that fail. Whether the adapter is still to go there is decided next time."""
+    unload_after: Seconds | None = Field(default=None, gt=0)
+    """Time without a request after which an adapter loses its places and its copies in the replicas; unset: engines
+    evict adapters when they need the room."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +76,13 @@ class PlacementController(Strict):
         if PLACERS[self.policy].moves and self.history < self.period:
             got, least = format_seconds(self.history), format_seconds(self.period)
             yield located("history", "shorter than the period", got=got, allowed=f"at least {least}")
+        if self.call is not None and self.move != "eager":
+            yield located("call", "the first request loads an adapter", got=format_seconds(self.call), allowed="unset")
+        if self.failures and self.call is None:
+            yield located("failures", "no call is made", got=self.failures, allowed="0", hint="give call")
+        if self.unload_after is not None and self.unload_after < self.history:
+            got, least = format_seconds(self.unload_after), format_seconds(self.history)
+            yield located("unload_after", "still asked for in the history", got=got, allowed=f"at least {least}")
 
 
 class _Plugin(Strict):
