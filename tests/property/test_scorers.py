@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,14 @@ from test_routing_laws import ADAPTERS, contexts_of
 
 from sim.policies.routing import RouterContext, View, make_router
 from sim.policies.routing.prefix_index import PrefixIndex, blocks_of
+from sim.spec.policies import Given
+from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
 from sim.spec.sections.control_plane import Router as RouterSpec
-from sim.traffic.request import Request
+from sim.traffic.request import MISS, Request
+from sim.world.build import build_world
+from sim.world.pools.autoscaler import kv_usage
+from sim.world.replication import assemble, simulate
 
 SIZE = 64
 
@@ -245,3 +252,66 @@ def test_a_weight_buys_a_choice() -> None:
         return make_router("scorers", replace(context, spec=profile)).choose(3, 0)
 
     assert [chosen(weight) for weight in (1, 2.9, 3.1, 4)] == [1, 1, 0, 0]
+
+
+def test_a_router_sees_what_the_replicas_metrics_would_show() -> None:
+    """Live, against a walk over the servers; KV usage to a block for each sequence, as a leap is booked at its end."""
+    servers: list[Any] = []
+    seen: list[float] = []
+
+    class Watcher:
+        reads = frozenset({"waiting", "batch", "kv", "listed", "held", "copies", "in_flight", "request"})
+
+        def __init__(self, context: RouterContext) -> None:
+            self._view = context.view
+
+        def choose(self, adapter: int, number: int) -> int:
+            view = self._view
+            assert view.request is not None
+            assert view.request.index == number
+            for r, server in enumerate(servers):
+                inside = server.all_requests()
+                assert (view.batch[r], view.waiting[r]) == (len(server.running()), len(inside) - len(server.running()))
+                assert view.in_flight[r] == len(inside)
+                assert view.listed[r] == Counter(request.adapter for request in inside)
+                assert view.held[r] == sum(state != 0 for state in server.cache.state)
+                assert view.copies[adapter] >> r & 1 == server.copies.exist(adapter)
+                exact = kv_usage(tokens)(server)
+                assert abs(view.kv[r] - exact) <= (view.batch[r] + 1) * 17 / tokens
+                seen.append(exact)
+            return number % 3
+
+    loaded = load_scenario("which-router", ["workload.requests=400", "fleet.replicas=3"])
+    data = {key: loaded.data[key] for key in loaded.data if key != "sweep"}
+    data |= {"router": {"policy": "watcher", "staleness": "0 s"}}
+    world = build_world(Scenario.model_validate(data, context=Given.of(None, {"watcher": Watcher})))
+    tokens = world.pools[0].kv_tokens or 0
+    replication = assemble(world, 0, 1)
+    servers += replication.fleet.servers
+    replication.fleet.run(world.traffic.chunks(0))
+    assert max(seen) > 0.02
+
+
+def test_a_scrape_misses_what_the_router_has_sent_and_its_own_counts_do_not() -> None:
+    skew = {}
+    for name in ("running-requests", "active-request"):
+        router = {"policy": "scorers", "staleness": "5 s", "scorers": [{"name": name}]}
+        loaded = load_scenario("which-router", ["workload.requests=1500"]).with_values({"router": router})
+        replica = np.asarray(simulate(build_world(loaded.scenario), 0, 1).requests["replica"])
+        windows = [np.bincount(each, minlength=4).max() for each in np.array_split(replica, 15)]
+        skew[name] = float(np.mean(windows)) / 25
+    assert skew["running-requests"] > 2, "all requests between two readings go to one replica"
+    assert skew["active-request"] < 1.2
+
+
+def test_the_orders_that_the_page_states_show_in_short_runs() -> None:
+    """With uniform traffic the default misses as round robin does; lora-affinity halves that, residency does more."""
+    loaded = load_scenario("which-router", ["workload.requests=2000", "workload.popularity={law: uniform}"])
+    routers = load_scenario("which-router").data["sweep"]["router"]
+    misses = []
+    for router in (routers[0], *routers[5:]):
+        recording = simulate(build_world(loaded.with_values({"router": router}).scenario), 0, 1)
+        misses.append(float(np.mean(np.asarray(recording.requests["outcome"]) == MISS)))
+    round_robin, default, affinity, load_state = misses
+    assert default > 0.9 * round_robin
+    assert load_state < 0.6 * affinity < 0.4 * default

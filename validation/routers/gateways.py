@@ -121,8 +121,8 @@ def _cache_aware(
     healthy: Sequence[Any],
     real: Any,
 ) -> Judged:
-    bits = [int(bit) for bit in healthy[0]] if healthy else [1] * len(loads)
-    up = [worker for worker, bit in enumerate(bits) if bit]
+    bits = healthy[0] if healthy else (1 << len(loads)) - 1
+    up = [w for w in range(len(loads)) if (bits >> w & 1 if isinstance(bits, int) else int(bits[w]))]
     thresholds = {"threshold": row["cache_threshold"], "difference": row["balance_abs"], "ratio": row["balance_rel"]}
     branch, share, chosen = gateways.cache_aware(tree, *text, loads, up, **thresholds)
     digits = 4 if "steps" in row else 5  # as the table was rounded
@@ -144,10 +144,13 @@ def _production_session(table: Mapping[str, Any]) -> Iterator[Judged]:
 def _production_prefix(table: Mapping[str, Any]) -> Iterator[Judged]:
     for run in table["sequences"]:
         characters, trie, replicas = Characters(), ChunkTrie(), range(run["replicas"])
-        for number, (segments, length, candidates, choice, *_) in enumerate(run["requests"]):
+        for number, (segments, length, candidates, choice, *rates) in enumerate(run["requests"]):
             text, own = characters.of(segments)
             matched, found = trie.matched(text, own, replicas)
-            yield Judged(f"{run['id']}/{number}", abs(matched - length), found == candidates)
+            equal = found == candidates
+            if matched < run["prefix_min_match_length"] and rates:
+                equal = gateways.lowest_rate(rates[0], replicas) == choice
+            yield Judged(f"{run['id']}/{number}", abs(matched - length), equal)
             trie.insert(text, own, choice)
 
 

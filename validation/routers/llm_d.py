@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from scipy.stats import chisquare
 
 from sim.policies.routing import scoring
@@ -20,8 +21,7 @@ LUCK = 1e-6
 Table = Mapping[str, Any]
 
 
-def scores_of(score: Callable[[Table], list[float]], key: str = "scores", best: str = "best") -> Judge:
-    """Return the judge of a table of scores; ``score`` computes those of one snapshot."""
+def _scores_of(score: Callable[[Table], list[float]], key: str = "scores", best: str = "best") -> Judge:
 
     def judge(table: Table) -> Iterator[Judged]:
         for each in table["snapshots"]:
@@ -31,18 +31,15 @@ def scores_of(score: Callable[[Table], list[float]], key: str = "scores", best: 
     return judge
 
 
-def column(snapshot: Table, key: str) -> list[Any]:
-    """Return one value of each replica; 0 where its metrics lack it."""
+def _column(snapshot: Table, key: str) -> list[Any]:
     return [replica.get(key, 0) for replica in snapshot["replicas"]]
 
 
-def params(snapshot: Table, **defaults: float) -> list[Any]:
-    """Return the parameters of a snapshot, in this order."""
+def _params(snapshot: Table, **defaults: float) -> list[Any]:
     return [snapshot.get("params", {}).get(key, value) for key, value in defaults.items()]
 
 
-def lora_affinity(snapshot: Table, union: bool = False) -> list[float]:
-    """Score the two lists of adapters, counted twice or once."""
+def _lora_affinity(snapshot: Table, union: bool = False) -> list[float]:
     found = []
     for replica in snapshot["replicas"]:
         runs, waits = (list(dict.fromkeys(replica.get(f"{key}_adapters", ()))) for key in ("running", "waiting"))
@@ -52,21 +49,23 @@ def lora_affinity(snapshot: Table, union: bool = False) -> list[float]:
     return found
 
 
-def judge_lora_affinity(table: Table) -> Iterator[Judged]:
-    """Judge both ways to count."""
-    yield from scores_of(lora_affinity)(table)
-    yield from scores_of(lambda each: lora_affinity(each, union=True), "scores_union", "best_union")(table)
+def _judge_lora_affinity(table: Table) -> Iterator[Judged]:
+    yield from _scores_of(_lora_affinity)(table)
+    yield from _scores_of(lambda each: _lora_affinity(each, union=True), "scores_union", "best_union")(table)
 
 
-def load_state(snapshot: Table) -> list[float]:
-    """Score where an adapter is, by tier, and by what its load costs where a horizon is given."""
+def _load_state(snapshot: Table) -> list[float]:
     model, replicas, found = snapshot["model"], snapshot["replicas"], []
     base = bool(model) and any(model == replica.get("base_model") for replica in replicas)
     home = scoring.rendezvous(model, [f"default/{replica['name']}" for replica in replicas])
-    load_s, activate_s = fleet_mean(column(snapshot, "load_s")), fleet_mean(column(snapshot, "activate_s"))
+    load_s, activate_s = _fleet_mean(_column(snapshot, "load_s")), _fleet_mean(_column(snapshot, "activate_s"))
     horizon_s = snapshot.get("load_horizon_s", 0.0) if load_s + activate_s else 0.0
     for place, replica in enumerate(replicas):
-        held, running, slots = replica.get("resident", {}), replica["running_adapters"], replica["max_slots"]
+        held, running, slots = (
+            replica.get("resident", {}),
+            replica.get("running_adapters", ()),
+            replica.get("max_slots", 0),
+        )
         on_gpu = {name for name, tier in held.items() if tier == "gpu"}
         if base:
             found.append(scoring.base_load_state(len(on_gpu.intersection(running)), slots))
@@ -80,14 +79,12 @@ def load_state(snapshot: Table) -> list[float]:
     return found
 
 
-def fleet_mean(seconds: Sequence[float]) -> float:
-    """Return the mean of those that have been reported."""
+def _fleet_mean(seconds: Sequence[float]) -> float:
     known = [each for each in seconds if each > 0]
     return sum(known) / len(known) if known else 0.0
 
 
-def kept_by(keep: Callable[[Table], list[int]]) -> Judge:
-    """Return the judge of a filter."""
+def _kept_by(keep: Callable[[Table], list[int]]) -> Judge:
 
     def judge(table: Table) -> Iterator[Judged]:
         for each in table["snapshots"]:
@@ -96,29 +93,21 @@ def kept_by(keep: Callable[[Table], list[int]]) -> Judge:
     return judge
 
 
-def residency(snapshot: Table) -> list[int]:
-    """Filter by residency, with the default thresholds."""
+def _residency(snapshot: Table) -> list[int]:
     tiers = [each.get("resident", {}).get(snapshot["model"]) for each in snapshot["replicas"]]
     return scoring.residents(
         [tier == "gpu" for tier in tiers],
         [tier == "cpu" for tier in tiers],
-        column(snapshot, "waiting"),
-        column(snapshot, "kv"),
+        _column(snapshot, "waiting"),
+        _column(snapshot, "kv"),
         queue=8,
         usage=0.8,
         most=snapshot.get("max_replicas", 0),
     )
 
 
-def shares(snapshot: Table) -> list[float]:
-    """Return the share of the prompt that each replica has."""
-    pairs = zip(column(snapshot, "match_blocks"), column(snapshot, "total_blocks"), strict=True)
-    return [matched / total if total else 0.0 for matched, total in pairs]
-
-
-def prefix_cache(snapshot: Table) -> list[float]:
-    """Score the match of each replica."""
-    (weight,) = params(snapshot, matchLengthWeight=0.0)
+def _prefix_cache(snapshot: Table) -> list[float]:
+    (weight,) = _params(snapshot, matchLengthWeight=0.0)
     return [
         scoring.prefix_match(
             each.get("match_blocks", 0), each.get("total_blocks", 0), each.get("block_tokens", BLOCK_TOKENS), weight
@@ -127,54 +116,41 @@ def prefix_cache(snapshot: Table) -> list[float]:
     ]
 
 
-def judge_saturation(table: Table) -> Iterator[Judged]:
-    """Judge the saturation of a pool and the replicas that its filter keeps."""
+def _judge_saturation(table: Table) -> Iterator[Judged]:
     for each in table["snapshots"]:
-        fresh = [age <= 200 for age in column(each, "age_ms")]
-        readings = column(each, "waiting"), column(each, "kv"), fresh
+        fresh = [age <= 200 for age in _column(each, "age_ms")]
+        readings = _column(each, "waiting"), _column(each, "kv"), fresh
         error = abs(scoring.saturation(*readings) - each["saturation"])
         yield Judged(each["id"], error, scoring.unsaturated(*readings) == each["kept"])
 
 
-def judge_pickers(table: Table) -> Iterator[Judged]:
-    """Judge each picker by the chi-square of many picks, as luck would draw them evenly."""
+def _judge_pickers(table: Table) -> Iterator[Judged]:
     for each in table["snapshots"]:
         sums = each["scores"]
-        for picker, expected in each["expect"].items() if sums else ():
+        for picker, shares in each["expect"].items() if sums else ():
             picks = [scoring.pick(picker.removesuffix("-picker"), sums, (i + 0.5) / DRAWS) for i in range(DRAWS)]
-            counts = [picks.count(place) for place in range(len(sums))]
-            never = any(count for count, share in zip(counts, expected, strict=True) if not share)
-            some = [(count, share) for count, share in zip(counts, expected, strict=True) if share]
-            total = sum(share for _, share in some)
-            luck = (
-                chisquare([c for c, _ in some], [share / total * DRAWS for _, share in some]).pvalue
-                if len(some) > 1
-                else 1.0
-            )
-            yield Judged(f"{each['id']} {picker}", equal=not never and luck > LUCK)
+            counts, expected = np.bincount(picks, minlength=len(sums)), DRAWS * np.array(shares) / sum(shares)
+            some = expected > 0
+            unlikely = some.sum() > 1 and chisquare(counts[some], expected[some]).pvalue <= LUCK
+            yield Judged(f"{each['id']} {picker}", equal=not unlikely and not counts[~some].any())
 
 
-def judge_profile(table: Table) -> Iterator[Judged]:
-    """Judge the weighted sums of the default profile, without and with the LoRA scorer."""
+def _judge_profile(table: Table) -> Iterator[Judged]:
     for each in table["snapshots"]:
         parts = {
-            "queue-scorer": scoring.spread(column(each, "waiting")),
-            "kv-cache-utilization-scorer": [1.0 - used for used in column(each, "kv")],
-            "prefix-cache-scorer": prefix_cache(each),
-            "lora-affinity-scorer": lora_affinity(each),
+            "queue-scorer": scoring.spread(_column(each, "waiting")),
+            "kv-cache-utilization-scorer": [1.0 - used for used in _column(each, "kv")],
+            "prefix-cache-scorer": _prefix_cache(each),
+            "lora-affinity-scorer": _lora_affinity(each),
         }
         error = max(largest_error(ours, each["parts"][name]) for name, ours in parts.items())
-        for weights, sums, best in (
-            ((2, 2, 3, 0), "default", "best_default"),
-            ((2, 2, 3, 1), "with_lora_weight_1", "best_with_lora"),
-        ):
-            ours = weighted(list(parts.values()), weights)
+        for lora, sums, best in ((0, "default", "best_default"), (1, "with_lora_weight_1", "best_with_lora")):
+            ours = _weighted(list(parts.values()), (2, 2, 3, lora))
             error = max(error, largest_error(ours, each[sums]))
             yield Judged(f"{each['id']} {sums}", error, scoring.highest(ours) == each[best])
 
 
-def weighted(parts: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
-    """Return the weighted sums of scores, in the order of the scorers."""
+def _weighted(parts: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
     sums = [0.0] * len(parts[0])
     for part, weight in zip(parts, weights, strict=True):
         sums = [total + weight * each for total, each in zip(sums, part, strict=True)]
@@ -201,14 +177,12 @@ class Prompts:
         return blocks_of(Request(0, 0.0, 0, end, 1, shared=tuple(runs)), self._key((model,)), BLOCK_TOKENS)
 
 
-def counts_of(index: PrefixIndex, blocks: Sequence[Block], replicas: int) -> list[int]:
-    """Return the matched blocks of each replica."""
+def _counts_of(index: PrefixIndex, blocks: Sequence[Block], replicas: int) -> list[int]:
     found = index.matches(blocks)
     return [sum(count for mask, count in found if mask >> replica & 1) for replica in range(replicas)]
 
 
-def judge_stories(table: Table) -> Iterator[Judged]:
-    """Judge short histories of the index, step by step."""
+def _judge_stories(table: Table) -> Iterator[Judged]:
     for story in table["snapshots"]:
         replicas, prompts = story["replicas"], Prompts()
         index = PrefixIndex(replicas, [story["lru_blocks"]] * replicas)
@@ -223,12 +197,11 @@ def judge_stories(table: Table) -> Iterator[Judged]:
                 ours = [index.length(int(name[1:])) for name in step[3]]
                 error = largest_error(ours, list(step[3].values()))
             else:
-                error = largest_error([*counts_of(index, blocks, replicas), len(blocks)], [*step[2], step[3]])
+                error = largest_error([*_counts_of(index, blocks, replicas), len(blocks)], [*step[2], step[3]])
             yield Judged(f"{story['id']} step {number}", error)
 
 
-def judge_sequences(table: Table) -> Iterator[Judged]:
-    """Judge requests one after the other, each with what the choices so far have left in the index."""
+def _judge_sequences(table: Table) -> Iterator[Judged]:
     for sequence in table["sequences"]:
         replicas, prompts = sequence["replicas"], Prompts()
         capacity = sequence["gpu_blocks_metric"] or sequence["lru_blocks"]
@@ -238,14 +211,14 @@ def judge_sequences(table: Table) -> Iterator[Judged]:
             if number == int(when):
                 index.forget(int(leaves[1:]))
             blocks = prompts.blocks(model, segments)
-            counts = counts_of(index, blocks, replicas)
+            counts = _counts_of(index, blocks, replicas)
             parts = [[scoring.prefix_match(count, len(blocks), BLOCK_TOKENS, 0.0) for count in counts]]
             weights = [3, 2, 2]
             *loads, tied = rest
             if loads:
                 waiting, kv = loads if len(loads) == 2 else loads[0]
                 parts += [scoring.spread(waiting), [1.0 - percent / 100 for percent in kv]]
-            best = scoring.highest(weighted(parts, weights[: len(parts)]))
+            best = scoring.highest(_weighted(parts, weights[: len(parts)]))
             error = largest_error([*counts, len(blocks)], [*matched, total])
             yield Judged(f"{sequence['id']} request {number}", error, best == (tied or [choice]))
             index.add(blocks, choice)
@@ -255,33 +228,36 @@ def judge_sequences(table: Table) -> Iterator[Judged]:
 
 
 JUDGES: dict[str, Judge] = {
-    "llmd_lora_affinity": judge_lora_affinity,
-    "llmd_lora_load_state": scores_of(load_state),
-    "llmd_lora_residency_filter": kept_by(residency),
-    "llmd_queue": scores_of(lambda each: scoring.spread(column(each, "waiting"))),
-    "llmd_running_requests": scores_of(lambda each: scoring.spread(column(each, "running"))),
-    "llmd_load_aware": scores_of(lambda each: scoring.load_aware(column(each, "waiting"))),
-    "llmd_active_request": scores_of(
+    "llmd_lora_affinity": _judge_lora_affinity,
+    "llmd_lora_load_state": _scores_of(_load_state),
+    "llmd_lora_residency_filter": _kept_by(_residency),
+    "llmd_queue": _scores_of(lambda each: scoring.spread(_column(each, "waiting"))),
+    "llmd_running_requests": _scores_of(lambda each: scoring.spread(_column(each, "running"))),
+    "llmd_load_aware": _scores_of(lambda each: scoring.load_aware(_column(each, "waiting"))),
+    "llmd_active_request": _scores_of(
         lambda each: scoring.active_request(
-            column(each, "in_flight_requests"), *params(each, idleThreshold=0, maxBusyScore=1.0)
+            _column(each, "in_flight_requests"), *_params(each, idleThreshold=0, maxBusyScore=1.0)
         )
     ),
-    "llmd_kv_utilization": scores_of(lambda each: [1.0 - used for used in column(each, "kv")]),
-    "llmd_token_load": scores_of(
+    "llmd_kv_utilization": _scores_of(lambda each: [1.0 - used for used in _column(each, "kv")]),
+    "llmd_token_load": _scores_of(
         lambda each: scoring.token_load(
-            [sum(pair) for pair in zip(column(each, "in_flight_tokens"), column(each, "uncached_tokens"), strict=True)],
-            *params(each, queueThresholdTokens=scoring.TOKENS_IN_FLIGHT),
+            [
+                sum(pair)
+                for pair in zip(_column(each, "in_flight_tokens"), _column(each, "uncached_tokens"), strict=True)
+            ],
+            *_params(each, queueThresholdTokens=scoring.TOKENS_IN_FLIGHT),
         )
     ),
-    "llmd_prefix_cache": scores_of(prefix_cache),
-    "llmd_prefix_affinity_filter": kept_by(
+    "llmd_prefix_cache": _scores_of(_prefix_cache),
+    "llmd_prefix_affinity_filter": _kept_by(
         lambda each: scoring.sticky(
-            shares(each), column(each, "in_flight_tokens"), share=0.8, penalty_s=18.0, per_s=15_928
+            _prefix_cache(each), _column(each, "in_flight_tokens"), share=0.8, penalty_s=18.0, per_s=15_928
         )
     ),
-    "llmd_saturation": judge_saturation,
-    "llmd_pickers": judge_pickers,
-    "llmd_profile": judge_profile,
-    "llmd_prefix_stories": judge_stories,
-    "llmd_prefix_sequence": judge_sequences,
+    "llmd_saturation": _judge_saturation,
+    "llmd_pickers": _judge_pickers,
+    "llmd_profile": _judge_profile,
+    "llmd_prefix_stories": _judge_stories,
+    "llmd_prefix_sequence": _judge_sequences,
 }

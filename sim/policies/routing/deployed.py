@@ -8,22 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar, Final
 
-from sim.policies.routing.gateways import (
-    BLOCK,
-    BLOCKS,
-    NOISE,
-    ChunkTrie,
-    SessionRing,
-    by_match,
-    cache_aware,
-    expected_latency,
-    last_least,
-    least,
-    lowest_rate,
-    match_percent,
-    vtc_bucket,
-    vtc_scores,
-)
+from sim.policies.routing import gateways
 from sim.policies.routing.prefixes import CHARACTERS, SentText, TextTree, in_characters, text_of
 from sim.policies.routing.router_policy import Following, RouterContext, settings_of
 from sim.rng import UniformDraws, uniform_draw
@@ -55,7 +40,7 @@ class LeastRequest(Deployed):
     reads: ClassVar[frozenset[str]] = frozenset({"loads"})
 
     def choose(self, adapter: int, number: int) -> int:
-        return self.one_of(least(self._view.loads, self._view.up), number)
+        return self.one_of(gateways.least(self._view.loads, self._view.up), number)
 
 
 class PrefixCache(Deployed):
@@ -69,12 +54,12 @@ class PrefixCache(Deployed):
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__(context)
-        self._sent = SentText(BLOCKS, BLOCK)
+        self._sent = SentText(gateways.BLOCKS, gateways.BLOCK)
 
     def choose(self, adapter: int, number: int) -> int:
         text, length = self.text()
-        percent = match_percent(self._sent, text, length, adapter, self._replicas)
-        chosen = self.one_of(by_match(self._view.loads, percent, self._view.up), number)
+        percent = gateways.match_percent(self._sent, text, length, adapter, self._replicas)
+        chosen = self.one_of(gateways.by_match(self._view.loads, percent, self._view.up), number)
         self._sent.sent(text, length, chosen, adapter)
         return chosen
 
@@ -94,7 +79,7 @@ class LeastLatency(Deployed, Following):
         up = self._view.up
         means = [[total / max(1.0, sums[0]) for total in sums] for sums in (self._sums[pod] for pod in up)]
         prefill, decode, prompt, output = ([mean[place] for mean in means] for place in range(1, 5))
-        return up[last_least(expected_latency(prefill, decode, prompt, output))]
+        return up[gateways.last_least(gateways.expected_latency(prefill, decode, prompt, output))]
 
     def ended(self, request: Request, replica: int, now: float) -> None:
         sums, started = self._sums[replica], max(request.admitted_s, request.arrival_s)
@@ -130,9 +115,11 @@ class Vtc(Deployed):
             _, user, tokens = self._recent.popleft()
             self._tokens[user] -= tokens
         tokens_of = self._tokens or {request.tenant: 0.0}
-        bucket = vtc_bucket(min(tokens_of.values()), max(tokens_of.values()))
-        scores = vtc_scores(tokens_of.get(request.tenant, 0.0), bucket, [self._view.loads[pod] for pod in up])
-        noisy = [score + NOISE * uniform_draw(self._key, number << 12 | place) for place, score in enumerate(scores)]
+        bucket = gateways.vtc_bucket(min(tokens_of.values()), max(tokens_of.values()))
+        scores = gateways.vtc_scores(tokens_of.get(request.tenant, 0.0), bucket, [self._view.loads[pod] for pod in up])
+        noisy = [
+            score + gateways.NOISE * uniform_draw(self._key, number << 12 | place) for place, score in enumerate(scores)
+        ]
         tokens = request.prompt_tokens * (1 + OUTPUT_WEIGHT * OUTPUT_RATIO)
         self._recent.append((request.arrival_s, request.tenant, tokens))
         self._tokens[request.tenant] = self._tokens.get(request.tenant, 0.0) + tokens
@@ -153,7 +140,7 @@ class CacheAware(Deployed):
     def choose(self, adapter: int, number: int) -> int:
         view, settings = self._view, self._settings
         text, length = self.text()
-        return cache_aware(
+        return gateways.cache_aware(
             self._tree,
             text,
             length,
@@ -177,7 +164,7 @@ class Session(Deployed):
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__(context)
-        self._ring = SessionRing([f"http://r{replica}:8000" for replica in range(context.replicas)])
+        self._ring = gateways.SessionRing([f"http://r{replica}:8000" for replica in range(context.replicas)])
         self._sent: list[deque[float]] = [deque() for _ in range(context.replicas)]  # times, of the last minute
         self._used = [False] * context.replicas
         self._homes: dict[int, int] = {}  # by session, while all are up
@@ -186,7 +173,7 @@ class Session(Deployed):
         up, request = self._view.up, self._view.request
         now, session = (0.0, None) if request is None else (request.arrival_s, request.session)
         if session is None:
-            chosen = lowest_rate([self._rate(replica, now) for replica in range(self._replicas)], up)
+            chosen = gateways.lowest_rate([self._rate(replica, now) for replica in range(self._replicas)], up)
         elif len(up) == self._replicas and session in self._homes:
             chosen = self._homes[session]
         else:
@@ -215,7 +202,7 @@ class PrefixAware(Deployed):
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__(context)
-        self._trie = ChunkTrie()
+        self._trie = gateways.ChunkTrie()
 
     def choose(self, adapter: int, number: int) -> int:
         text, length = self.text()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mypy_extensions import trait
+
 from sim.spec.policies import ROUTERS
 from sim.spec.registry import Entry
 from sim.spec.sections.control_plane import Router as RouterSpec
@@ -158,6 +160,7 @@ class Router(Choosing, Protocol):
     def reads(self) -> frozenset[str]: ...
 
 
+@trait
 class Following:
     """A router that keeps count of the requests that entered its replicas, and of what becomes of them."""
 

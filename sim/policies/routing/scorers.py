@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Final
-
-from mypy_extensions import mypyc_attr
 
 from sim.policies.routing import scoring
 from sim.policies.routing.prefix_index import Block, PrefixIndex, blocks_of
@@ -84,44 +81,36 @@ class PromptMemory:
                 self._sent[replica].append((request, self.uncached(replica)))
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
-class _Term(ABC):
-    """A scorer.
+class _Scorer:
+    """A term of the sum.
 
-    :ivar weight: of its scores; ``scraped``: whether they change at readings only.
+    Replicas are named as pods, ``default/replica-3-rank-0``, as their names decide which is the home of an adapter.
+
+    :ivar weight: of its scores; ``scraped``: whether they change at readings only, whatever the request.
     """
 
-    def __init__(self, context: RouterContext, spec: ScorerSpec) -> None:
-        self.view = context.view
+    def __init__(self, context: RouterContext, spec: ScorerSpec, memory: PromptMemory) -> None:
         self.weight = spec.weight
-        self.name = spec.name
         self.scraped = _SCRAPED.issuperset(SCORERS[spec.name].reads)
+        self._name = spec.name
+        self._view, self._memory = context.view, memory
+        self._base_model, self._block_tokens = context.base_model, context.block_tokens
+        self._idle, self._busiest = spec.idle_threshold, spec.max_busy_score
+        self._length_weight, self._token_limit = spec.match_length_weight, spec.queue_threshold_tokens
+        self._twice = context.lists_twice
+        self._times = 2 if context.lists_twice and spec.count == "sum" else 1
+        self._horizon_s = spec.load_horizon or 0.0
+        self._homes: dict[tuple[int, int], int] = {}  # by adapter and candidates
+        # By candidate, at the last reading: its score for adapters that it doesn't list; slots without an adapter; and
+        # whether it has none, but an adapter without requests.
         self._reading = 0
+        self._others: list[float] = []
+        self._free: list[int] = []
+        self._evictable: list[bool] = []
 
-    @abstractmethod
     def scores(self, adapter: int, among: list[int]) -> Sequence[float]:
         """Return the scores of some replicas; empty: 0 for each."""
-
-    def is_new(self, among: list[int]) -> bool:
-        """Return whether what was computed from the last reading, for all that are up, is of no use now."""
-        view = self.view
-        if among is not view.up:
-            self._reading = 0
-            return True
-        same = view.reading == self._reading and view.reading > 0
-        self._reading = view.reading
-        return not same
-
-
-class _Gauge(_Term):
-    """Scores by one number of each replica."""
-
-    def __init__(self, context: RouterContext, spec: ScorerSpec) -> None:
-        super().__init__(context, spec)
-        self._idle, self._busy = spec.idle_threshold, spec.max_busy_score
-
-    def scores(self, adapter: int, among: list[int]) -> Sequence[float]:
-        view, name = self.view, self.name
+        view, memory, name = self._view, self._memory, self._name
         if name == "queue":
             return scoring.spread([view.waiting[replica] for replica in among])
         if name == "running-requests":
@@ -130,81 +119,51 @@ class _Gauge(_Term):
             return [1.0 - view.kv[replica] for replica in among]
         if name == "load-aware":
             return scoring.load_aware([view.waiting[replica] for replica in among])
-        return scoring.active_request([view.in_flight[replica] for replica in among], self._idle, self._busy)
-
-
-class _ByPrompt(_Term):
-    """Scores by what the router knows of prompts."""
-
-    def __init__(self, context: RouterContext, spec: ScorerSpec, memory: PromptMemory) -> None:
-        super().__init__(context, spec)
-        self._memory = memory
-        self._size = context.block_tokens
-        self._length_weight = spec.match_length_weight
-        self._limit = spec.queue_threshold_tokens
-
-    def scores(self, adapter: int, among: list[int]) -> Sequence[float]:
-        memory = self._memory
-        if self.name == "token-load":
+        if name == "active-request":
+            return scoring.active_request([view.in_flight[each] for each in among], self._idle, self._busiest)
+        if name == "token-load":
             tokens = [memory.tokens_in_flight(replica) + memory.uncached(replica) for replica in among]
-            return scoring.token_load(tokens, self._limit)
-        if memory.matched is memory.none:
-            return ()
-        blocks, matched, size, weight = len(memory.blocks), memory.matched, self._size, self._length_weight
-        return [scoring.prefix_match(matched[replica], blocks, size, weight) for replica in among]
+            return scoring.token_load(tokens, self._token_limit)
+        if name == "prefix-cache":
+            if memory.matched is memory.none:
+                return ()
+            blocks, matched, size, weight = len(memory.blocks), memory.matched, self._block_tokens, self._length_weight
+            return [scoring.prefix_match(matched[replica], blocks, size, weight) for replica in among]
+        self._read(among)
+        return self._affinity(adapter, among) if name == "lora-affinity" else self._load_state(adapter, among)
 
+    def _read(self, among: list[int]) -> None:
+        """Compute what stays the same until the next reading, as long as all replicas are candidates."""
+        view = self._view
+        if among is view.up and view.reading and view.reading == self._reading:
+            return
+        self._reading = view.reading if among is view.up else 0
+        lists, slots, held = view.listed, view.slots, view.held
+        if self._name == "lora-affinity":
+            self._others = [scoring.lora_affinity(False, False, self._times * len(lists[r]), slots) for r in among]
+        else:
+            self._free = [slots - held[replica] for replica in among]
+            self._evictable = [held[r] >= slots and held[r] > self._busy(r) for r in among]
 
-class _ByLists(_Term):
-    """Scores by the lists of adapters in the metrics."""
-
-    def __init__(self, context: RouterContext, spec: ScorerSpec) -> None:
-        super().__init__(context, spec)
-        self._twice = context.lists_twice
-        self._times = 2 if self._twice and spec.count == "sum" else 1
-        self._others: list[float] = []  # by candidate, its score for adapters that it does not list
-
-    def scores(self, adapter: int, among: list[int]) -> Sequence[float]:
-        view, times, lists = self.view, self._times, self.view.listed
-        if self.is_new(among):
-            self._others = [scoring.lora_affinity(False, False, times * len(lists[r]), view.slots) for r in among]
+    def _affinity(self, adapter: int, among: list[int]) -> list[float]:
+        view, lists = self._view, self._view.listed
         found = self._others.copy()
         for place, replica in enumerate(among):
             if adapter in lists[replica]:
                 runs = self._twice or view.running[adapter] >> replica & 1 != 0
-                found[place] = scoring.lora_affinity(runs, True, times * len(lists[replica]), view.slots)
+                found[place] = scoring.lora_affinity(runs, True, self._times * len(lists[replica]), view.slots)
         return found
 
-
-class _ByLoadState(_Term):
-    """Scores by where the adapter is, or what a load of it takes.
-
-    Replicas are named as pods, ``default/replica-3-rank-0``, since their names decide which is the home of an adapter.
-    """
-
-    def __init__(self, context: RouterContext, spec: ScorerSpec) -> None:
-        super().__init__(context, spec)
-        self._horizon_s = spec.load_horizon or 0.0
-        self._base_model = context.base_model
-        self._homes: dict[tuple[int, int], int] = {}  # by adapter and replicas
-        self._free: list[int] = []  # by candidate, slots without an adapter
-        self._idle: list[bool] = []  # and whether it has none, but one with an adapter without requests
-
-    def scores(self, adapter: int, among: list[int]) -> Sequence[float]:
-        view, slots = self.view, self.view.slots
-        resident, held = view.resident, view.held
+    def _load_state(self, adapter: int, among: list[int]) -> list[float]:
+        view, slots = self._view, self._view.slots
         if adapter == self._base_model:
             return [scoring.base_load_state(self._busy(replica), slots) for replica in among]
-        on_gpu = resident[adapter]
-        copies, home = view.copies[adapter], self._home(adapter, among)
+        on_gpu, copies, home = view.resident[adapter], view.copies[adapter], self._home(adapter, among)
         request, horizon_s = view.request, self._horizon_s
-        if self.is_new(among):
-            self._free = [slots - held[replica] for replica in among]
-            self._idle = [held[r] >= slots and held[r] > self._busy(r) for r in among]
         found = []
         for place, replica in enumerate(among):
-            there = on_gpu >> replica & 1 != 0
-            free = self._free[place]
-            tier = scoring.load_tier(there, copies >> replica & 1 != 0, free, self._idle[place])
+            there, free = on_gpu >> replica & 1 != 0, self._free[place]
+            tier = scoring.load_tier(there, copies >> replica & 1 != 0, free, self._evictable[place])
             if horizon_s and request is not None:
                 load_s = max(0.0, request.load_s - request.host_load_s)
                 tier = scoring.priced(tier, load_s, request.host_load_s, horizon_s)
@@ -213,16 +172,15 @@ class _ByLoadState(_Term):
 
     def _busy(self, replica: int) -> int:
         """Return how many adapters in GPU memory have requests."""
-        resident = self.view.resident
-        return sum([resident[each] >> replica & 1 for each in self.view.listed[replica]])
+        resident = self._view.resident
+        return sum([resident[each] >> replica & 1 for each in self._view.listed[replica]])
 
     def _home(self, adapter: int, among: list[int]) -> int:
         key = (adapter, sum([1 << replica for replica in among]))
-        home = self._homes.get(key, -1)
-        if home < 0:
+        if key not in self._homes:
             names = [f"default/replica-{replica}-rank-0" for replica in among]
-            home = self._homes[key] = among[scoring.rendezvous(f"adapter-{adapter}", names)]
-        return home
+            self._homes[key] = among[scoring.rendezvous(f"adapter-{adapter}", names)]
+        return self._homes[key]
 
 
 class _Keeps:
@@ -288,7 +246,7 @@ class ByScores:
         self._memory = memory = PromptMemory(context)
         self._remembers = "request" in self.reads
         self._counts_tokens = any(reads.issuperset(("request", "in_flight")) for reads in each_reads)
-        self._terms = [_term(context, each, memory) for each in scorers]
+        self._terms = [_Scorer(context, each, memory) for each in scorers]
         self._filters = [_Keeps(context, each, memory) for each in filters]
         self._leading = 0  # terms at the head that change at readings only: their sum is kept
         while self._leading < len(self._terms) and self._terms[self._leading].scraped:
@@ -321,17 +279,7 @@ class ByScores:
         return self._sum
 
 
-def _add(sums: list[float], term: _Term, adapter: int, among: list[int]) -> None:
-    weight = term.weight
-    for place, score in enumerate(term.scores(adapter, among)):
+def _add(sums: list[float], scorer: _Scorer, adapter: int, among: list[int]) -> None:
+    weight = scorer.weight
+    for place, score in enumerate(scorer.scores(adapter, among)):
         sums[place] += weight * score
-
-
-def _term(context: RouterContext, spec: ScorerSpec, memory: PromptMemory) -> _Term:
-    if spec.name in ("prefix-cache", "token-load"):
-        return _ByPrompt(context, spec, memory)
-    if spec.name == "lora-affinity":
-        return _ByLists(context, spec)
-    if spec.name == "lora-load-state":
-        return _ByLoadState(context, spec)
-    return _Gauge(context, spec)

@@ -14,13 +14,14 @@ from sim.spec.registry import Registry
 from sim.spec.sections.control_plane import Filter, Router, Scorer
 from sim.spec.units import format_seconds
 
-CONFIG_BYTES = 1 << 20
-"""Bytes of a configuration, at most."""
+MANIFEST_BYTES = 4 << 20
+"""Bytes of a manifest, at most."""
 _PICKERS = ("max-score-picker", "weighted-random-picker", "random-picker")
 _WITHOUT_EFFECT = ("single-profile-handler", "approx-prefix-cache-producer", "inflight-load-producer")
 """Plugins of which the simulated router needs no word."""
 _SECONDS = {"load_horizon": ("loadHorizonSeconds", 1.0), "max_ttft_penalty": ("maxTTFTPenaltyMs", 1000.0)}
 """Parameters that are times: their names there, and their unit in parts of a second."""
+_REGISTRIES: Mapping[str, Registry[PluginEntry]] = {"scorers": SCORERS, "filters": FILTERS}
 _OURS_ALONE = ("count",)
 """Keys that say which release is simulated."""
 
@@ -35,7 +36,10 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
 
     :raises InputError: if it is no EndpointPickerConfig.
     """
-    config, said = _config_in(file), f"a plugin list in {file.name}"
+    configs = [each for each in _mappings(documents_of(file)) if each.get("kind") == "EndpointPickerConfig"]
+    if not configs:
+        raise InputError("no configuration of an endpoint picker", file=str(file), allowed="kind: EndpointPickerConfig")
+    config, said = configs[0], f"a plugin list in {file.name}"
     plugins: dict[str, Mapping[str, Any]] = {}
     for plugin in _mappings(config.get("plugins")):
         plugins[str(plugin.get("name") or plugin.get("type"))] = plugin
@@ -47,19 +51,18 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
         if name not in plugins:
             allowed = ", ".join(plugins) or "none is listed"
             raise InputError("unknown plugin", file=str(file), key="pluginRef", got=name, allowed=allowed)
-        kind, parameters = str(plugins[name].get("type")), plugins[name].get("parameters") or {}
-        section = next((key for key, each in _REGISTRIES.items() if any(e.plugin == kind for e in each)), None)
+        kind, parameters = str(plugins[name].get("type")), plugins[name].get("parameters")
+        known = {entry.plugin: (key, entry) for key, each in _REGISTRIES.items() for entry in each}
         if kind in _PICKERS:
             settings.append(Setting("router.picker", kind.removesuffix("-picker"), f"{kind} in {file.name}"))
-        elif section is None:
+        elif kind not in known:
             comments += [] if kind in _WITHOUT_EFFECT else [f"Not translated: {kind}: no scorer or filter is like it"]
         else:
-            entry = next(each for each in _REGISTRIES[section] if each.plugin == kind)
-            values: dict[str, object] = {"name": entry.name}
-            if section == "scorers":
-                values["weight"] = reference.get("weight", 1)
+            section, entry = known[kind]
+            weight = {"weight": reference.get("weight", 1)} if section == "scorers" else {}
+            values: dict[str, object] = {"name": entry.name, **weight}
             names = {_parameter(key): key for key in entry.keys if key not in _OURS_ALONE}
-            for parameter, value in parameters.items():
+            for parameter, value in (parameters if isinstance(parameters, Mapping) else {}).items():
                 key = names.get(str(parameter))
                 if key is None:
                     comments.append(f"Not translated: {parameter} of {kind}: {value}")
@@ -69,34 +72,32 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
                     values[key] = value
             found[section].append(values)
     if not found["scorers"]:
-        raise InputError("the profile has no scorer that can be simulated", file=str(file), allowed=_known())
+        raise InputError(
+            "the profile has no scorer that can be simulated",
+            file=str(file),
+            allowed=", ".join(entry.plugin for entry in SCORERS),
+        )
     settings += [Setting(f"router.{key}", each, said) for key, each in found.items() if each]
     if len(profiles) > 1:
         comments.append(f"{file.name} has {len(profiles)} profiles; this is the first, {profiles[0].get('name')}.")
     return settings, comments
 
 
-_REGISTRIES: Mapping[str, Registry[PluginEntry]] = {"scorers": SCORERS, "filters": FILTERS}
+def documents_of(file: Path) -> list[Any]:
+    """Return the documents of a manifest.
 
-
-def _known() -> str:
-    return ", ".join(entry.plugin for entry in SCORERS)
-
-
-def _config_in(file: Path) -> Mapping[str, Any]:
+    :raises InputError: if it is no YAML.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        documents = list(YAML(typ="safe", pure=True).load_all(read_regular(file, CONFIG_BYTES).decode("utf-8")))
+        return list(YAML(typ="safe", pure=True).load_all(read_regular(file, MANIFEST_BYTES).decode("utf-8")))
     except OSError as error:
-        raise InputError("can't be read", file=str(file), got=error.strerror or str(error)) from None
+        raise InputError("the manifest can't be read", file=str(file), got=error.strerror or str(error)) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError("not YAML", file=str(file), got=str(error).split("\n")[0]) from None
-    for document in _mappings(documents):
-        if document.get("kind") == "EndpointPickerConfig":
-            return document
-    raise InputError("no configuration of an endpoint picker", file=str(file), allowed="kind: EndpointPickerConfig")
+        hint = "a chart's templates are no YAML: give its values, or what helm template prints"
+        raise InputError("not YAML", file=str(file), got=str(error).split("\n")[0], hint=hint) from None
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:
@@ -116,9 +117,8 @@ def releases_of(router: Router) -> Iterator[str]:
     """Yield what the picker must be newer than llm-d's router v0.10.0 for."""
     if any(each.count == "union" for each in router.scorers):
         yield "lora-affinity-scorer was simulated as since pull request 2625, after v0.10.0."
-    if "lora-load-state" in [each.name for each in router.scorers] or "lora-residency" in [
-        each.name for each in router.filters
-    ]:
+    names = [each.name for each in router.scorers] + [each.name for each in router.filters]
+    if "lora-load-state" in names or "lora-residency" in names:
         yield "Scorer and filter by residency are in pull request 2792, which was open in September 2026."
 
 
