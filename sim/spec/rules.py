@@ -142,11 +142,6 @@ SHARED: tuple[Row, ...] = (
         hint="remove it, or set router.pools: weight",
     ),
     Rule(
-        "router.policy: this router tells users apart by tenant, and there are no tenants",
-        lambda s: s.router.policy == "aibrix-vtc" and not s.tenants and s.router.policy,
-        hint="give tenants, or choose another router",
-    ),
-    Rule(
         "router.copies: there are fewer replicas",
         lambda s: s.router.copies > s.fleet.total and s.router.copies,
         allowed="at most {s.fleet.total}",

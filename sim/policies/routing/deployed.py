@@ -98,7 +98,8 @@ OUTPUT_WEIGHT: Final = 2.0
 
 
 class Vtc(Deployed):
-    """AIBrix ``vtc-basic``: users with more tokens go to later pods, up to the third; tenants are the users."""
+    """AIBrix ``vtc-basic``: users with more tokens go to later pods, up to the third; tenants are the users,
+    and without any, pods are drawn."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads", "request"})
 
@@ -106,10 +107,11 @@ class Vtc(Deployed):
         super().__init__(context)
         self._recent: deque[tuple[float, int, float]] = deque()  # time, user, tokens
         self._tokens: dict[int, float] = {}
+        self._tenants_known = context.tenants
 
     def choose(self, adapter: int, number: int) -> int:
         up, request = self._view.up, self._view.request
-        if request is None:
+        if request is None or not self._tenants_known:
             return self.one_of(up, number)
         while self._recent and self._recent[0][0] <= request.arrival_s - WINDOW_S:
             _, user, tokens = self._recent.popleft()

@@ -90,6 +90,7 @@ class RouterContext:
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
     :ivar homes: by adapter, the replicas on which a controller has placed it at the start; None: there is none.
     :ivar spec: the section of the scenario, for routers with a section of their own.
+    :ivar tenants: whether there are tenants; otherwise that of every request is 0.
     :ivar lists_twice: whether the metrics of the replicas list every adapter in flight as running and as waiting.
     :ivar block_tokens: tokens of a block of the router's prefix index; ``index_blocks``: by replica, how many it keeps;
         empty: no two requests share text.
@@ -108,6 +109,7 @@ class RouterContext:
     homes: dict[int, tuple[int, ...]] | None = None
     base_model: int = -1
     spec: RouterSpec = field(default_factory=RouterSpec)
+    tenants: bool = False
     lists_twice: bool = False
     block_tokens: int = 64
     index_blocks: Sequence[int] = ()
