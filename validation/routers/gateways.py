@@ -98,10 +98,9 @@ def _sglang_balance(table: Mapping[str, Any]) -> Iterator[Judged]:
         if row.get("prefix_owner") is not None:
             first = round(1000 * row["prefix_share"])
             tree.insert(characters.of([["asked", first]])[0], row["prefix_owner"])
-        for number, (loads, segments, branch, rate, choice, *_) in enumerate(steps):
-            yield _cache_aware(
-                f"{row['id']}/{number}", row, tree, characters.of(segments), loads, (), (branch, rate, choice)
-            )
+        for number, (loads, segments, branch, rate, choice, *healthy) in enumerate(steps):
+            text, real = characters.of(segments), (branch, rate, choice)
+            yield _cache_aware(f"{row['id']}/{number}", row, tree, text, loads, healthy, real)
 
 
 def _sglang_sequence(table: Mapping[str, Any]) -> Iterator[Judged]:

@@ -11,7 +11,6 @@ from sim.policies.placement import Demand, Placement, PlacerContext
 from sim.policies.routing.placed import Placed
 from sim.policies.routing.prefixes import SentText, Text, TextTree, beginning, text_of
 from sim.policies.routing.router_policy import Following, RouterContext, is_up, settings_of
-from sim.rng import UniformDraws
 from sim.traffic.request import Request
 
 # What sending a request to a worker costs (lib/kv-router/src/scheduling/selector/default.rs).
@@ -342,7 +341,6 @@ class Dynamo(Placed, Following):
         self._active = [ActiveBlocks(BLOCK) for _ in range(context.replicas)]
         self._prefilling: list[dict[int, tuple[Request, int]]] = [{} for _ in range(context.replicas)]
         self._index = KvIndex(BLOCK)
-        self._lots = UniformDraws(context.key)
 
     def choose(self, adapter: int, number: int) -> int:
         base, request = adapter == self._base_model, self._view.request
@@ -368,7 +366,7 @@ class Dynamo(Placed, Following):
                     request_weight=self._request_weight,
                 )
             )
-        drawn = self._lots.of(number)
+        drawn = self._draws.of(number)
         for worker, weight in zip(workers, choice_weights(costs, self._temperature), strict=True):
             drawn -= weight
             if drawn < 0:
