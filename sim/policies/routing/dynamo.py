@@ -235,33 +235,6 @@ def copies_by_share(loads: Mapping[str, int], slots: int, workers: int) -> dict[
     return found
 
 
-class Cooldown:
-    """Delays the loss of copies, so that a short lull unloads nothing.
-
-    Named by Dynamo's ``apply_hysteresis``: the first decision that asks for fewer copies only starts the wait.
-    """
-
-    def __init__(self) -> None:
-        self._since: dict[str, int] = {}  # by adapter, the decision of the last step down, or of the first asked for
-
-    def copies(self, name: str, wanted: int, now: int, decision: int) -> int:
-        """Return how many copies an adapter gets, which has ``now`` of them."""
-        if wanted >= now:
-            self._since.pop(name, None)
-            return wanted
-        if name not in self._since:
-            self._since[name] = decision
-            return now
-        if decision - self._since[name] < COOLDOWN:
-            return now
-        self._since[name] = decision
-        return wanted
-
-    def forget(self, name: str) -> None:
-        """Forget an adapter that has become inactive."""
-        self._since.pop(name, None)
-
-
 class ShareOfLoad:
     """Copies by share of the load, on the workers that rendezvous hashing gives; adapters stay where they were.
 
@@ -272,8 +245,8 @@ class ShareOfLoad:
     def __init__(self, context: PlacerContext) -> None:
         self._slots = context.slots
         self._smoothed: dict[int, float] = {}
-        self._cooldown = Cooldown()
         self._decision = 0
+        self._since: dict[str, int] = {}  # by adapter, the decision of the last step down, or of the first asked for
 
     def place(self, demand: Demand, current: Placement) -> Placement:
         self._decision += 1
@@ -295,13 +268,13 @@ class ShareOfLoad:
             adapter, before = names[name], current.get(names[name], ())
             own = there[adapter]
             full = {worker for worker in workers if used[worker] - (worker in own) >= self._slots}
-            copies = self._cooldown.copies(name, wanted[name], len(before), self._decision)
+            copies = self._delayed(name, wanted[name], len(before))
             homes = placed_on(ranking(name, workers), copies, full, before)
             for worker in homes:
                 used[worker] += worker not in own
             found[adapter] = tuple(sorted(homes))
         for name in names.keys() - active.keys():
-            self._cooldown.forget(name)
+            self._since.pop(name, None)
             found[names[name]] = (ranking(name, workers)[0],)
         taken = {worker: sum(worker in homes for homes in found.values()) for worker in workers}
         for name in sorted(active.keys() - wanted.keys()):
@@ -312,6 +285,17 @@ class ShareOfLoad:
                 taken[worker] += 1
             found[names[name]] = tuple(sorted(homes))
         return found
+
+    def _delayed(self, name: str, wanted: int, now: int) -> int:
+        """Return how many copies an adapter gets that has ``now``: the first decision for fewer only starts a wait."""
+        if wanted >= now:
+            self._since.pop(name, None)
+            return wanted
+        since = self._since.setdefault(name, self._decision)
+        if self._decision - since < COOLDOWN:
+            return now
+        self._since[name] = self._decision
+        return wanted
 
 
 BLOCK: Final = 16

@@ -115,12 +115,6 @@ def fullest_with_room(counts: Sequence[int]) -> int:
 # SGLang gateway 0.3.2 (src/policies/cache_aware.rs); its tree is ``TextTree``.
 
 
-def is_imbalanced(loads: Sequence[float], difference: float, ratio: float) -> bool:
-    """Return whether loads of all workers, healthy or not, differ so much that text no longer counts."""
-    most, fewest = max(loads), min(loads)
-    return most - fewest > difference and most > fewest * ratio
-
-
 def cache_aware(
     tree: TextTree,
     text: Text,
@@ -135,8 +129,10 @@ def cache_aware(
     """Choose a worker and add the text to the tree; return why, the share that matched (-1: not asked) and the worker.
 
     :param length: characters of the text; ``threshold``: share that must match.
+    :param difference: with ``ratio``, how much loads of all workers, healthy or not, must differ for text not to count.
     """
-    if is_imbalanced(loads, difference, ratio):
+    most, fewest = max(loads), min(loads)
+    if most - fewest > difference and most > fewest * ratio:
         chosen = min(up, key=loads.__getitem__)
         tree.insert(text, chosen)
         return "imbalanced", -1.0, chosen
