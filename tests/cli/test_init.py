@@ -324,7 +324,7 @@ def test_the_configuration_of_an_endpoint_picker_comes_in_and_goes_out_again(lor
     assert loraplan("run", "mine.yaml", *short, "--emit", "llm-d=out").code == 0
     assert loraplan("init", "--from-epp", "out/endpoint-picker.yaml", "--out", "again.yaml").code == 0
     assert load_scenario("again.yaml").scenario.router == router
-    for wrong, problem in ((PICKER.replace("ef: kv", "ef: vk"), "unknown plugin"), ("kind: Pod", "no configuration")):
+    for wrong, problem in ((PICKER.replace("ef: kv", "ef: vk"), "unknown plugin"), ("kind: Pod", "no container")):
         Path("epp.yaml").write_text(wrong)
         ended = loraplan("init", "--from-epp", "epp.yaml", "--out", "wrong.yaml")
         assert (ended.code, Path("wrong.yaml").exists()) == (2, False)

@@ -84,10 +84,13 @@ class PrefixIndex:
         for block in blocks:
             if block in order:
                 del order[block]
-            elif len(order) >= capacity:
+                order[block] = None
+                continue
+            if len(order) >= capacity:
                 self._drop(next(iter(order)), replica)
             order[block] = None
-        for block in blocks:
+            masks[block] = masks.get(block, 0) | bit
+        for block in blocks if len(blocks) > capacity else ():  # those that it has evicted itself
             masks[block] = masks.get(block, 0) | bit
 
     def _drop(self, block: Block, replica: int) -> None:

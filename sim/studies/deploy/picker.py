@@ -22,6 +22,7 @@ _WITHOUT_EFFECT = ("single-profile-handler", "approx-prefix-cache-producer", "in
 _SECONDS = {"load_horizon": ("loadHorizonSeconds", 1.0), "max_ttft_penalty": ("maxTTFTPenaltyMs", 1000.0)}
 """Parameters that are times: their names there, and their unit in parts of a second."""
 _REGISTRIES: Mapping[str, Registry[PluginEntry]] = {"scorers": SCORERS, "filters": FILTERS}
+_OLD_NAMES = {"kv-cache-scorer": "kv-cache-utilization-scorer"}
 _OURS_ALONE = ("count",)
 """Keys that say which release is simulated."""
 
@@ -31,15 +32,21 @@ def _parameter(key: str) -> str:
     return _SECONDS[key][0] if key in _SECONDS else first + "".join(map(str.capitalize, others))
 
 
-def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
-    """Return the settings that a configuration means, and comments on what none can hold.
+def is_picker(file: Path) -> bool:
+    """Return whether a manifest configures an endpoint picker."""
+    return any(map(_is_config, documents_of(file)))
 
-    :raises InputError: if it is no EndpointPickerConfig.
+
+def _is_config(document: object) -> bool:
+    return isinstance(document, Mapping) and document.get("kind") == "EndpointPickerConfig"
+
+
+def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
+    """Return the settings that the configuration in a manifest means, and comments on what none can hold.
+
+    :raises InputError: if it names no plugin of its own, or no scorer that is known.
     """
-    configs = [each for each in _mappings(documents_of(file)) if each.get("kind") == "EndpointPickerConfig"]
-    if not configs:
-        raise InputError("no configuration of an endpoint picker", file=str(file), allowed="kind: EndpointPickerConfig")
-    config, said = configs[0], f"a plugin list in {file.name}"
+    config, said = next(filter(_is_config, documents_of(file))), f"a plugin list in {file.name}"
     plugins: dict[str, Mapping[str, Any]] = {}
     for plugin in _mappings(config.get("plugins")):
         plugins[str(plugin.get("name") or plugin.get("type"))] = plugin
@@ -52,6 +59,7 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
             allowed = ", ".join(plugins) or "none is listed"
             raise InputError("unknown plugin", file=str(file), key="pluginRef", got=name, allowed=allowed)
         kind, parameters = str(plugins[name].get("type")), plugins[name].get("parameters")
+        kind = _OLD_NAMES.get(kind, kind)
         known = {entry.plugin: (key, entry) for key, each in _REGISTRIES.items() for entry in each}
         if kind in _PICKERS:
             settings.append(Setting("router.picker", kind.removesuffix("-picker"), f"{kind} in {file.name}"))
@@ -71,7 +79,7 @@ def read_picker(file: Path) -> tuple[list[Setting], list[str]]:
                 else:
                     values[key] = value
             found[section].append(values)
-    if not found["scorers"]:
+    if not found["scorers"] and all(each.value != "random" for each in settings):
         raise InputError(
             "the profile has no scorer that can be simulated",
             file=str(file),
