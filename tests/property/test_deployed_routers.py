@@ -185,6 +185,9 @@ def test_busy_adapters_get_copies_by_share_and_a_lone_one_gets_every_worker() ->
         assert len(copies) == min(len(loads), slots)
         assert all(1 <= each <= workers for each in copies.values())
         assert copies_by_share({"alone": luck.randint(1, 9)}, slots, workers) == {"alone": workers}
+    shares, tenth = dict.fromkeys(range(10), 10.0), PlacerContext(8, 1, [1.0] * 10, [8] * 10)
+    for policy, copies_of in (("dynamo", 4), ("popularity", 1)):  # as the page on routers says
+        assert len(make_placer(policy, tenth).place(Demand(shares, (0, 1, 2, 3)), {})[0]) == copies_of
 
 
 def decisions(counts: list[dict[int, float]], slots: int = 8) -> list[Placement]:
