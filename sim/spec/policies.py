@@ -61,6 +61,7 @@ CACHE_DEFAULTS = ("lru", "sieve", "lfu", "belady")
 class RouterEntry(Entry):
     """A router; its class is described in ``sim/policies/routing/router_policy.py``.
 
+    :ivar settings: numbers of its own that ``router.settings`` may change, with their defaults.
     :ivar keys: which keys of the section mean something to it, of those that do to some policies only.
     :ivar bound: the bound on a replica's requests over the mean that it has unless the scenario gives one.
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
@@ -70,6 +71,7 @@ class RouterEntry(Entry):
     :ivar in_what_if: whether a what-if tries it.
     """
 
+    settings: Mapping[str, float] = field(default_factory=dict, hash=False)
     keys: tuple[str, ...] = ()
     bound: float | None = None
     view_interval_s: float = 0.0
@@ -110,9 +112,14 @@ class PlacerEntry(Entry):
     """A policy of the placement controller; its class is described in ``sim/policies/placement.py``.
 
     :ivar moves: whether it decides again during the run.
+    :ivar foresees: whether it knows the popularity of the start, as an operator may.
+    :ivar period, history: those of its controller unless the scenario says, as it would.
     """
 
     moves: bool = True
+    foresees: bool = True
+    period: str = ""
+    history: str = ""
 
 
 PLACERS = Registry("placement policy", _entries("placers", PlacerEntry))

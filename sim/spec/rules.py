@@ -229,18 +229,18 @@ CONTROLLER = When(
         allowed=", ".join(entry.name for entry in PLACERS if entry.moves),
     ),
     Rule(
-        "rollouts: rollouts are not supported with router.policy placement",
+        "rollouts: rollouts are not supported with router.policy {s.router.policy}",
         lambda s: s.rollouts != (),
         hint="choose another router",
     ),
     Rule(
-        "faults.{i}.kind: this fault is not supported with router.policy placement",
+        "faults.{i}.kind: this fault is not supported with router.policy {s.router.policy}",
         lambda s, it, i: it.kind not in _STAYING and it.kind,
         allowed=", ".join(_STAYING),
         hint="or choose another router",
     ),
 )
-"""What a placement controller (``router.policy: placement``) needs."""
+"""What a placement controller (``router.policy: placement`` or ``dynamo``) needs."""
 
 FULL_MODELS: tuple[Row, ...] = (
     Rule(

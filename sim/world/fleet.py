@@ -252,7 +252,7 @@ class Fleet:
         if self._too_long and request.index in self._too_long:
             self.recorder.record_unserved(request, -1, REFUSED)
             return
-        if self.dispatcher.extensions:
+        if self.dispatcher.extensions or self.dispatcher.view.of_request:
             request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
         self.dispatcher.take(request)
 

@@ -21,7 +21,7 @@ from sim.spec.sections.serving import KvTransfer
 from sim.timing import stage
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
-from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.dispatcher import Dispatcher, Extension, Followed
 from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import make_misrouting, make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
@@ -222,6 +222,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         misrouting,
         rollouts,
         foresight,
+        Followed(routing.following) if routing.following and replicas > 1 else None,
     ]
     there = [each for each in extensions if each is not None]
     dispatcher = Dispatcher(routing.router, there, recorder, router_state.counts, world.base_model)
@@ -264,6 +265,9 @@ def _show_replicas(
     refresher = ViewRefresher(fleet.clock, view, sources, reads, interval, fleet.next_s)
     if others:
         refresher.keep_current(others)
+    if "cached" in reads:
+        servers = fleet.servers
+        refresher.show_caches(lambda replica, request: servers[replica].cached_tokens(request))
     if routing.current:
         current = ViewRefresher(fleet.clock, View(), sources, routing.current_reads, 0.0, fleet.next_s)
         current.keep_current(routing.current)

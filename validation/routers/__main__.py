@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from validation.routers import Judge, llm_d
+from validation.routers import Judge, dynamo, gateways, llm_d
 
 TOLERANCE = 1e-9
 
-JUDGES: dict[str, Judge] = {**llm_d.JUDGES}
+JUDGES: dict[str, Judge] = {**llm_d.JUDGES, **dynamo.JUDGES, **gateways.JUDGES}
 """By the beginning of the file's name; the longest one counts."""
 
 

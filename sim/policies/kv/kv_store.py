@@ -83,6 +83,10 @@ class KvStore(ABC):
         """Return how many tokens of a request that would join need no computing, because blocks hold them."""
         return 0
 
+    def known_tokens(self, request: Request) -> int:
+        """Return the same for somebody who only looks; -1 where looking would change what is evicted next."""
+        return 0
+
     @abstractmethod
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
         """Give a request blocks for the next ``tokens`` tokens of its prompt; return whether there were enough.

@@ -189,6 +189,9 @@ class PrefixLookup(ExactCount):
         self._found_idle = idle
         return block * size
 
+    def known_tokens(self, request: Request) -> int:
+        return self.cached_tokens(request)
+
     def _find(self, request: Request) -> int:
         self.settle()
         path = self._path(request, own=request.preemptions > 0)

@@ -13,6 +13,7 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from sim.spec.base import Errors, Strict, checks, located
@@ -23,7 +24,7 @@ from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds
 
 # How requests are assigned to replicas.
 
-OWN_KEYS = ("bound", "placement", "copies", "controller", "scorers", "filters", "picker")
+OWN_KEYS = ("bound", "placement", "copies", "controller", "settings", "scorers", "filters", "picker")
 """Keys that mean something to some policies only; ``RouterEntry.keys`` says to which."""
 DEFAULT_SCORERS = (("queue", 2.0), ("kv-cache-utilization", 2.0), ("prefix-cache", 3.0))
 """Scorers and weights of llm-d's default profile."""
@@ -50,6 +51,20 @@ class PlacementController(Strict):
     move: Literal["lazy", "eager"] = "lazy"
     """How an adapter is loaded on its new replica. ``lazy``: by its first request there. ``eager``: by the controller,
     at once, one adapter after the other on each replica."""
+    call: Seconds | None = None
+    """``move: eager``: how long a call of the engine's load API takes before the load. Requests then go to a new
+    replica only when the call has returned; unset: from the decision on."""
+    failures: Share = 0.0
+    """With ``call``: share of the calls that fail. Whether the adapter is still to go there is decided next time."""
+    unload_after: Seconds | None = Field(default=None, gt=0)
+    """Time without a request after which an adapter loses its places and its copies in the replicas; unset: engines
+    evict adapters when they need the room."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_policy(cls, given: Any) -> Any:
+        entry = PLACERS.get(given["policy"]) if isinstance(given, Mapping) and "policy" in given else None
+        return {"period": entry.period, "history": entry.history, **given} if entry and entry.period else given
 
     @field_validator("policy")
     @classmethod
@@ -61,6 +76,13 @@ class PlacementController(Strict):
         if PLACERS[self.policy].moves and self.history < self.period:
             got, least = format_seconds(self.history), format_seconds(self.period)
             yield located("history", "shorter than the period", got=got, allowed=f"at least {least}")
+        if self.call is not None and self.move != "eager":
+            yield located("call", "the first request loads an adapter", got=format_seconds(self.call), allowed="unset")
+        if self.failures and self.call is None:
+            yield located("failures", "no call is made", got=self.failures, allowed="0", hint="give call")
+        if self.unload_after is not None and self.unload_after < self.history:
+            got, least = format_seconds(self.unload_after), format_seconds(self.history)
+            yield located("unload_after", "still asked for in the history", got=got, allowed=f"at least {least}")
 
 
 class _Plugin(Strict):
@@ -153,7 +175,11 @@ class Router(Strict):
     """``scorers`` only: how one is chosen. ``max-score``: the highest sum, equal ones at random. ``weighted-random``:
     in proportion to the sum. ``random``: any. Unset: ``max-score``."""
     controller: PlacementController | None = None
-    """``placement`` only: the controller that places adapters and moves them; unset: one with its defaults."""
+    """``placement`` and ``dynamo`` only: the controller that places adapters and moves them; unset: one with its
+    defaults."""
+    settings: dict[str, NonNegativeFloat] | None = None
+    """Numbers of ``dynamo`` and ``sglang-cache-aware`` by name, which have the release's values unless they stand here
+    (docs/routers.md)."""
     pools: Literal["together", "weight"] = "together"
     """With ``fleet.pools``, how a pool is chosen. ``together``: the replicas of all pools that take a request are
     candidates, and ``policy`` chooses among them. ``weight``: first a pool is drawn by its ``weight``, then ``policy``
@@ -165,6 +191,14 @@ class Router(Strict):
     instances: PositiveInt = Field(default=1, le=256)
     """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
     reach routers one by one, such as a rollout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _controller_of_policy(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("policy") != "dynamo":
+            return given
+        controller = given.get("controller") or {}
+        return {**given, "controller": {"policy": "dynamo", **controller}} if isinstance(controller, Mapping) else given
 
     @field_validator("policy")
     @classmethod
@@ -214,6 +248,14 @@ class Router(Strict):
                     got="a section" if isinstance(given, Strict) else given,
                     allowed=f"only with policy {policies}",
                     hint=f"remove it (--set router.{key}=null), or choose such a policy",
+                )
+        for name, value in (self.settings or {}).items():
+            if self._facts.settings and name not in self._facts.settings:
+                yield located(
+                    f"settings.{name}",
+                    f"policy {self.policy} has no such setting",
+                    got=value,
+                    allowed=", ".join(self._facts.settings),
                 )
 
     @property

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sim.policies.routing import Choosing, RouterContext, View
 from sim.policies.routing.plain import LeastLoaded
 from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool, ToHolders
+from sim.policies.routing.router_policy import Following
 from sim.rng import stream_key
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import FullModels
@@ -29,6 +30,7 @@ class Routing:
     :ivar views: read as often as ``router.staleness`` says; ``reads``: the fields that are read.
     :ivar current: views that are always current; ``current_reads``: the fields that are read.
     :ivar of_request: where there are several views, that of each request: by adapter, and last of the base model.
+    :ivar following: routers that keep count of the requests inside replicas.
     """
 
     router: Choosing
@@ -38,6 +40,7 @@ class Routing:
     current: list[View] = field(default_factory=list)
     current_reads: frozenset[str] = frozenset()
     of_request: list[View] = field(default_factory=list)
+    following: list[Following] = field(default_factory=list)
 
 
 def route(world: World, replication: int, new_view: NewView) -> Routing:
@@ -95,6 +98,8 @@ class _Routers:
             router = make_router(self._world, view, self._replication)
             self._routing.views.append(view)
             self._routing.reads |= router.reads
+            if isinstance(router, Following):
+                self._routing.following.append(router)
             self._made[indices] = (router, view)
         return self._made[indices]
 

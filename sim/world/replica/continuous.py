@@ -69,6 +69,9 @@ class BatchServer(Server):
         totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
         return totals
 
+    def cached_tokens(self, request: Request) -> int:
+        return self.scheduler.kv.known_tokens(request)
+
     def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
         kv = self.scheduler.kv
         if keep_prefixes:

@@ -182,6 +182,10 @@ class Server(Replica):
         self.inside_area -= self.clock.now
         self.intake.take_in(request, False)
 
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of a request are in the KV cache; -1 if that isn't known."""
+        return 0
+
     def _goes(self) -> None:
         self._inside[self.index] -= 1
         self.inside_area += self.clock.now

@@ -126,6 +126,7 @@ def make_router(world: World, view: View, replication: int) -> Router:
             copies=spec.copies,
             homes=None if spec.placing is None else first_placement(first, placer_of(spec.placing, first, replication)),
             base_model=world.base_model,
+            tenants=traffic.tenant_of is not None,
             spec=spec,
             # vLLM since its pull request 26801, in 0.11.1; the preset for 0.11 to 0.13 is that of 0.9.2.
             lists_twice=schedules_ahead(first.scenario.fleet.engine),

@@ -284,6 +284,11 @@ class ViewRefresher(FreshView):
         if self._gauged:
             self._read_gauges()
 
+    def show_caches(self, cached: Callable[[int, Request], int]) -> None:
+        """Show what a function finds in the KV caches of replicas, which is always current."""
+        for view in (self._view, *self._others):
+            view.cached = cached
+
     def _copy_to_others(self) -> None:
         view = self._view
         for other in self._others:
