@@ -45,9 +45,9 @@ def test_a_missed_bar_is_the_exit_code_and_stays_on_the_page(
     assert f"{word} error: 0.25" in capsys.readouterr().out
     page.write({"vtc": source}, {"vtc": ROWS}, tmp_path / "gallery.md", tmp_path)
     text = (tmp_path / "gallery.md").read_text(encoding="utf-8")
-    assert f"| [A made-up result](#a-made-up-result) | 1 | 25.0 % | {1 - code} of 1 |" in text
+    assert f"| [A made-up result](#a-made-up-result) | 1, 25 % | {1 - code} of 1 |" in text
     assert f"- **{word.capitalize().strip()}**: error: 25 % (at most {limit * 100:g} %)" in text
-    assert "| judged | 1.5 [1, 1.8] (2) |" in text
+    assert "| judged | 1.5 [1 to 1.8] (2) |" in text
     assert "<svg" in (tmp_path / "gallery-made-up.svg").read_text(encoding="utf-8")
 
 
@@ -82,7 +82,7 @@ def test_other_rows_of_sglang_may_have_other_settings(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("name,slots,drain_wait_s,e2e_p99_s\nas many slots,6,,15\ndrained,3,5,30\n")
     free, drained = predict(file, orders=2)
-    assert set(free.predicted) == {"e2e_p99_s"}
+    assert set(free.predicted) == {"e2e_p99_s", "share_of_orders_near"}
     assert free.predicted["e2e_p99_s"] < drained.predicted["e2e_p99_s"]
 
 

@@ -47,7 +47,7 @@ def report(source: Source, rows: Sequence[Row]) -> bool:
         print(f"\n{entry.title}\n{entry.source}")
         for row in mine:
             pairs = (f"{key} {row.predicted[key]:.4g} ({value:.4g})" for key, value in row.published.items())
-            pairs = pairs if row.published else (f"{key} {value:.4g}" for key, value in row.predicted.items())
+            pairs = pairs if row.published else (f"{key} {value:,.5g}" for key, value in row.predicted.items())
             print(f"  {row.name}{' (anchor)' if row.anchor else ''}: {', '.join(pairs)}")
         for bar in entry.bars([row for row in mine if not row.anchor]):
             met = met and bar.met

@@ -46,16 +46,16 @@ def write(
 
     :param rows: what each source predicts, by its name.
     """
-    lines, parts = ["| entry | rows | median error | bars met |", "|---|---|---|---|"], []
+    lines, parts = ["| entry | rows, median error | bars met |", "|---|---|---|"], []
     for name, source in sources.items():
         for entry in source.entries:
             mine = [row for row in rows[name] if row.entry == entry.name]
             judged = [row for row in mine if not row.anchor]
             bars = entry.bars(judged)
             ends = [abs(row.predicted[key] / value - 1) for row in judged for key, value in row.published.items()]
-            met = f"{sum(bar.met for bar in bars)} of {len(bars)}" if bars else "none stated"
-            error = f"{median(ends):.1%}".replace("%", " %") if ends else "–"
-            lines.append(f"| [{entry.title}](#{slug(entry.title)}) | {len(judged)} | {error} | {met} |")
+            met = f"{sum(bar.met for bar in bars)} of {len(bars)}" if bars else "–"
+            error = f", {median(ends) * 100:.3g} %" if ends else ""
+            lines.append(f"| [{entry.title}](#{slug(entry.title)}) | {len(judged)}{error} | {met} |")
             parts.append("\n".join(_section(name, entry, mine, bars, pictures, page)))
     write_text(page, HEAD + "\n".join(lines) + "\n\n" + "\n".join(parts))
 
@@ -71,11 +71,11 @@ def _section(
         yield f"- **Anchors**: {', '.join(anchors)}."
     for bar in bars:
         yield f"- **{'Met' if bar.met else 'Missed'}**: {bar.text}: {said(bar)}"
-    yield f"\n{entry.about}" if entry.about else ""
+    yield f"\n{entry.about}\n" if entry.about else ""
     if any(row.published for row in rows):
         picture = pictures / f"gallery-{entry.name}.svg"
         write_text(picture, plot(rows, entry.title))
-        yield f"\n![Measured against predicted, on logarithmic axes: {entry.title}]({picture.relative_to(page.parent)})"
+        yield f"![Measured against predicted, on logarithmic axes: {entry.title}]({picture.relative_to(page.parent)})"
     if 0 < len(rows) <= FEW:
         yield "\n" + "\n".join(_table(rows))
     if rows:
@@ -83,19 +83,21 @@ def _section(
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
-    keys = list(
-        dict.fromkeys(key for row in rows for key in row.predicted if key in row.published or not row.published)
-    )
+    keys = list(dict.fromkeys(key for row in rows for key in row.predicted))
     head = "predicted (published)" if any(row.published for row in rows) else "predicted"
     yield f"| {head} | {' | '.join(map(words, keys))} |"
     yield f"|---|{'---|' * len(keys)}"
     for row in rows:
         cells = []
         for key in keys:
-            band = f" [{row.band[key][0]:.3g}, {row.band[key][1]:.3g}]" if row.band and key in row.band else ""
-            published = f" ({row.published[key]:.4g})" if key in row.published else ""
-            cells.append(f"{row.predicted[key]:.4g}{band}{published}" if key in row.predicted else "–")
+            band = f" [{row.band[key][0]:.3g} to {row.band[key][1]:.3g}]" if row.band and key in row.band else ""
+            published = f" ({_figure(row.published[key])})" if key in row.published else ""
+            cells.append(f"{_figure(row.predicted[key])}{band}{published}" if key in row.predicted else "–")
         yield f"| {row.name.replace('|', '/')}{' (anchor)' if row.anchor else ''} | {' | '.join(cells)} |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def slug(title: str) -> str:

@@ -33,7 +33,7 @@ SETTINGS: Mapping[str, float] = {
 """As the command lines of the thread have them. ``drain_wait_s`` is ``--lora-drain-wait-threshold``; 0: off."""
 PUBLISHED = {"e2e_mean_s": 12.06, "e2e_p50_s": 7.05, "e2e_p90_s": 32.93, "e2e_p99_s": 45.9}
 MEASURED = tuple(f"{kind}_{which}_s" for kind in ("e2e", "ttft") for which in ("mean", "p50", "p90", "p99"))
-BAND, P50 = (0.05, 0.95), "e2e_p50_s"
+BAND, P50, NEAR = (0.05, 0.95), "e2e_p50_s", 0.10
 
 ORDERS = 200
 CONVERSATIONS, APART = 94_145, 200
@@ -89,7 +89,9 @@ def _row(name: str, settings: Mapping[str, float], published: Mapping[str, float
     low, middle, high = (
         {key: float(np.quantile(some, share)) for key, some in values.items()} for share in (BAND[0], 0.5, BAND[1])
     )
-    return Row(NAME, name, published, middle, band={key: (low[key], high[key]) for key in published})
+    near = [all(abs(each[key] / seconds - 1) <= NEAR for key, seconds in published.items()) for each in found]
+    predicted = middle | {"share_of_orders_near": sum(near) / orders}
+    return Row(NAME, name, published, predicted, band={key: (low[key], high[key]) for key in published})
 
 
 def _read(path: Path) -> Iterator[tuple[str, Mapping[str, float], Mapping[str, float]]]:
@@ -125,10 +127,10 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
             for row in rows
             if row.band and key in row.published
         ]
-        text = f"{key.removesuffix('_s')} in the 5 to 95 % band over orders: its distance from there, as a factor"
+        text = f"{key.removesuffix('_s')} against the 5 to 95 % band over orders (1: inside)"
         found.append(Bar(text, max(1.0, *outside), 1.0))
     errors = [abs(row.predicted[P50] / row.published[P50] - 1) for row in rows if P50 in row.published]
-    return [*found, Bar("e2e_p50, error of the median over orders", max(errors), 0.10)] if errors else found
+    return [*found, Bar("e2e_p50, error of the median over orders", max(errors), NEAR)] if errors else found
 
 
 SOURCE = Source(
@@ -138,13 +140,14 @@ SOURCE = Source(
             "SGLang before its drainer: six adapters, three slots",
             "https://github.com/sgl-project/sglang/pull/17913 (January 2026): one A100-SXM4-80GB, Llama-3.1-8B",
             "`bench_serving`, `random` 512/512, range ratio 0, seed 1, 200 prompts at 4/s; `--max-loras-per-batch 3`",
-            "none",
+            "none; step costs are those of the profile `a100-80gb/llama-3.1-8b/vllm-0.14.0`, from kernel tables",
             bars,
             "The thread doesn't say which request was for which adapter, so predictions are the median and the 5 to "
-            "95 % band over 200 orders. Only p90 and p99 lie outside. A waiting adapter gets a slot when one of the "
-            "three has no request left, so the tail grows much faster than steps do: steps a few percent longer than "
-            "in the profile, which states ±16 %, would bring both inside. Ranks are not in the thread either (16 is "
-            "the default here), and LoRA's costs are those of vLLM.",
+            "95 % band over 200 orders. The table also has the share of orders in which everything is within 10 %: "
+            "such runs happen, but seldom. A waiting adapter gets a slot when one of the three has no request left, "
+            "so the tail depends on chance, and grows much faster than steps do: steps a few percent longer than in "
+            "the profile, which states ±16 %, would bring p90 and p99 inside. Ranks are not in the thread either (16 "
+            "is the default here), and LoRA's costs are those of vLLM.",
         ),
     ),
     predict,
