@@ -46,7 +46,7 @@ def gateway(policy: str, rate: int) -> Row:
 
 def sglang(adapters: int, published_s: float) -> Row:
     """Predict the median TTFT of 100 requests on one H100 instead of two."""
-    client = {"tool": "sglang-bench", "num_prompts": 100, "request_rate": "4/s", "seed": 1}
+    client: dict[str, Any] = {"tool": "sglang-bench", "num_prompts": 100, "request_rate": "4/s", "seed": 1}
     client |= {"input_len": 4096, "output_len": 2048}
     fleet = {"engine": "sglang", "profile": "h100-80gb/llama-3.1-8b/vllm-0.24.0", "admission": "stop"}
     cache = {"gpu": {"slots": 8}}
