@@ -83,7 +83,7 @@ def _section(
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
-    keys = list(dict.fromkeys(key for row in rows for key in row.predicted))
+    keys = list(dict.fromkeys(key for row in rows for key in row.predicted if "/" not in key))
     head = "predicted (published)" if any(row.published for row in rows) else "predicted"
     yield f"| {head} | {' | '.join(map(words, keys))} |"
     yield f"|---|{'---|' * len(keys)}"
@@ -121,18 +121,18 @@ def words(key: str) -> str:
 
 def plot(rows: Sequence[Row], title: str) -> str:
     """Return a picture of predicted against published values, a mark a row and quantity."""
-    keys = list(dict.fromkeys(key for row in rows for key in row.published))
+    stems = list(dict.fromkeys(key.partition("/")[0] for row in rows for key in row.published))
     ends = [value for row in rows for key, value in row.published.items() for value in (value, row.predicted[key])]
     ends += [end for row in rows if row.band for key in row.published for end in row.band[key]]
     low, high = min(ends) / 1.4, max(ends) * 1.4
     with drawing(_TALL, _WIDE) as figure:
         ax = place(figure, 52, 30, 14, 46)
         draw_agreement(ax, low, high)
-        for number, key in enumerate(keys):
+        for number, stem in enumerate(stems):
             colour, at = SERIES[number % len(SERIES)], 0.96 - 0.06 * number
-            _marks(ax, rows, key, colour)
+            _marks(ax, rows, stem, colour)
             ax.plot([0.04], [at], marker_of(colour), color=colour, markersize=7, transform="axes fraction")
-            ax.annotate(words(key), (0.07, at), xycoords="axes fraction", va="center")
+            ax.annotate(words(stem), (0.07, at), xycoords="axes fraction", va="center")
         scale_log(ax, "x", low, high, _tick)
         scale_log(ax, "y", low, high, _tick)
         ax.grid()
@@ -152,13 +152,14 @@ def _tick(value: float) -> str:
     return next((f"{value / size:g} {unit}" for size, unit in ((1e6, "M"), (1e3, "k")) if value >= size), f"{value:g}")
 
 
-def _marks(ax: Axes, rows: Sequence[Row], key: str, colour: str) -> None:
-    some = [row for row in rows if key in row.published]
-    for row in some:
+def _marks(ax: Axes, rows: Sequence[Row], stem: str, colour: str) -> None:
+    """Draw the marks and bands of a quantity and of its parts (``ttft_mean_s/tenant``); those of anchors are hollow."""
+    some = [(row, key) for row in rows for key in row.published if key.partition("/")[0] == stem]
+    for row, key in some:
         if row.band:
             ax.vlines([row.published[key]], [row.band[key][0]], [row.band[key][1]], color=colour, linewidth=1.4)
     for anchor in (False, True):
-        marks = [(row.published[key], row.predicted[key]) for row in some if row.anchor == anchor]
-        xs, ys = [x for x, _ in marks], [y for _, y in marks]
+        mine = [(row.published[key], row.predicted[key]) for row, key in some if row.anchor == anchor]
         face: dict[str, Any] = {"markerfacecolor": COLOURS["paper"] if anchor else colour, "markeredgecolor": colour}
-        ax.plot(xs, ys, marker_of(colour), color=colour, alpha=0.8, markersize=6, **face)
+        look: dict[str, Any] = {"color": colour, "alpha": 0.8, "markersize": 6, **face}
+        ax.plot([x for x, _ in mine], [y for _, y in mine], marker_of(colour), **look)

@@ -15,7 +15,7 @@ from sim.world.replication import simulate
 from validation.gallery.entry import Entry, Row, Source
 
 GATEWAY, SGLANG, SLORA = "gateway-multi-lora", "sglang-13349", "s-lora-without-anchor"
-WINDOW_S, OF_TABLE = 300.0, ("req_per_s", "ttft_mean_s", "latency_mean_s")
+WINDOW_S, OF_TABLE = 300.0, ("requests_per_s", "ttft_mean_s", "latency_mean_s")
 
 
 def requests_of(**sections: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -40,7 +40,7 @@ def gateway(policy: str, rate: int) -> Row:
     columns = requests_of(workload=workload, adapters=adapters, fleet=fleet, cache=cache, router=router)
     done = (columns["finished_s"] > 0) & (columns["finished_s"] <= WINDOW_S)
     tokens = columns["output_tokens"][done].sum()
-    found = {"req_per_s": float(done.sum() / WINDOW_S), "output_tok_per_s": float(tokens / WINDOW_S)}
+    found = {"requests_per_s": float(done.sum() / WINDOW_S), "output_tok_per_s": float(tokens / WINDOW_S)}
     return Row(GATEWAY, f"{policy}, {rate}/s", {}, found)
 
 
@@ -48,7 +48,7 @@ def sglang(adapters: int, published_s: float) -> Row:
     """Predict the median TTFT of 100 requests on one H100 instead of two."""
     client: dict[str, Any] = {"tool": "sglang-bench", "num_prompts": 100, "request_rate": "4/s", "seed": 1}
     client |= {"input_len": 4096, "output_len": 2048}
-    fleet = {"engine": "sglang", "profile": "h100-80gb/llama-3.1-8b/vllm-0.24.0", "admission": "stop"}
+    fleet: dict[str, Any] = {"engine": "sglang", "profile": "h100-80gb/llama-3.1-8b/vllm-0.24.0", "admission": "stop"}
     cache = {"gpu": {"slots": 8}}
     columns = requests_of(workload={"client": client}, adapters={"count": adapters}, fleet=fleet, cache=cache)
     ttft = float(np.median(columns["first_token_s"] - columns["arrival_s"]))
@@ -59,7 +59,7 @@ def slora(adapters: int, published: Sequence[float]) -> Row:
     """Predict a row of S-LoRA's Table 3 (S1) with costs measured by another lab on another card."""
     client = {"tool": "slora", "request_rate": "10/s", "duration": "120 s"}
     population = {"count": adapters, "rank": 8, "targets": ["q", "k", "v", "o"], "base_model": "llama-2-7b"}
-    fleet = {"engine": "s-lora", "profile": "unnamed-64gb/llama-2-7b/s-lora", "front_end": "s-lora"}
+    fleet: dict[str, Any] = {"engine": "s-lora", "profile": "unnamed-64gb/llama-2-7b/s-lora", "front_end": "s-lora"}
     fleet |= {"kv_tokens": 125_000, "max_num_seqs": 1000}
     columns = requests_of(workload={"client": client}, adapters=population, fleet=fleet)
     finished, sent = columns["finished_s"].astype(np.float64), columns["arrival_s"]
