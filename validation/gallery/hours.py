@@ -21,7 +21,7 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
     VLLM: {"req_per_s": 0.03, "tpot_mean_ms": 0.05, "ttft_p50_ms": 0.1, "ttft_p99_ms": 0.15},
     SLORA: {"req_per_s": 0.01, "tpot_mean_ms": 0.02, "ttft_mean_ms": 0.02, "loads_per_request": 0.01},
 }
-"""Bars of the median error, about twice what all runs of the source have (docs/validation.md)."""
+"""Bars of the median error, somewhat above that of all runs of the source (docs/validation.md)."""
 
 
 def predict(path: Path | None) -> list[Row]:
