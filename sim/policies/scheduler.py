@@ -106,7 +106,10 @@ class Scheduler:
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
     :ivar overran: sequences whose last token is dropped, since a stop token has ended them.
+    :cvar charges: whether it has to know by ``charge_begun`` how far a leap is when a request comes.
     """
+
+    charges = False
 
     def __init__(
         self,
@@ -566,6 +569,9 @@ class Scheduler:
                 self.paused.append((now, len(complete) - len(ended)))
             for request in complete:
                 request.last_token_s = now
+
+    def charge_begun(self, steps: int) -> None:
+        """Charge tenants for the steps of the leap under way that have begun: who comes now is lifted by that."""
 
     def expel(self, request: Request) -> None:
         """Take a request that cannot continue out of the batch; call it right after ``complete``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from sim.policies.adapter_cache import AdapterCache
 from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
@@ -30,7 +31,7 @@ from sim.world.memory.replica_caches import (
     unified_cache,
     vllm_cache,
 )
-from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
+from sim.world.replica.continuous import BatchServer, FrontEndServer, PriorityServer, bands_of
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
@@ -108,7 +109,8 @@ def make_mode(
         assert rule is not None, "checked by the scenario"
         shared = unified_cache(pool, eviction, rule)
         parts = ModeParts(shared, host_tier(pool, shared), loaders, context)
-        queue = FairQueue(_weights(pool), shared) if _is_fair(scenario) else ClaimingQueue(shared, None, stop=stop)
+        fair = _fair_queue(pool, shared) if _is_fair(scenario) else None
+        queue = fair or ClaimingQueue(shared, None, stop=stop)
         return Unified(parts, shared, queue, discards=discards)
     cache = gpu_cache(pool, eviction)
     parts = ModeParts(cache, host_tier(pool, cache), loaders, context)
@@ -119,19 +121,22 @@ def make_mode(
     if mode == modes.IN_STEPS:
         return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:
-        waiting = FairQueue(_weights(pool), None) if _is_fair(scenario) else None
+        waiting = _fair_queue(pool, None) if _is_fair(scenario) else None
         return LoadsAtArrival(parts, waiting, discards=discards)
     at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission
     return at_admission(parts, stop=stop, discards=discards)
 
 
 def _is_fair(scenario: Scenario) -> bool:
-    """Return whether tenants share service by the virtual token counter; a single one has nothing to share."""
-    return scenario.fleet.scheduling == "vtc" and len(scenario.tenants) > 1
+    """Return whether tenants share service by counters; a single one has nothing to share."""
+    return scenario.fleet.scheduling in ("vtc", "lcf") and len(scenario.tenants) > 1
 
 
-def _weights(pool: Pool) -> list[float]:
-    return [tenant.weight for tenant in pool.scenario.tenants]
+def _fair_queue(pool: Pool, shared: AdapterCache | None) -> FairQueue:
+    """Return the queue of tenants with counters; with unified memory, as the paper's code in S-LoRA has it."""
+    weights = [tenant.weight for tenant in pool.scenario.tenants]
+    lifts = pool.scenario.fleet.scheduling == "vtc"
+    return FairQueue(weights, shared, lifts=lifts, as_in_code=shared is not None)
 
 
 def with_host_fill(pool: Pool, parts: ReplicaParts, mode: AdapterMode, context: LoadContext) -> ReplicaParts:
@@ -200,8 +205,6 @@ def make_server(
         assert isinstance(server, PriorityServer), "a wrapper returns a subclass"
         server.bands = bands_of([tenant.priority for tenant in scenario.tenants] or [0])
         return server
-    if _is_fair(scenario):
-        return wrap_server(FairServer)(parts, scheduler, mode)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))

@@ -168,12 +168,13 @@ class ReplicaKeys(Strict):
     """With ``cache.eviction: vllm-lru``, which adapters count for the limit of ``cache.gpu.slots``. ``scheduled``:
     those of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of
     those whose last token is on its way (``async_scheduling``)."""
-    scheduling: Literal["fcfs", "priority", "vtc", "lpm"] = "fcfs"
+    scheduling: Literal["fcfs", "priority", "vtc", "lcf", "lpm"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
     lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
     (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
-    token counter of S-LoRA. ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's
-    ``--schedule-policy``). With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    token counter of S-LoRA. ``lcf``: the same, but a tenant that comes back after a pause keeps its low counter.
+    ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's ``--schedule-policy``).
+    With an engine that has the policy only; ``tenants`` give priorities and weights."""
     drain_wait: Seconds = Field(default=0.0, ge=0)
     """With ``kv_check: ratio``: how long an adapter waits while all slots are taken until another one gets no more long
     requests, to make room for it (SGLang's ``lora_drain_wait_threshold``). 0: never."""

@@ -9,7 +9,6 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from sim.policies.front_end import FrontEnd
-from sim.policies.queues.fair_queue import FairScheduler
 from sim.policies.scheduler import Scheduler, Step
 from sim.results.records import REFUSED
 from sim.traffic.request import Request
@@ -84,6 +83,9 @@ class BatchServer(Server):
         return True
 
     def enqueue(self, request: Request, may_join_now: bool) -> None:
+        if self.scheduler.charges and self._steps:
+            begun = self._steps_until(self.clock.now, may_join_now) if self._steps > 1 else 1
+            self.scheduler.charge_begun(begun)
         self.mode.waiting.push(request)
         if self._steps != 1:  # the end of a single step is the next boundary anyway
             self.wake(request.key, may_join_now)
@@ -361,7 +363,7 @@ class StepBoundary(Call):
         self._server.boundary(self)
 
 
-# Replicas that distinguish tenants: by priority, or by what each was served.
+# Replicas that distinguish tenants by priority.
 
 _BAND: Final = 1 << 44
 """Places in the queue for requests of one priority: more than a run has requests."""
@@ -382,19 +384,6 @@ class PriorityServer(BatchServer):
     def arrive(self, request: Request) -> None:
         request.key = request.key % _BAND + self.bands[request.tenant] * _BAND
         super().arrive(request)
-
-
-class FairServer(BatchServer):
-    """Continuous batching in which the tenant that was served least goes first; with a ``FairScheduler``."""
-
-    __slots__ = ()
-
-    def enqueue(self, request: Request, may_join_now: bool) -> None:
-        if self._steps > 1:
-            scheduler = self.scheduler
-            assert isinstance(scheduler, FairScheduler), "made together"
-            scheduler.charge_up_to(self._steps_until(self.clock.now, may_join_now) - 1)
-        super().enqueue(request, may_join_now)
 
 
 def bands_of(priorities: Sequence[int]) -> list[int]:
