@@ -64,9 +64,9 @@ def _section(
     name: str, entry: Entry, rows: Sequence[Row], bars: Sequence[Bar], pictures: Path, page: Path
 ) -> Iterator[str]:
     yield f"## {entry.title}\n"
-    yield f"- **Source**: {_URL.sub(lambda found: f'<{found[0]}>', entry.source)}."
-    yield f"- **Settings**: {entry.settings}."
-    yield f"- **Fitted**: {entry.fitted}."
+    source = _URL.sub(lambda found: f"<{found[0]}>", entry.source)
+    for word, text in (("Source", source), ("Settings", entry.settings), ("Fitted", entry.fitted)):
+        yield f"- **{word}**: {text.removesuffix('.')}."
     if anchors := [row.name for row in rows if row.anchor]:
         yield f"- **Anchors**: {', '.join(anchors)}."
     for bar in bars:
