@@ -45,6 +45,8 @@ class Entry:
     fitted: str
     bars: Callable[[Sequence[Row]], Sequence[Bar]]
     """From the rows of this entry that are no anchors."""
+    about: str = ""
+    """What is missed and why, or what else a reader of the page has to know."""
 
 
 @dataclass(frozen=True, slots=True)
