@@ -117,10 +117,10 @@ SOURCE = Source(
             "Missed: S-LoRA's Table 3 without an anchor",
             "S-LoRA/S-LoRA, benchmarks/paper (MLSys 2024): Llama-7B, adapters of rank 8, one A100 with 80 GB",
             "10/s for 120 s, seeded client, KV pool of 125,000 tokens",
-            "none. Step costs are those of another lab's GPU with 64 GB",
+            "the rank term of the profile, on rows of this paper. All else is what another lab's GPU with 64 GB showed",
             lambda rows: (),
-            "That GPU, probably an H100, is about twice as fast as an A100, so latency is half. A profile needs one "
-            "measured run of the card itself, as an anchor.",
+            "That GPU, probably an H100, is about twice as fast as an A100, so latency is less than half. A profile "
+            "needs one measured run of the card itself, as an anchor.",
         ),
         Entry(
             "chameleon",
