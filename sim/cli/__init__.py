@@ -38,6 +38,7 @@ _COMMANDS = {
     "compare": (ANSWER, "sim.studies.compare.command"),
     "report": (ANSWER, _INSPECT),
     "ui": (ANSWER, "sim.cli.commands.ui_command"),
+    "mcp": (ANSWER, "sim.cli.commands.ui_command"),
     "init": (SCENARIOS, "sim.studies.init.command"),
     "check": (SCENARIOS, _INSPECT),
     "schema": (SCENARIOS, _INSPECT),

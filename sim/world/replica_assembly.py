@@ -10,6 +10,8 @@ from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
+from sim.policies.kv.block_store import BlockStore
+from sim.policies.kv.host_pool import HostPool
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import CountingStore, KvStore
 from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
@@ -19,10 +21,12 @@ from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.sglang_scheduler import SglangScheduler
+from sim.policies.transfer_scheduler import TransferScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
+from sim.spec.sections.serving import KvTransfer
 from sim.traffic.adapters import Population
-from sim.world.memory.gpu_memory import padded_rank
+from sim.world.memory.gpu_memory import host_kv_bytes, padded_rank
 from sim.world.memory.replica_caches import (
     batch_slots_cache,
     fetched_copies,
@@ -32,6 +36,7 @@ from sim.world.memory.replica_caches import (
     vllm_cache,
 )
 from sim.world.replica.continuous import BatchServer, FrontEndServer, PriorityServer, bands_of
+from sim.world.replica.copies import OffloadServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
@@ -46,6 +51,7 @@ from sim.world.replica.modes.protected import (
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.ports import LoadContext
+from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Reads
 from sim.world.replica.server import FixedServer, ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import Pool
@@ -153,9 +159,17 @@ def with_host_fill(pool: Pool, parts: ReplicaParts, mode: AdapterMode, context: 
 
 
 def make_server(
-    pool: Pool, parts: ReplicaParts, mode: AdapterMode, rule: KvRule | None, wrap_server: ServerWrapper
+    pool: Pool,
+    parts: ReplicaParts,
+    mode: AdapterMode,
+    rule: KvRule | None,
+    wrap_server: ServerWrapper,
+    link: KvTransfer,
 ) -> Server:
-    """Return a replica that is ready for requests."""
+    """Return a replica that is ready for requests.
+
+    :param link: by which KV is read, where prompts and answers are computed by different replicas.
+    """
     scenario = pool.scenario
     fleet = scenario.fleet
     if fleet.engine == "fixed":
@@ -195,6 +209,18 @@ def make_server(
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
+    if fleet.kv_offload is not None:
+        return _offload_server(pool, parts, mode, limits, costs, wrap_server)
+    if pool.role != "both":
+        store = _kv_store(pool, pool.kv_tokens)
+        if pool.asynchronous:
+            mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
+        if pool.role == "prefill":
+            keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
+            return wrap_server(PrefillServer)(parts, keeps, mode)
+        reads, block_bytes = Reads(), pool.profile.memory.kv_bytes_per_token * fleet.block_size
+        reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
+        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes / pool.profile.tensor_parallel)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if pool.asynchronous:
@@ -209,6 +235,37 @@ def make_server(
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _offload_server(
+    pool: Pool, parts: ReplicaParts, mode: AdapterMode, limits: Limits, costs: StepCosts, wrap_server: ServerWrapper
+) -> Server:
+    """Return a replica that keeps the KV of prompts in host memory."""
+    fleet, profile = pool.scenario.fleet, pool.profile
+    offload = fleet.kv_offload
+    assert offload is not None, "checked by the caller"
+    assert profile is not None, "checked by build_world"
+    assert pool.kv_tokens is not None, "checked by build_world"
+    block_bytes = profile.memory.kv_bytes_per_token * fleet.block_size
+    store = BlockStore(pool.kv_tokens // fleet.block_size, fleet.block_size)
+    host = HostPool(
+        store,
+        host_kv_bytes(pool) // block_bytes,
+        arc=offload.policy == "arc",
+        answers=offload.answers,
+        store_from=offload.store_from,
+        by_request=fleet.adapter_limit == "running",
+    )
+    scheduler = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, host)
+    gpus = profile.tensor_parallel
+    make = wrap_server(OffloadServer)
+    server = make(parts, scheduler, mode, host, block_bytes / gpus, float(offload.bandwidth))
+    assert isinstance(server, OffloadServer), "a wrapper returns a subclass"
+    sizes = [size / gpus for size in pool.population.size_bytes.tolist()]
+    mode.shares_bus = lambda adapter, now: server.to_gpu.copy_adapter(sizes[adapter], now)
+    if pool.asynchronous:
+        mode.copy_s = tier_times(pool.scenario, profile, pool.population)[1].mean_s
+    return server
 
 
 def _kv_store(pool: Pool, kv_tokens: int) -> KvStore:

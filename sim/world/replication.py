@@ -17,6 +17,7 @@ from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
 from sim.spec.sections.changes import Crash, StorageFault
+from sim.spec.sections.serving import KvTransfer
 from sim.timing import stage
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
@@ -29,6 +30,7 @@ from sim.world.foresight import ArrivalOracle, Foresight
 from sim.world.front_buckets import make_buckets
 from sim.world.memory.replica_caches import FleetCacheListener, attach_listeners, eviction_context
 from sim.world.pools.autoscaler import make_autoscaler
+from sim.world.pools.hand_over import HandOver
 from sim.world.pools.pool_routing import Routing, route
 from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
 from sim.world.replica.ports import LoadContext, WeightVersions
@@ -210,10 +212,12 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     foresight: Foresight | None = None
     if any(pool.scenario.eviction_policy.needs_future for pool in pools):
         foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), world.base_model), replicas)
+    link = scenario.fleet.kv_transfer or KvTransfer()
     extensions: list[Extension | None] = [  # in the order in which requests pass them
         make_buckets(scenario.tenants, recorder, clock),
         make_autoscaler(pools[0], replication, routing.views[0], clock, recorder),
         PoolLimits(pools, times, recorder) if times.differ else None,
+        None if routing.hand_over is None else HandOver(pools, link, routing.hand_over, recorder),
         crashes,
         misrouting,
         rollouts,
@@ -291,6 +295,7 @@ class ReplicaMaker:
         wrap_server: ServerWrapper,
     ) -> None:
         self._pool = pool
+        self._link = world.scenario.fleet.kv_transfer or KvTransfer()
         self._replicas = world.replicas
         self._replication = replication
         self._around = around
@@ -333,7 +338,7 @@ class ReplicaMaker:
         attach_listeners(mode.cache, index, self._cache_listeners)
         parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
         parts = with_host_fill(pool, parts, mode, fetches)
-        server = make_server(pool, parts, mode, rule, self._wrap_server)
+        server = make_server(pool, parts, mode, rule, self._wrap_server, self._link)
         if pool.serves_base_model:
             server.serve_base_model()
         around.router_state.replica(server)

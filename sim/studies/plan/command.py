@@ -72,7 +72,7 @@ def plan(
     """Find the smallest fleet or cache, or the largest load, that meets the SLO. Exits with 1 if nothing does.
 
     With --ask, eight questions take the place of a file, and SCENARIO (default: scenario.yaml) is written. Without a
-    terminal, each line of standard input is an answer; where there is none, the default counts.
+    terminal, each line of standard input is an answer; a missing line takes the default.
 
     Example: loraplan plan quickstart --minimize cache.gpu.slots=8..64
     """

@@ -35,12 +35,13 @@ class BatchServer(Server):
 
     __slots__ = (
         "_actions", "_ahead", "_asynchronous", "_copy_s", "_due", "_event", "_first_s", "_free_s", "_gpu_s",
-        "_growth_s", "_head_s", "_load_s", "_spare", "_started_s", "_steps", "scheduler",
+        "_growth_s", "_head_s", "_load_s", "_spare", "_started_s", "_steps", "copies_kv", "scheduler",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode) -> None:
         super().__init__(parts, mode)
         self.scheduler = scheduler
+        self.copies_kv = False  # whether KV is copied beside the steps
         self._event: Call | None = None  # the next boundary; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started_s = 0.0
@@ -161,13 +162,17 @@ class BatchServer(Server):
         if self._steps:
             self._end_leap(scheduler.decided.decoding, now)
         blocked_s = self._act(now) if self._actions or self._free_s > now else 0.0
+        if self.copies_kv:
+            self._take_reports()
         step = scheduler.compose(now)
+        if self.copies_kv:
+            blocked_s += self._start_copies(now)
         if scheduler.lost:
             self._take_back_gaps(now)
         self._started_s = now
         self._steps = steps = step.steps
         if not steps:
-            if mode.nothing_runs():
+            if mode.nothing_runs() or (self.copies_kv and self._tries_again()):
                 return self._next_leap(now)
             if self._gpu_s <= 0.0:
                 return -1.0
@@ -179,7 +184,7 @@ class BatchServer(Server):
             self._steps = steps = self._launch(step, blocked_s, load_s)
         else:
             self._head_s = self._load_s = blocked_s + load_s
-        if mode.failed:
+        if mode.failed or (self.copies_kv and self._awaits_report()):
             self._steps = 1
         elif steps > 1 and mode.waiting.takes_turns:
             change_s = mode.next_change_s()
@@ -189,6 +194,21 @@ class BatchServer(Server):
         if steps == 1:
             return now + (self._head_s if self._ahead else self._head_s + step.first_s)
         return now + self._elapsed(steps)
+
+    def _take_reports(self) -> None:
+        """Learn which copies of KV have ended."""
+
+    def _start_copies(self, now: float) -> float:
+        """Start the copies of the step just decided; return for how long it waits for copies."""
+        return 0.0
+
+    def _tries_again(self) -> bool:
+        """Return whether the step after one in which nothing runs may be another one."""
+        return False
+
+    def _awaits_report(self) -> bool:
+        """Return whether the host learns of a copy that has ended after the next step."""
+        return False
 
     def _launch(self, step: Step, blocked_s: float, load_s: float) -> int:
         """Launch steps ahead of the tokens of the step before; return how many follow each other.
