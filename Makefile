@@ -10,7 +10,7 @@ FAST := $(FAST_VENV)/bin
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo ui test check test-rest nightly test-vllm round-trip vllm-env fast wheel wheels lint same bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
+.PHONY: help demo ui test check test-rest nightly test-vllm round-trip vllm-env fast wheel wheels lint same gallery bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -32,7 +32,7 @@ test-rest: $(VENV)/.installed-test ## what make check adds to make test
 	@.ci/tests rest $(TESTS)
 
 # Before a release. Accessibility needs node and a Chromium, and a real vLLM 3 GB; round-trip and mutants stay apart.
-nightly: check test-vllm docs bench-compare fuzz kills same ## make check, a real vLLM, the site, benches, fuzzing, kills, all of make same
+nightly: check test-vllm docs bench-compare fuzz kills same gallery ## make check, a real vLLM, the site, benches, fuzzing, kills, all of make same, the gallery
 	if command -v npm; then $(MAKE) a11y; else echo "accessibility is not checked: there is no npm"; fi
 
 VLLM_TESTS ?= tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
@@ -76,6 +76,9 @@ lint: $(VENV)/.installed-test ## style, types, import layers, sizes
 
 same: $(VENV)/.installed-test ## after a refactoring: no number and no sentence has changed (ONLY=text: the sentences alone)
 	$(BIN)/python tools/same.py $(if $(ONLY),--only $(ONLY))
+
+gallery: $(VENV)/.installed-test ## published results next to predictions: docs/gallery.md; fails where a bar is missed
+	$(BIN)/python -m validation.gallery --page
 
 bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
 	$(BIN)/python validation/benches/bench.py
