@@ -54,7 +54,7 @@ class _Asked(HostPool):
 
 class _OffloadReplay(EngineReplay):
     pool: _Asked
-    scheduler: TransferScheduler
+    transfers: TransferScheduler
 
     def __init__(self, record: StepRecord) -> None:
         super().__init__(record)
@@ -80,18 +80,19 @@ class _OffloadReplay(EngineReplay):
             within_step_blocks=offload.sync_load_blocks,
             by_request=preset_value(self.record.preset, "fleet.adapter_limit") == "running",
         )
-        return TransferScheduler(limits, self.kv, self.waiting, [0] * config.adapters, costs, self.pool)
+        self.transfers = TransferScheduler(limits, self.kv, self.waiting, [0] * config.adapters, costs, self.pool)
+        return self.transfers
 
     def step(self, number: int, step: RecordedStep, result: Replay) -> list[Request]:
         self.pool.asked = []
-        ended = _in_recorded_order([request.index for request in self.scheduler.ended], step.finished)
-        self.scheduler.ended = [self.requests[index] for index in ended]
+        ended = _in_recorded_order([request.index for request in self.transfers.ended], step.finished)
+        self.transfers.ended = [self.requests[index] for index in ended]
         finished = super().step(number, step, result)
         if len(self._reported) > int(self.record.asynchronous):
             for job in self._reported.pop(0):
                 self.pool.done(job)
                 if not job.stores:
-                    self.scheduler.arrived(job.request)
+                    self.transfers.arrived(job.request)
         return finished
 
     def _more(self, number: int, step: RecordedStep) -> list[tuple[str, object, object]]:
@@ -110,7 +111,7 @@ class _OffloadReplay(EngineReplay):
         loads = [(job.request.index, len(job.keys)) for job in pool.loads]
         return [
             ("looked up", pool.asked, [asked[:3] for asked in step.asked]),
-            ("loading", [request.index for request in self.scheduler.loading()], list(step.loading)),
+            ("loading", [request.index for request in self.transfers.loading()], list(step.loading)),
             ("loads of KV", loads, [(index, len(blocks)) for index, blocks in step.load]),
             ("stores", stores, [(i, len(kept), len(gone)) for i, kept, gone in step.store if kept is not None]),
             ("stores refused", refused, [index for index, kept, _ in step.store if kept is None]),
@@ -147,7 +148,7 @@ class _Side(EngineReplay):
     :ivar steps: by tick.
     """
 
-    scheduler: TransferScheduler
+    transfers: TransferScheduler
 
     def __init__(self, record: PairRecord, name: Literal["p", "d"]) -> None:
         self.name = name
@@ -165,9 +166,10 @@ class _Side(EngineReplay):
 
     def _scheduler(self, limits: Limits, costs: StepCosts) -> Scheduler:
         ranks, decodes = [0] * self.record.config.adapters, self.name == "d"
-        return TransferScheduler(
+        self.transfers = TransferScheduler(
             limits, self.kv, self.waiting, ranks, costs, self.reads if decodes else None, hands_over=not decodes
         )
+        return self.transfers
 
     def push(self, index: int) -> None:
         """Queue a request that comes to this engine now."""
@@ -178,7 +180,7 @@ class _Side(EngineReplay):
 
     def take_back(self, index: int) -> bool:
         """Let a request leave; return whether it could have been read, but nobody has ordered that."""
-        request, scheduler = self.requests[index], self.scheduler
+        request, scheduler = self.requests[index], self.transfers
         if self.name == "p" and request in self.kv.apart:
             return False
         unread = request in self.reads.ready
@@ -199,10 +201,10 @@ class _Side(EngineReplay):
         if len(self._reported) > int(self.record.asynchronous):
             received, failed, sent = self._reported.pop(0)
             for index in received:
-                report = self.scheduler.failed if index in failed else self.scheduler.arrived
+                report = self.transfers.failed if index in failed else self.transfers.arrived
                 report(self.requests[index])
             for index in sent:
-                self.scheduler.read(self.requests[index])
+                self.transfers.read(self.requests[index])
         return [request.index for request in finished]
 
     def _processed(self, number: int) -> int:
@@ -225,14 +227,14 @@ class _Side(EngineReplay):
         sent = [index for tick in sorted(self.to_send) if tick <= self._tick for index in self.to_send.pop(tick)]
         reported = _in_recorded_order(received, step.received), failed, _in_recorded_order(sent, step.sent)
         self._reported.append(reported)
-        held = self.kv.apart if self.name == "p" else self.scheduler.given_up
+        held = self.kv.apart if self.name == "p" else self.transfers.given_up
         return [
-            ("loading", [request.index for request in self.scheduler.loading()], list(step.loading)),
+            ("loading", [request.index for request in self.transfers.loading()], list(step.loading)),
             ("held", sorted(request.index for request in held), sorted(step.held)),
             ("received", sorted(received), sorted(step.received)),
             ("failed", sorted(failed), sorted(step.failed)),
             ("sent", sorted(sent), sorted(step.sent)),
-            ("running in order", [request.index for request in self.scheduler.running], list(step.running)),
+            ("running in order", [request.index for request in self.transfers.running], list(step.running)),
             ("free blocks", _spare(self.kv), step.free),
         ]
 
