@@ -39,7 +39,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SKILL = ROOT / "skills" / "loraplan" / "SKILL.md"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    SKILL,
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 WHOLE = {ROOT / "README.md": "readme.txt", ROOT / "docs" / "tutorial.md": "tutorial.txt"}
 """Pages whose whole outputs are kept, in these files of ``tests/docs/whole``."""

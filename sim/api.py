@@ -183,7 +183,7 @@ def plan(
 
     loaded = _loaded(scenario, values, how)
     if minimize is not None or maximize is not None:
-        loaded = loaded.with_values(_question(minimize, maximize), Origin("maximize" if maximize else "minimize"))
+        loaded = loaded.with_values(plan_question(minimize, maximize), Origin("maximize" if maximize else "minimize"))
     with _folder(how.get("out")) as folder, _executing(how) as execution:
         planned = make_plan(loaded, folder, execution, and_what_if=what_if, headroom=headroom)
     return PlanResults(read_run(planned.path), kept=how.get("out") is not None)
@@ -206,9 +206,10 @@ def compare(one: Results | str | Path, other: Results | str | Path) -> Compariso
     return ComparisonResults(compare_runs(*runs))
 
 
-def _question(
+def plan_question(
     minimize: Mapping[str, Sequence[Any]] | None, maximize: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, Any]:
+    """Return the ``plan`` block that asks for these ranges."""
     if minimize and maximize:
         raise InputError(
             "a plan needs exactly one of minimize and maximize", key="maximize", hint="give either minimize or maximize"

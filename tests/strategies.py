@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from sim.errors import ScenarioError
 from sim.spec.engines import ENGINES
+from sim.spec.policies import FILTERS, SCORERS
 from sim.spec.policies import ROUTERS as ROUTER_POLICIES
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
@@ -62,6 +63,7 @@ ROUTERS = (
     "affinity-residency",
     "affinity-activity",
     "service-per-adapter",
+    "scorers",
 )
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
 DRAINING = ("unload-then-load", "drain-then-swap")
@@ -233,6 +235,7 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
             "per_slot_prefill_token_s": some(4, milli / 1024),
             "per_adapter_rank_s": some(8, milli / 256),
             "per_token_rank_s": some(8, milli / 2048),
+            "per_sequence_max_rank_s": some(8, milli / 512),
         },
     }
     storage = {
@@ -606,7 +609,11 @@ def designs(
     scenario = draw(st.one_of(scenarios(), engine_scenarios()) if engine is None else scenarios(engine=engine))
     assume(scenario.cache.eviction != "belady")
     assume(endless is None or endless == (scenario.workload.duration is None))
-    router = {"policy": draw(sampled_from(routers)), "instances": draw(sampled_from(instances))}
+    router: dict[str, Any] = {"policy": draw(sampled_from(routers)), "instances": draw(sampled_from(instances))}
+    if router["policy"] == "scorers":
+        router["scorers"] = [{"name": name} for name in SCORERS.names[:: draw(st.integers(1, 3))]]
+        router["filters"] = [{"name": name} for name in FILTERS.names[: draw(st.integers(0, 3))]]
+        router["staleness"] = draw(sampled_from(("0 s", "50 ms")))
     sections: dict[str, Any] = {"router": router}
     if several and scenario.fleet.replicas == 1:
         sections["fleet"] = {"replicas": draw(sampled_from((2, 3)))}

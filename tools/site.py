@@ -5,6 +5,7 @@ pages of the repository's root next to those of docs/, links between the two fol
 reader writes get their names as titles. Zensical then builds them; a dead link or anchor is an error. Two things it
 does not check are checked here: every page has its place in the navigation, and no built page fetches anything from
 elsewhere. The reports of docs/reports.md are made by its own commands, which takes a minute and a half.
+For agents the site has each page as Markdown too, and llms.txt, which lists them (llmstxt.org).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "mkdocs.yml"
 STAGED = ROOT / "build" / "pages"
 SITE = ROOT / "site"
-ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "skills/loraplan/SKILL.md")
 """Pages outside docs/ that the site has too. The README is not: index.md is the home of the site."""
 OTHERS = ("*.html", "pictures/*", "assets/*", "notebooks/*")
 """Files of docs/ that pages link to, show or run."""
@@ -64,6 +65,9 @@ def main() -> int:
             return 1
         for path in SITE.glob("*.html"):
             path.write_text(path.read_text(encoding="utf-8").replace(SHIM, OWN_SHIM), encoding="utf-8")
+        for name in pages():
+            shutil.copyfile(STAGED / name, SITE / name)
+        (SITE / "llms.txt").write_text(llms_txt(), encoding="utf-8")
         problems = [*fetches()]
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -75,7 +79,7 @@ def main() -> int:
 def pages() -> dict[str, Path]:
     """Return the file of every page of the site, by its name there."""
     found = {path.name: path for path in sorted((ROOT / "docs").glob("*.md"))}
-    return found | {name.lower(): ROOT / name for name in ROOT_PAGES}
+    return found | {Path(name).name.lower(): ROOT / name for name in ROOT_PAGES}
 
 
 def navigation_problems() -> Iterator[str]:
@@ -91,6 +95,28 @@ def navigation_problems() -> Iterator[str]:
             yield f"mkdocs.yml: nav names {name}, which does not exist"
     for name in sorted({name for name in named if named.count(name) > 1}):
         yield f"mkdocs.yml: nav names {name} more than once"
+
+
+def llms_txt() -> str:
+    """Return the list of pages for agents: as the navigation has them, each with its first sentence."""
+    texts = {name: for_site(path.read_text(encoding="utf-8")) for name, path in pages().items()}
+    summary = " ".join(texts["index.md"].split("\n\n")[1].split())
+    lines = ["# loraplan", "", f"> {summary}", ""]
+    for line in CONFIGURATION.read_text(encoding="utf-8").partition("\nnav:\n")[2].splitlines():
+        depth, (title, _, name) = line.index("-"), line.strip("- ").partition(":")
+        if name:
+            lines.append(f"- [{title}]({name.strip()}): {_first_sentence(texts[name.strip()])}")
+        elif depth == 2:
+            lines += ["", f"## {title}", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _first_sentence(text: str) -> str:
+    """Return the first sentence of a page's first paragraph, without links."""
+    paragraphs = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).split("\n\n")[1:]
+    first = next(part for part in paragraphs if part.strip()[:1] not in ("", "#", "|", "!", "<", "-"))
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split()))
+    return re.split(r"(?<=[.?])\s", plain)[0]
 
 
 def stage() -> None:
@@ -132,7 +158,7 @@ def _moved(target: str) -> str:
     for name in ROOT_PAGES:
         for written in (f"../{name}", name):
             if target.partition("#")[0] == written:
-                return target.replace(written, name.lower(), 1)
+                return target.replace(written, Path(name).name.lower(), 1)
     return target.removeprefix("docs/")
 
 

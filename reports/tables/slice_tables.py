@@ -101,6 +101,7 @@ def memory_table(setup: Setup | None) -> Table | None:
             "engine": use.engine,
             "KV cache": use.kv,
             (f"host memory: {copies}" if len(pools) == 1 else "host memory: copies"): use.host,
+            "host memory: KV": use.host_kv,
         }
         for name, size in named.items():
             parts.setdefault(name, []).append(size)

@@ -87,9 +87,11 @@ def _memory_words(use: MemoryUse, brief: bool) -> str:
     if use.engine and not brief:
         held.append(f"engine {human_bytes(use.engine)}")
     held.append(f"KV cache {human_bytes(use.kv)}{'' if brief else f' ({use.kv_tokens:,} tokens)'}")
-    in_all = f", {human_bytes(use.replicas * use.host)} in all" if use.replicas > 1 else ""
-    copies = f"copies of {plural(use.copies, 'adapter')}{in_all}"
-    return f"{', '.join(held)}; host memory {human_bytes(use.host)} ({copies})" if use.copies else ", ".join(held)
+    host = use.host + use.host_kv
+    in_all = f", {human_bytes(use.replicas * host)} in all" if use.replicas > 1 else ""
+    kv = f", KV {human_bytes(use.host_kv)}" if use.host_kv else ""
+    copies = f"copies of {plural(use.copies, 'adapter')}{kv}{in_all}"
+    return f"{', '.join(held)}; host memory {human_bytes(host)} ({copies})" if host else ", ".join(held)
 
 
 def bill(point: Point) -> str:

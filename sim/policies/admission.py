@@ -86,6 +86,21 @@ class WaitingQueue(ABC):
             if not cache.acquire(request.adapter):
                 self.unloaded.append(request)
 
+    def claim(self, request: Request) -> None:
+        """Note that a request joins the batch that ``put_aside`` has removed before; it claims its adapter."""
+
+    def put_aside(self, candidate: Request) -> None:
+        """Remove a candidate that does not join the batch now."""
+        self.ready.popleft()
+
+    def remove(self, request: Request) -> None:
+        """Remove a request whose client has gone."""
+        self.ready.remove(request)
+
+    def put_first(self, request: Request) -> None:
+        """Put a request after ``put_aside`` before all others, or with priorities in its place among them."""
+        WaitingQueue.push_front(self, request)
+
     def pause(self, request: Request) -> None:
         """Note that a running request gets no token in the next step."""
 
@@ -245,6 +260,23 @@ class ClaimingQueue(WaitingQueue):
         if self._chosen:
             self._chosen.pop(candidate.index, None)
         self._claim(candidate, self._cache)
+
+    def remove(self, request: Request) -> None:
+        group = self.deferred.get(request.adapter)
+        if group is None or request not in group:
+            super().remove(request)
+            return
+        group.remove(request)
+        self._deferred_count -= 1
+        if not group:
+            del self.deferred[request.adapter]
+        elif group[0].key > request.key:
+            heappush(self._deferred_heads, (group[0].key, request.adapter))
+
+    def claim(self, request: Request) -> None:
+        self._claim(request, self._cache)
+        if request.adapter in self.deferred:
+            self._restore_deferred(request.adapter)
 
     def push_front(self, request: Request) -> None:
         if self._gives_up:

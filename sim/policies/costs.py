@@ -41,7 +41,7 @@ class StepCosts:
         table += lora.per_slot_token_s * slots * at
         fixed = cost.fixed_s + lora.fixed_s + lora.per_slot_s * slots
         self._table: list[float] = (table + fixed).tolist()
-        self._sequence = cost.per_sequence_s
+        self._sequence = cost.per_sequence_s + lora.per_sequence_max_rank_s * max_rank
         self._attended = cost.per_attended_token_s
         self._adapter = lora.per_adapter_s + lora.per_adapter_max_rank_s * max_rank
         self._adapter_rank = lora.per_adapter_rank_s

@@ -54,10 +54,12 @@ class Demand:
 
     :ivar requests: by adapter with any, its requests in the history; of another scale at the start.
     :ivar replicas: those that serve, ascending. At least one.
+    :ivar loaded: by adapter, a bit mask of the replicas that have it in GPU memory; empty where it is not known.
     """
 
     requests: dict[int, float]
     replicas: tuple[int, ...]
+    loaded: Sequence[int] = ()
 
 
 class Placer(Protocol):

@@ -106,7 +106,10 @@ class Scheduler:
     :ivar paused: with ``prefill_first``, decoding sequences that wait for prefills: (time of their last token, how
         many).
     :ivar overran: sequences whose last token is dropped, since a stop token has ended them.
+    :cvar charges: whether it has to know by ``charge_begun`` how far a leap is when a request comes.
     """
+
+    charges = False
 
     def __init__(
         self,
@@ -181,7 +184,7 @@ class Scheduler:
         reaches_all = self.kv.reserve_decodes() or self._make_room(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
-        prefills = waiting.ready or waiting.deferred or self._partial is not None
+        prefills = waiting.ready or waiting.deferred or self._partial is not None or self._any_waits()
         if prefills and limits.prefill_interval > 1 and self._holds_prefills():
             self._closed, prefills = True, False
         if prefills:
@@ -216,6 +219,10 @@ class Scheduler:
         alone = step.prefills or self.paused or preempted or self._ending or self.late
         step.steps = 1 if alone else self._equal_steps()
         return step
+
+    def _any_waits(self) -> bool:
+        """Return whether requests wait that are in no queue."""
+        return False
 
     def _make_room(self, now: float) -> bool:
         """Preempt until every decode has a block for its next token; return whether the scan reaches all of them.
@@ -567,6 +574,9 @@ class Scheduler:
             for request in complete:
                 request.last_token_s = now
 
+    def charge_begun(self, steps: int) -> None:
+        """Charge tenants for the steps of the leap under way that have begun: who comes now is lifted by that."""
+
     def expel(self, request: Request) -> None:
         """Take a request that cannot continue out of the batch; call it right after ``complete``."""
         if request is self._partial:
@@ -677,7 +687,7 @@ class Scheduler:
             r.context + self.decode_steps - (r.last_step - r.output_tokens + r.generated + 1) for r in decoding
         ]
         holding = [r for r in self.running if r.last_step == HOLDING]
-        assert kv.aside == sum(r.context for r in holding)
+        assert kv.aside == sum(r.context for r in [*holding, *kv.apart])
         assert set(holding) == {*self._ending, *self._passed_by}
         assert (kv.decoding, kv.tokens) == (len(decoding), sum(contexts))
         kv.check_integrity()

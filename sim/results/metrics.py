@@ -39,18 +39,16 @@ BUSY = 0.95
 """A loader or server busier than this leaves latencies unsettled: their queue has not reached its mean."""
 
 
-def measure(
-    recordings: list[Recording],
-    facts: ScenarioFacts,
-    least_for_p99: int = MIN_FOR_P99,
-    names: Container[str] = frozenset(UNITS) - ONLY_WITH_PRICE,
-) -> tuple[dict[str, Metric], Measured]:
-    """Return the metrics of the catalogue that apply over all replications, and the measured requests.
+MEASURED = frozenset(UNITS) - ONLY_WITH_PRICE
+"""The metrics of a fleet; costs are those of ``measured_usage``."""
 
-    :param names: which metrics; costs are those of ``measured_usage``.
-    """
+
+def measure(
+    recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99
+) -> tuple[dict[str, Metric], Measured]:
+    """Return the metrics of the catalogue that apply over all replications, and the measured requests."""
     m = Measured(recordings, facts, least_for_p99)
-    return metrics_of(m, names), m
+    return metrics_of(m, MEASURED), m
 
 
 def metrics_of(m: Measured, names: Container[str]) -> dict[str, Metric]:
@@ -97,6 +95,8 @@ class Measured(MeasuredRequests):
 
     def ratio(self, over: Floats, under: Floats, unit: str = "1", *, highest: float = math.inf) -> Metric:
         """Return the ratio of two sums over sections; see ``statistics.ratio``."""
+        if self.alone:
+            return ratio(over.sum(keepdims=True), under.sum(keepdims=True), 1, unit, highest=highest)
         return ratio(over, under, self.sections, unit, highest=highest)
 
     def mean_count(self, each: Floats, unit: str) -> Metric:
@@ -135,6 +135,8 @@ class Measured(MeasuredRequests):
             return self._few
         admitted = self.admitted_with_adapter
         chosen = self.column("outcome") == outcome
+        if self.alone:
+            return self.ratio(self.count(admitted & chosen), self._asked, highest=1)
         series = self.sampled(chosen[admitted].astype(np.float64), admitted).by_replication()
         return share_by_size(self.count(admitted & chosen), self._asked, self.sections, series, ENOUGH_FOR_SHARE)
 
@@ -159,6 +161,20 @@ class Measured(MeasuredRequests):
         chosen = self.completed & ((self.column("cached_tokens") > 0) == hit)
         ttft = self.column("first_token_s") - self.column("arrival_s")
         return self.sampled(ttft[chosen], chosen).mean("s")
+
+    def hand_over(self, stage: int) -> Metric:
+        """Return the mean seconds of a stage between two replicas: 1 is the wait for the read, 2 the read, 3 the wait
+        for the batch; requests whose prompt was computed where they were answered have none."""
+        seconds = np.zeros(len(self.completed))
+        chosen = np.zeros(len(self.completed), dtype=bool)
+        for number, (r, first) in enumerate(zip(self.recordings, self._first, strict=True)):
+            begin = self._edges[number * self.sections]
+            rows = r.hand_overs[r.hand_overs[:, 0] >= first]
+            at = rows[:, 0].astype(np.int64) - first + begin
+            seconds[at] = rows[:, stage + 1] - rows[:, stage]
+            chosen[at] = True
+        chosen &= self.completed
+        return self.sampled(seconds[chosen], chosen).mean("s")
 
     # Of time --------------------------------------------------------------------------------------------------------
 
@@ -196,7 +212,8 @@ class Measured(MeasuredRequests):
         """Gaps by section and bin, and the edges of these bins."""
         used = np.flatnonzero(np.any([r.gap_counts.any(axis=0) for r in self.recordings], axis=0))
         bins = slice(used[0], used[-1] + 1) if len(used) else slice(0)  # few of all bins: the others take time, too
-        return joined_columns([r.gap_counts[:, bins] for r in self.recordings]), gap_bin_edges()[bins]
+        counts = joined_columns([r.gap_counts[:, bins] for r in self.recordings])
+        return counts.sum(axis=0, keepdims=True) if self.alone else counts, gap_bin_edges()[bins]
 
     def itl_mean(self) -> Metric:
         """Return the mean gap."""
@@ -206,7 +223,7 @@ class Measured(MeasuredRequests):
     def itl_p99(self) -> Metric:
         """Return the 99 % quantile of the gaps."""
         counts, edges = self._gap_counts
-        by_replication = counts.reshape(self.replications, self.sections, -1).sum(axis=1)
+        by_replication = counts.reshape(self.replications, len(counts) // self.replications, -1).sum(axis=1)
         return estimate(
             histogram_quantile(counts.sum(axis=0), edges, 0.99),
             np.array([histogram_quantile(row, edges, 0.99) for row in counts]),

@@ -76,7 +76,8 @@ class MemoryUse:
     :ivar engine: what the engine takes besides, such as activations and CUDA graphs.
     :ivar slots: how many adapters have a padded slot; None: ``adapters`` is the size of their cache, or 0 where they
         share memory with the KV cache.
-    :ivar copies: adapters that have room in host memory; ``host``: their bytes at the mean size, once per GPU.
+    :ivar copies: adapters that have room in host memory; ``host``: their bytes at the mean size, once per GPU;
+        ``host_kv``: host memory for KV.
     """
 
     replicas: int
@@ -88,6 +89,7 @@ class MemoryUse:
     kv: int
     copies: int
     host: int
+    host_kv: int = 0
 
 
 @dataclass(frozen=True, slots=True)

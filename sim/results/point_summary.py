@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sim.results.capacity import capacity_of, is_overloaded, overload
 from sim.results.change_metrics import impact_of
 from sim.results.effective_size import initial_transient
-from sim.results.metrics import measure, measured_usage
+from sim.results.metrics import MEASURED, Measured, measure, measured_usage, metrics_of
 from sim.results.model import Capacity, Impact
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.records import Recording
@@ -81,19 +81,23 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     )
 
 
-def measure_alone(recording: Recording, facts: ScenarioFacts) -> tuple[dict[str, Metric], dict[str, LateShare], bool]:
+def measure_alone(
+    recording: Recording, facts: ScenarioFacts, names: Container[str] = MEASURED
+) -> tuple[dict[str, Metric], dict[str, LateShare], bool]:
     """Return the metrics of one replication, the shares of late requests, and whether more arrive than are served.
 
-    They are there to be compared with others on the same traffic, so fewer requests are enough for a p99 than where
-    it is printed: one that varies more only makes the comparison wider.
+    They are there to be compared with others on the same traffic. So no interval is made, and fewer requests are enough
+    for a p99 than where it is printed: one that varies more only makes the comparison wider.
+
+    :param names: which metrics.
     """
-    metrics, m = measure([recording], facts, least_for_p99=MIN_SECTION_P99)
-    return metrics, late_shares(m), is_overloaded(m)
+    m = Measured([recording], facts, MIN_SECTION_P99, alone=True)
+    return metrics_of(m, names), late_shares(m), is_overloaded(m)
 
 
 def tenants_alone(recording: Recording, facts: ScenarioFacts) -> list[TenantResult]:
     """Return what each tenant got in one replication, to be compared like ``measure_alone``."""
-    return tenant_results([recording], facts, overload, MIN_SECTION_P99)
+    return tenant_results([recording], facts, overload, alone=True)
 
 
 def _cdf(m: MeasuredRequests) -> dict[str, list[float]]:

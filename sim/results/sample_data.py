@@ -213,11 +213,20 @@ class MeasuredRequests:
     :ivar for_base: which requests are for the base model; ``admitted_with_adapter``: the other admitted ones.
     :ivar autoscaled: whether the number of replicas changes.
     :ivar least_for_ratio: admitted requests below which there is no miss ratio.
+    :ivar alone: whether only the values of one replication are wanted: they are not cut into parts, so that no interval
+        is made, which takes twice as long as the value.
     :param least_for_p99: completed requests below which there is no p99.
     """
 
-    def __init__(self, recordings: list[Recording], facts: ScenarioFacts, least_for_p99: int = MIN_FOR_P99) -> None:
-        self.least_for_p99 = least_for_p99
+    def __init__(
+        self,
+        recordings: list[Recording],
+        facts: ScenarioFacts,
+        least_for_p99: int = MIN_FOR_P99,
+        *,
+        alone: bool = False,
+    ) -> None:
+        self.least_for_p99, self.alone = least_for_p99, alone
         self.least_for_ratio = least_for_p99 * MIN_FOR_RATIO // MIN_FOR_P99
         self.recordings = recordings
         self.facts = facts
@@ -329,6 +338,8 @@ class MeasuredRequests:
     def sampled(self, values: Floats, where: NDArray[np.bool_] | None = None) -> Sampled:
         """Return statistics over values of the completed requests (or of those ``where`` says)."""
         mask = self.completed if where is None else where
+        if self.alone:
+            return Sampled(values, np.zeros(len(values), dtype=np.int8), 1, 1, self.least_for_p99)
         return Sampled(values, self.section[mask], self.sections, self.replications, self.least_for_p99)
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:

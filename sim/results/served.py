@@ -123,7 +123,8 @@ def _share(m: MeasuredRequests, chosen: Mask, of: Mask, slowness: Floats, sectio
 
     :param sections: parts of a replication; 1: its interval comes from replications alone.
     """
-    rare = min(int(chosen.sum()), int(of.sum()) - int(chosen.sum())) < _RARE * int(of.sum())
+    sections = 1 if m.alone else sections
+    rare = not m.alone and min(int(chosen.sum()), int(of.sum()) - int(chosen.sum())) < _RARE * int(of.sum())
     tail = chosen
     if rare and of.any():
         tail = of & (slowness >= np.quantile(slowness[of], 1 - _RARE, method="lower"))

@@ -42,7 +42,7 @@ class Slice:
 
         :param facts: its own; None: those of the fleet.
         """
-        part = Measured([self._only(r) for r in m.recordings], facts or m.facts, m.least_for_p99)
+        part = Measured([self._only(r) for r in m.recordings], facts or m.facts, m.least_for_p99, alone=m.alone)
         part.near_saturation = m.near_saturation  # of loaders and servers, which are the fleet's
         return part
 
@@ -167,17 +167,18 @@ def tenant_results(
     recordings: Sequence[Recording],
     facts: ScenarioFacts,
     overload_of: Callable[[MeasuredRequests], float | None],
-    least_for_p99: int | None = None,
+    *,
+    alone: bool = False,
 ) -> list[TenantResult]:
     """Return what each tenant got, in the order of the scenario; [] without tenants.
 
     :param overload_of: arrivals over completions where a queue grew over the whole measured time, else None.
-    :param least_for_p99: requests that a p99 needs, where it is only compared; None: as many as usual.
+    :param alone: whether they are only compared; see ``measure_alone``.
     """
     if not facts.tenants:
         return []
     assert facts.tenant_of is not None, "there are tenants"
-    m = Measured(list(recordings), facts, MIN_FOR_P99 if least_for_p99 is None else least_for_p99)
+    m = Measured(list(recordings), facts, MIN_SECTION_P99 if alone else MIN_FOR_P99, alone=alone)
     found, tokens = [], []
     for place, tenant in enumerate(facts.tenants):
         part = Slice(tenant.name, facts.tenant_of == place).of(m, replace(facts, slo=tenant.slo, tenants=()))
@@ -189,7 +190,7 @@ def tenant_results(
                 name=tenant.name,
                 slo=dict(tenant.slo),
                 metrics=overloaded(metrics) if overload is not None and overload >= 1 else metrics,
-                late={} if is_served(part) and least_for_p99 is None else late_shares(part),
+                late={} if is_served(part) and not alone else late_shares(part),
                 overload=overload,
                 sold=sold(part),
             )

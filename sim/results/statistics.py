@@ -239,7 +239,7 @@ def quantiles_of_windows(values: Floats, first: Ints, last: Ints, q: float) -> F
     place = (count - 1) * q
     below = place.astype(np.int64)
     ranks = count - below  # of the value below the quantile, from the top
-    edges = np.unique(np.concatenate((first, last)))
+    edges, _ = np.unique(np.concatenate((first, last)), return_index=True)  # without places it imports numpy.ma
     ordered = values.copy()
     for a, b in pairwise(edges.tolist()):
         ordered[a:b].sort()

@@ -190,7 +190,7 @@ class Need:
 class Choice(Entry):
     """Something that a scenario can choose, and what it then needs; a mode names its class as its target.
 
-    :ivar set_by: values of keys, by dotted key; any one of them chooses it.
+    :ivar set_by: values of keys, by dotted key; any one of them chooses it. ``set``: any value.
     """
 
     set_by: Mapping[str, str | bool]
@@ -198,7 +198,8 @@ class Choice(Entry):
 
     def is_set(self, scenario: BaseModel) -> bool:
         """Return whether a scenario chooses it."""
-        return any(value_of(scenario, key) == value for key, value in self.set_by.items())
+        found = [(value_of(scenario, key), value) for key, value in self.set_by.items()]
+        return any(got == value or (value == "set" and got is not None) for got, value in found)
 
     def errors(self, model: BaseModel) -> Found:
         """Return the errors of the needs that a scenario does not meet, if it chooses this."""

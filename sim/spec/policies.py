@@ -24,7 +24,7 @@ def _entries(table: str, make: type[E]) -> tuple[E, ...]:
     found = []
     for name, row in _TABLES[table].items():
         facts: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in row.items()}
-        found.append(make(name=name, about=facts.pop("about"), target=facts.pop("class"), **facts))
+        found.append(make(name=name, about=facts.pop("about"), target=facts.pop("class", ""), **facts))
     return tuple(found)
 
 
@@ -61,7 +61,8 @@ CACHE_DEFAULTS = ("lru", "sieve", "lfu", "belady")
 class RouterEntry(Entry):
     """A router; its class is described in ``sim/policies/routing/router_policy.py``.
 
-    :ivar keys: which of ``bound``, ``placement``, ``copies`` and ``controller`` mean something to it.
+    :ivar settings: numbers of its own that ``router.settings`` may change, with their defaults.
+    :ivar keys: which keys of the section mean something to it, of those that do to some policies only.
     :ivar bound: the bound on a replica's requests over the mean that it has unless the scenario gives one.
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
     :ivar places_adapters: whether it places adapters on replicas, which must then be equal.
@@ -70,6 +71,7 @@ class RouterEntry(Entry):
     :ivar in_what_if: whether a what-if tries it.
     """
 
+    settings: Mapping[str, float] = field(default_factory=dict, hash=False)
     keys: tuple[str, ...] = ()
     bound: float | None = None
     view_interval_s: float = 0.0
@@ -89,13 +91,35 @@ PLACEMENTS = Registry("placement", _entries("placements", Entry))
 
 
 @dataclass(frozen=True, kw_only=True)
+class PluginEntry(Entry):
+    """A scorer or filter of the router ``scorers``.
+
+    :ivar plugin: what an EndpointPickerConfig calls it; ``keys``: the parameters that mean something to it.
+    :ivar reads: the fields of the router's view that it reads.
+    """
+
+    plugin: str
+    reads: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+
+
+SCORERS = Registry("scorer", _entries("scorers", PluginEntry))
+FILTERS = Registry("filter", _entries("filters", PluginEntry))
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlacerEntry(Entry):
     """A policy of the placement controller; its class is described in ``sim/policies/placement.py``.
 
     :ivar moves: whether it decides again during the run.
+    :ivar foresees: whether it knows the popularity of the start, as an operator may.
+    :ivar period, history: those of its controller unless the scenario says, as it would.
     """
 
     moves: bool = True
+    foresees: bool = True
+    period: str = ""
+    history: str = ""
 
 
 PLACERS = Registry("placement policy", _entries("placers", PlacerEntry))

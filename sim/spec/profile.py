@@ -30,8 +30,8 @@ Seconds = Annotated[float, Field(ge=0, le=1e10)]
 
 class LoraCost(Strict):
     """Seconds that LoRA adds to a step: ``fixed + slot·S + S·(slot_token·T + slot_prefill_token·P) + (distinct +
-    max_rank·R)·D + rank·Σ r + token_rank·Σ tokens·r``, with S slots padded to rank R, T tokens of which P of prompts,
-    D distinct adapters of rank r."""
+    max_rank·R)·D + rank·Σ r + token_rank·Σ tokens·r + sequence_max_rank·R·B``, with S slots padded to rank R, B
+    sequences, T tokens of which P of prompts, D distinct adapters of rank r."""
 
     fixed_s: Seconds = 0.0
     """As soon as LoRA is turned on."""
@@ -49,6 +49,8 @@ class LoraCost(Strict):
     """For every distinct adapter, times its rank."""
     per_token_rank_s: Seconds = 0.0
     """For every token of the step, times the rank of its adapter."""
+    per_sequence_max_rank_s: Seconds = 0.0
+    """For every sequence of the step, times the rank that slots are padded to: kernels whose grid spans it."""
 
 
 class StepCost(Strict):

@@ -72,6 +72,12 @@ def _swaps(s: Scenario) -> str:
     return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in swaps), "")
 
 
+def _replaced(s: Scenario) -> str:
+    """Return the strategy of the first rollout that keeps the adapter's name, at its key; empty: none does."""
+    kept = ((i, each.strategy) for i, each in enumerate(s.rollouts) if each.strategy != "new-name")
+    return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in kept), "")
+
+
 SHARED: tuple[Row, ...] = (
     Rule(
         "workload.popularity.groups: the groups don't add up to adapters.count",
@@ -223,18 +229,18 @@ CONTROLLER = When(
         allowed=", ".join(entry.name for entry in PLACERS if entry.moves),
     ),
     Rule(
-        "rollouts: rollouts are not supported with router.policy placement",
+        "rollouts: rollouts are not supported with router.policy {s.router.policy}",
         lambda s: s.rollouts != (),
         hint="choose another router",
     ),
     Rule(
-        "faults.{i}.kind: this fault is not supported with router.policy placement",
+        "faults.{i}.kind: this fault is not supported with router.policy {s.router.policy}",
         lambda s, it, i: it.kind not in _STAYING and it.kind,
         allowed=", ".join(_STAYING),
         hint="or choose another router",
     ),
 )
-"""What a placement controller (``router.policy: placement``) needs."""
+"""What a placement controller (``router.policy: placement`` or ``dynamo``) needs."""
 
 FULL_MODELS: tuple[Row, ...] = (
     Rule(
@@ -386,6 +392,43 @@ POOLS = (
         hint="or simulate one of the faults",
     ),
     Rule(
+        "fleet.pools: prefill and decode need a pool each, all of whose replicas serve everything",
+        lambda s: (
+            s.fleet.disaggregated
+            and not (
+                {pool.role for pool in s.fleet.open_pools} == {"prefill", "decode"}
+                and all(pool.serves == "all" for pool in s.fleet.open_pools)
+                and s.router.pools == "together"
+            )
+            and ", ".join(f"{pool.name}: {pool.role}, serves {pool.serves}" for pool in s.fleet.open_pools)
+        ),
+        allowed="roles prefill and decode, serves all, router.pools together",
+    ),
+    Rule(
+        "fleet.pools: prefill and decode are simulated with the rules of vLLM, in a fleet that doesn't change",
+        lambda s: (
+            s.fleet.disaggregated
+            and (
+                next(
+                    (
+                        f"{kind.fleet.engine}, cache.eviction {kind.cache.eviction}, scheduling {kind.fleet.scheduling}"
+                        for kind in s.kinds
+                        if kind.cache.eviction != "vllm-lru" or kind.fleet.scheduling != "fcfs" or kind.fleet.kv_offload
+                    ),
+                    "",
+                )
+                or s.changed_by
+                or next((f"tenant {tenant.name} with a bucket" for tenant in s.tenants if tenant.bucket), "")
+            )
+        ),
+        allowed="engine vllm, scheduling fcfs, no kv_offload, no rollouts, no faults, no buckets",
+    ),
+    Rule(
+        "fleet.kv_transfer: no pool has role prefill or decode",
+        lambda s: s.fleet.kv_transfer is not None and not s.fleet.disaggregated,
+        hint="give roles to fleet.pools, or remove it",
+    ),
+    Rule(
         "router.policy: {got} places adapters on equal replicas, not on pools",
         lambda s: s.router_policy.places_adapters and s.router.policy,
         allowed="another policy",
@@ -418,6 +461,11 @@ ONE_KIND: tuple[Row, ...] = (
         hint="give workload.requests instead, or choose another cache.eviction",
     ),
     First(*OTHER_CHOICES, *MODES),
+    Rule(
+        "fleet.kv_offload: KV of replaced weights would stay in host memory, so versions need names of their own",
+        lambda s: s.fleet.kv_offload is not None and _replaced(s),
+        hint="set strategy: new-name, or remove kv_offload",
+    ),
     AUTOSCALER,
     CONTROLLER,
     *SCHEDULING,

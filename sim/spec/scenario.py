@@ -24,7 +24,18 @@ from sim.spec.base import Errors, Strict, checks
 from sim.spec.engines import ENGINES, NAMES_SCHEMA, fill
 from sim.spec.files.pool_scenarios import pool_scenarios
 from sim.spec.needs import First, Rule, broken
-from sim.spec.policies import EVICTIONS, PLACEMENTS, PLACERS, ROUTERS, EvictionEntry, Given, RouterEntry, given_in
+from sim.spec.policies import (
+    EVICTIONS,
+    FILTERS,
+    PLACEMENTS,
+    PLACERS,
+    ROUTERS,
+    SCORERS,
+    EvictionEntry,
+    Given,
+    RouterEntry,
+    given_in,
+)
 from sim.spec.registry import Registry
 from sim.spec.rules import check
 from sim.spec.sections.changes import Fault, Rollout
@@ -176,6 +187,8 @@ _NAMES: dict[tuple[str, str], Registry[Any]] = {
     ("Router", "policy"): ROUTERS,
     ("Router", "placement"): PLACEMENTS,
     ("PlacementController", "policy"): PLACERS,
+    ("Scorer", "name"): SCORERS,
+    ("Filter", "name"): FILTERS,
     ("Trace", "format"): TRACE_FORMATS,
 }
 _EXTENDS = {

@@ -28,7 +28,7 @@ def _rules_known(s: Scenario) -> bool:
     policy, mode, stops = s.fleet.scheduling, mode_of(s), s.fleet.admission == "stop"
     if policy == "priority":
         return mode in (AT_ARRIVAL, AT_ADMISSION, IN_STEPS, VLLM_LRU) and not stops
-    if policy == "vtc":
+    if policy in ("vtc", "lcf"):
         return mode == AT_ARRIVAL or (mode == UNIFIED and stops)
     return policy == "fcfs" or mode == BATCH_SLOTS  # lpm needs kv_check ratio, which needs these slots
 
@@ -52,13 +52,13 @@ SCHEDULING = (
         )
         for policies, allowed in (
             (("priority",), "with fleet.admission skip"),
-            (("vtc", "lpm"), "with fleet.load_at arrival, or with cache.gpu.unified and fleet.admission stop"),
+            (("vtc", "lcf", "lpm"), "with fleet.load_at arrival, or with cache.gpu.unified and fleet.admission stop"),
         )
     ),
     Rule(
         "fleet.scheduling: {s.fleet.scheduling} needs fleet.front_end none",
         lambda s: (
-            s.fleet.scheduling != "fcfs"
+            s.fleet.scheduling in ("priority", "lpm")
             and s.fleet.front_end != "none"
             and f"{s.fleet.scheduling}, fleet.front_end {s.fleet.front_end}"
         ),
@@ -73,7 +73,12 @@ SCHEDULING = (
     ),
     Rule(
         "fleet.scheduling: {got} needs fleet.async_scheduling false",
-        lambda s: s.fleet.async_scheduling and s.fleet.scheduling == "vtc" and not _other_scheduling(s) and "vtc",
+        lambda s: (
+            s.fleet.async_scheduling
+            and s.fleet.scheduling in ("vtc", "lcf")
+            and not _other_scheduling(s)
+            and s.fleet.scheduling
+        ),
     ),
 )
 """Which scheduling policies an engine has, and which keys their rules are known with."""

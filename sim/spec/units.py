@@ -107,6 +107,13 @@ def parse_rate(value: object) -> float:
     return rate
 
 
+def parse_bandwidth(value: object) -> int:
+    """Return bytes per second: ``"25 GB/s"`` → 25_000_000_000."""
+    if not isinstance(value, str) or not re.fullmatch(r".*/\s*s\s*", value):
+        raise _refuse("not a bandwidth", value, "a bandwidth such as 25 GB/s")
+    return parse_bytes(value.rpartition("/")[0])
+
+
 def parse_share(value: object) -> float:
     """Return a share of one: ``"5%"`` → 0.05, ``0.05`` → 0.05."""
     allowed = "a share such as 5% or 0.05, from 0 to 1"
@@ -278,6 +285,14 @@ Moment = Annotated[
 Bytes = Annotated[
     int, BeforeValidator(parse_bytes), Field(gt=0), PlainSerializer(format_bytes, return_type=str), _SIZE_SCHEMA
 ]
+Bandwidth = Annotated[
+    int,
+    BeforeValidator(parse_bandwidth),
+    Field(gt=0),
+    PlainSerializer(lambda size: f"{format_bytes(size)}/s", return_type=str),
+    _schema(r"^\s*[0-9.eE+-]+\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*/\s*s\s*$", "25 GB/s"),
+]
+"""Bytes per second."""
 Rate = Annotated[
     float,
     BeforeValidator(parse_rate),

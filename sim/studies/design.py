@@ -139,6 +139,16 @@ def check_points(loaded: LoadedScenario) -> list[World]:
     return [*worlds, *(design_of(loaded.with_values(set_), set_).world for set_ in sets)]
 
 
+def checked(loaded: LoadedScenario) -> tuple[list[str], list[str]]:
+    """Check as ``check_points``; return notes, and on what it would be simulated, in sentences."""
+    from reports.text.setup_text import memory_sentences, setup_words
+
+    worlds = check_points(loaded)
+    setups = [setup_of(world) for world in worlds]
+    notes = dict.fromkeys(note for world in worlds for note in world.notes)
+    return list(notes), [setup_words(setups), *memory_sentences(setups[0])]
+
+
 def setup_of(world: World) -> Setup:
     """Return on what a world is simulated."""
     if not world.scenario.fleet.pools:

@@ -259,7 +259,7 @@ class _Search:
         recording = self._recording_of(world, 0, SECTIONS)
         if self._terms:
             facts = facts_of(world)
-            metrics, late, _ = measure_alone(recording, facts)
+            metrics, late, _ = measure_alone(recording, facts, {*self._terms, *_COUNTS})
             point = Point({}, metrics, late=late, tenants=tenants_alone(recording, facts))
         else:
             point = summarise([recording], facts_of(world), {}, [])
@@ -317,7 +317,7 @@ def _served(recording: Recording) -> float:
     ends = np.asarray(recording.requests["finished_s"], dtype=np.float64)
     finished, replica = ends[ends >= 0], recording.requests["replica"][ends >= 0]
     rates = []
-    for each in np.unique(replica):
+    for each in np.flatnonzero(np.bincount(replica)):
         times = np.sort(finished[replica == each])
         first, last = int(0.3 * len(times)), int(0.7 * len(times))
         if last > first and times[last] > times[first]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from sim.ui.controls import Control
 from sim.ui.following import Event, PageRequest, follow, opened_event
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
 from sim.ui.simulating.broker import Broker
-from sim.ui.simulating.tasks import plan_from_here
+from sim.ui.simulating.tasks import free, plan_from_here
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -319,7 +318,7 @@ class Site:
     async def _report(self, design: ChosenDesign, asked: PageRequest) -> AsyncIterator[Event]:
         yield {"stage": "making", "status": "The full run and its report are under way."}
         folder = await asyncio.to_thread(free_folder, design.loaded, [{}], self.library.folder / RUNS)
-        page = await self.broker.report(design, _free(folder))
+        page = await self.broker.report(design, free(folder))
         yield self._made(page, None)
 
     async def _plan(self, design: ChosenDesign, asked: PageRequest) -> AsyncIterator[Event]:
@@ -376,9 +375,3 @@ async def _page_request(request: Request) -> PageRequest:
         place = ".".join(map(str, first["loc"]))
         answer = PlainTextResponse(f"{place or 'body'}: {first['msg']}\n", status_code=400)
         raise _RefusedError(answer) from error
-
-
-def _free(folder: Path) -> Path:
-    """Return a folder that does not exist: this one, or with a number."""
-    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return folder if not folder.exists() else next(each for each in numbered if not each.exists())

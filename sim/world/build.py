@@ -276,6 +276,7 @@ def _pool_of(
         weight=1.0 if spec is None else spec.weight,
         gpus=gpus_per_replica(scenario, profile),
         price=scenario.fleet.price,
+        role="both" if spec is None else spec.role,
     )
 
 

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Protocol
 
 from sim.policies.routing import Choosing
+from sim.policies.routing.router_policy import Following
 from sim.results.recording.recorder import Recorder
 from sim.results.records import FAILED, LOAD_FAILED
 from sim.traffic.request import Request
@@ -272,6 +273,27 @@ class Dispatcher(ReplicaListener):
     def held(self, replica: int) -> list[Request]:
         """Return the requests that are kept at a replica outside its server."""
         return [request for each in self.extensions for request in each.held(replica)]
+
+
+class Followed(Extension):
+    """Tells routers what becomes of requests."""
+
+    def __init__(self, routers: Sequence[Following]) -> None:
+        super().__init__()
+        self._routers = routers
+
+    def entered(self, request: Request, replica: int) -> None:
+        for router in self._routers:
+            router.entered(request, replica)
+
+    def ended(self, request: Request, replica: int, now: float) -> bool:
+        for router in self._routers:
+            router.ended(request, replica, now)
+        return False
+
+    def left(self, request: Request, replica: int) -> None:
+        for router in self._routers:
+            router.left(request, replica)
 
 
 class InFlight(Extension):

@@ -19,6 +19,7 @@ from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.dispatcher import Dispatcher
+from sim.world.replica.copies import OffloadServer
 from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
 
@@ -251,7 +252,7 @@ class Fleet:
         if self._too_long and request.index in self._too_long:
             self.recorder.record_unserved(request, -1, REFUSED)
             return
-        if self.dispatcher.extensions:
+        if self.dispatcher.extensions or self.dispatcher.view.of_request:
             request.session = self._sessions[request.index - self._chunk_first] if self._sessions else None
         self.dispatcher.take(request)
 
@@ -274,6 +275,12 @@ class Fleet:
         recording.facts |= facts
         if totals.merged_gaps:
             recording.facts["merged_gaps"] = totals.merged_gaps
+        if any(isinstance(server, OffloadServer) for server in self.servers):
+            recording.facts |= {
+                "kv_loaded_tokens": float(totals.kv_loaded),
+                "kv_stored_tokens": float(totals.kv_stored),
+                "kv_copy_wait_s": totals.kv_wait_s,
+            }
         recording.evictions = totals.evictions
         recording.in_use_peak = totals.in_use_peak
         recording.kv_peak_share = totals.kv_peak_share

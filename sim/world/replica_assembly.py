@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from sim.policies.adapter_cache import AdapterCache
 from sim.policies.admission import ClaimingQueue
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
+from sim.policies.kv.block_store import BlockStore
+from sim.policies.kv.host_pool import HostPool
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import CountingStore, KvStore
 from sim.policies.kv.prefix_store import CountUntilPreemption, PrefixStore
@@ -18,10 +21,12 @@ from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.sglang_scheduler import SglangScheduler
+from sim.policies.transfer_scheduler import TransferScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
+from sim.spec.sections.serving import KvTransfer
 from sim.traffic.adapters import Population
-from sim.world.memory.gpu_memory import padded_rank
+from sim.world.memory.gpu_memory import host_kv_bytes, padded_rank
 from sim.world.memory.replica_caches import (
     batch_slots_cache,
     fetched_copies,
@@ -30,7 +35,8 @@ from sim.world.memory.replica_caches import (
     unified_cache,
     vllm_cache,
 )
-from sim.world.replica.continuous import BatchServer, FairServer, FrontEndServer, PriorityServer, bands_of
+from sim.world.replica.continuous import BatchServer, FrontEndServer, PriorityServer, bands_of
+from sim.world.replica.copies import OffloadServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
 from sim.world.replica.modes.batch_slots_mode import BatchSlotsMode
@@ -45,6 +51,7 @@ from sim.world.replica.modes.protected import (
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.ports import LoadContext
+from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Reads
 from sim.world.replica.server import FixedServer, ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import Pool
@@ -108,7 +115,8 @@ def make_mode(
         assert rule is not None, "checked by the scenario"
         shared = unified_cache(pool, eviction, rule)
         parts = ModeParts(shared, host_tier(pool, shared), loaders, context)
-        queue = FairQueue(_weights(pool), shared) if _is_fair(scenario) else ClaimingQueue(shared, None, stop=stop)
+        fair = _fair_queue(pool, shared) if _is_fair(scenario) else None
+        queue = fair or ClaimingQueue(shared, None, stop=stop)
         return Unified(parts, shared, queue, discards=discards)
     cache = gpu_cache(pool, eviction)
     parts = ModeParts(cache, host_tier(pool, cache), loaders, context)
@@ -119,19 +127,22 @@ def make_mode(
     if mode == modes.IN_STEPS:
         return LoadsInSteps(parts, ClaimingQueue(parts.cache, None, stop=stop), discards=discards)
     if mode == modes.AT_ARRIVAL:
-        waiting = FairQueue(_weights(pool), None) if _is_fair(scenario) else None
+        waiting = _fair_queue(pool, None) if _is_fair(scenario) else None
         return LoadsAtArrival(parts, waiting, discards=discards)
     at_admission = Prefetching if mode == modes.PREFETCHING else LoadsAtAdmission
     return at_admission(parts, stop=stop, discards=discards)
 
 
 def _is_fair(scenario: Scenario) -> bool:
-    """Return whether tenants share service by the virtual token counter; a single one has nothing to share."""
-    return scenario.fleet.scheduling == "vtc" and len(scenario.tenants) > 1
+    """Return whether tenants share service by counters; a single one has nothing to share."""
+    return scenario.fleet.scheduling in ("vtc", "lcf") and len(scenario.tenants) > 1
 
 
-def _weights(pool: Pool) -> list[float]:
-    return [tenant.weight for tenant in pool.scenario.tenants]
+def _fair_queue(pool: Pool, shared: AdapterCache | None) -> FairQueue:
+    """Return the queue of tenants with counters; with unified memory, as the paper's code in S-LoRA has it."""
+    weights = [tenant.weight for tenant in pool.scenario.tenants]
+    lifts = pool.scenario.fleet.scheduling == "vtc"
+    return FairQueue(weights, shared, lifts=lifts, as_in_code=shared is not None)
 
 
 def with_host_fill(pool: Pool, parts: ReplicaParts, mode: AdapterMode, context: LoadContext) -> ReplicaParts:
@@ -148,9 +159,17 @@ def with_host_fill(pool: Pool, parts: ReplicaParts, mode: AdapterMode, context: 
 
 
 def make_server(
-    pool: Pool, parts: ReplicaParts, mode: AdapterMode, rule: KvRule | None, wrap_server: ServerWrapper
+    pool: Pool,
+    parts: ReplicaParts,
+    mode: AdapterMode,
+    rule: KvRule | None,
+    wrap_server: ServerWrapper,
+    link: KvTransfer,
 ) -> Server:
-    """Return a replica that is ready for requests."""
+    """Return a replica that is ready for requests.
+
+    :param link: by which KV is read, where prompts and answers are computed by different replicas.
+    """
     scenario = pool.scenario
     fleet = scenario.fleet
     if fleet.engine == "fixed":
@@ -190,6 +209,18 @@ def make_server(
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
+    if fleet.kv_offload is not None:
+        return _offload_server(pool, parts, mode, limits, costs, wrap_server)
+    if pool.role != "both":
+        store = _kv_store(pool, pool.kv_tokens)
+        if pool.asynchronous:
+            mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
+        if pool.role == "prefill":
+            keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
+            return wrap_server(PrefillServer)(parts, keeps, mode)
+        reads, block_bytes = Reads(), pool.profile.memory.kv_bytes_per_token * fleet.block_size
+        reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
+        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes / pool.profile.tensor_parallel)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if pool.asynchronous:
@@ -200,12 +231,41 @@ def make_server(
         assert isinstance(server, PriorityServer), "a wrapper returns a subclass"
         server.bands = bands_of([tenant.priority for tenant in scenario.tenants] or [0])
         return server
-    if _is_fair(scenario):
-        return wrap_server(FairServer)(parts, scheduler, mode)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _offload_server(
+    pool: Pool, parts: ReplicaParts, mode: AdapterMode, limits: Limits, costs: StepCosts, wrap_server: ServerWrapper
+) -> Server:
+    """Return a replica that keeps the KV of prompts in host memory."""
+    fleet, profile = pool.scenario.fleet, pool.profile
+    offload = fleet.kv_offload
+    assert offload is not None, "checked by the caller"
+    assert profile is not None, "checked by build_world"
+    assert pool.kv_tokens is not None, "checked by build_world"
+    block_bytes = profile.memory.kv_bytes_per_token * fleet.block_size
+    store = BlockStore(pool.kv_tokens // fleet.block_size, fleet.block_size)
+    host = HostPool(
+        store,
+        host_kv_bytes(pool) // block_bytes,
+        arc=offload.policy == "arc",
+        answers=offload.answers,
+        store_from=offload.store_from,
+        by_request=fleet.adapter_limit == "running",
+    )
+    scheduler = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, host)
+    gpus = profile.tensor_parallel
+    make = wrap_server(OffloadServer)
+    server = make(parts, scheduler, mode, host, block_bytes / gpus, float(offload.bandwidth))
+    assert isinstance(server, OffloadServer), "a wrapper returns a subclass"
+    sizes = [size / gpus for size in pool.population.size_bytes.tolist()]
+    mode.shares_bus = lambda adapter, now: server.to_gpu.copy_adapter(sizes[adapter], now)
+    if pool.asynchronous:
+        mode.copy_s = tier_times(pool.scenario, profile, pool.population)[1].mean_s
+    return server
 
 
 def _kv_store(pool: Pool, kv_tokens: int) -> KvStore:

@@ -17,10 +17,11 @@ from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
 from sim.spec.sections.changes import Crash, StorageFault
+from sim.spec.sections.serving import KvTransfer
 from sim.timing import stage
 from sim.world.clock import Clock
 from sim.world.closed_loop import make_fleet, make_recorder
-from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.dispatcher import Dispatcher, Extension, Followed
 from sim.world.faults.crashes import make_crashes
 from sim.world.faults.misrouting import make_misrouting, make_stale_prefixes
 from sim.world.faults.storage_faults import make_load_timing, note_storage
@@ -29,6 +30,7 @@ from sim.world.foresight import ArrivalOracle, Foresight
 from sim.world.front_buckets import make_buckets
 from sim.world.memory.replica_caches import FleetCacheListener, attach_listeners, eviction_context
 from sim.world.pools.autoscaler import make_autoscaler
+from sim.world.pools.hand_over import HandOver
 from sim.world.pools.pool_routing import Routing, route
 from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
 from sim.world.replica.ports import LoadContext, WeightVersions
@@ -210,14 +212,17 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     foresight: Foresight | None = None
     if any(pool.scenario.eviction_policy.needs_future for pool in pools):
         foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), world.base_model), replicas)
+    link = scenario.fleet.kv_transfer or KvTransfer()
     extensions: list[Extension | None] = [  # in the order in which requests pass them
         make_buckets(scenario.tenants, recorder, clock),
         make_autoscaler(pools[0], replication, routing.views[0], clock, recorder),
         PoolLimits(pools, times, recorder) if times.differ else None,
+        None if routing.hand_over is None else HandOver(pools, link, routing.hand_over, recorder),
         crashes,
         misrouting,
         rollouts,
         foresight,
+        Followed(routing.following) if routing.following and replicas > 1 else None,
     ]
     there = [each for each in extensions if each is not None]
     dispatcher = Dispatcher(routing.router, there, recorder, router_state.counts, world.base_model)
@@ -232,7 +237,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             world.base_model,
             times.limits.prompt,
             max_tokens=world.scenario.workload.tokens.max_tokens or 0,
-            with_text=any(pool.prefix_cache for pool in pools) or "texts" in reads,
+            with_text=any(pool.prefix_cache for pool in pools) or not reads.isdisjoint(("texts", "request")),
             tenant_of=world.traffic.tenant_of,
         ),
         dispatcher,
@@ -242,7 +247,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     for pool in pools:
         makers += [ReplicaMaker(pool, world, replication, around, wrap_server)] * pool.replicas
     dispatcher.open(makers, [index in pool.serving for pool in pools for index in pool.indices])
-    if there and router_state.reads("inside"):
+    if there and (router_state.reads("inside") or router_state.reads("listed")):
         fleet.count_inside()  # from the start: some may be kept outside their replica later
     view = _show_replicas(routing, fleet, router_state, reads, scenario.router.view_interval)
     if isinstance(routing.router, Placed) and replicas > 1:
@@ -255,11 +260,14 @@ def _show_replicas(
     routing: Routing, fleet: Fleet, router_state: RouterState, reads: frozenset[str], interval: float
 ) -> View:
     """Let the router see the replicas, now that they exist; return the view of the first pool."""
-    sources = router_state.sources(fleet.inside, fleet.count_inside)
+    sources = router_state.sources(fleet.inside, fleet.count_inside, fleet.servers)
     view, *others = routing.views
     refresher = ViewRefresher(fleet.clock, view, sources, reads, interval, fleet.next_s)
     if others:
         refresher.keep_current(others)
+    if "cached" in reads:
+        servers = fleet.servers
+        refresher.show_caches(lambda replica, request: servers[replica].cached_tokens(request))
     if routing.current:
         current = ViewRefresher(fleet.clock, View(), sources, routing.current_reads, 0.0, fleet.next_s)
         current.keep_current(routing.current)
@@ -291,6 +299,7 @@ class ReplicaMaker:
         wrap_server: ServerWrapper,
     ) -> None:
         self._pool = pool
+        self._link = world.scenario.fleet.kv_transfer or KvTransfer()
         self._replicas = world.replicas
         self._replication = replication
         self._around = around
@@ -333,7 +342,7 @@ class ReplicaMaker:
         attach_listeners(mode.cache, index, self._cache_listeners)
         parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
         parts = with_host_fill(pool, parts, mode, fetches)
-        server = make_server(pool, parts, mode, rule, self._wrap_server)
+        server = make_server(pool, parts, mode, rule, self._wrap_server, self._link)
         if pool.serves_base_model:
             server.serve_base_model()
         around.router_state.replica(server)

@@ -48,6 +48,7 @@ class Pool:
     :ivar base_weights: format of the base model's weights, if it differs from the profile's.
     :ivar whole_models: how these replicas serve full models, which are all that they serve; None: they serve adapters.
     :ivar weight: share of the requests, relative to others, where a pool is drawn by weight.
+    :ivar role: ``both``, ``prefill`` or ``decode``.
     :ivar gpus: of one replica; ``price``: of one GPU, in US dollars per hour.
     """
 
@@ -74,6 +75,7 @@ class Pool:
     weight: float = 1.0
     gpus: int = 1
     price: float | None = None
+    role: str = "both"
 
     @property
     def indices(self) -> range:

@@ -216,8 +216,8 @@ def _client_notes(traffic: Traffic) -> list[str]:
 
 def _scheduling_notes(scenario: Scenario) -> list[str]:
     policy, tenants = scenario.fleet.scheduling, scenario.tenants
-    if policy == "vtc" and len(tenants) < 2:
-        return ["fleet.scheduling vtc shares out service among tenants: with fewer than two, it is fcfs"]
+    if policy in ("vtc", "lcf") and len(tenants) < 2:
+        return [f"fleet.scheduling {policy} shares out service among tenants: with fewer than two, it is fcfs"]
     if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
         return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
     return []

@@ -12,9 +12,18 @@ from sim.errors import InputError
 from sim.policies.costs import StepCosts
 from sim.spec.profile import load_profile
 from sim.studies.fidelity.least_squares import solve
-from validation.published.slora_profile import COLUMNS, FILE, NAME, TERMS, fit_slora, read_steps, spans_problem
+from validation.published.slora_profile import (
+    COLUMNS,
+    FILE,
+    NAME,
+    SEQUENCE_RANK_S,
+    TERMS,
+    fit_slora,
+    read_steps,
+    spans_problem,
+)
 
-COSTS = dict(zip(TERMS, (0.015, 1.5e-4, 1e-7, 5e-4, 4e-5, 3e-5, 6e-3), strict=True))
+COSTS = dict(zip(TERMS, (0.005, 0.01, 1.5e-4, 1e-7, 4e-5, 3e-5, 6e-3), strict=True))
 
 
 def write_steps(folder: Path, rows: list[dict[str, float]]) -> None:
@@ -50,13 +59,16 @@ def test_known_costs_are_found(tmp_path: Path) -> None:
     write_steps(tmp_path, spans())
     assert solve(spans_problem(read_steps(tmp_path / FILE))) == pytest.approx(list(COSTS.values()), rel=1e-3)
     profile = fit_slora(tmp_path, "test")
-    assert profile.load.host.bandwidth_bytes_per_s == pytest.approx((64 << 20) / 6e-3, rel=1e-3)
-    costs = StepCosts(profile.step, 0, 13_754)
-    assert costs.step(40, 20_000, 30, 0, (40, 0, 0.0, 0, 0)) == pytest.approx(0.015 + 0.006 + 0.002 + 0.0009, rel=1e-3)
-    four = costs.step(1000, 0, 4, 0, (4, 1000, 0.0, 0, 0))
-    assert four == pytest.approx(0.015 + 4 * 1.5e-4 + 5e-4 + 750 * 4e-5 + 4 * 3e-5, rel=1e-3), (
-        "four prompts in one step"
-    )
+    host = profile.load.host
+    assert 256 * host.per_tensor_s + (64 << 20) / host.bandwidth_bytes_per_s == pytest.approx(6e-3, rel=1e-3)
+    costs, eight = (StepCosts(profile.step, 0, 13_754, rank) for rank in (32, 8))
+    decoding = 40, 20_000, 30, 0, (40, 0, 0.0, 0, 0)
+    assert costs.step(*decoding) == pytest.approx(0.015 + 0.006 + 0.002 + 0.0016 + 0.0009, rel=1e-3)
+    assert costs.step(*decoding) - eight.step(*decoding) == pytest.approx(40 * 24 * SEQUENCE_RANK_S)
+    for prompts in (1, 4):
+        step_s = costs.step(250 * prompts, 0, prompts, 0, (prompts, 250 * prompts, 0.0, 0, 0))
+        each_s = 1.5e-4 + 250 * 4e-5 + 3e-5
+        assert step_s == pytest.approx(0.005 + prompts * each_s, rel=1e-3), "no prompt is free"
 
 
 @pytest.mark.parametrize(

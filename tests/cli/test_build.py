@@ -51,9 +51,11 @@ def test_the_compiled_build_says_so(fast: Path) -> None:
     assert output(fast, "--version") == f"loraplan {__version__} (compiled)\n"
 
 
-def test_the_compiled_build_is_installed_as_the_image_installs_it() -> None:
+def test_the_compiled_build_and_wheels_are_built_as_the_image_builds_them() -> None:
     (line,) = re.findall(r"&& (HATCH_\S+ LORAPLAN_COMPILE=require) \S+/pip install --no-cache-dir (.+) \\", IMAGE)
     assert re.search(rf"\n\t{line[0]} \S+/pip install {re.escape(line[1])}\n", (ROOT / "Makefile").read_text())
+    wheels = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    assert wheels["environment"] == dict(pair.split("=") for pair in line[0].split())
 
 
 def test_the_build_names_the_stubs_that_mypy_reads() -> None:

@@ -293,6 +293,44 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
         assert "doesn't enable LoRA" not in Path("mine.yaml").read_text(encoding="utf-8")
 
 
+PICKER = """
+kind: EndpointPickerConfig
+plugins:
+- {type: kv-cache-utilization-scorer, name: kv}
+- {type: prefix-cache-scorer, parameters: {matchLengthWeight: 0.2, lruCapacityPerServer: 100}}
+- {type: prefix-cache-affinity-filter, parameters: {maxTTFTPenaltyMs: 9000}}
+- {type: session-affinity-scorer}
+- {type: weighted-random-picker}
+schedulingProfiles:
+- name: default
+  plugins:
+  - {pluginRef: prefix-cache-affinity-filter}
+  - {pluginRef: kv, weight: 2}
+  - {pluginRef: prefix-cache-scorer, weight: 2.5}
+  - {pluginRef: session-affinity-scorer}
+  - {pluginRef: weighted-random-picker}
+"""
+
+
+def test_the_configuration_of_an_endpoint_picker_comes_in_and_goes_out_again(loraplan: CommandLine) -> None:
+    Path("epp.yaml").write_text(PICKER)
+    router = drafted(loraplan, "--from-epp", "epp.yaml").router
+    assert [(each.name, each.weight) for each in router.scorers] == [("kv-cache-utilization", 2), ("prefix-cache", 2.5)]
+    assert (router.scorers[1].match_length_weight, router.filters[0].max_ttft_penalty) == (0.2, 9.0)
+    text = Path("mine.yaml").read_text(encoding="utf-8")
+    assert "# Not translated: lruCapacityPerServer of prefix-cache-scorer: 100" in text
+    assert "# Not translated: session-affinity-scorer: " in text
+    short = ("--set", "workload.requests=200", "--set", "run.replications=1", "--no-headroom", "--quiet")
+    assert loraplan("run", "mine.yaml", *short, "--emit", "llm-d=out").code == 0
+    assert loraplan("init", "--from-epp", "out/endpoint-picker.yaml", "--out", "again.yaml").code == 0
+    assert load_scenario("again.yaml").scenario.router == router
+    for wrong, problem in ((PICKER.replace("ef: kv", "ef: vk"), "unknown plugin"), ("kind: Pod", "no container")):
+        Path("epp.yaml").write_text(wrong)
+        ended = loraplan("init", "--from-epp", "epp.yaml", "--out", "wrong.yaml")
+        assert (ended.code, Path("wrong.yaml").exists()) == (2, False)
+        assert problem in ended.err
+
+
 def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     rows = [f"{1741078800 + 3 * n},{'ab'[n % 2]},{10 + n % 7},{20 + n % 5}" for n in range(60)]
     Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))

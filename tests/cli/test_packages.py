@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
-from sim.version import __version__
+from sim.version import __version__, build
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("--no-headroom", "--set", "workload.requests=300", "--set", "run.replications=2")
@@ -52,12 +52,32 @@ def link_packages(names: Iterable[str], target: Path) -> None:
                 (target / top).symlink_to(Path(str(found.locate_file(top))))
 
 
+def empty_environment(folder: Path) -> tuple[Path, Path]:
+    """Return a new environment and the folder of its packages."""
+    place = folder / "environment"
+    venv.create(place, symlinks=True)
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return place, Path(output(place / "bin" / "python", "-c", code, cwd=folder).strip())
+
+
+@pytest.mark.slow
+def test_what_a_compiled_wheel_installs_runs_without_the_repository(tmp_path: Path) -> None:
+    if build() != "compiled":
+        pytest.skip("for tests that run compiled")
+    place, site_packages = empty_environment(tmp_path)
+    # What .fast-venv has of loraplan, pip put there from a wheel.
+    link_packages({"loraplan", *with_dependencies(distribution("loraplan").requires or ())}, site_packages)
+    loraplan = (place / "bin" / "python", "-m", "sim.cli")
+    assert output(*loraplan, "--version", cwd=tmp_path) == f"loraplan {__version__} (compiled)\n"
+    assert output(*loraplan, "run", "quickstart", *FEW, cwd=tmp_path).startswith("quickstart: ")
+
+
 @pytest.mark.slow
 def test_a_wheel_from_the_source_archive_runs_in_an_empty_folder_with_the_core_dependencies(tmp_path: Path) -> None:
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("needs hatchling, which the extra test brings")
-    build = (sys.executable, "-m", "hatchling", "build", "-d", tmp_path / "dist", "-t")
-    output(*build, "sdist", cwd=ROOT)
+    hatchling = (sys.executable, "-m", "hatchling", "build", "-d", tmp_path / "dist", "-t")
+    output(*hatchling, "sdist", cwd=ROOT)
     (archive,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(tmp_path / "source", filter="data")
@@ -65,15 +85,11 @@ def test_a_wheel_from_the_source_archive_runs_in_an_empty_folder_with_the_core_d
     here = {path.name for path in ROOT.iterdir()}
     assert here >= {path.name for path in source.iterdir()} - {"PKG-INFO"}
     assert {"tests", "docs", "tools", "validation"} <= {path.name for path in source.iterdir()}, "its tests can be run"
-    output(*build, "wheel", cwd=source)
+    output(*hatchling, "wheel", cwd=source)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
 
-    place = tmp_path / "environment"
-    venv.create(place, symlinks=True)
+    place, site_packages = empty_environment(tmp_path)
     python = place / "bin" / "python"
-    site_packages = Path(
-        output(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
-    )
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps")
     output(*pip, wheel, cwd=tmp_path)
     (metadata,) = site_packages.glob("loraplan-*.dist-info/METADATA")

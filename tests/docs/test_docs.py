@@ -7,6 +7,8 @@ import difflib
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from sim.cli import app
 from sim.policies.costs import load_seconds
 from sim.policies.replica_memory import slots_bytes
 from sim.spec.engines import DEFAULT_ENGINE
+from sim.spec.files.tree import plain
+from sim.spec.files.yaml_tree import yaml_mapping
 from sim.spec.profile_choice import DEFAULT_GPU, DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.design import grid
@@ -175,6 +179,47 @@ def test_pages_can_be_read_in_one_sitting() -> None:
     whole = {"CHANGELOG.md", "design.md", "statistics.md"}
     words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in PAGES if page.name not in whole}
     assert {name: count for name, count in words.items() if count >= 4000} == {}
+
+
+def test_the_skill_says_what_agents_look_for() -> None:
+    head, text = outputs.SKILL.read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n")
+    found = plain(yaml_mapping(head.encode(), "SKILL.md"))
+    assert found["name"] == outputs.SKILL.parent.name
+    assert "Use it for" in found["description"]
+    assert len(found["description"]) < 1024
+    assert len(re.findall(r"^## \d+\. ", text, re.MULTILINE)) == 10
+    assert not _LINK.findall(text), "it is copied to where there are no pages"
+
+
+@pytest.mark.slow
+def test_the_action_posts_the_answer_and_fails_with_the_command(tmp_path: Path) -> None:
+    action: Any = plain(yaml_mapping((ROOT / "action.yml").read_bytes(), "action.yml"))
+    step = action["runs"]["steps"][-1]
+    assert all("${{" not in each.get("run", "") for each in action["runs"]["steps"]), "what they hold would be run"
+    assert set(step["env"].values()) == {f"${{{{ inputs.{name} }}}}" for name in ("scenario", "command", "args")}
+    program = tmp_path / "loraplan"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sim.cli "$@"\n')
+    program.chmod(0o755)
+    summary = tmp_path / "summary.md"
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "GITHUB_STEP_SUMMARY": str(summary)}
+    run = {"COMMAND": "run", "SCENARIO": "cache-thrash", "ARGS": "--no-headroom --set workload.requests=1000"}
+    for changed, code, said in (
+        ({"ARGS": f"{run['ARGS']} --set 'slo={{e2e_p99: 100 s}}'"}, 0, ("run: The answer is yes", "SLO is met")),
+        (
+            {"ARGS": f"{run['ARGS']} --set 'slo={{e2e_p99: 1 ms}}'"},
+            1,
+            ("run: The answer is no", "above the 1 ms target"),
+        ),
+        ({"SCENARIO": "$(touch made)", "COMMAND": "plan", "ARGS": ""}, 2, ("plan: The input can't be used", "error: ")),
+    ):
+        summary.write_text("")
+        environment = {**os.environ, **paths, **run, **changed}
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done
+        assert all(words in summary.read_text() for words in said)
+        assert done.stdout.strip() in summary.read_text()
+    assert not (tmp_path / "made").exists()
 
 
 def test_pages_name_no_machine() -> None:

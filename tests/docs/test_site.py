@@ -38,6 +38,7 @@ def test_what_is_wrong_with_a_navigation_is_named(tmp_path: Path, monkeypatch: p
     [
         ("[changes](../CHANGELOG.md#unreleased)", "[changes](changelog.md#unreleased)"),
         ("[safe](SECURITY.md)", "[safe](security.md)"),
+        ("[skill](../skills/loraplan/SKILL.md)", "[skill](skill.md)"),
         ("[plan](docs/plan.md#what-if)", "[plan](plan.md#what-if)"),
         ("![a](pictures/a.png) [b](https://example.org/docs/b.md)",) * 2,
         ("`[x](../CHANGELOG.md)`",) * 2,
@@ -61,6 +62,18 @@ def test_no_page_names_the_file_of_another_instead_of_a_link(name: str) -> None:
     text = site.for_site(site.pages()[name].read_text(encoding="utf-8"))
     prose = "".join(site._CODE.split(text)[::2])
     assert re.findall(r"\bdocs/[\w-]+\.md", prose) == []
+
+
+def test_agents_find_every_page_with_what_it_is_about() -> None:
+    head, summary, *lines = filter(None, site.llms_txt().splitlines())
+    assert head == "# loraplan"
+    assert summary.startswith("> Capacity planning")
+    listed = [
+        re.fullmatch(r"- \[[^]]+\]\((\S+\.md)\): (.+[.?:])", line) for line in lines if not line.startswith("## ")
+    ]
+    assert all(listed)
+    assert sorted(found[1] for found in listed if found) == sorted(site.pages())
+    assert "- [Plan](plan.md): `loraplan plan` finds the smallest value" in "\n".join(lines)
 
 
 def test_pages_that_fetch_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

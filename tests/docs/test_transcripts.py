@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "tools"))
 import transcripts
 
 NAMES = transcripts.names("")
-ELSEWHERE = {"ui", "calibrate all", "calibrate steps", "calibrate loads", "calibrate serve", "profiles build", "schema"}
+ELSEWHERE = {"ui", "mcp", "schema", "profiles build", *map("calibrate {}".format, ("all", "steps", "loads", "serve"))}
 """Commands that serve, measure this machine, need tables that not everybody has, or print a file that is there."""
 
 

@@ -560,6 +560,7 @@ class Batching(Replica):
                 + cost.lora.per_adapter_rank_s * sum(ranks[adapter] for adapter in adapters)
                 + cost.lora.per_token_rank_s
                 * sum(count * ranks[job.adapter] for job, count in tokens if job.adapter != BASE)
+                + cost.lora.per_sequence_max_rank_s * max(ranks) * len(self.running)
             )
         return (
             cost.fixed_s

@@ -1,10 +1,11 @@
-"""Scheduling between tenants, in the most obvious way: priorities as vLLM has them, and the virtual token counter."""
+"""Scheduling between tenants, in the most obvious way: priorities as vLLM has them, and counters of what was served."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from naive import BASE, Batching, Job, Replica, Touching, TwinFleet
+from naive_engines import Engine, EngineFleet
 
 BIG = 1 << 44
 
@@ -96,7 +97,7 @@ class Fair(Batching):
     def lift(self, job: Job) -> None:
         """A tenant that had nothing in the queue starts from the least of those that have."""
         own, others = tenant_of(self.world, job), self.waiting_tenants()
-        if own in others:
+        if own in others or self.scenario.fleet.scheduling == "lcf":
             return
         if others:
             least = min(self.counters[other] for other in others)
@@ -136,9 +137,41 @@ class Fair(Batching):
             self.charge(job, 2 * (job.generated - generated))
 
 
+class FairInCode(Fair, Engine):
+    """The same as the paper's code has it, in S-LoRA's loop: every call of ``update_counter`` at its own place."""
+
+    def lift(self, job: Job) -> None:
+        if self.waiting_tenants():
+            super().lift(job)
+
+    def use(self, job: Job) -> None:
+        super().use(job)
+        self.charge(job, job.prompt)
+
+    def compose(self, now: float) -> None:
+        super().compose(now)
+        if not self.prefill_only:
+            self.update_counter(self.running)
+
+    def update_counter(self, batch: list[Job]) -> None:
+        for job in batch:
+            self.charge(job, 2)
+
+    def end_step(self, now: float) -> None:
+        batch = [job for job in self.running if job.decoding != self.prefill_only]
+        Engine.end_step(self, now)
+        if any(job.generated == job.output for job in batch):
+            self.update_counter(batch)
+
+
+class CodeFleet(EngineFleet):
+    def kind(self) -> type[Replica]:
+        return FairInCode
+
+
 class TenantFleet(TwinFleet):
     def kind(self) -> type[Replica]:
         fleet = self.world.scenario.fleet
-        if fleet.scheduling == "vtc":
+        if fleet.scheduling in ("vtc", "lcf"):
             return Fair
         return PriorityTouching if self.world.scenario.cache.eviction == "vllm-lru" else PriorityBatching

@@ -18,7 +18,8 @@ from scipy.stats import chi2
 from sim.policies.routing import Router, RouterContext, View, make_router
 from sim.policies.routing.placed import ServicePerAdapter
 from sim.policies.routing.plain import Hash
-from sim.spec.policies import PLACEMENTS, ROUTERS
+from sim.spec.policies import FILTERS, PLACEMENTS, ROUTERS, SCORERS
+from sim.spec.sections.control_plane import Router as RouterSpec
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.routing.router_views import InFlightActivity, Residency, Sources, ViewRefresher
 
@@ -40,6 +41,12 @@ def contexts_of(draw: st.DrawFn, placement: str | None = None) -> RouterContext:
     view.inside = [dict.fromkeys(luck.sample(range(ADAPTERS), luck.randrange(10)), 1) for _ in range(replicas)]
     batches = [sorted(adapters)[: luck.randrange(9)] for adapters in view.inside]
     view.running = masks_of(batches, ADAPTERS + 5)
+    view.listed, view.in_flight = view.inside, view.loads
+    view.waiting = [luck.choice((0, 0, 1, 4, 9)) for _ in range(replicas)]
+    view.batch = [max(0, load - waiting) for load, waiting in zip(view.loads, view.waiting, strict=True)]
+    view.kv = [luck.choice((0.0, 0.1, 0.5, 0.8, 0.95)) for _ in range(replicas)]
+    view.held = [sum(mask >> r & 1 for mask in view.resident) for r in range(replicas)]
+    view.copies = [mask | luck.getrandbits(replicas) & luck.getrandbits(replicas) for mask in view.resident]
     weights = None if draw(st.booleans()) else [luck.paretovariate(0.7) for _ in range(ADAPTERS)]
     return RouterContext(
         view,
@@ -49,7 +56,37 @@ def contexts_of(draw: st.DrawFn, placement: str | None = None) -> RouterContext:
         weights,
         placement=placement or draw(st.sampled_from(PLACEMENTS.names)),
         copies=draw(st.integers(1, replicas)),
+        spec=RouterSpec.model_validate(any_profile(luck)),
+        lists_twice=draw(st.booleans()),
+        index_blocks=[luck.randrange(1, 60) for _ in range(replicas)],
+        base_model=ADAPTERS + 5,
     )
+
+
+def any_profile(luck: Random) -> dict[str, Any]:
+    """Scorers with weights, some filters, and a picker."""
+    return {
+        "policy": "scorers",
+        "scorers": [
+            {"name": name, "weight": luck.choice((0.5, 1, 1, 2, 3)), **any_parameters(luck, name)}
+            for name in luck.sample(SCORERS.names, luck.randrange(1, 6))
+        ],
+        "filters": [{"name": name} for name in luck.sample(FILTERS.names, luck.choice((0, 0, 1, 2)))],
+        "picker": luck.choice(("max-score", "max-score", "weighted-random", "random")),
+    }
+
+
+def any_parameters(luck: Random, scorer: str) -> dict[str, Any]:
+    """Some of the parameters that a scorer has."""
+    values = {
+        "count": ("sum", "union"),
+        "match_length_weight": (0, 0.3, 1),
+        "idle_threshold": (0, 1, 4),
+        "max_busy_score": (0.5, 1),
+        "queue_threshold_tokens": (500, 4_000_000),
+        "load_horizon": ("200 ms", "5 s"),
+    }
+    return {key: luck.choice(values[key]) for key in SCORERS[scorer].keys if luck.random() < 0.7}
 
 
 def masks_of(batches: Sequence[Iterable[int]], adapters: int) -> list[int]:

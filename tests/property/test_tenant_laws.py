@@ -184,7 +184,8 @@ def same(one: Recording, other: Recording) -> None:
     [
         ("continuous", "priority", {}),
         ("continuous", "vtc", {}),
-        ("s-lora", "vtc", {}),
+        ("s-lora", "vtc", {"front_end": "s-lora"}),
+        ("s-lora", "lcf", {}),
         ("vllm", "priority", {"max_num_seqs": 8}),
     ],
 )
@@ -205,7 +206,7 @@ def test_only_engines_with_a_policy_have_it() -> None:
         ("sglang", "priority", "allowed fcfs, lpm"),
         ("vllm", "vtc", "allowed fcfs, priority"),
         ("vllm-0.9.1", "priority", "allowed fcfs"),
-        ("s-lora", "priority", "allowed fcfs, vtc"),
+        ("s-lora", "priority", "allowed fcfs, vtc, lcf"),
     ):
         with pytest.raises(ValueError, match=f"engine {engine} has no scheduling policy {policy}") as caught:
             shared(engine, policy, tenants)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from naive_tenants import TenantFleet
-from strategies import VLLM, scenarios
+from naive_tenants import CodeFleet, TenantFleet
+from strategies import VLLM, engine_scenarios, scenarios
 from test_leaping import compare, tell
 
 from sim.spec.scenario import Scenario
@@ -47,11 +47,23 @@ def test_leaps_equal_steps_with_priorities(engine: str, data: st.DataObject) -> 
     compare(scenario, TenantFleet)
 
 
-@settings(max_examples=400)
+@pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
+@settings(max_examples=200)
 @given(data=st.data())
-def test_leaps_equal_steps_with_the_virtual_token_counter(data: st.DataObject) -> None:
+def test_leaps_equal_steps_with_the_virtual_token_counter(scheduling: str, data: st.DataObject) -> None:
     scenario = data.draw(scenarios(engine="continuous", prefetch=False))
     assume(scenario.load_at == "arrival")
-    scenario = with_tenants(data, scenario, scheduling="vtc")
+    scenario = with_tenants(data, scenario, scheduling=scheduling)
     tell(scenario)
     compare(scenario, TenantFleet)
+
+
+@pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
+@settings(max_examples=100)
+@given(data=st.data())
+def test_leaps_equal_steps_with_the_counters_of_the_papers_code(scheduling: str, data: st.DataObject) -> None:
+    scenario = data.draw(engine_scenarios(engine="s-lora"))
+    scenario = with_tenants(data, scenario, scheduling=scheduling)
+    assume(len(scenario.tenants) > 1)
+    tell(scenario)
+    compare(scenario, CodeFleet)

@@ -70,16 +70,17 @@ def test_workers_end_with_a_page_that_was_killed(page: ServedPage) -> None:
     assert ended(started)
 
 
+@pytest.mark.parametrize(("command", "package"), [("ui", "uvicorn"), ("mcp", "mcp")])
 def test_a_missing_extra_is_named_with_how_to_install_it(
-    loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
+    command: str, package: str, loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = importlib.util.find_spec
-    missing: Any = lambda name, *rest: None if name == "uvicorn" else found(name, *rest)  # noqa: E731
+    missing: Any = lambda name, *rest: None if name == package else found(name, *rest)  # noqa: E731
     monkeypatch.setattr("sim.cli.commands.ui_command.find_spec", missing)
-    ended = loraplan("ui")
+    ended = loraplan(command)
     assert ended.code == 2
-    assert "the page needs uvicorn, which isn't installed" in ended.err
-    assert "pip install -e '.[ui]'" in ended.err
+    assert f" needs {package}, which isn't installed" in ended.err
+    assert f"pip install -e '.[{command}]'" in ended.err
 
 
 @pytest.mark.slow
@@ -125,7 +126,8 @@ def test_a_port_that_cannot_be_had_is_refused_with_what_to_do(
 
 
 def test_nothing_of_the_page_is_imported_before_it_is_wanted() -> None:
-    code = "import sys, sim.cli; print([m for m in sys.modules if m.startswith(('sim.ui', 'starlette', 'uvicorn'))])"
+    unwanted = ("sim.ui", "starlette", "uvicorn", "mcp")
+    code = f"import sys, sim.cli; print([m for m in sys.modules if m.startswith({unwanted})])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"

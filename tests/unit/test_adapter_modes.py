@@ -40,6 +40,7 @@ HAD: dict[str, list[dict[str, Any]]] = {
     "prefetching": [{"cache.prefetch": "queued", "fleet.load_at": "admission"}],
 }
 
+OFFLOAD: dict[str, Any] = {"fleet.kv_offload": {"size": "1 GB"}}
 BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
     ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
@@ -57,6 +58,19 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
         "fleet.async_scheduling",
         "fleet.batching prefill-first, fleet.kv_check whole-prompt",
         {"fleet.async_scheduling": True, "fleet.batching": "prefill-first"},
+    ),
+    ("kv-offload", "fleet.kv_offload", "cache.eviction lru", OFFLOAD),
+    (
+        "kv-offload",
+        "fleet.kv_offload",
+        "fleet.prefix_caching false, fleet.uncached_blocks first",
+        {"fleet.engine": "vllm", **OFFLOAD},
+    ),
+    (
+        "kv-offload",
+        "fleet.kv_offload",
+        "fleet.scheduling priority, fleet.front_end none, adapters.invocation_tokens None",
+        {"fleet.engine": "vllm", "fleet.prefix_caching": True, "fleet.scheduling": "priority", **OFFLOAD},
     ),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),

@@ -13,11 +13,15 @@ import pytest
 from profiles_with_draws import write_profile
 
 from sim.results.calibration import bounds
+from sim.results.metrics import measure
 from sim.results.point import Metric, Point
+from sim.results.point_summary import measure_alone
 from sim.results.run_directory.result_files import points_csv, summary_json
+from sim.results.statistics import MIN_SECTION_P99
 from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
 from sim.studies.design import MAX_DRAWS, make_design
-from sim.studies.evaluate import DRAW, Part, evaluate_scenario, simulate_part
+from sim.studies.evaluate import DRAW, Part, evaluate_scenario, facts_of, simulate_part
 from sim.world.replication import simulate
 
 COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions", "evictions")
@@ -189,3 +193,14 @@ def test_the_interval_is_never_narrower_than_the_draws() -> None:
     low, high = bounds("e2e_p99_s", Metric(1.0, 0.9, 1.1, "s"), pairs)
     assert high == pytest.approx(3.0)
     assert low == pytest.approx(3.0**-0.8153, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "noisy-neighbour", "prefix-sharing"])
+def test_what_is_only_compared_has_the_same_values_and_no_interval(name: str) -> None:
+    world = make_design(load_scenario(name, ["workload.requests=1200"]).scenario).world
+    recording, facts = simulate(world, 0, 10), facts_of(world)
+    whole, _ = measure([recording], facts, MIN_SECTION_P99)
+    alone, _, _ = measure_alone(recording, facts)
+    assert {key: each.value for key, each in alone.items()} == {key: each.value for key, each in whole.items()}
+    assert whole["ttft_p99_s"].lo is not None
+    assert alone["ttft_p99_s"].lo is None

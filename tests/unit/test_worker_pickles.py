@@ -17,6 +17,7 @@ from cloudpickle import CloudPickler
 from traffic_samples import drawn, traffic
 
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
+from sim.studies.backends.pool import Local
 from sim.studies.sweep import SMALL_RUN, task_of
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -125,3 +126,12 @@ def test_a_run_through_workers_needs_no_pickle_that_ends_with_3_14(tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_workers_start_for_much_work_and_then_take_smaller_tasks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.studies.backends.pool.start_workers", lambda tasks, jobs: None)
+
+    pool = Local(2)
+    asked = ((99, 2), (100, 1), (100, 2), (10, 2), (9, 2), (50, 1))
+    here = [pool.for_workload(requests, 100, tasks) is not pool for requests, tasks in asked]
+    assert here == [True, True, False, False, True, True]

@@ -14,9 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sim.errors import InputError
+from validation.gallery import page
 from validation.gallery.entry import Row, Source
 
-SOURCES = {"vtc": "vtc", "slora": "slora", "sglang-17913": "sglang_17913"}
+SOURCES = {
+    "vtc": "vtc",
+    "slora": "slora",
+    "sglang-17913": "sglang_17913",
+    "hours": "hours",
+    "data-sheets": "sheets",
+    "unsettled": "unsettled",
+}
 """Modules by the name of the source; each has a SOURCE."""
 
 
@@ -39,6 +47,7 @@ def report(source: Source, rows: Sequence[Row]) -> bool:
         print(f"\n{entry.title}\n{entry.source}")
         for row in mine:
             pairs = (f"{key} {row.predicted[key]:.4g} ({value:.4g})" for key, value in row.published.items())
+            pairs = pairs if row.published else (f"{key} {value:,.5g}" for key, value in row.predicted.items())
             print(f"  {row.name}{' (anchor)' if row.anchor else ''}: {', '.join(pairs)}")
         for bar in entry.bars([row for row in mine if not row.anchor]):
             met = met and bar.met
@@ -46,17 +55,18 @@ def report(source: Source, rows: Sequence[Row]) -> bool:
     return met
 
 
-def predict(names: Sequence[str], rows: Path | None, *, as_json: bool) -> int:
+def predict(names: Sequence[str], rows: Path | None, *, as_json: bool, as_page: bool) -> int:
     """Predict and print these sources; 1 if a bar is missed."""
-    met = True
-    for name in names:
-        source = source_of(name)
-        found = source.predict(rows)
+    met, sources, all_rows = True, {name: source_of(name) for name in names}, {}
+    for name, source in sources.items():
+        found = all_rows[name] = source.predict(rows)
         if as_json:
             for row in found:
                 print(json.dumps(asdict(row)))
         else:
             met = report(source, found) and met
+    if as_page:
+        page.write(sources, all_rows)
     return 0 if met else 1
 
 
@@ -66,11 +76,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("source", nargs="?", choices=SOURCES)
     parser.add_argument("--rows", type=Path, help="other rows of the same source: a file or folder with its columns")
     parser.add_argument("--json", action="store_true", help="one line a row")
+    parser.add_argument("--page", action="store_true", help="also write docs/gallery.md and its plots, of all sources")
     chosen = parser.parse_args(arguments)
     if chosen.rows and not chosen.source:
         parser.error("--rows needs the source that the rows are of")
+    if chosen.page and (chosen.source or chosen.json):
+        parser.error("--page is of all sources, without --json")
     try:
-        return predict([chosen.source] if chosen.source else list(SOURCES), chosen.rows, as_json=chosen.json)
+        names = [chosen.source] if chosen.source else list(SOURCES)
+        return predict(names, chosen.rows, as_json=chosen.json, as_page=chosen.page)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

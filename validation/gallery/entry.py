@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class Entry:
     fitted: str
     bars: Callable[[Sequence[Row]], Sequence[Bar]]
     """From the rows of this entry that are no anchors."""
+    about: str = ""
+    """What is missed and why, or what else a reader of the page has to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +57,9 @@ class Source:
     entries: Sequence[Entry]
     predict: Callable[[Path | None], Sequence[Row]]
     """The rows of a file or folder with the columns of ``papers/``, or of the bundled source; raises InputError."""
+
+
+def median_error(rows: Sequence[Row], key: str) -> float:
+    """Return the median of the relative errors of one quantity, where it was published; 0 without any."""
+    found = [abs(row.predicted[key] / row.published[key] - 1) for row in rows if key in row.published]
+    return median(found) if found else 0.0

@@ -22,6 +22,7 @@ from sim.spec.profile import (
     Draw,
     Envelope,
     LoadCost,
+    LoraCost,
     Memory,
     Profile,
     Provenance,
@@ -61,13 +62,18 @@ COLUMNS = (
 )
 """What is read of ``steps.csv``."""
 
-TERMS = ("step", "sequence", "kv_token", "prefill_step", "prompt_token", "adapter", "load")
-"""Seconds for: every step; every sequence; every KV token attended by decodes; a step that prefills; every prompt token
-beyond the first prompt of a step; every distinct adapter; every load."""
+TERMS = ("step", "decode_step", "sequence", "kv_token", "token", "adapter", "load")
+"""Seconds for: every step; a step that decodes, which never prefills; every sequence; every KV token attended by
+decodes; every token of a step, the first prompt's included; every distinct adapter; every load."""
 
 PROMPT_TOKENS, RANK = 250, 32
 """All requests of these runs are alike."""
-BUDGET_TOKENS = 13_754
+SEQUENCE_RANK_S = 1.33e-6
+"""Seconds for every sequence and rank of the largest adapter: S-LoRA's Table 3, S1 against S2 with 5 adapters
+(``validation/gallery/slora.py``). Its kernels launch blocks for the largest rank of a batch."""
+COPIED = 16e9
+"""Bytes per second of an adapter that is copied twice, layer by layer, at an assumed 32 GB/s; the rest of a load is the
+launches of copies. One rank was measured, so only other ranks and cards depend on it."""
 _WIDTH = 2  # bytes of fp16
 _TOTAL_BYTES, _POOL_TOKENS = 65_247 << 20, 82_528
 """Memory by nvidia-smi in the servers' logs, and ``--max_total_token_num`` of all runs."""
@@ -113,10 +119,10 @@ def spans_problem(rows: Sequence[dict[str, float]]) -> Problem:
     return Problem.of(
         {
             "step": decodes + prefills,
+            "decode_step": decodes,
             "sequence": column["batch_mean"] * decodes + prompts,
             "kv_token": column["kv_tokens_mean"] * decodes,
-            "prefill_step": prefills,
-            "prompt_token": PROMPT_TOKENS * (prompts - prefills),
+            "token": column["batch_mean"] * decodes + PROMPT_TOKENS * prompts,
             "adapter": column["distinct_adapters_mean"] * decodes + np.minimum(prompts, column["adapters"] * prefills),
             "load": column["adapter_loads"],
         },
@@ -173,15 +179,22 @@ def fit_slora(folder: Path, command: str) -> Profile:
 
 def _step_cost(terms: Floats) -> StepCost:
     seconds = dict(zip(TERMS, map(float, terms), strict=True))
-    beyond_s = seconds["prompt_token"] * (BUDGET_TOKENS - PROMPT_TOKENS)
-    return step_cost(seconds, ((0, 0), (PROMPT_TOKENS, 0), (BUDGET_TOKENS, round(beyond_s, 9))))
+    # Part of what a sequence takes at the one rank that was measured, as far as there is so much.
+    rank_s = min(SEQUENCE_RANK_S, seconds["sequence"] / RANK)
+    seconds["sequence"] -= rank_s * RANK
+    lora = LoraCost(per_adapter_s=seconds["adapter"], per_sequence_max_rank_s=rank_s)
+    return step_cost(seconds).model_copy(update={"decode_step_s": seconds["decode_step"], "lora": lora})
 
 
 def _load_cost(terms: Floats) -> LoadCost:
     adapter_bytes = RANK * parameters_per_rank(SHAPES[MODEL], ("q", "k", "v", "o")) * _WIDTH
     load_s = float(terms[TERMS.index("load")])
+    copied_s = min(adapter_bytes / COPIED, load_s)
     # No draw of the costs may divide by zero.
-    host = TierCost(bandwidth_bytes_per_s=round(adapter_bytes / max(load_s, 1e-6)))
+    host = TierCost(
+        per_tensor_s=round((load_s - copied_s) / (8 * SHAPES[MODEL].layers), 9),
+        bandwidth_bytes_per_s=round(adapter_bytes / max(copied_s, 1e-6)),
+    )
     storage = load_profile(_READS)[0].load.storage.model_copy(update={"residual": (1.0,)})
     return LoadCost(storage=storage, host=host)
 
@@ -203,8 +216,9 @@ def _sources() -> dict[str, str]:
     return {
         "step": f"{FILE}: spans of 250 or 1,000 steps of {_PUBLISHED}; non-negative least squares, Huber's loss",
         "step.lora.per_adapter_s": "hardly told apart from loads and prefills, which come with it",
-        "load": f"{FILE}, as step; only adapters of 64 MiB were measured, and S-LoRA copies their bytes twice, so the "
-        "time is taken to grow with them",
+        "step.lora.per_sequence_max_rank_s": "S-LoRA's Table 3 (arXiv 2311.03285), rank 8 against ranks up to 64",
+        "load": f"{FILE}, as step; only adapters of 64 MiB were measured. S-LoRA copies an adapter layer by layer, "
+        "twice: 32 GB/s are assumed, and the rest is launches",
         **{f"load.storage.{name}": reads for name in TierCost.model_fields},
         "memory": f"{_POOL_TOKENS:,} tokens were given (--max_total_token_num) and 65,247 MiB are nvidia-smi's; "
         "overhead_bytes is what is left, of which 10 GB stayed free",

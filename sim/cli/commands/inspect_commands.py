@@ -46,22 +46,20 @@ def check(
 
     Example: loraplan check my-scenario.yaml
     """
-    from reports.text.setup_text import memory_sentences, setup_words
     from sim.spec.scenario_file import load_scenario
-    from sim.studies.design import check_points, setup_of
+    from sim.studies.design import checked
 
     loaded = load_scenario(scenario, set_ or [], confined=session_of(context).confined)
-    worlds = check_points(loaded)
+    notes, lines = checked(loaded)
     if loaded.scenario.plan is not None:
         from sim.studies.plan.checks import check_plan
 
         check_plan(loaded)
     if resolved:
         print_rich(rich_rows(("key", "value", "from"), loaded.rows(), words=(1, 2)))
-    for note in dict.fromkeys(note for world in worlds for note in world.notes):
+    for note in notes:
         message(f"note: {note}", False)
-    setups = [setup_of(world) for world in worlds]
-    say(f"{scenario}: ok", *(f"  {line}" for line in (setup_words(setups), *memory_sentences(setups[0]))))
+    say(f"{scenario}: ok", *(f"  {line}" for line in lines))
 
 
 def schema() -> None:

@@ -1,4 +1,4 @@
-"""``loraplan ui``: a local page with sliders."""
+"""``loraplan ui``: a local page with sliders; ``loraplan mcp``: a server for agents."""
 
 from __future__ import annotations
 
@@ -45,11 +45,7 @@ def ui(
     """
     session = session_of(context)
     session.ended = STOPPED
-    if not folder.is_dir():
-        raise InputError("no such folder", key="--folder", got=str(folder))
-    for name in ("starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise InputError(f"the page needs {name}, which isn't installed", hint=install_hint("ui"))
+    _check(folder, "the page", "ui", "starlette", "uvicorn")
     from sim.ui.simulating.workers import Workers
 
     def on_ready(address: str) -> None:
@@ -66,6 +62,36 @@ def ui(
         from sim.ui.library import Library
 
         serve(Library(folder, scenario, confined=session.confined), scenario, port, workers, on_ready)
+
+
+def mcp(
+    context: typer.Context,
+    folder: Annotated[
+        Path,
+        typer.Option(
+            help="Folder whose scenarios, traces and runs an agent may use; nothing outside it is read or written.",
+            show_default="the current folder",
+        ),
+    ] = Path("."),
+) -> None:
+    """Serve agents over MCP: check, run, plan, compare, trace and profiles as tools.
+
+    Example: loraplan mcp --folder my-fleet
+    """
+    session_of(context).ended = "The server has stopped. Runs are kept."
+    _check(folder, "this server", "mcp", "mcp")
+    os.chdir(folder)
+    from sim.ui.mcp_server import serve
+
+    serve()
+
+
+def _check(folder: Path, who: str, extra: str, *packages: str) -> None:
+    if not folder.is_dir():
+        raise InputError("no such folder", key="--folder", got=str(folder))
+    for name in packages:
+        if find_spec(name) is None:
+            raise InputError(f"{who} needs {name}, which isn't installed", hint=install_hint(extra))
 
 
 def _has_desktop() -> bool:

@@ -50,7 +50,9 @@ class KvStore(ABC):
     :ivar running: the batch, in the order in which its sequences joined: a dict used as an ordered set. The scheduler
         fills it; a store only reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
-    :ivar aside: tokens of sequences that only hold their blocks.
+    :ivar aside: tokens of sequences that only hold their blocks, those in ``apart`` included.
+    :ivar apart: requests outside the batch that hold blocks, from ``set_apart`` on: their KV is on its way, to or from
+        another place.
     :ivar lags: whether the scheduler is a step ahead of the tokens, so that the last one of a sequence that decodes is
         not known yet, and neither is what a block that it fills contains.
     """
@@ -62,6 +64,7 @@ class KvStore(ABC):
         self.size = size
         self._step = 0  # decode steps so far
         self.running: dict[Request, None] = {}
+        self.apart: dict[Request, None] = {}
         self.decoding = 0
         self.tokens = 0
         self.aside = 0
@@ -78,6 +81,10 @@ class KvStore(ABC):
 
     def cached_tokens(self, request: Request) -> int:
         """Return how many tokens of a request that would join need no computing, because blocks hold them."""
+        return 0
+
+    def known_tokens(self, request: Request) -> int:
+        """Return the same for somebody who only looks; -1 where looking would change what is evicted next."""
         return 0
 
     @abstractmethod
@@ -124,6 +131,30 @@ class KvStore(ABC):
     @abstractmethod
     def steps_that_fit(self, steps: int) -> int:
         """Return how many of the next ``steps`` decode steps find the blocks they need."""
+
+    def reserve(self, request: Request, tokens: int, room_for: int, cached: int) -> bool:
+        """As ``take``, for tokens that come from another place: none of them can be found before ``arrived``."""
+        return self.take(request, tokens, room_for, cached)
+
+    def arrived(self, request: Request) -> None:
+        """Let others find the ``context`` tokens of a request that is set apart, all of which are there."""
+
+    def set_apart(self, request: Request) -> None:
+        """Keep a request's blocks, for ``context`` tokens, while it is outside the batch."""
+        request.last_step = HOLDING
+        self.aside += request.context
+        self.apart[request] = None
+
+    def take_up(self, request: Request) -> None:
+        """Let a request that was set apart prefill the rest; ``context`` is still what it held."""
+        request.last_step = -1
+        self.aside -= request.context
+        del self.apart[request]
+
+    def drop(self, request: Request) -> None:
+        """Take back the blocks of a request that was set apart, whose tokens have not come."""
+        self.take_up(request)
+        self.give_back([request], early=True)
 
     def before_preemption(self) -> KvStore:
         """Return the store with which the scheduler goes on, before it preempts a request of this one."""
@@ -212,6 +243,14 @@ class CountingStore(KvStore):
         if self._phases:
             self._phases[(tokens - 1 - self._step) % self.size] -= 1
 
+    def set_apart(self, request: Request) -> None:
+        super().set_apart(request)
+        self._held_remainders += (request.context - 1) % self.size
+
+    def take_up(self, request: Request) -> None:
+        super().take_up(request)
+        self._held_remainders -= (request.context - 1) % self.size
+
     def resume(self, requests: list[Request]) -> None:
         self._held_remainders -= sum([(request.context - 1) % self.size for request in requests])
         super().resume(requests)
@@ -289,7 +328,7 @@ class CountingStore(KvStore):
     def check_integrity(self) -> None:
         size, running = self.size, self.running
         tokens = [held_tokens(request, self._step) for request in running if request.last_step >= 0]
-        prefill = [request.context for request in running if request.last_step < 0]
+        prefill = [request.context for request in [*running, *self.apart] if request.last_step < 0]
         free = self.total - sum(-(-held // size) for held in tokens + prefill)
         assert free >= 0, "no more blocks are in use than there are"
         assert (self.decoding, self.tokens) == (len(tokens), sum(tokens))

@@ -50,6 +50,10 @@ class ExactCount(KvStore):
     def free_blocks(self) -> int:
         return self._free + self._needed_next()
 
+    def spare_blocks(self) -> int:
+        """Return how many blocks are free after every decode has taken that for its next token."""
+        return self._free
+
     def _hold(self, request: Request, tokens: int) -> None:
         super()._hold(request, tokens)
         self._phases[(self._step - tokens) % self.size] -= 1
@@ -118,7 +122,7 @@ class ExactCount(KvStore):
         assert (self.decoding, self.tokens) == (len(decoding), sum(decoding))
         phases = [(self._step - tokens) % size for tokens in decoding]
         assert self._phases == [phases.count(phase) for phase in range(size)]
-        prefilling = {request.index for request in self.running if request.last_step < 0}
+        prefilling = {request.index for request in [*self.running, *self.apart] if request.last_step < 0}
         assert prefilling >= self._found_in_use.keys()
         free = self.total - sum(-(-tokens // size) for tokens in held.values()) + self._extra_users
         assert free >= 0, "no more blocks are in use than there are"
@@ -184,6 +188,9 @@ class PrefixLookup(ExactCount):
                     block = end
         self._found_idle = idle
         return block * size
+
+    def known_tokens(self, request: Request) -> int:
+        return self.cached_tokens(request)
 
     def _find(self, request: Request) -> int:
         self.settle()

@@ -70,6 +70,7 @@ class PrefixStore(PrefixLookup):
                 self._phases[(step - tokens) % self.size] += 1
             elif request.last_step == HOLDING:
                 self.aside += request.context
+        self.aside += sum(request.context for request in self.apart)
         self._free -= self._needed_next()
         self._queue.note_free(self._free)
 
@@ -112,6 +113,33 @@ class PrefixStore(PrefixLookup):
             if text >= 0:
                 self._unfilled[text] = request
         return True
+
+    def reserve(self, request: Request, tokens: int, room_for: int, cached: int) -> bool:
+        whole, request.to_prefill = request.to_prefill, -1  # no chunk is the last one of its prompt
+        fits = self.take(request, tokens, room_for, cached)
+        request.to_prefill = whole
+        return fits
+
+    def arrived(self, request: Request) -> None:
+        full = request.context // self.size
+        if request.shared:
+            self._fill_shared(request, full)
+        if request.text_key >= 0:
+            self._unfilled[request.text_key] = request
+
+    def take_up(self, request: Request) -> None:
+        super().take_up(request)
+        self._admissions = request.place = self._admissions + 1
+
+    def drop(self, request: Request) -> None:
+        super().take_up(request)
+        self._queue.note_free(self._free)
+        spans = self._held.pop(request.index, [])
+        known = spans[-1][1] if spans else 0
+        idle = self._queue.give_back(spans)
+        self._extra_users -= known - idle
+        self._found_in_use.pop(request.index, None)
+        self._free += -(-request.context // self.size) - known + idle
 
     def _note_outdated(self, request: Request, cached: int) -> None:
         """Note whether a request finds outdated content as it joins."""
@@ -353,9 +381,9 @@ class PrefixStore(PrefixLookup):
                 self._lost.add(index)
 
     def check_integrity(self) -> None:
-        held = {request.index: self._tokens_of(request) for request in self.running}
+        held = {request.index: self._tokens_of(request) for request in [*self.running, *self.apart]}
         assert held.keys() >= self._held.keys()
-        assert all(request in self.running for request in self._unfilled.values())
+        assert all(request in self.running or request in self.apart for request in self._unfilled.values())
         users: dict[Extent, list[int]] = {}
         for index, spans in self._held.items():
             block = 0
@@ -404,6 +432,7 @@ class CountUntilPreemption(CountingStore):
     def before_preemption(self) -> KvStore:
         store = PrefixStore(self.total, self.size, uncached_last=self._uncached_last)
         store.lags = self.lags
+        store.apart = self.apart
         store.take_over(self.running, self._step, self._free_after(0), self._peak_tokens)
         store.lose(self._outdated)
         return store

@@ -224,6 +224,9 @@ class RadixMemory(KvStore):
         self._found = Held(root, node, node.end)
         return node.end
 
+    def known_tokens(self, request: Request) -> int:
+        return -1 if self.tree else 0
+
     def room_beside_found(self) -> int:
         """Return the tokens that are free or evictable, without what the last lookup found."""
         found = self._found

@@ -1,10 +1,14 @@
 """The virtual token counter (VTC): the tenant that was served least goes first.
 
-Source: Sheng et al., Fairness in Serving Large Language Models (OSDI 2024, arXiv 2401.00588), algorithm 2, and its code
-in S-LoRA (``slora/server/router/vtc_req_queue.py``). Every tenant has a counter of the tokens that it was served:
-``INPUT_WEIGHT`` for each token of a prompt when the request joins, ``OUTPUT_WEIGHT`` for each token of an answer when
-it comes, both over the tenant's weight. A tenant whose first request joins the queue is lifted to the least counter of
-the tenants that wait, so that time without requests earns nothing.
+Source: Sheng et al., Fairness in Serving Large Language Models (OSDI 2024, arXiv 2401.00588), algorithm 2. Every tenant
+has a counter of the tokens that it was served: ``INPUT_WEIGHT`` for each token of a prompt when the request joins,
+``OUTPUT_WEIGHT`` for each token of an answer when it comes, both over the tenant's weight. A tenant whose first request
+joins the queue is lifted to the least counter of the tenants that wait, so that time without requests earns nothing.
+Least counter first (LCF) is the same without the lift.
+
+The paper's code (``slora/server/router`` of Ying1123/VTC-artifact: ``vtc_req_queue.py``, ``lcf_req_queue.py``,
+``manager.py``) differs. It lifts nobody while no tenant waits. It charges a decode step for all its sequences when it
+begins, and again when it ends a request, and so no answer's first token, which comes with the prompt.
 """
 
 from __future__ import annotations
@@ -32,15 +36,21 @@ class FairQueue(WaitingQueue):
 
     :param weights: of the tenants.
     :param cache: from which a request that joins claims its adapter; None: its adapter is resident and in use already.
+    :param lifts: whether a tenant that comes back starts where the others are; otherwise this is LCF.
+    :param as_in_code: whether the rules are those of the paper's code; otherwise they are those of the paper.
     :ivar counters: tokens that each tenant was served, weighted.
     """
 
     takes_turns = True
     defers = False
 
-    def __init__(self, weights: Sequence[float], cache: AdapterCache | None) -> None:
+    def __init__(
+        self, weights: Sequence[float], cache: AdapterCache | None, *, lifts: bool = True, as_in_code: bool = False
+    ) -> None:
         super().__init__()
         self.counters = [0.0] * len(weights)
+        self.as_in_code = as_in_code
+        self._lifts = lifts
         self._weights = list(weights)
         self._cache = cache
         self._last: int | None = None  # the tenant that was the last to leave an empty queue behind
@@ -49,7 +59,8 @@ class FairQueue(WaitingQueue):
         tenant = request.tenant
         queue = self.deferred.get(tenant)
         if queue is None:
-            self._lift(tenant)
+            if self._lifts:
+                self._lift(tenant)
             self.deferred[tenant] = [request]
         elif queue[-1].key < request.key:
             queue.append(request)
@@ -61,7 +72,7 @@ class FairQueue(WaitingQueue):
         counters = self.counters
         if self.deferred:
             counters[tenant] = max(counters[tenant], min([counters[other] for other in self.deferred]))
-        elif self._last is not None:
+        elif self._last is not None and not self.as_in_code:
             counters[tenant] = max(counters[tenant], counters[self._last])
 
     def next_candidate(self) -> Request | None:
@@ -113,10 +124,15 @@ class FairQueue(WaitingQueue):
 class FairScheduler(Scheduler):
     """A scheduler that charges every tenant for the answers of its requests. Its queue is a ``FairQueue``."""
 
+    charges = True
     _charged = 0  # steps of the leap under way that are charged already
 
-    def charge_up_to(self, steps: int) -> None:
-        """Charge the first steps of the leap under way: a request that comes then is lifted by these counters."""
+    def charge_begun(self, steps: int) -> None:
+        queue = self.waiting
+        assert isinstance(queue, FairQueue), "made together"
+        self._charge_up_to(steps if queue.as_in_code else steps - 1)
+
+    def _charge_up_to(self, steps: int) -> None:
         queue, more = self.waiting, steps - self._charged
         assert isinstance(queue, FairQueue), "made together"
         if self.decided.decoding and more:
@@ -126,14 +142,20 @@ class FairScheduler(Scheduler):
         self._charged = steps
 
     def complete(self, steps: int, now: float) -> list[Request]:
-        self.charge_up_to(steps)
+        self._charge_up_to(steps)
         self._charged = 0
-        queue = self.waiting
+        queue, step = self.waiting, self.decided
         assert isinstance(queue, FairQueue), "made together"
-        for request in self.decided.prefills:
-            if not request.to_prefill:
+        if not queue.as_in_code:
+            for request in step.prefills:
+                if not request.to_prefill:
+                    queue.charge(request.tenant, 1)
+        finished = super().complete(steps, now)
+        if finished and queue.as_in_code:
+            decoding = finished + [request for request in self.running if request.last_step >= 0]
+            for request in decoding if step.decoding else step.prefills:
                 queue.charge(request.tenant, 1)
-        return super().complete(steps, now)
+        return finished
 
     def check_integrity(self) -> None:
         super().check_integrity()

@@ -9,6 +9,7 @@ from heapq import heapify, heappop, heappush, nsmallest
 from itertools import chain, islice
 from typing import ClassVar
 
+from sim.policies.routing.gateways import fullest_with_room
 from sim.policies.routing.router_policy import RouterContext, is_up
 from sim.rng import UniformDraws, uniform_draw
 from sim.spec.policies import PLACEMENTS
@@ -43,6 +44,22 @@ def bin_pack(context: RouterContext) -> list[Homes]:
             free -= counts[replica] < slots
             counts[replica] += 1
         placed.append(known.setdefault(homes, homes))
+    return placed
+
+
+def aibrix_bin_pack(context: RouterContext) -> list[Homes]:
+    """Fill replicas as AIBrix's ``binPack`` does, which knows no slots. It would place nothing where all are full."""
+    counts, placed = [0] * context.replicas, []
+    for _ in range(context.adapters):
+        homes: Homes = ()
+        for _ in range(context.copies):
+            others = [-1 if replica in homes else count for replica, count in enumerate(counts)]
+            replica = fullest_with_room(others)
+            if replica < 0 or replica in homes:
+                replica = fewest(counts, 1, [each for each in range(context.replicas) if each not in homes])[0]
+            counts[replica] += 1
+            homes = tuple(sorted((*homes, replica)))
+        placed.append(homes)
     return placed
 
 

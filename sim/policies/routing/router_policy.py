@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mypy_extensions import trait
+
+from sim.spec.policies import ROUTERS
 from sim.spec.registry import Entry
+from sim.spec.sections.control_plane import Router as RouterSpec
+from sim.traffic.request import Request
 
 
 class Running(Protocol):
     """Which replicas run an adapter; a list is one."""
 
     def __getitem__(self, adapter: int, /) -> int: ...
+
+
+def _nothing(replica: int, request: Request) -> int:
+    return 0
 
 
 @dataclass(slots=True)
@@ -28,7 +37,14 @@ class View:
         fewer adapters than ``slots``.
     :ivar texts: keys of the texts that the request at hand shares with others, the longest first: its conversation,
         then the runs of its prompt (``Request.shared``), the last one first.
+    :ivar cached: returns how many tokens of a request a replica would find cached; -1 where its engine can't tell.
     :ivar slots: adapters that one replica can run at a time.
+    :ivar waiting, batch, kv: by replica, requests that wait, requests that run, and the share of the KV cache in use.
+    :ivar listed: by replica, requests inside by adapter, all of them.
+    :ivar held: by replica, how many adapters are in GPU memory or on their way there.
+    :ivar copies: by adapter, a bit mask of the replicas with a copy, in host memory or on the GPU; always current.
+    :ivar in_flight: as ``loads``, but always current: what a router knows that has sent all requests itself.
+    :ivar request: the request at hand.
     :ivar reading: another number after every change, where what is here changes at readings only; 0 where it is live.
     """
 
@@ -38,8 +54,17 @@ class View:
     running: Running = field(default_factory=list[int])
     inside: list[dict[int, int]] = field(default_factory=list)
     texts: Sequence[int] = ()
+    cached: Callable[[int, Request], int] = _nothing
     slots: int = 1
     reading: int = 0
+    waiting: list[int] = field(default_factory=list)
+    batch: list[int] = field(default_factory=list)
+    kv: list[float] = field(default_factory=list)
+    listed: list[dict[int, int]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    copies: Running = field(default_factory=list[int])
+    in_flight: list[int] = field(default_factory=list)
+    request: Request | None = None
 
     def goes_down(self, replica: int) -> None:
         """Exclude a replica from routing."""
@@ -64,6 +89,11 @@ class RouterContext:
     :ivar bound: most requests in a replica over the mean, above 1; None: no bound.
     :ivar placement: a name in ``PLACEMENTS``; ``copies``: replicas on which each adapter is placed.
     :ivar homes: by adapter, the replicas on which a controller has placed it at the start; None: there is none.
+    :ivar spec: the section of the scenario, for routers with a section of their own.
+    :ivar tenants: whether there are tenants; otherwise that of every request is 0.
+    :ivar lists_twice: whether the metrics of the replicas list every adapter in flight as running and as waiting.
+    :ivar block_tokens: tokens of a block of the router's prefix index; ``index_blocks``: by replica, how many it keeps;
+        empty: no two requests share text.
     :ivar base_model: the adapter of requests to the base model, a number above those of all adapters. Every replica can
         answer them, so a router by adapters should spread them. No view lists the base model.
     """
@@ -78,6 +108,11 @@ class RouterContext:
     copies: int = 1
     homes: dict[int, tuple[int, ...]] | None = None
     base_model: int = -1
+    spec: RouterSpec = field(default_factory=RouterSpec)
+    tenants: bool = False
+    lists_twice: bool = False
+    block_tokens: int = 64
+    index_blocks: Sequence[int] = ()
 
 
 class Choosing(Protocol):
@@ -92,7 +127,9 @@ class Choosing(Protocol):
         ...
 
 
-VIEW_FIELDS = frozenset(("loads", "resident", "running", "inside", "texts"))
+VIEW_FIELDS = frozenset(
+    ("loads", "resident", "running", "inside", "texts", "request", "cached", "in_flight", "waiting", "batch", "kv")
+).union(("listed", "held", "copies"))
 """What a view holds only for routers that say they read it."""
 
 
@@ -123,6 +160,25 @@ class Router(Choosing, Protocol):
 
     @property
     def reads(self) -> frozenset[str]: ...
+
+
+@trait
+class Following:
+    """A router that keeps count of the requests that entered its replicas, and of what becomes of them."""
+
+    def entered(self, request: Request, replica: int) -> None:
+        """A request has entered a replica."""
+
+    def ended(self, request: Request, replica: int, now: float) -> None:
+        """A request has its last token; ``left`` follows."""
+
+    def left(self, request: Request, replica: int) -> None:
+        """A request has left a replica, served or not."""
+
+
+def settings_of(policy: str, context: RouterContext) -> Mapping[str, float]:
+    """Return the numbers of a policy of loraplan's own, as ``router.settings`` changes them."""
+    return {**ROUTERS[policy].settings, **(context.spec.settings or {})}
 
 
 def is_up(replica: int, up: Sequence[int]) -> bool:

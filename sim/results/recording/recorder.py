@@ -83,6 +83,7 @@ class Recorder:
     :ivar leap_rows, pause_rows: rows of ``record_leap`` and ``record_pause`` since the last flush.
     :ivar backoffs: rows of ``Recording.backoffs``.
     :ivar events: what happens to the fleet, in order.
+    :ivar hand_overs: rows of ``Recording.hand_overs``.
     :ivar lives: rows of ``Recording.lives``; ``moves``, ``held``: rows of ``Recording.moves`` and
         ``Recording.held``.
     :ivar settled: times, adapters and versions: what ends from then on, and has no other mark, is by this version.
@@ -100,6 +101,7 @@ class Recorder:
         self.lives: list[tuple[int, float, float, float, float]] = []
         self.moves: list[tuple[float, int, int, bool]] = []
         self.held: list[tuple[int, float]] = []
+        self.hand_overs: list[tuple[int, float, float, float, float]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
         self._sessions = bytearray()
@@ -413,6 +415,7 @@ class Recorder:
             lives=np.array(self.lives, dtype=np.float64).reshape(-1, 5),
             moves=np.array(self.moves, dtype=np.float64).reshape(-1, 4),
             held=np.array(self.held, dtype=np.float64).reshape(-1, 2),
+            hand_overs=np.array(self.hand_overs, dtype=np.float64).reshape(-1, 5),
             running_area=self._running_area,
             room_short_s=short,
             inside_area=inside_area,

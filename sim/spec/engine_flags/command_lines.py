@@ -230,6 +230,7 @@ _RULES = (
     *(f"cache.{key}" for key in ("eviction", "pinned", "prefetch")),
     *(f"storage.{key}" for key in ("mode", "loaders", "host_loaders")),
     "cache.protects",
+    *(f"fleet.kv_offload.{key}" for key in ("host_memory", "policy", "answers", "store_from")),
     *(f"fleet.{key}" for key in ("kv_check", "schedule_conservativeness", "overlap_schedule", "drain_wait")),
 )
 """Keys that say how an engine works, rather than what it runs on or what it serves."""
@@ -318,6 +319,14 @@ def why_no_flags(scenario: Scenario) -> str:
     return ""
 
 
+def _written_value(scenario: Scenario, key: str) -> Any:
+    """Return the value of a key as a file has it, with its unit."""
+    value: Any = scenario.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
 def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
     """Return the scenario with the rules that its engine follows when started with the command line alone."""
     replica = Replica(scenario)
@@ -326,7 +335,7 @@ def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
         section, *path, last = key.split(".")
         value = value_of(scenario, key)
         if section in data and value is not None:
-            place = data[section]
+            place, value = data[section], _written_value(scenario, key)
             for part in path:
                 place = place.setdefault(part, {})
             place[last] = value

@@ -34,6 +34,7 @@ class Replica:
     kv_tokens: int | None = None
 
 
+_GIB = 2**30
 Written = Callable[[Replica], object]
 """The value of an option for a replica; True: an option without a value; False: its opposite; None: it is left out."""
 Given = Mapping[str, Sequence[str]]
@@ -149,6 +150,12 @@ def _host_slots(replica: Replica) -> int | None:
     return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
 
 
+def _host_kv(replica: Replica) -> str | None:
+    """Return the GiB of host memory for KV; where they are what adapters leave, the user has to say."""
+    size = value_of(replica.scenario, "fleet.kv_offload.size")
+    return None if size is None else f"{size / _GIB:.6g}"
+
+
 def _prompt_check(replica: Replica) -> bool | None:
     """Return False where a version with the option checks the first chunk only; else it is the default, or there is
     none."""
@@ -192,6 +199,7 @@ def _without_overlap(replica: Replica) -> bool | None:
 _WRITTEN: Mapping[str, Written] = {
     "always": lambda replica: True,
     "eviction": _eviction,
+    "host-kv": _host_kv,
     "host-slots": _host_slots,
     "kv-blocks": _kv_blocks,
     "kv-tokens": _kv_tokens,
@@ -267,6 +275,7 @@ _READS: Mapping[str, Reads] = {
     "nothing": lambda words, given: {},
     "chunk": _chunk,
     "count": lambda words, given: {"adapters.count": len(words)} if words else {},
+    "gibibytes": lambda words, given: {"fleet.kv_offload.size": f"{words[0]} GiB"} if words else {},
     "modules": _modules,
     "prefill-tokens": _prefill_tokens,
     "prompt-check": _prompt_check_read,

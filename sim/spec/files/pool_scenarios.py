@@ -15,7 +15,7 @@ from sim.spec.base import located, several
 from sim.spec.files import tree
 from sim.spec.files.tree import Origin, join
 
-_OWN = ("name", "replicas", "serves", "weight", "cache", "storage")
+_OWN = ("name", "replicas", "serves", "role", "weight", "cache", "storage")
 """Keys of a pool that its scenario doesn't have, or not in its fleet."""
 _SECTIONS = ("cache", "storage")
 _LEFT_OUT = ("sweep", "plan", "slo", "rollouts", "faults")
@@ -48,7 +48,7 @@ def pool_scenarios(model: type[Model], data: Mapping[str, Any], context: Any) ->
 def pool_data(data: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data of a scenario whose whole fleet is one pool of another scenario."""
     base = {key: value for key, value in data.items() if key not in _LEFT_OUT}
-    base["fleet"] = {key: value for key, value in data["fleet"].items() if key != "pools"}
+    base["fleet"] = {key: value for key, value in data["fleet"].items() if key not in ("pools", "kv_transfer")}
     base["router"] = {
         key: value for key, value in (data.get("router") or {}).items() if key not in ("pools", "spill", "copies")
     }

@@ -85,11 +85,11 @@ def value_problem(error: ValidationError) -> str:
 
 def misplaced_flags(model: type[BaseModel], data: Any) -> list[InputError]:
     """Return an error for each true or false where a number belongs: pydantic would read it as 1 or 0."""
-    numbers = _numbers(model)
+    flags = [(path, value) for path, value in _leaves(data, "") if isinstance(value, bool)]
     return [
         ScenarioError("must be a number", key=path, got=value)
-        for path, value in _leaves(data, "")
-        if isinstance(value, bool) and without_indexes(path) in numbers
+        for path, value in flags
+        if without_indexes(path) in _numbers(model)
     ]
 
 

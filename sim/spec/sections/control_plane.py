@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -13,17 +13,21 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from sim.spec.base import Errors, Strict, checks, located
-from sim.spec.policies import PLACEMENTS, PLACERS, ROUTERS, RouterEntry, given_in
+from sim.spec.policies import FILTERS, PLACEMENTS, PLACERS, ROUTERS, SCORERS, PluginEntry, RouterEntry, given_in
+from sim.spec.registry import Registry
 from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds
 
 # How requests are assigned to replicas.
 
-OWN_KEYS = ("bound", "placement", "copies", "controller")
+OWN_KEYS = ("bound", "placement", "copies", "controller", "settings", "scorers", "filters", "picker")
 """Keys that mean something to some policies only; ``RouterEntry.keys`` says to which."""
+DEFAULT_SCORERS = (("queue", 2.0), ("kv-cache-utilization", 2.0), ("prefix-cache", 3.0))
+"""Scorers and weights of llm-d's default profile."""
 _SHORTEST_S = 0.001
 
 
@@ -47,6 +51,20 @@ class PlacementController(Strict):
     move: Literal["lazy", "eager"] = "lazy"
     """How an adapter is loaded on its new replica. ``lazy``: by its first request there. ``eager``: by the controller,
     at once, one adapter after the other on each replica."""
+    call: Seconds | None = None
+    """``move: eager``: how long a call of the engine's load API takes before the load. Requests then go to a new
+    replica only when the call has returned; unset: from the decision on."""
+    failures: Share = 0.0
+    """With ``call``: share of the calls that fail. Whether the adapter is still to go there is decided next time."""
+    unload_after: Seconds | None = Field(default=None, gt=0)
+    """Time without a request after which an adapter loses its places and its copies in the replicas; unset: engines
+    evict adapters when they need the room."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_policy(cls, given: Any) -> Any:
+        entry = PLACERS.get(given["policy"]) if isinstance(given, Mapping) and "policy" in given else None
+        return {"period": entry.period, "history": entry.history, **given} if entry and entry.period else given
 
     @field_validator("policy")
     @classmethod
@@ -58,6 +76,72 @@ class PlacementController(Strict):
         if PLACERS[self.policy].moves and self.history < self.period:
             got, least = format_seconds(self.history), format_seconds(self.period)
             yield located("history", "shorter than the period", got=got, allowed=f"at least {least}")
+        if self.call is not None and self.move != "eager":
+            yield located("call", "the first request loads an adapter", got=format_seconds(self.call), allowed="unset")
+        if self.failures and self.call is None:
+            yield located("failures", "no call is made", got=self.failures, allowed="0", hint="give call")
+        if self.unload_after is not None and self.unload_after < self.history:
+            got, least = format_seconds(self.unload_after), format_seconds(self.history)
+            yield located("unload_after", "still asked for in the history", got=got, allowed=f"at least {least}")
+
+
+class _Plugin(Strict):
+    """A scorer or filter of router ``scorers``, with parameters named as those of llm-d's plugin."""
+
+    _registry: ClassVar[Registry[PluginEntry]]
+
+    @checks
+    def _known(self) -> Errors:
+        entry = self._registry.get(name := getattr(self, "name", ""))
+        if entry is None:
+            error = self._registry.unknown(name, "")
+            yield located("name", error.problem, got=name, allowed=error.allowed or "", hint=error.hint or "")
+            return
+        for key in sorted(self.model_fields_set - {"name", "weight", *entry.keys}):
+            allowed = " or ".join(each.name for each in self._registry if key in each.keys)
+            yield located(key, f"{name} has no {key}", got=getattr(self, key), allowed=f"only with {allowed}")
+
+
+class Scorer(_Plugin):
+    """A term of the sum by which router ``scorers`` chooses."""
+
+    _registry = SCORERS
+    name: str = Field(description=SCORERS.described("Which replicas get a high score."))
+    weight: float = Field(default=1.0, ge=0, le=1_000_000)
+    """Its scores, from 0 to 1, are multiplied by this; the sum is not divided by the sum of weights."""
+    count: Literal["sum", "union"] = "sum"
+    """``lora-affinity``: how many adapters a replica seems to have. ``sum``: those in its list of running and in its
+    list of waiting adapters, as llm-d v0.10.0 counts. vLLM from 0.14 on lists each adapter in both, so a replica looks
+    full at half of its slots. ``union``: each adapter once, as since pull request 2625."""
+    match_length_weight: Share = 0.0
+    """``prefix-cache``: the weight of a long match, as against a large share of the prompt."""
+    idle_threshold: NonNegativeInt = 0
+    """``active-request``: requests up to which a replica counts as idle."""
+    max_busy_score: Share = 1.0
+    """``active-request``: the highest score of a replica that is not idle."""
+    queue_threshold_tokens: PositiveInt = 4_194_304
+    """``token-load``: tokens from which the score is 0."""
+    load_horizon: Seconds | None = Field(default=None, gt=0)
+    """``lora-load-state``: score a load by its time, 0 from this time on, instead of by where the adapter is."""
+
+
+class Filter(_Plugin):
+    """Leaves out replicas before router ``scorers`` scores the others."""
+
+    _registry = FILTERS
+    name: str = Field(description=FILTERS.described("Which replicas are kept."))
+    queue_threshold: NonNegativeInt = 8
+    """``lora-residency``: waiting requests above which a replica is saturated; 0: no limit."""
+    kv_cache_threshold: Share = 0.8
+    """``lora-residency``: share of the KV cache in use above which a replica is saturated; 0: no limit."""
+    max_replicas: NonNegativeInt = 0
+    """``lora-residency``: replicas that may hold one adapter; 0: any number."""
+    affinity_threshold: Share = 0.8
+    """``prefix-cache-affinity``: the share of the prompt that a replica must have got before."""
+    max_ttft_penalty: Seconds = Field(default=18.0, ge=0)
+    """``prefix-cache-affinity``: the longest time by which such a replica may be slower than others; 0: any."""
+    peak_prefill_throughput: PositiveFloat = 15_928.0
+    """``prefix-cache-affinity``: tokens that a replica prefills in a second, for this time."""
 
 
 class Router(Strict):
@@ -68,7 +152,8 @@ class Router(Strict):
     )
     staleness: Seconds | None = None
     """How often the router reads the state of the replicas (requests, resident and running adapters); 0: it is always
-    current. Unset: 0, and 50 ms with ``affinity-activity``. Irrelevant for policies that use no such state."""
+    current. Unset: 0, and 50 ms with ``affinity-activity`` and ``scorers``. Irrelevant for policies that use no such
+    state."""
     bound: float | None = Field(default=None, gt=1, le=1_000_000)
     """``hash``, ``affinity-residency`` and ``affinity-prefix`` only: a replica is skipped if the request would give it
     more than this many times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, 1.5 with
@@ -81,8 +166,20 @@ class Router(Strict):
     )
     copies: PositiveInt = Field(default=1, le=4096)
     """``service-per-adapter`` only: replicas on which each adapter is placed, at least."""
+    scorers: tuple[Scorer, ...] = ()
+    """``scorers`` only: the terms of the sum. None: llm-d's defaults, ``queue`` 2, ``kv-cache-utilization`` 2 and
+    ``prefix-cache`` 3, without a scorer for adapters."""
+    filters: tuple[Filter, ...] = ()
+    """``scorers`` only: leave out replicas before any is scored, one filter after the other."""
+    picker: Literal["max-score", "weighted-random", "random"] | None = None
+    """``scorers`` only: how one is chosen. ``max-score``: the highest sum, equal ones at random. ``weighted-random``:
+    in proportion to the sum. ``random``: any. Unset: ``max-score``."""
     controller: PlacementController | None = None
-    """``placement`` only: the controller that places adapters and moves them; unset: one with its defaults."""
+    """``placement`` and ``dynamo`` only: the controller that places adapters and moves them; unset: one with its
+    defaults."""
+    settings: dict[str, NonNegativeFloat] | None = None
+    """Numbers of ``dynamo`` and ``sglang-cache-aware`` by name, which have the release's values unless they stand here
+    (docs/routers.md)."""
     pools: Literal["together", "weight"] = "together"
     """With ``fleet.pools``, how a pool is chosen. ``together``: the replicas of all pools that take a request are
     candidates, and ``policy`` chooses among them. ``weight``: first a pool is drawn by its ``weight``, then ``policy``
@@ -94,6 +191,14 @@ class Router(Strict):
     instances: PositiveInt = Field(default=1, le=256)
     """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
     reach routers one by one, such as a rollout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _controller_of_policy(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("policy") != "dynamo":
+            return given
+        controller = given.get("controller") or {}
+        return {**given, "controller": {"policy": "dynamo", **controller}} if isinstance(controller, Mapping) else given
 
     @field_validator("policy")
     @classmethod
@@ -144,6 +249,14 @@ class Router(Strict):
                     allowed=f"only with policy {policies}",
                     hint=f"remove it (--set router.{key}=null), or choose such a policy",
                 )
+        for name, value in (self.settings or {}).items():
+            if self._facts.settings and name not in self._facts.settings:
+                yield located(
+                    f"settings.{name}",
+                    f"policy {self.policy} has no such setting",
+                    got=value,
+                    allowed=", ".join(self._facts.settings),
+                )
 
     @property
     def _facts(self) -> RouterEntry:
@@ -161,6 +274,11 @@ class Router(Strict):
         if "controller" not in self._facts.keys or self.policy not in ROUTERS:
             return None
         return self.controller or PlacementController()
+
+    @property
+    def scoring(self) -> tuple[Scorer, ...]:
+        """The scorers, with the defaults resolved."""
+        return self.scorers or tuple(Scorer(name=name, weight=weight) for name, weight in DEFAULT_SCORERS)
 
     @property
     def view_interval(self) -> float:

@@ -23,7 +23,7 @@ from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.control_plane import Autoscale
 from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
-from sim.spec.units import Bytes, Price, Seconds, Share
+from sim.spec.units import Bandwidth, Bytes, Price, Seconds, Share
 
 # Several kinds of replica in one fleet, replicas of full models among them: which requests each takes.
 
@@ -76,6 +76,44 @@ class ServedKinds(Strict):
 
     kinds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     """Places of kinds in ``adapters.mix``, counted from 0."""
+
+
+class KvOffload(Strict):
+    """Host memory of a replica for KV blocks of prompts, beside the copies of adapters (vLLM's OffloadingConnector)."""
+
+    size: Bytes | None = None
+    """Its bytes, over all GPUs of a replica (vLLM's ``--kv-offloading-size``)."""
+    host_memory: Bytes | None = None
+    """Instead of ``size``: host memory of a replica for KV and for copies of adapters together. KV gets what the copies
+    that ``cache.host`` has room for leave."""
+    policy: Literal["lru", "arc"] = "lru"
+    """Which blocks leave when it is full."""
+    answers: bool = False
+    """Whether generated blocks are kept as well, for later turns of a conversation."""
+    store_from: NonNegativeInt = Field(default=0, le=1000)
+    """A block is stored when it is computed for this time; 0 or 1: at once (vLLM's ``store_threshold``)."""
+    bandwidth: Bandwidth = 25_000_000_000
+    """Between host memory and one GPU, in each direction; copies of adapters share it. 25 GB/s is what PCIe 4.0 with 16
+    lanes reaches."""
+
+    @checks
+    def _one_way(self) -> Errors:
+        if (self.size is None) == (self.host_memory is None):
+            got = "neither" if self.size is None else "both"
+            yield located("size", "give either size or host_memory", got=got)
+
+
+class KvTransfer(Strict):
+    """How decode replicas read the KV of prompts from prefill replicas (vLLM's NixlConnector, pull mode)."""
+
+    bandwidth: Bandwidth = 25_000_000_000
+    """Of one read to one GPU. 25 GB/s is a network card of 200 Gbit/s for each GPU."""
+    latency: Seconds = Field(default=0.002, le=60)
+    """Time of a read besides its bytes: the hand-over between the two replicas, and setting up the copy."""
+    streams: PositiveInt = Field(default=1, le=1024)
+    """Reads at a time of one decode replica, each with ``bandwidth``; the others queue."""
+    min_prompt: NonNegativeInt = Field(default=0, le=MAX_TOKENS)
+    """Shorter prompts are computed by the decode replicas themselves."""
 
 
 _OF_FIXED = (
@@ -146,6 +184,8 @@ class ReplicaKeys(Strict):
     """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
     ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
     leaves sooner."""
+    kv_offload: KvOffload | None = None
+    """Host memory in which the KV of prompts is kept, for requests that find it gone from the GPU; unset: none."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
@@ -168,12 +208,13 @@ class ReplicaKeys(Strict):
     """With ``cache.eviction: vllm-lru``, which adapters count for the limit of ``cache.gpu.slots``. ``scheduled``:
     those of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of
     those whose last token is on its way (``async_scheduling``)."""
-    scheduling: Literal["fcfs", "priority", "vtc", "lpm"] = "fcfs"
+    scheduling: Literal["fcfs", "priority", "vtc", "lcf", "lpm"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
     lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
     (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
-    token counter of S-LoRA. ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's
-    ``--schedule-policy``). With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    token counter of S-LoRA. ``lcf``: the same, but a tenant that comes back after a pause keeps its low counter.
+    ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's ``--schedule-policy``).
+    With an engine that has the policy only; ``tenants`` give priorities and weights."""
     drain_wait: Seconds = Field(default=0.0, ge=0)
     """With ``kv_check: ratio``: how long an adapter waits while all slots are taken until another one gets no more long
     requests, to make room for it (SGLang's ``lora_drain_wait_threshold``). 0: never."""
@@ -370,6 +411,9 @@ class Pool(ReplicaKeys):
     serves: Literal["all", "adapters", "base"] | ServedKinds = "all"
     """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
     those for adapters of these kinds of ``adapters.mix``, counted from 0; its slots are then as large as these need."""
+    role: Literal["both", "prefill", "decode"] = "both"
+    """``prefill``: its replicas compute prompts, and replicas of a pool with role ``decode`` read their KV and answer
+    (``fleet.kv_transfer``). Both need every adapter that they serve."""
     weight: float = Field(default=1.0, ge=0, le=1e6)
     """With ``router.pools: weight``: its share of the requests, relative to the other pools that take them. 0: it only
     gets what other pools pass on (``router.spill``)."""
@@ -408,6 +452,8 @@ class Fleet(ReplicaKeys):
 
     autoscale: Autoscale | None = None
     """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
+    kv_transfer: KvTransfer | None = None
+    """With pools for prefill and for decode: how KV gets from one to the other."""
     pools: tuple[Pool, ...] = Field(default=(), max_length=64)
     """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
     in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
@@ -510,6 +556,11 @@ class Fleet(ReplicaKeys):
     def total(self) -> int:
         """How many replicas it has in all pools, without those of full models."""
         return sum(pool.replicas for pool in self.pools) or self.replicas
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether prompts and answers are computed by replicas of different pools."""
+        return any(pool.role != "both" for pool in self.open_pools)
 
     @property
     def open_pools(self) -> tuple[Pool, ...]:

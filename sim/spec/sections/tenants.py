@@ -134,7 +134,8 @@ class Tenant(Strict):
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
     """With ``fleet.scheduling: priority``: lower values go first, as in vLLM."""
     weight: float = Field(default=1.0, gt=0, le=1e6)
-    """With ``fleet.scheduling: vtc``: its share of the service, relative to other tenants with waiting requests."""
+    """With ``fleet.scheduling: vtc`` or ``lcf``: its share of the service, relative to other tenants with waiting
+    requests."""
     price: Annotated[TenantPrice, BeforeValidator(_as_price), _OrText()] | None = None
     """What it pays, such as ``0.40 USD/1M tokens``, ``0.002 USD/request`` or ``{input: 0.20, output: 0.80}``. Results
     then have its revenue, and with ``fleet.price`` its margin. It changes no result: another price needs no new

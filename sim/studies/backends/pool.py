@@ -57,7 +57,7 @@ class Local:
         return unordered(task, list(arguments), self._jobs)
 
     def for_workload(self, requests: float, least: int, tasks: int) -> Pool:
-        if requests < least:
+        if tasks < 2 or requests < (least / 10 if self._started else least):  # once they are up, little is enough
             return Local(1)
         if not self._started:
             start_workers(tasks, self._jobs)

@@ -26,6 +26,7 @@ from sim.spec.engine_flags.options import Replica, largest_rank
 from sim.spec.engines import ENGINES, release_of
 from sim.spec.gpus import gpu_named
 from sim.spec.profile_choice import gpus_per_replica, profile_of
+from sim.spec.sections.control_plane import Router
 from sim.spec.units import human_bytes
 from sim.training.files.census import take_census
 
@@ -236,7 +237,7 @@ class Deployment:
     gpus: int
     gpus_key: str
     gpu: str
-    router: str
+    router: Router
     lora: bool
     adapters: Mapping[str, str]
     run: RunReference
@@ -395,7 +396,7 @@ def make_deployment(scenario: Scenario, data: RunData, point: Point, adapters: M
         gpus=gpus,
         gpus_key="fleet.tensor_parallel" if scenario.fleet.gpus_per_replica is None else "fleet.gpus_per_replica",
         gpu=gpu.label,
-        router=scenario.router.policy,
+        router=scenario.router,
         lora=not scenario.adapters.base_alone,
         adapters=adapters,
         run=_reference(scenario, data, point),

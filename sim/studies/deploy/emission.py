@@ -52,7 +52,7 @@ def shell_script(found: Deployment, head: list[str]) -> str:
     program, *rest = found.program
     lines = [f"{shlex.join(['set', '--', *rest, *found.model_words()])} # {found.model_note}"]
     if found.replicas > 1:
-        many = f"{found.replicas} replicas behind a router with policy {found.router}"
+        many = f"{found.replicas} replicas behind a router with policy {found.router.policy}"
         head = [*head, f"It starts one of {many}; give each a --port and GPUs of its own."]
     if found.adapters:
         head = [
@@ -87,7 +87,9 @@ def compose_file(found: Deployment, head: list[str]) -> str:
     gpus = found.replicas * found.gpus
     lines = [*head, f"It needs {gpus} GPU{'s' if gpus > 1 else ''} in this machine."]
     if found.replicas > 1:
-        lines.append(f"{found.replicas} services; put a router with policy {found.router} in front, as was simulated.")
+        lines.append(
+            f"{found.replicas} services; put a router with policy {found.router.policy} in front, as was simulated."
+        )
     return yaml_documents(lines, [{"name": found.name, "services": services}])
 
 

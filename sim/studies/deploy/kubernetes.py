@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import InputError
 from sim.spec.scenario import Scenario
 from sim.studies.deploy.deployment import ADAPTERS_FOLDER, PORT, Commented, Deployment, yaml_documents
+from sim.studies.deploy.picker import plugins_of, releases_of
 
 if TYPE_CHECKING:
     from sim.spec.sections.control_plane import Autoscale
@@ -32,8 +33,8 @@ def deployment_hints(found: Deployment, *, routed: bool = False) -> list[str]:
     :param routed: whether a router distributes the requests as was simulated.
     """
     lines = []
-    if not routed and found.replicas > 1 and found.router not in ("random", "round-robin"):
-        lines.append(f"A Service spreads connections at random; the run had router.policy {found.router}.")
+    if not routed and found.replicas > 1 and found.router.policy not in ("random", "round-robin"):
+        lines.append(f"A Service spreads connections at random; the run had router.policy {found.router.policy}.")
     if found.adapters:
         lines.append(f"Put the adapters into the volume claim {found.name}-adapters.")
     return lines
@@ -331,28 +332,27 @@ def inference_service_file(found: Deployment, head: list[str]) -> str:
 # llm-d and the Gateway API Inference Extension: requests go where their adapter runs.
 #
 # https://gateway-api-inference-extension.sigs.k8s.io describes the objects, and its guide to the configuration of the
-# endpoint picker the scorers. The router that was simulated is the LoRA affinity scorer alone
-# (``sim/policies/routing/affinity.py``), so the configuration has no other.
+# endpoint picker the scorers. The router ``affinity-activity`` is the LoRA affinity scorer alone.
 
-ROUTER = "affinity-activity"
-"""The router whose decisions the scorer makes."""
+ROUTERS = ("scorers", "affinity-activity")
+"""The routers whose decisions the endpoint picker makes."""
 _PICKER_PORT = 9002
 _GROUP = "inference.networking.k8s.io"
 _GATEWAY = "inference-gateway"
 
 
 def check_router(scenario: Scenario) -> None:
-    """Refuse a fleet of several replicas behind another router than the LoRA affinity scorer.
+    """Refuse a fleet of several replicas behind a router that is no endpoint picker.
 
     :raises InputError: saying so.
     """
-    if scenario.fleet.replicas > 1 and scenario.router.policy != ROUTER:
+    if scenario.fleet.replicas > 1 and scenario.router.policy not in ROUTERS:
         raise InputError(
-            "llm-d routes by LoRA affinity, and another router was simulated",
+            "llm-d routes by scorers, and another router was simulated",
             key="--emit",
             got=f"router.policy {scenario.router.policy}",
-            allowed=ROUTER,
-            hint=f"simulate it: --set router.policy={ROUTER}",
+            allowed=" or ".join(ROUTERS),
+            hint=f"simulate it: --set router.policy={ROUTERS[0]}",
         )
 
 
@@ -404,20 +404,21 @@ def pool_file(found: Deployment, head: list[str]) -> str:
 
 def picker_file(found: Deployment, head: list[str]) -> str:
     """Return the configuration of the endpoint picker, for its --config-file."""
+    plugins = plugins_of(found.router)
+    source = found.run.of("router.scorers" if found.router.scorers else "router.policy")
     config: dict[str, Any] = {
         "apiVersion": "inference.networking.x-k8s.io/v1alpha1",
         "kind": "EndpointPickerConfig",
         "plugins": [
             {"type": "single-profile-handler"},
-            {"type": "lora-affinity-scorer"},
-            {"type": "max-score-picker"},
+            *({"type": kind, **({"parameters": given} if given else {})} for kind, _, given in plugins),
         ],
         "schedulingProfiles": [
             {
                 "name": "default",
                 "plugins": [
-                    {"pluginRef": "lora-affinity-scorer", "weight": Commented(1, found.run.of("router.policy"))},
-                    {"pluginRef": "max-score-picker"},
+                    {"pluginRef": kind, **({} if weight is None else {"weight": Commented(_whole(weight), source)})}
+                    for kind, weight, _ in plugins
                 ],
             }
         ],
@@ -425,5 +426,10 @@ def picker_file(found: Deployment, head: list[str]) -> str:
     lines = [
         *head,
         f"For the endpoint picker {found.name}-epp, which its chart installs: --config-file.",
+        *releases_of(found.router),
     ]
     return yaml_documents(lines, [config])
+
+
+def _whole(weight: float) -> int | float:
+    return int(weight) if weight == int(weight) else weight

@@ -20,7 +20,7 @@ from sim.studies.fidelity.findings import as_json, choice_sentence, compare_peer
 from sim.studies.fidelity.record_prediction import ORDERS, RecordCosts
 from sim.studies.fidelity.serving_stages import METRICS, Server, ServerErrors, StagePrediction, errors_by_server
 from sim.studies.fidelity.sglang_record import SglangRecord
-from sim.studies.fidelity.step_record import StepRecord
+from sim.studies.fidelity.step_record import PairRecord, StepRecord
 from sim.studies.fidelity.step_replay import Replay
 
 # On a record of an engine's steps: replayed step by step, and predicted from the costs of another one.
@@ -35,12 +35,13 @@ _COST_WORDS = {
 }
 
 
-def replay_report(file: Path, record: StepRecord | SglangRecord, result: Replay) -> Report:
+def replay_report(file: Path, record: StepRecord | SglangRecord | PairRecord, result: Replay) -> Report:
     """Return how many of a record's steps the simulator meets."""
-    preempted = sum(len(step.preempted) for step in record.steps)
+    engine = record.side("d") if isinstance(record, PairRecord) else record
+    preempted = sum(len(step.preempted) for step in engine.steps)
     rows = [
         ["engine", record.engine],
-        ["preset", record.preset],
+        ["preset", engine.preset],
         ["requests", f"{len(record.requests):,}"],
         ["steps", f"{result.steps:,}"],
         ["equal steps", f"{result.equal_steps:,}"],
@@ -50,11 +51,15 @@ def replay_report(file: Path, record: StepRecord | SglangRecord, result: Replay)
         ["preemptions", f"{preempted:,}"],
     ]
     met = "tokens, preemptions, loads and evictions"
-    if record.config.prefix_caching:
+    if engine.config.prefix_caching:
         rows.append(["cached tokens", f"{result.cached_tokens:,}"])
         rows.append(["predicted cached tokens", f"{result.predicted_cached_tokens:,}"])
         met = "tokens, cached tokens, blocks overwritten, preemptions, loads and evictions"
-    if record.mode == "online":
+    if isinstance(record, PairRecord):
+        met += ", and what is read, held and sent"
+    elif isinstance(record, StepRecord) and record.config.offload is not None:
+        met += ", and what is stored, loaded and waited for"
+    if engine.mode == "online":
         rows.append(["ends within one step", f"{_late_steps(result)[0]:,} of {len(record.requests):,} requests"])
     headline = f"{file}: every step is met: {met}"
     if result.first_difference is not None:

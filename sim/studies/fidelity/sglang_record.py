@@ -20,7 +20,7 @@ from sim.policies.queues.rejoining import LoadingAheadQueue, RejoiningQueue, Sca
 from sim.policies.scheduler import Limits
 from sim.policies.sglang_scheduler import FIRST_RATIO, SglangScheduler
 from sim.spec.profile import StepCost
-from sim.studies.fidelity.step_record import Count, Part, StepRecord, Time, read_data, validated
+from sim.studies.fidelity.step_record import Count, PairRecord, Part, StepRecord, Time, read_data, validated
 from sim.studies.fidelity.step_replay import Replay, differing
 from sim.traffic.request import Request
 
@@ -127,14 +127,16 @@ class SglangRecord(Part):
         return self
 
 
-def read_any_record(path: Path) -> StepRecord | SglangRecord:
-    """Read a record of vLLM or of SGLang.
+def read_any_record(path: Path) -> StepRecord | SglangRecord | PairRecord:
+    """Read a record of vLLM, of two of them, or of SGLang.
 
     :raises InputError: naming the file, the field and the value.
     """
     data = read_data(path)
     engine = data.get("engine") if isinstance(data, dict) else None
     if not (isinstance(engine, str) and engine.lower().startswith("sglang")):
+        if isinstance(data, dict) and "d" in data:
+            return validated(PairRecord, data, path)
         return validated(StepRecord, data, path)
     return validated(SglangRecord, data, path)
 

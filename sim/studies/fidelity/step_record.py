@@ -16,7 +16,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sim.errors import InputError
 from sim.reading import RECORD_BYTES, read_bounded, read_regular
@@ -31,6 +40,25 @@ class Part(BaseModel):
 
 Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Time = Annotated[float, Field(ge=0, le=1e7)]
+
+
+class OffloadConfig(Part):
+    """Host memory for KV, and how many steps copies take.
+
+    :ivar load_steps, store_steps: a load is done with the output of this many steps after the one that it was ordered
+        with; a store, which begins with the step after it, of one more.
+    :ivar answers: whether generated blocks are stored too; ``store_from``: a block is stored when it is offered for
+        this time.
+    :ivar sync_load_blocks: blocks that may be loaded within a step.
+    """
+
+    host_blocks: Count
+    policy: Literal["lru", "arc"]
+    load_steps: NonNegativeInt
+    store_steps: NonNegativeInt
+    answers: bool = False
+    store_from: NonNegativeInt = 0
+    sync_load_blocks: NonNegativeInt = 0
 
 
 class RecordConfig(Part):
@@ -58,6 +86,7 @@ class RecordConfig(Part):
     sessions: NonNegativeInt = 0
     policy: Literal["fcfs", "priority"] = "fcfs"
     ends: Literal["length", "stop"] = "length"
+    offload: OffloadConfig | None = None
 
 
 class RecordedRequest(Part):
@@ -75,7 +104,7 @@ class RecordedRequest(Part):
     adapter: NonNegativeInt | None
     prompt_tokens: Count
     output_tokens: Count
-    arrival_s: Time
+    arrival_s: Time = 0.0
     prefix: tuple[NonNegativeInt, NonNegativeInt] | None = None
     tail_tokens: NonNegativeInt | None = None
     session: NonNegativeInt | None = None
@@ -98,9 +127,17 @@ class RecordedStep(Part):
     :ivar running: the running requests in their order, once this step was scheduled; ``finished``: those whose end was
         processed since the step before was scheduled.
     :ivar tokens: requests that got a token from this step, in the order in which it was processed.
+    :ivar asked: with a KV connector, as are all that follow: requests in the order in which they were looked at, tokens
+        cached, and tokens that can be loaded (None: not known yet); ``loading``: those whose KV is on its way.
+    :ivar free: free blocks, once this step was scheduled; ``host``: blocks in the host pool.
+    :ivar load, store: by request, blocks whose copy was ordered, for a store also those that it evicts; the blocks of a
+        store are None if it found no room. ``flush``: copies that had to end first; ``done``: those that had ended with
+        this step's output, numbered in the order in which they were ordered.
+    :ivar tick: of two engines, when it was scheduled.
+    :ivar held: ended requests that hold blocks; ``received``, ``failed``, ``sent``: what the output reports.
     """
 
-    at_s: Time
+    at_s: Time = 0.0
     scheduled: dict[int, PositiveInt]
     preempted: tuple[int, ...] = ()
     adapters: tuple[int, ...]
@@ -112,6 +149,24 @@ class RecordedStep(Part):
     running: tuple[int, ...] = ()
     finished: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
+    asked: tuple[tuple[int, int, int | None, bool], ...] = ()
+    loading: tuple[int, ...] = ()
+    free: NonNegativeInt = 0
+    host: NonNegativeInt = 0
+    load: tuple[tuple[int, tuple[Any, ...]], ...] = ()
+    store: tuple[tuple[int, tuple[Any, ...] | None, tuple[Any, ...]], ...] = ()
+    flush: tuple[int, ...] = ()
+    done: tuple[int, ...] = ()
+    tick: NonNegativeInt = 0
+    held: tuple[int, ...] = ()
+    received: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+    sent: tuple[int, ...] = ()
+
+    @field_validator("loads", mode="before")
+    @classmethod
+    def _without_seconds(cls, loads: object) -> object:
+        return [(load, 0.0) if isinstance(load, int) else load for load in loads] if isinstance(loads, list) else loads
 
 
 class StepRecord(Part):
@@ -178,6 +233,84 @@ class StepRecord(Part):
         before = self.requests[after]
         if request.prompt_tokens < before.prompt_tokens + before.output_tokens:
             raise ValueError(f"request {request.id}: prompt_tokens must include request {after} and its answer")
+
+
+class SideConfig(Part):
+    """One of two engines."""
+
+    slots: Count
+    host_slots: Count
+    max_num_seqs: Count
+    max_num_batched_tokens: Count
+    block_size: Count
+    kv_blocks: Count
+
+
+class PairConfig(Part):
+    """A prefill engine, a decode engine, and how many of its steps the latter's reads take.
+
+    :ivar transfer_rate: blocks a step on top of ``transfer_steps``; 0: they take no longer for more blocks.
+    :ivar fail_every: reads fail of requests whose number is one less than a multiple of this; 0: of none.
+    :ivar lease_ticks: the prefill engine keeps what was not read for so long after the failure.
+    """
+
+    p: SideConfig
+    d: SideConfig
+    adapters: Count
+    texts: NonNegativeInt = 0
+    sessions: NonNegativeInt = 0
+    transfer_steps: NonNegativeInt
+    transfer_rate: NonNegativeInt = 0
+    fail_every: NonNegativeInt = 0
+    failure: Literal["recompute"] = "recompute"
+    lease_ticks: NonNegativeInt = 0
+    ticks: Count
+
+
+class PairRequest(RecordedRequest):
+    """A request; ``tick``: when it came to the prefill engine; ``abort``: on which side it was taken back, and when."""
+
+    tick: NonNegativeInt
+    abort: tuple[Literal["p", "d"], NonNegativeInt] | None = None
+
+
+class PairRecord(Part):
+    """A record of a prefill engine and a decode engine, in ticks: in each, both loops are called once."""
+
+    engine: str
+    asynchronous: bool = Field(default=False, alias="async")
+    config: PairConfig
+    requests: tuple[PairRequest, ...]
+    p: tuple[RecordedStep, ...]
+    d: tuple[RecordedStep, ...]
+
+    def side(self, name: Literal["p", "d"]) -> StepRecord:
+        """Return the record of one engine; the prefill engine's answers have one token."""
+        own: SideConfig = getattr(self.config, name)
+        requests = [request.model_dump(exclude={"tick", "abort"}) for request in self.requests]
+        for request in requests:
+            if name == "p":
+                request["output_tokens"] = 1
+            request["after"] = None
+        shared = {"adapters": self.config.adapters, "texts": self.config.texts, "sessions": self.config.sessions}
+        return StepRecord(
+            engine=self.engine,
+            **{"async": self.asynchronous},
+            mode="ticks",
+            config=RecordConfig(**own.model_dump(), **shared, prefix_caching=True),
+            requests=tuple(RecordedRequest(**request) for request in requests),
+            steps=getattr(self, name),
+        )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PairRecord:
+        for name in ("p", "d"):
+            ticks = [step.tick for step in getattr(self, name)]
+            if ticks != sorted(set(ticks)) or ticks[-1:] > [self.config.ticks]:
+                raise ValueError(f"the steps of {name} must be in the order of their ticks, up to config.ticks")
+        self.side("p")
+        self.side("d")
+        return self
 
 
 def read_record(path: Path) -> StepRecord:

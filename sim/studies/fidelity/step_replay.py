@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from sim.policies.costs import StepCosts
-from sim.policies.kv.kv_store import CountingStore
+from sim.policies.kv.kv_store import CountingStore, KvStore
 from sim.policies.kv.prefix_store import PrefixStore
 from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.scheduler import Limits, Scheduler
@@ -47,8 +47,8 @@ class Replay:
 
 
 def replay(record: StepRecord) -> Replay:
-    """Replay a record."""
-    return _Replayer(record).run()
+    """Replay a record of one engine."""
+    return EngineReplay(record).run()
 
 
 class _RecordedOrder(TouchOrder):
@@ -66,7 +66,9 @@ class _RecordedOrder(TouchOrder):
         return list(self._orders.get(frozenset(batch), batch))
 
 
-class _Replayer:
+class EngineReplay:
+    """A record's engine, and the requests to come."""
+
     def __init__(self, record: StepRecord) -> None:
         config, preset = record.config, record.preset
         self.record = record
@@ -85,16 +87,12 @@ class _Replayer:
             ends_scan=preset_value(preset, "fleet.self_preemption") == "ends-scan",
         )
         blocks = config.kv_blocks - preset_value(preset, "fleet.reserved_kv_blocks")
-        self._prefixes: PrefixStore | None = None
-        if config.prefix_caching:
-            uncached_last = preset_value(preset, "fleet.uncached_blocks") == "last"
-            self._prefixes = PrefixStore(blocks, config.block_size, uncached_last=uncached_last)
-        kv = self._prefixes or CountingStore(blocks, config.block_size)
+        self.kv = self._store(blocks)
         costs = StepCosts(StepCost(), config.slots, config.max_num_batched_tokens)
-        self.scheduler = Scheduler(limits, kv, self.waiting, [0] * config.adapters, costs)
+        self.scheduler = self._scheduler(limits, costs)
         base_model = self.cache.serve_base_model()
         self.scheduler.admit_base_model(base_model)
-        requests = [self._request(request, base_model) for request in record.requests]
+        self.requests = requests = [self._request(request, base_model) for request in record.requests]
         self._order: list[int] = []  # of the running requests, as the step before the last one processed them
         self._next_turns = {
             request.after: requests[request.id] for request in record.requests if request.after is not None
@@ -106,31 +104,51 @@ class _Replayer:
             starts = [step.at_s for step in record.steps]
             self._to_come = [(bisect_left(starts, request.arrival_s), requests[request.id]) for request in first_turns]
         self._to_come.sort(key=lambda coming: (coming[0], coming[1].arrival_s, coming[1].key))
+        self._taken_back: set[int] = set()  # at some time, by the client
         self._finished: list[int] = []  # since the step before was scheduled
+
+    def _store(self, blocks: int) -> KvStore:
+        config = self.record.config
+        if not config.prefix_caching:
+            return CountingStore(blocks, config.block_size)
+        uncached_last = preset_value(self.record.preset, "fleet.uncached_blocks") == "last"
+        return PrefixStore(blocks, config.block_size, uncached_last=uncached_last)
+
+    def _scheduler(self, limits: Limits, costs: StepCosts) -> Scheduler:
+        return Scheduler(limits, self.kv, self.waiting, [0] * self.record.config.adapters, costs)
+
+    def _more(self, number: int, step: RecordedStep) -> list[tuple[str, object, object]]:
+        """Return what else of a step is compared, once it was scheduled."""
+        return []
 
     def run(self) -> Replay:
         record = self.record
-        result = Replay(
-            len(record.steps),
-            loads=sum(len(step.loads) for step in record.steps),
-            cached_tokens=sum(sum(step.cached.values()) for step in record.steps),
-        )
+        result = self.nothing_met()
         last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
         for number, step in enumerate(record.steps):
-            self._orders.note(step.adapters)
-            for request in self._step(number, step, result):
+            for request in self.step(number, step, result):
                 result.late_steps[request.index] = number - last.get(request.index, number)
         return result
 
-    def _step(self, number: int, step: RecordedStep, result: Replay) -> list[Request]:
+    def nothing_met(self) -> Replay:
+        """Return a comparison with this record in which nothing is equal yet."""
+        steps = self.record.steps
+        return Replay(
+            len(steps),
+            loads=sum(len(step.loads) for step in steps),
+            cached_tokens=sum(sum(step.cached.values()) for step in steps),
+        )
+
+    def step(self, number: int, step: RecordedStep, result: Replay) -> list[Request]:
         """Take one step and compare it; return the requests that end with it."""
         scheduler = self.scheduler
+        self._orders.note(step.adapters)
         while self._to_come and self._to_come[0][0] <= number:
             self.waiting.push(self._to_come.pop(0)[1])
         before = [request.index for request in scheduler.running]
-        evicted_blocks = self._prefixes.evicted_blocks if self._prefixes else 0
+        evicted_blocks = self.kv.evicted_blocks
         scheduler.compose(step.at_s)
-        scheduled = scheduler.scheduled()
+        scheduled = scheduler.scheduled() if scheduler.decided.steps else {}
         running = {request.index: request for request in scheduler.running}
         preempted = sorted(set(before) - running.keys())
         joined = [index for index in running if index not in before]
@@ -150,19 +168,21 @@ class _Replayer:
         ]
         if step.updated is not None:
             comparisons += [
-                ("outputs processed", max(0, number - 1), step.updated),
+                ("outputs processed", self._processed(number), step.updated),
                 ("running", list(running), list(step.running)),
                 ("finished", sorted(self._finished), sorted(step.finished)),
-                ("tokens out", [i for i in running if self._gives_token(running[i])], list(step.tokens)),
+                ("tokens out", self._tokens_out(running), [i for i in step.tokens if i not in self._taken_back]),
             ]
-        if self._prefixes:
-            self._prefixes.settle()
-            overwritten = self._prefixes.evicted_blocks - evicted_blocks
+        if self.record.config.prefix_caching:
+            if isinstance(self.kv, PrefixStore):
+                self.kv.settle()
+            overwritten = self.kv.evicted_blocks - evicted_blocks
             comparisons += [
                 ("cached tokens by request", cached, step.cached),
                 ("blocks overwritten", overwritten, step.overwritten),
             ]
             result.predicted_cached_tokens += sum(cached.values())
+        comparisons += self._more(number, step)
         result.predicted_loads += len(loads)
         result.equal_loads += sum(ours[0] == theirs[0] for ours, theirs in zip(loads, step.loads, strict=False))
         different = differing(f"step {number} (at {step.at_s:.3f} s)", comparisons)
@@ -172,6 +192,7 @@ class _Replayer:
             result.first_difference = different[0]
         scheduler.deliver(step.at_s)
         if not scheduler.decided.steps:
+            self._finished = []
             return []
         processed, self._order = self._order, [*before, *joined]
         if not self.record.asynchronous:
@@ -187,6 +208,13 @@ class _Replayer:
             if index in self._finished and index in self._next_turns:
                 self.waiting.push(self._next_turns[index])
         return finished
+
+    def _processed(self, number: int) -> int:
+        """Return how many steps' outputs are processed when this one is scheduled."""
+        return max(0, number - int(self.record.asynchronous))
+
+    def _tokens_out(self, running: dict[int, Request]) -> list[int]:
+        return [i for i, request in running.items() if i not in self._taken_back and self._gives_token(request)]
 
     def _gives_token(self, request: Request) -> bool:
         if request.last_step == HOLDING:

@@ -54,7 +54,13 @@ def init(
         ),
     ] = None,
     from_manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A Kubernetes manifest, or values of the vLLM production stack.")
+        list[Path] | None,
+        typer.Option(
+            "--from-manifest",
+            "--from-epp",
+            metavar="FILE",
+            help="A Kubernetes manifest, values of the vLLM production stack, or an EndpointPickerConfig of llm-d.",
+        ),
     ] = None,
     from_trace: Annotated[
         list[Path] | None,
@@ -77,7 +83,8 @@ def init(
     Example: loraplan init --from-vllm "vllm serve MODEL --enable-lora"
     """
     from sim.spec.engine_flags.command_lines import Setting, read_command
-    from sim.studies.init.draft import Draft, read_manifest, write_draft
+    from sim.studies.deploy.picker import is_picker, read_picker
+    from sim.studies.init.draft import EXAMPLE, Draft, read_manifest, write_draft
     from sim.studies.vet.adapter_scenario import check_target
 
     check_target(out)
@@ -86,7 +93,12 @@ def init(
         draft.add([gpu_setting(gpu)])
     text = one_command(from_vllm)
     command = None if text is None else read_command(text)
-    engines = [] if from_manifest is None else read_manifest(from_manifest)
+    pickers = [file for file in from_manifest or () if is_picker(file)]
+    manifests = [file for file in from_manifest or () if file not in pickers]
+    if len(pickers) > 1 or len(manifests) > 1:
+        got = " and ".join(map(str, pickers if len(pickers) > 1 else manifests))
+        raise InputError("more than one of a kind", key="--from-manifest", got=got, allowed="one, and one --from-epp")
+    engines = read_manifest(manifests[0]) if manifests else []
     if from_trace:
         served = read_command(engines[0].words) if engines else command
         source = trace_source(from_trace, columns, base_model, adapter_from)
@@ -96,17 +108,21 @@ def init(
         raise InputError("says how a log is read, and there is none", key=unread[0], hint="give --from-trace too")
     if from_adapters is not None:
         _add_adapters(draft, from_adapters)
-    if from_manifest is not None:
+    for manifest in manifests:
         first, *others = engines
         draft.add_command(read_command(first.words))
         if first.replicas is not None:
-            draft.add([Setting("fleet.replicas", first.replicas, f"replicas in {from_manifest.name}")])
+            draft.add([Setting("fleet.replicas", first.replicas, f"replicas in {manifest.name}")])
         if first.gpu is not None:
-            draft.add([Setting("fleet.gpu", first.gpu, f"what {from_manifest.name} asks for")])
+            draft.add([Setting("fleet.gpu", first.gpu, f"what {manifest.name} asks for")])
         if others:
-            draft.comments.append(f"{from_manifest.name} starts {len(others)} more engines; this is the first.")
+            draft.comments.append(f"{manifest.name} starts {len(others)} more engines; this is the first.")
     if command is not None:
         draft.add_command(command)
+    for picker in pickers:
+        settings, comments = read_picker(picker)
+        draft.add([*settings, Setting("fleet.replicas", 2, EXAMPLE)])
+        draft.comments += comments
     if not (command or from_manifest or from_trace or from_adapters):
         if not (_on_terminal() and sys.stdout.isatty()):
             allowed = "--from-vllm, --from-manifest, --from-trace or --from-adapters; on a terminal, questions"

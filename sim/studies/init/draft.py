@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import InputError, SeveralErrors
-from sim.reading import read_regular
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
 from sim.spec.engines import batch_limits, nearest_version, release_of
@@ -21,6 +20,7 @@ from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
+from sim.studies.deploy.picker import documents_of
 from sim.studies.design import check_points
 
 EXAMPLE = "an example: put your own here"
@@ -36,8 +36,6 @@ _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 1
 _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 _LARGER_SHARE_FROM = (0, 25)
-MANIFEST_BYTES = 4 << 20
-"""Bytes of a manifest, at most."""
 _DEEPEST = 40
 
 
@@ -229,18 +227,7 @@ def read_manifest(file: Path) -> list[FoundEngine]:
 
     :raises InputError: if it is no YAML, or starts none.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        text = read_regular(file, MANIFEST_BYTES).decode("utf-8")
-        documents = list(YAML(typ="safe", pure=True).load_all(text))
-    except OSError as error:
-        raise InputError("the manifest can't be read", file=str(file), got=error.strerror or str(error)) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        hint = "a chart's templates are no YAML: give its values, or what helm template prints"
-        raise InputError("not YAML", file=str(file), got=str(error).split("\n")[0], hint=hint) from None
-    found = [each for document in documents for each in _engines_in(document, None, _gpu(document), 0)]
+    found = [each for document in documents_of(file) for each in _engines_in(document, None, _gpu(document), 0)]
     if not found:
         raise InputError(
             "no container starts vLLM or SGLang",

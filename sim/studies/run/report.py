@@ -53,7 +53,6 @@ from sim.studies.changes.findings import badge_words, has_clear_impact
 from sim.studies.changes.report import changes_section
 from sim.studies.run import method
 from sim.studies.run.answer import Answer, answer
-from sim.studies.run.charts import choose_charts, unchanged
 from sim.studies.run.findings import sweep_answer, sweep_focus
 
 if TYPE_CHECKING:
@@ -140,6 +139,8 @@ def points_report(
     swept = Markup(" × ").join(_swept(axis) for axis in axes)
 
     def sections() -> list[Section]:
+        from sim.studies.run.charts import choose_charts
+
         day_s, rates = _start_of_day(run.manifest), _rates(run.manifest, focus)
         charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=day_s, rates=rates)
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
@@ -225,6 +226,8 @@ def _sections(
     day_s: int | None,
 ) -> list[Section]:
     """Return what was found at the points; charts, tenants and notes are of those that are shown."""
+    from sim.studies.run.charts import unchanged
+
     where = f" at {point_words(focus, axes)}" if axes else ""
     warnings = _warnings(shown)
     flat = unchanged_sentence(points, axes, sorted(unchanged(points, axes, terms)))

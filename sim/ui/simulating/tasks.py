@@ -5,6 +5,7 @@ A task that is stopped leaves what it has finished in the worker's ``Memory``, a
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import shutil
@@ -272,16 +273,23 @@ class Report:
             raise
 
 
+def free(folder: Path) -> Path:
+    """Return a folder that does not exist: this one, or with a number."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return folder if not folder.exists() else next(each for each in numbered if not each.exists())
+
+
 @dataclass(frozen=True)
 class PlanFromHere:
     """Answer a plan's question, and write its report.
 
     :ivar loaded: with its ``plan`` block.
+    :ivar destination: None: ``runs/NAME-plan`` in the working folder.
     """
 
     draws: ClassVar[bool] = True
     loaded: LoadedScenario
-    destination: Path
+    destination: Path | None
     command: str
 
     def run(self, memory: Memory) -> Iterator[Any]:
@@ -292,7 +300,7 @@ class PlanFromHere:
 
         outcome = make_plan(self.loaded, self.destination, Execution(Local(1), self.command))
         data = read_run(outcome.path)
-        yield plan_answer(data), write(plan_report(data), self.destination)
+        yield plan_answer(data), write(plan_report(data), outcome.path)
 
 
 _MAXIMIZED = ("workload.arrivals.rate", "workload.arrivals.concurrency", "adapters.count", "workload.trace.time_scale")

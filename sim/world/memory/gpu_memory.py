@@ -300,7 +300,30 @@ def memory_use(pool: Pool) -> MemoryUse | None:
         kv=round(pool.kv_tokens * profile.memory.kv_bytes_per_token),
         copies=copies,
         host=copied_bytes,
+        host_kv=host_kv_bytes(pool),
     )
+
+
+def host_kv_bytes(pool: Pool) -> int:
+    """Return the bytes of host memory that a replica has for KV.
+
+    :raises ScenarioError: if copies of adapters leave no room for a block.
+    """
+    offload = pool.scenario.fleet.kv_offload
+    if offload is None:
+        return 0
+    if offload.size is not None:
+        return offload.size
+    total, (_, copies) = offload.host_memory or 0, host_copies(pool)
+    if total <= copies:
+        raise ScenarioError(
+            "copies of adapters leave no host memory for KV",
+            key="fleet.kv_offload.host_memory",
+            got=human_bytes(total),
+            allowed=f"more than {human_bytes(copies)}, which the copies take",
+            hint="or fewer of them: cache.host",
+        )
+    return total - copies
 
 
 def host_copies(pool: Pool) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sim.policies.routing import Choosing, RouterContext, View
 from sim.policies.routing.plain import LeastLoaded
 from sim.policies.routing.pool_router import ByRequest, ByWeight, RoutedPool, ToHolders
+from sim.policies.routing.router_policy import Following
 from sim.rng import stream_key
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import FullModels
@@ -25,17 +26,21 @@ NewView = Callable[[list[int]], View]
 class Routing:
     """The router of a fleet and the views behind it.
 
+    :ivar hand_over: chooses who answers, where prompts are computed by other replicas.
     :ivar views: read as often as ``router.staleness`` says; ``reads``: the fields that are read.
     :ivar current: views that are always current; ``current_reads``: the fields that are read.
     :ivar of_request: where there are several views, that of each request: by adapter, and last of the base model.
+    :ivar following: routers that keep count of the requests inside replicas.
     """
 
     router: Choosing
+    hand_over: Choosing | None = None
     views: list[View] = field(default_factory=list)
     reads: frozenset[str] = frozenset()
     current: list[View] = field(default_factory=list)
     current_reads: frozenset[str] = frozenset()
     of_request: list[View] = field(default_factory=list)
+    following: list[Following] = field(default_factory=list)
 
 
 def route(world: World, replication: int, new_view: NewView) -> Routing:
@@ -58,7 +63,8 @@ class _Routers:
         self._routing = Routing(ByRequest(()))
 
     def routing(self) -> Routing:
-        pools, found = self._world.pools, self._routing
+        all_pools, found = self._world.pools, self._routing
+        pools = [pool for pool in all_pools if pool.role != "decode"]
         kinds, of_kind = _kinds_of_requests(pools, self._world.base_model)
         routers = [self._router([pool for pool in pools if pool.takes[adapter]] or pools[:1]) for adapter in of_kind]
         found.router = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
@@ -66,6 +72,8 @@ class _Routers:
             views = {id(router): view for router, view in self._made.values()}
             of_kind_views = [views.get(id(router)) for router in routers]
             found.of_request = [view for kind in kinds if (view := of_kind_views[kind]) is not None]
+        if len(pools) < len(all_pools):
+            found.hand_over = self._among([pool for pool in all_pools if pool.role == "decode"])[0]
         return found
 
     def _router(self, pools: Sequence[Pool]) -> Choosing:
@@ -90,6 +98,8 @@ class _Routers:
             router = make_router(self._world, view, self._replication)
             self._routing.views.append(view)
             self._routing.reads |= router.reads
+            if isinstance(router, Following):
+                self._routing.following.append(router)
             self._made[indices] = (router, view)
         return self._made[indices]
 

@@ -9,7 +9,6 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from sim.policies.front_end import FrontEnd
-from sim.policies.queues.fair_queue import FairScheduler
 from sim.policies.scheduler import Scheduler, Step
 from sim.results.records import REFUSED
 from sim.traffic.request import Request
@@ -36,12 +35,13 @@ class BatchServer(Server):
 
     __slots__ = (
         "_actions", "_ahead", "_asynchronous", "_copy_s", "_due", "_event", "_first_s", "_free_s", "_gpu_s",
-        "_growth_s", "_head_s", "_load_s", "_spare", "_started_s", "_steps", "scheduler",
+        "_growth_s", "_head_s", "_load_s", "_spare", "_started_s", "_steps", "copies_kv", "scheduler",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode) -> None:
         super().__init__(parts, mode)
         self.scheduler = scheduler
+        self.copies_kv = False  # whether KV is copied beside the steps
         self._event: Call | None = None  # the next boundary; None while idle
         self._spare: Call | None = None  # a spent event to use again
         self._started_s = 0.0
@@ -69,6 +69,9 @@ class BatchServer(Server):
         totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
         return totals
 
+    def cached_tokens(self, request: Request) -> int:
+        return self.scheduler.kv.known_tokens(request)
+
     def weights_replaced(self, adapter: int, keep_prefixes: bool) -> None:
         kv = self.scheduler.kv
         if keep_prefixes:
@@ -84,6 +87,9 @@ class BatchServer(Server):
         return True
 
     def enqueue(self, request: Request, may_join_now: bool) -> None:
+        if self.scheduler.charges and self._steps:
+            begun = self._steps_until(self.clock.now, may_join_now) if self._steps > 1 else 1
+            self.scheduler.charge_begun(begun)
         self.mode.waiting.push(request)
         if self._steps != 1:  # the end of a single step is the next boundary anyway
             self.wake(request.key, may_join_now)
@@ -159,13 +165,17 @@ class BatchServer(Server):
         if self._steps:
             self._end_leap(scheduler.decided.decoding, now)
         blocked_s = self._act(now) if self._actions or self._free_s > now else 0.0
+        if self.copies_kv:
+            self._take_reports()
         step = scheduler.compose(now)
+        if self.copies_kv:
+            blocked_s += self._start_copies(now)
         if scheduler.lost:
             self._take_back_gaps(now)
         self._started_s = now
         self._steps = steps = step.steps
         if not steps:
-            if mode.nothing_runs():
+            if mode.nothing_runs() or (self.copies_kv and self._tries_again()):
                 return self._next_leap(now)
             if self._gpu_s <= 0.0:
                 return -1.0
@@ -177,7 +187,7 @@ class BatchServer(Server):
             self._steps = steps = self._launch(step, blocked_s, load_s)
         else:
             self._head_s = self._load_s = blocked_s + load_s
-        if mode.failed:
+        if mode.failed or (self.copies_kv and self._awaits_report()):
             self._steps = 1
         elif steps > 1 and mode.waiting.takes_turns:
             change_s = mode.next_change_s()
@@ -187,6 +197,21 @@ class BatchServer(Server):
         if steps == 1:
             return now + (self._head_s if self._ahead else self._head_s + step.first_s)
         return now + self._elapsed(steps)
+
+    def _take_reports(self) -> None:
+        """Learn which copies of KV have ended."""
+
+    def _start_copies(self, now: float) -> float:
+        """Start the copies of the step just decided; return for how long it waits for copies."""
+        return 0.0
+
+    def _tries_again(self) -> bool:
+        """Return whether the step after one in which nothing runs may be another one."""
+        return False
+
+    def _awaits_report(self) -> bool:
+        """Return whether the host learns of a copy that has ended after the next step."""
+        return False
 
     def _launch(self, step: Step, blocked_s: float, load_s: float) -> int:
         """Launch steps ahead of the tokens of the step before; return how many follow each other.
@@ -339,6 +364,14 @@ class BatchServer(Server):
     def running(self) -> list[Request]:
         return list(self.scheduler.running)
 
+    def kv_usage(self) -> float:
+        kv = self.scheduler.kv
+        used = kv.total - kv.free_blocks() + 0.0
+        if self._steps:  # a leap is booked when it ends
+            gone = (self.clock.now - self._started_s) / self._elapsed(self._steps)
+            used += max(0.0, gone) * self._steps * kv.decoding / kv.size
+        return min(1.0, used / kv.total)
+
     def busy_s(self) -> float:
         return self.clock.now - self._started_s if self._steps else 0.0
 
@@ -361,7 +394,7 @@ class StepBoundary(Call):
         self._server.boundary(self)
 
 
-# Replicas that distinguish tenants: by priority, or by what each was served.
+# Replicas that distinguish tenants by priority.
 
 _BAND: Final = 1 << 44
 """Places in the queue for requests of one priority: more than a run has requests."""
@@ -382,19 +415,6 @@ class PriorityServer(BatchServer):
     def arrive(self, request: Request) -> None:
         request.key = request.key % _BAND + self.bands[request.tenant] * _BAND
         super().arrive(request)
-
-
-class FairServer(BatchServer):
-    """Continuous batching in which the tenant that was served least goes first; with a ``FairScheduler``."""
-
-    __slots__ = ()
-
-    def enqueue(self, request: Request, may_join_now: bool) -> None:
-        if self._steps > 1:
-            scheduler = self.scheduler
-            assert isinstance(scheduler, FairScheduler), "made together"
-            scheduler.charge_up_to(self._steps_until(self.clock.now, may_join_now) - 1)
-        super().enqueue(request, may_join_now)
 
 
 def bands_of(priorities: Sequence[int]) -> list[int]:

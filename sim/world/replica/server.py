@@ -107,6 +107,7 @@ class ReplicaTotals:
     :ivar in_use_peak: most slots or bytes that adapters in use ever took.
     :ivar kv_peak_share: most of the KV cache that decoding sequences ever held.
     :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
+    :ivar kv_loaded, kv_stored: tokens whose KV was copied from and to host memory; ``kv_wait_s``: that steps waited.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
     """
 
@@ -116,6 +117,9 @@ class ReplicaTotals:
     kv_peak_share: float = 0.0
     prefix_blocks_evicted: int = 0
     merged_gaps: float = 0.0
+    kv_loaded: int = 0
+    kv_stored: int = 0
+    kv_wait_s: float = 0.0
 
     def add(self, other: ReplicaTotals) -> None:
         """Add the totals of another replica."""
@@ -125,6 +129,9 @@ class ReplicaTotals:
         self.kv_peak_share = max(self.kv_peak_share, other.kv_peak_share)
         self.prefix_blocks_evicted += other.prefix_blocks_evicted
         self.merged_gaps += other.merged_gaps
+        self.kv_loaded += other.kv_loaded
+        self.kv_stored += other.kv_stored
+        self.kv_wait_s += other.kv_wait_s
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -174,6 +181,10 @@ class Server(Replica):
         self._inside[self.index] += 1
         self.inside_area -= self.clock.now
         self.intake.take_in(request, False)
+
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of a request are in the KV cache; -1 if that isn't known."""
+        return 0
 
     def _goes(self) -> None:
         self._inside[self.index] -= 1
@@ -253,6 +264,10 @@ class Server(Replica):
     def running(self) -> list[Request]:
         """Return the requests that are being served, in no particular order; the others inside wait."""
         return []
+
+    def kv_usage(self) -> float:
+        """Return the share of the KV cache that running requests hold: ``vllm:kv_cache_usage_perc``."""
+        return 0.0
 
     def busy_s(self) -> float:
         """Return for how long the step under way, or the leap of steps, has been running."""

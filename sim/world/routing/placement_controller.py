@@ -51,6 +51,9 @@ def placer_of(spec: ControllerSpec, pool: Pool, replication: int) -> Placer:
 
 def first_placement(pool: Pool, placer: Placer) -> Placement:
     """Return the placement of the start, by the popularity that the traffic then has, on the replicas that serve."""
+    spec = pool.scenario.router.placing
+    if spec is None or not PLACERS[spec.policy].foresees:
+        return {}
     serving = tuple(range(pool.scenario.fleet.replicas))
     return placer.place(Demand(dict(enumerate(pool.traffic.shares().tolist())), serving), {})
 
@@ -76,7 +79,8 @@ def _costs_by_rank(pool: Pool) -> list[float]:
 class PlacementController:
     """Decides at every multiple of the period where adapters are placed, and tells the router.
 
-    Until the history is full, the popularity of the start stands in for what is missing of it. After the last arrival
+    Until the history is full, the popularity of the start stands in for what is missing of it, unless the policy
+    foresees nothing. After the last arrival
     it decides no more. Replicas that come or go are seen at the next decision.
 
     :param view: of the router, in which the replicas that serve are up.
@@ -101,11 +105,20 @@ class PlacementController:
         self._recorder = recorder
         self._router, self._view = router, view
         self._shares: list[float] = pool.traffic.shares().tolist()
-        self._placer = placer_of(spec, pool, replication)
+        self._placer, self._foresees = placer_of(spec, pool, replication), PLACERS[spec.policy].foresees
         self._history = int(spec.history / spec.period + 1e-9)
         self._periods: deque[dict[int, int]] = deque(maxlen=self._history)
-        self._moves = EagerMoves(pool, replication, servers, clock) if spec.move == "eager" else LazyMoves()
-        self._note(first_placement(pool, self._placer), {})
+        self._moves = LazyMoves()
+        if spec.call is not None:
+            self._moves = RegisteredMoves(pool, replication, servers, clock, self._called)
+        elif spec.move == "eager":
+            self._moves = EagerMoves(pool, replication, servers, clock)
+        self._registers, self._unload_after = spec.call is not None, spec.unload_after
+        self._servers = servers
+        self._calling: dict[tuple[int, int], Server] = {}  # by adapter and replica, calls that have not returned
+        self._asked_s: dict[int, float] = {}  # by adapter, up to when it was asked for
+        self._placed = first_placement(pool, self._placer)
+        self._note(self._placed, {})
         if PLACERS[spec.policy].moves:
             self._clock.process(self._decisions())
             self._clock.periodic += 1
@@ -117,12 +130,59 @@ class PlacementController:
             if self._next_s() == inf:
                 return
             self._periods.append(router.asked)
+            self._asked_s.update(dict.fromkeys(router.asked, self._clock.now))
             router.asked = {}
             if view.up:
-                before = router.homes
-                router.homes = self._placer.place(Demand(self._demand(), tuple(view.up)), before)
-                for replica, adapters in self._note(router.homes, before).items():
-                    self._moves.come(replica, adapters)
+                self._unload()
+                demand = Demand(self._demand(), tuple(view.up), view.resident)
+                self._placed = self._placer.place(demand, self._placed)
+                self._show()
+
+    def _show(self) -> None:
+        """Tell the router of the last decision, and call for what comes."""
+        router, placed, before = self._router, self._placed, self._router.homes
+        if self._registers:
+            kept = {a: tuple([r for r in before.get(a, ()) if r in homes]) for a, homes in placed.items()}
+            router.homes = {adapter: homes for adapter, homes in kept.items() if homes}
+            self._note(router.homes, before)
+            coming: dict[int, list[int]] = {}
+            for adapter, homes in placed.items():
+                for replica in homes:
+                    server = self._servers[replica]  # another one after a crash
+                    if replica not in kept[adapter] and self._calling.get((adapter, replica)) is not server:
+                        self._calling[adapter, replica] = server
+                        coming.setdefault(replica, []).append(adapter)
+        else:
+            router.homes = placed
+            coming = self._note(placed, before)
+        for replica, adapters in coming.items():
+            self._moves.come(replica, adapters)
+
+    def _called(self, adapter: int, replica: int, succeeded: bool) -> None:
+        """A call of the load API has returned."""
+        self._calling.pop((adapter, replica), None)
+        homes = self._placed.get(adapter, ())
+        if replica not in homes:
+            return
+        if succeeded:
+            router, before = self._router, self._router.homes
+            router.homes = {**before, adapter: tuple(sorted((*before.get(adapter, ()), replica)))}
+            self._note(router.homes, before)
+        else:
+            self._placed = {**self._placed, adapter: tuple(r for r in homes if r != replica)}
+
+    def _unload(self) -> None:
+        """Take away the places and copies of adapters that nobody has asked for lately."""
+        if self._unload_after is None:
+            return
+        latest_s = self._clock.now - self._unload_after
+        idle = {adapter for adapter in self._placed if self._asked_s.get(adapter, 0.0) <= latest_s}
+        if idle:
+            self._placed = {adapter: homes for adapter, homes in self._placed.items() if adapter not in idle}
+        for adapter in sorted(idle):
+            for server in self._servers:
+                if server.copies.exist(adapter):
+                    server.copies.drop(adapter)
 
     def _demand(self) -> dict[int, float]:
         found: dict[int, float] = {}
@@ -130,7 +190,7 @@ class PlacementController:
             for adapter, requests in asked.items():
                 found[adapter] = found.get(adapter, 0.0) + requests
         missing = self._history - len(self._periods)
-        if missing:
+        if missing and self._foresees:
             each = missing / len(self._periods) * sum(found.values())
             for adapter, share in enumerate(self._shares):
                 if share > 0:
@@ -199,3 +259,42 @@ class EagerMoves(LazyMoves):
         drawn = np.array([uniform_draw(self._key, adapter << 20 | number)])
         host_s = float(self._host.seconds(name, drawn)[0]) if self._has_host else 0.0
         return float(self._storage.seconds(name, drawn)[0]), host_s
+
+
+class RegisteredMoves(EagerMoves):
+    """Loads adapters over the load API of the engine: each call takes time before the load, and may fail.
+
+    :param called: is called when a call has returned, with whether it succeeded.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        replication: int,
+        servers: Sequence[Server],
+        clock: Clock,
+        called: Callable[[int, int, bool], None],
+    ) -> None:
+        super().__init__(pool, replication, servers, clock)
+        spec = pool.scenario.router.placing
+        assert spec is not None, "adapters are placed"
+        self._call_s, self._failures, self._called = spec.call or 0.0, spec.failures, called
+        self._luck = stream_key(pool.scenario.run.seed, replication, "placement-call")
+        self._calls = 0
+
+    def _loads_of(self, server: Server) -> Iterator[Call]:
+        waiting, replica = self._waiting[server], server.index
+        while waiting:
+            adapter = waiting.popleft()
+            self._calls += 1
+            yield self._clock.until(self._clock.now + self._call_s)
+            there = self._servers[replica] is server and not server.copies.standing_in
+            if not there or uniform_draw(self._luck, self._calls) < self._failures:
+                self._called(adapter, replica, False)
+                continue
+            ended = Call(lambda event: None)
+            then = partial(self._clock.schedule, kind=CONTROL, event=ended)
+            server.copies.load_placed(adapter, self._seconds(adapter), then)
+            yield ended
+            self._called(adapter, replica, True)
+        del self._waiting[server]

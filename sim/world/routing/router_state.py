@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 from sim.policies.routing import Router, RouterContext, View
 from sim.policies.routing import make_router as make_policy
+from sim.policies.routing.prefix_index import INDEX_BLOCKS, LEAST_BLOCK
 from sim.rng import stream_key, uniform_draw
+from sim.spec.engines import schedules_ahead
 from sim.traffic.request import Request
 from sim.world.replica.server import Server
 from sim.world.routing.placement_controller import first_placement, placer_of
@@ -85,14 +87,16 @@ class RouterState:
 
     def cache_listeners(self) -> list[Residency]:
         """Return what must know which adapters come to, and leave, the caches of the replicas."""
-        return [self.residency] if self.reads("resident") else []
+        return [self.residency] if self.reads("resident") or self.reads("held") else []
 
     def replica(self, server: Server) -> None:
         """Follow a new server, which takes the place of the one with its index."""
         if self.reads("running"):
             self._batches = server.follow_batch(self.activity.replica)
 
-    def sources(self, loads: list[int], inside: Callable[[], list[dict[int, int]]]) -> Sources:
+    def sources(
+        self, loads: list[int], inside: Callable[[], list[dict[int, int]]], servers: Sequence[Server]
+    ) -> Sources:
         """Return the sources of the router's view.
 
         :param loads: by replica, number of requests inside; ``inside`` returns them by adapter.
@@ -100,7 +104,7 @@ class RouterState:
         activity: Activity = self.activity
         if self.reads("running") and not self._batches:
             activity = InFlightActivity(self._adapters, inside())
-        return Sources(loads, self.residency, activity, inside)
+        return Sources(loads, self.residency, activity, inside, servers)
 
 
 def make_router(world: World, view: View, replication: int) -> Router:
@@ -122,5 +126,16 @@ def make_router(world: World, view: View, replication: int) -> Router:
             copies=spec.copies,
             homes=None if spec.placing is None else first_placement(first, placer_of(spec.placing, first, replication)),
             base_model=world.base_model,
+            tenants=traffic.tenant_of is not None,
+            spec=spec,
+            # vLLM since its pull request 26801, in 0.11.1; the preset for 0.11 to 0.13 is that of 0.9.2.
+            lists_twice=schedules_ahead(first.scenario.fleet.engine),
+            block_tokens=max(LEAST_BLOCK, first.scenario.fleet.block_size),
+            index_blocks=[
+                (pool.kv_tokens or 0) // pool.scenario.fleet.block_size or INDEX_BLOCKS
+                for pool in world.pools
+                for _ in pool.indices
+                if traffic.shares_text
+            ],
         ),
     )

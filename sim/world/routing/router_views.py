@@ -11,6 +11,7 @@ from sim.policies.routing import View
 from sim.policies.scheduler import Scheduler
 from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Call, Clock
+from sim.world.replica.server import Server
 
 
 class Activity(Protocol):
@@ -102,22 +103,28 @@ class Residency:
     """The replicas that hold an adapter in GPU memory, or are loading it.
 
     :ivar masks: by adapter, a bit mask of these replicas; last the base model, which counts as nowhere.
+    :ivar held: by replica, how many adapters it has.
     """
 
     def __init__(self, adapters: int, replicas: int) -> None:
         self.masks = [0] * (adapters + 1)
+        self.held = [0] * replicas
         self._bits = [1 << replica for replica in range(replicas)]
         self._changed: set[int] = set()  # since the last copy
 
     def placed(self, adapter: int, replica: int) -> None:
         """Note that a load has started on a replica; repeated calls are harmless."""
-        self.masks[adapter] |= self._bits[replica]
-        self._changed.add(adapter)
+        if not self.masks[adapter] & self._bits[replica]:
+            self.masks[adapter] |= self._bits[replica]
+            self.held[replica] += 1
+            self._changed.add(adapter)
 
     def left(self, adapter: int, replica: int) -> None:
         """Note that an adapter has left a replica, or was never there."""
-        self.masks[adapter] &= ~self._bits[replica]
-        self._changed.add(adapter)
+        if self.masks[adapter] & self._bits[replica]:
+            self.masks[adapter] &= ~self._bits[replica]
+            self.held[replica] -= 1
+            self._changed.add(adapter)
 
     def forget(self, replica: int) -> None:
         """Forget all adapters of a replica that has crashed."""
@@ -143,6 +150,18 @@ class Residency:
         for adapter, mask in enumerate(self.masks[:-1]):
             there = sum(bit for bit, state in zip(self._bits, states, strict=True) if state[adapter])
             assert mask == there, f"adapter {adapter}: {mask:b} noted, {there:b} there"
+        assert self.held == [sum(mask >> replica & 1 for mask in self.masks) for replica in range(len(self.held))]
+
+
+class CopiesNow:
+    """The replicas that have a copy of an adapter at this moment, by adapter."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = servers
+
+    def __getitem__(self, adapter: int) -> int:
+        """Return a bit mask of the replicas."""
+        return sum([1 << server.index for server in self._servers if server.copies.exist(adapter)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +171,14 @@ class Sources:
     :ivar loads: by replica, number of requests inside.
     :ivar residency: adapters on each replica; ``activity``: adapters in batches.
     :ivar inside: returns, by replica, requests inside by adapter, always current from then on.
+    :ivar servers: the replicas themselves, for what their metrics show.
     """
 
     loads: list[int]
     residency: Residency = field(default_factory=lambda: Residency(0, 0))
     activity: Activity = field(default_factory=lambda: InFlightActivity(0, []))
     inside: Callable[[], list[dict[int, int]]] = list
+    servers: Sequence[Server] = ()
 
 
 class FreshView:
@@ -204,12 +225,17 @@ class ViewRefresher(FreshView):
         self._others: Sequence[View] = ()
         self._sources = sources
         self._reads = reads
-        self.of_request = "texts" in reads
+        self._gauged = not reads.isdisjoint(("waiting", "batch", "kv"))
+        self.of_request = not reads.isdisjoint(("texts", "request")) or (self._gauged and interval_s == 0)
         self._interval_s = interval_s
         self._next_s = next_s
         self._reading = 1
         self._done = 0  # number of the last reading that was done
         self._all_room = [_ROOM] * len(sources.loads)
+        if "in_flight" in reads:
+            view.in_flight = sources.loads
+        if "copies" in reads:
+            view.copies = CopiesNow(sources.servers)
         if interval_s == 0:
             self._share()
         elif reads:
@@ -223,10 +249,16 @@ class ViewRefresher(FreshView):
         self._copy_to_others()
 
     def show(self, request: Request) -> None:
-        texts = [key for _, key in reversed(request.shared)]
-        self._view.texts = texts if request.text_key < 0 else [request.text_key, *texts]
+        view = self._view
+        view.request = request
+        if "texts" in self._reads:
+            texts = [key for _, key in reversed(request.shared)]
+            view.texts = texts if request.text_key < 0 else [request.text_key, *texts]
+        if self._gauged and self._interval_s == 0:
+            self._read_gauges()
         for other in self._others:
-            other.texts = self._view.texts
+            other.texts, other.request = view.texts, request
+            other.waiting, other.batch, other.kv = view.waiting, view.batch, view.kv
 
     def refresh(self) -> None:
         if self._interval_s > 0 and self._reads:
@@ -245,12 +277,26 @@ class ViewRefresher(FreshView):
             view.running = RunningNow(sources.activity)
         if "inside" in self._reads:
             view.inside = sources.inside()
+        if "listed" in self._reads:
+            view.listed = sources.inside()
+        if "held" in self._reads:
+            view.held = sources.residency.held
+        if self._gauged:
+            self._read_gauges()
+
+    def show_caches(self, cached: Callable[[int, Request], int]) -> None:
+        """Show what a function finds in the KV caches of replicas, which is always current."""
+        for view in (self._view, *self._others):
+            view.cached = cached
 
     def _copy_to_others(self) -> None:
         view = self._view
         for other in self._others:
             other.loads, other.resident, other.running = view.loads, view.resident, view.running
             other.inside, other.reading = view.inside, view.reading
+            other.waiting, other.batch, other.kv = view.waiting, view.batch, view.kv
+            other.listed, other.held = view.listed, view.held
+            other.copies, other.in_flight = view.copies, view.in_flight
 
     def _again(self, event: Call) -> None:
         if self._reading > self._done:
@@ -286,8 +332,21 @@ class ViewRefresher(FreshView):
             view.running = sources.activity.read()
         if "inside" in reads:
             self._read_inside()
+        if "listed" in reads:
+            view.listed = [adapters.copy() for adapters in sources.inside()]
+        if "held" in reads:
+            view.held = sources.residency.held.copy()
+        if self._gauged:
+            self._read_gauges()
         if self._others:
             self._copy_to_others()
+
+    def _read_gauges(self) -> None:
+        view, loads, servers = self._view, self._sources.loads, self._sources.servers
+        view.batch = [len(server.running()) for server in servers]
+        view.waiting = [max(0, inside - running) for inside, running in zip(loads, view.batch, strict=True)]
+        if "kv" in self._reads:
+            view.kv = [server.kv_usage() for server in servers]
 
     def _read_inside(self) -> None:
         view, sources = self._view, self._sources

@@ -47,6 +47,7 @@ class AdapterMode(Intake):
     :ivar prepares_steps: whether ``before_step`` does anything; otherwise the replica saves the call.
     :ivar discards: whether ``batch_shrank`` does anything.
     :ivar copy_s: returns the seconds for which a load of an adapter keeps the GPU busy; the host reads for the rest.
+    :ivar shares_bus: returns by how many seconds copies of KV delay the load of an adapter that starts now.
     :ivar read_s: seconds that the host has read for loads in steps, since the replica last set it to 0.
     :ivar failed: requests of the step under way whose adapter could not be loaded. At the end of the step, the replica
         empties the list and takes them out of the batch.
@@ -70,6 +71,7 @@ class AdapterMode(Intake):
         self.discards = False
         self.failed: list[Request] = []
         self.copy_s: Callable[[int], float] = _no_copy
+        self.shares_bus: Callable[[int, float], float] | None = None
         self.read_s = 0.0
 
     def serve_base_model(self) -> int:
@@ -92,6 +94,8 @@ class AdapterMode(Intake):
         :param index: of the request that it is for; -1: none.
         """
         context = self.context
+        if self.shares_bus is not None:
+            seconds += self.shares_bus(adapter, start_s)
         if tier == FROM_STORAGE:
             attempts = context.timing.attempts(start_s, seconds, adapter, index)
             took_s = attempts.seconds if attempts.spans else seconds

@@ -1,0 +1,78 @@
+"""Prefill and decode on replicas of their own: a request's prompt is computed by one, its answer by another.
+
+As vLLM does it with its NixlConnector in pull mode, behind a proxy that throws away the first replica's token: the
+decode replica reads the KV blocks that its own prefix cache lacks, and the prefill replica holds them until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sim.policies.routing import Choosing
+from sim.results.recording.recorder import Recorder
+from sim.spec.sections.serving import KvTransfer
+from sim.traffic.request import Request
+from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Stages
+from sim.world.world import Pool
+
+
+class HandOver(Extension):
+    """Sends each request to a prefill replica, and then to a decode replica.
+
+    :param router: chooses among the decode replicas.
+    """
+
+    def __init__(self, pools: Sequence[Pool], link: KvTransfer, router: Choosing, recorder: Recorder) -> None:
+        super().__init__()
+        self.reorders = True
+        self._prefills = [pool.role == "prefill" for pool in pools for _ in pool.indices]
+        self._link, self._router, self._recorder = link, router, recorder
+        self._answers: dict[int, Request] = {}  # of requests on prefill replicas: as they arrived
+        self._fleet: Dispatcher
+
+    def start(self, fleet: Dispatcher) -> None:
+        self._fleet = fleet
+
+    def receive(self, request: Request) -> bool:
+        if request.prompt_tokens >= self._link.min_prompt:
+            return True
+        self._send_to_decode(request, None)
+        return False
+
+    def accept(self, request: Request, replica: int) -> bool:
+        if self._prefills[replica]:
+            self._answers[request.index] = self._fleet.fresh_copy(request)
+            request.output_tokens = request.max_tokens = 1
+            request.stops = False
+        return True
+
+    def ended(self, request: Request, replica: int, now: float) -> bool:
+        server = self._fleet.servers[replica]
+        if isinstance(server, PrefillServer):
+            self._send_to_decode(self._answers.pop(request.index), Stages(server, request, now))
+            return True
+        assert isinstance(server, DecodeServer), "a fleet whose replicas have roles"
+        stages = server.stages.pop(request.index, None)
+        if stages is not None:
+            joined_s, before = request.admitted_s, stages.request
+            request.admitted_s = stages.admitted_s
+            request.load_wait_s += before.load_wait_s
+            request.cached_tokens = before.cached_tokens
+            if before.outcome > request.outcome:
+                request.outcome, request.tier = before.outcome, before.tier
+            times = (stages.handed_over_s, stages.ordered_s, stages.read_s, joined_s)
+            self._recorder.hand_overs.append((request.index, *times))
+        return False
+
+    def _send_to_decode(self, request: Request, stages: Stages | None) -> None:
+        fleet = self._fleet
+        fleet.view.refresh()
+        replica = self._router.choose(request.adapter, request.index)
+        server = fleet.servers[replica]
+        assert isinstance(server, DecodeServer), "a decode replica"
+        if stages is not None:
+            server.expect(request, stages)
+        request.key = fleet.next_key()
+        fleet.entered(request, replica)
+        server.arrive(request)

@@ -1,0 +1,104 @@
+"""Replicas that compute prompts only, and those that read the KV of prompts and answer (vLLM's NixlConnector)."""
+
+from __future__ import annotations
+
+from mypy_extensions import mypyc_attr
+
+from sim.policies.transfer_scheduler import KvSource, TransferScheduler
+from sim.spec.sections.serving import KvTransfer
+from sim.traffic.request import Request
+from sim.world.clock import LOAD_DONE, Call
+from sim.world.replica.copies import TransferServer
+from sim.world.replica.modes.adapter_mode import AdapterMode
+from sim.world.replica.server import ReplicaParts
+
+
+class Stages:
+    """When a request reached its stages, in seconds: admitted by the prefill replica, handed over, its read ordered,
+    read. ``request``: as the prefill replica knows it."""
+
+    def __init__(self, server: PrefillServer, request: Request, now: float) -> None:
+        self.server = server
+        self.request = request
+        self.admitted_s = request.admitted_s
+        self.handed_over_s = now
+        self.ordered_s = self.read_s = -1.0
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PrefillServer(TransferServer):
+    """A replica that computes prompts, and keeps their KV until it was read."""
+
+    def was_read(self, request: Request) -> None:
+        """Free the blocks of a request that has ended here."""
+        self.report(lambda: self.transfers.read(request))
+
+
+class Reads(KvSource):
+    """The prompts that a decode replica can read.
+
+    :ivar ready: requests whose prompt another replica has computed; ``ordered``: those whose read the step just decided
+        orders, with their tokens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready: set[Request] = set()
+        self.ordered: list[tuple[Request, int]] = []
+
+    def look_up(self, request: Request, cached: int) -> int:
+        return request.to_prefill - cached if request in self.ready else 0
+
+    def order(self, request: Request, cached: int, tokens: int) -> None:
+        self.ready.discard(request)
+        self.ordered.append((request, tokens))
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class DecodeServer(TransferServer):
+    """A replica that reads the KV of prompts from the replicas that computed them, and answers.
+
+    :param block_bytes: of a block on each GPU.
+    :ivar stages: of the requests whose prompt was computed elsewhere, by index.
+    :ivar tokens_read: tokens whose KV was read.
+    """
+
+    def __init__(
+        self,
+        parts: ReplicaParts,
+        scheduler: TransferScheduler,
+        mode: AdapterMode,
+        reads: Reads,
+        link: KvTransfer,
+        block_bytes: float,
+    ) -> None:
+        super().__init__(parts, scheduler, mode)
+        self.reads = reads
+        self.stages: dict[int, Stages] = {}
+        self.tokens_read = 0
+        self._link, self._block_bytes = link, block_bytes
+        self._streams = [0.0] * link.streams  # when each is free
+
+    def expect(self, request: Request, stages: Stages) -> None:
+        """Let a request that arrives next read its prompt."""
+        self.reads.ready.add(request)
+        self.stages[request.index] = stages
+
+    def _start_copies(self, now: float) -> float:
+        ordered, self.reads.ordered = self.reads.ordered, []
+        for request, tokens in ordered:
+            self.stages[request.index].ordered_s = now
+            self.tokens_read += tokens
+            size = -(-tokens // self.scheduler.kv.size) * self._block_bytes
+            stream = min(range(len(self._streams)), key=self._streams.__getitem__)
+            start = max(self._streams[stream], now)
+            self._streams[stream] = end = start + self._link.latency + size / self._link.bandwidth
+            self.clock.call_at(end, LOAD_DONE, self._read, request)
+        return 0.0
+
+    def _read(self, event: Call) -> None:
+        request: Request = event.subject
+        stages = self.stages[request.index]
+        stages.read_s = self.clock.now
+        stages.server.was_read(stages.request)
+        self.report(lambda: self.transfers.arrived(request))

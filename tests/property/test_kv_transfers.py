@@ -1,0 +1,155 @@
+"""KV that goes to host memory or to another replica: what must hold in any fleet, on random ones."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from integrity import simulate_checked
+from strategies import build, write_profile, write_trace
+
+from sim.results.records import COMPLETED, REFUSED, Recording
+from sim.world.build import build_world
+from sim.world.replication import simulate
+
+FLEETS = 60
+
+
+def fleet_of(random: Random, **fleet: Any) -> dict[str, Any]:
+    adapters = random.randint(2, 12)
+    tokens = {
+        "prompt": {"law": "uniform", "low": 1, "high": random.choice([30, 120])},
+        "output": {"law": "uniform", "low": 1, "high": random.choice([8, 60])},
+    }
+    workload: dict[str, Any] = {
+        "requests": 60,
+        "arrivals": {"process": "poisson", "rate": f"{random.choice([3, 20, 200])}/s"},
+        "tokens": tokens,
+    }
+    if random.random() < 0.6:
+        workload["prefix"] = {"shared_by": "adapter", "tokens": random.choice([16, 40, 90])}
+    if random.random() < 0.4:
+        workload["sessions"] = {"requests": 3, "gap_median": "200 ms", "gap_sigma": 1, "history": True}
+    slots = random.randint(1, 4)
+    return {
+        "workload": workload,
+        "adapters": {"count": adapters, "rank": 8},
+        "cache": {"gpu": {"slots": slots}, "host": {"slots": random.randint(slots, adapters + slots)}},
+        "fleet": {
+            "engine": "vllm",
+            "profile": write_profile(step={"fixed_s": 0.01, "tokens": [[0, 0.0], [1000, 0.1]]}),
+            "block_size": random.choice([4, 16]),
+            "max_num_seqs": random.randint(1, 6),
+            "max_num_batched_tokens": random.choice([32, 512]),
+            "kv_tokens": random.choice([512, 2048]),
+            "max_model_len": 400,
+            "async_scheduling": random.random() < 0.5,
+            **fleet,
+        },
+        "run": {"seed": random.randrange(1 << 30), "warmup": 0.0},
+    }
+
+
+def assert_all_are_answered(recording: Recording) -> None:
+    requests = recording.requests
+    status = requests["status"]
+    assert set(status.tolist()) <= {COMPLETED, REFUSED}
+    done = status == COMPLETED
+    arrival, admitted, first, finished = (
+        np.asarray(requests[name], dtype=np.float64)[done]
+        for name in ("arrival_s", "admitted_s", "first_token_s", "finished_s")
+    )
+    assert np.all((arrival <= admitted) & (admitted < first) & (first <= finished))
+    assert np.sum(requests["output_tokens"][done] - 1) == np.sum(recording.gap_counts)  # every token but the first
+
+
+@pytest.mark.parametrize("number", range(FLEETS))
+def test_kv_offload_conserves_requests_and_blocks(number: int) -> None:
+    random = Random(number)
+    offload = {
+        "size": f"{random.choice([1, 10, 300]) * 16 * 131072} B",
+        "policy": random.choice(["lru", "arc"]),
+        "answers": random.random() < 0.3,
+        "store_from": random.choice([0, 0, 2]),
+        "bandwidth": random.choice(["100 MB/s", "25 GB/s"]),
+    }
+    sections = fleet_of(random, prefix_caching=True, kv_offload=offload)
+    recording, times = simulate_checked(build_world(build(**sections)), 1)
+    assert_all_are_answered(recording)
+    assert times
+    facts = recording.facts
+    assert facts["kv_loaded_tokens"] >= 0
+    if facts["kv_loaded_tokens"]:
+        assert facts["kv_stored_tokens"] > 0
+
+
+@pytest.mark.parametrize("number", range(FLEETS))
+def test_prefill_and_decode_conserve_requests_and_blocks(number: int) -> None:
+    random = Random(number)
+    sections = fleet_of(
+        random,
+        prefix_caching=random.random() < 0.7,
+        kv_transfer={
+            "bandwidth": random.choice(["50 MB/s", "25 GB/s"]),
+            "latency": random.choice(["0 s", "20 ms"]),
+            "streams": random.randint(1, 3),
+            "min_prompt": random.choice([0, 0, 40]),
+        },
+        pools=[
+            {"name": "prompts", "role": "prefill", "replicas": random.randint(1, 2)},
+            {"name": "answers", "role": "decode", "replicas": random.randint(1, 3)},
+        ],
+    )
+    scenario = build(**sections)
+    recording, _ = simulate_checked(build_world(scenario), 1)
+    assert_all_are_answered(recording)
+    link = scenario.fleet.kv_transfer
+    assert link is not None
+    requests, done = recording.requests, recording.requests["status"] == COMPLETED
+    read = done & (requests["prompt_tokens"] >= link.min_prompt)
+    rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+    assert rows[:, 0].tolist() == np.flatnonzero(read).tolist()
+    assert np.all(np.diff(rows[:, 1:], axis=1) >= 0)  # prompt complete, read ordered, read, joined
+    at_decode = np.asarray(requests["replica"], dtype=np.int64)[done] >= scenario.fleet.pools[0].replicas
+    assert at_decode.all()
+    least = link.latency * (1 - 1e-9)
+    assert np.all(rows[:, 3] - rows[:, 2] >= least)
+
+
+def test_prefill_and_decode_are_two_fleets_where_reading_takes_no_time() -> None:
+    random = Random(5)
+    rows = sorted(
+        (random.random() * 20, random.randrange(6), random.randint(1, 200), random.randint(1, 40)) for _ in range(300)
+    )
+    step = {"fixed_s": 0.004, "per_kv_token_s": 1e-7, "per_sequence_s": 1e-4}
+    # With prompts that cost nothing, a fleet that gets them for free is one that computes them.
+    fleet = {
+        "engine": "vllm",
+        "profile": write_profile(step=step),
+        "kv_tokens": 200_000,
+        "max_num_batched_tokens": 60_000,
+    }
+    rest = {"adapters": {"rank": 8}, "cache": {"gpu": {"slots": 6}, "host": {"slots": 6}}}
+    pools = [{"name": "p", "role": "prefill"}, {"name": "d", "role": "decode"}]
+    link = {"latency": "0 s", "bandwidth": "1000 TB/s"}
+    apart = _simulated({"trace": {"file": write_trace(rows)}}, rest, {**fleet, "pools": pools, "kv_transfer": link})
+    order = np.argsort(apart.hand_overs[:, 0])
+    complete_s, read_s = apart.hand_overs[order, 1], apart.hand_overs[order, 3]
+
+    prefill = _simulated({"trace": {"file": write_trace([(*row[:3], 1) for row in rows])}}, rest, fleet)
+    assert complete_s.tolist() == prefill.requests["finished_s"].tolist()
+
+    by_read = np.argsort(read_s, kind="stable")
+    arrivals = [(float(read_s[i]), *rows[i][1:]) for i in by_read]
+    decode = _simulated({"trace": {"file": write_trace(arrivals)}}, rest, fleet)
+    finished_s = decode.requests["finished_s"] + arrivals[0][0]  # a trace starts at 0
+    late_s = apart.requests["finished_s"][by_read] - finished_s
+    # The engine hears of a read with the output of the step under way, and takes the request up in the one after it.
+    assert np.all((late_s > -1e-9) & (late_s < 0.03))
+    assert np.mean(late_s < 1e-9) > 0.3
+
+
+def _simulated(workload: dict[str, Any], rest: dict[str, Any], fleet: dict[str, Any]) -> Recording:
+    return simulate(build_world(build(workload=workload, **rest, fleet=fleet)), 0, 1)

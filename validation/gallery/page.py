@@ -1,0 +1,165 @@
+"""The gallery as a page: docs/gallery.md and a plot an entry in docs/pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from reports.charts.axis_ticks import scale_log, x_title, y_title
+from reports.charts.canvas import Axes
+from reports.charts.fidelity_charts import BAND, draw_agreement
+from reports.charts.svg import COLOURS, SERIES, drawing, marker_of, place
+from sim.results.run_directory.result_files import write_text
+from validation import ROOT
+from validation.gallery.entry import Bar, Entry, Row, Source
+
+PAGE, PICTURES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "pictures"
+FEW = 10
+"""Up to so many rows are shown one by one."""
+_PAINT = {"ink": "#1b1f23", "muted": "#5d6570", "grid": "#e3e5e1", "paper": "#fcfcfa"}
+_PAINT |= {"s1": "#3a55c0", "s2": "#df7000", "s3": "#679e71", "s4": "#631a7a", "s5": "#895d0b", "s6": "#637382"}
+"""Colours of a report in daylight; pictures have their own paper, so the page may be dark."""
+_WIDE, _TALL = 430, 420
+_URL = re.compile(r"https://[^ ,)]+")
+
+HEAD = """\
+# Gallery: published results, predicted
+
+Measurements that other people published, and what loraplan predicts from their settings. `make gallery` predicts all
+of them, writes this page, and fails where a bar is missed.
+
+- Settings come from the source alone.
+- Every fitted number is named. Anchors (runs that a profile was adjusted to) are not counted.
+- A miss is never removed.
+- The entries of VTC and S-LoRA are one group's engine: they are not independent.
+
+"""
+
+
+def write(
+    sources: Mapping[str, Source], rows: Mapping[str, Sequence[Row]], page: Path = PAGE, pictures: Path = PICTURES
+) -> None:
+    """Write the page and its plots.
+
+    :param rows: what each source predicts, by its name.
+    """
+    lines, parts = ["| entry | rows, median error | bars met |", "|---|---|---|"], []
+    for name, source in sources.items():
+        for entry in source.entries:
+            mine = [row for row in rows[name] if row.entry == entry.name]
+            judged = [row for row in mine if not row.anchor]
+            bars = entry.bars(judged)
+            ends = [abs(row.predicted[key] / value - 1) for row in judged for key, value in row.published.items()]
+            met = f"{sum(bar.met for bar in bars)} of {len(bars)}" if bars else "–"
+            error = f", {median(ends) * 100:.3g} %" if ends else ""
+            lines.append(f"| [{entry.title}](#{slug(entry.title)}) | {len(judged)}{error} | {met} |")
+            parts.append("\n".join(_section(name, entry, mine, bars, pictures, page)))
+    write_text(page, HEAD + "\n".join(lines) + "\n\n" + "\n".join(parts))
+
+
+def _section(
+    name: str, entry: Entry, rows: Sequence[Row], bars: Sequence[Bar], pictures: Path, page: Path
+) -> Iterator[str]:
+    yield f"## {entry.title}\n"
+    source = _URL.sub(lambda found: f"<{found[0]}>", entry.source)
+    for word, text in (("Source", source), ("Settings", entry.settings), ("Fitted", entry.fitted)):
+        yield f"- **{word}**: {text.removesuffix('.')}."
+    if anchors := [row.name for row in rows if row.anchor]:
+        yield f"- **Anchors**: {', '.join(anchors)}."
+    for bar in bars:
+        yield f"- **{'Met' if bar.met else 'Missed'}**: {bar.text}: {said(bar)}"
+    yield f"\n{entry.about}\n" if entry.about else ""
+    if any(row.published for row in rows):
+        picture = pictures / f"gallery-{entry.name}.svg"
+        write_text(picture, plot(rows, entry.title))
+        yield f"![Measured against predicted, on logarithmic axes: {entry.title}]({picture.relative_to(page.parent)})"
+    if 0 < len(rows) <= FEW:
+        yield "\n" + "\n".join(_table(rows))
+    if rows:
+        yield f"\n```\npython -m validation.gallery {name}\n```\n"
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    keys = list(dict.fromkeys(key for row in rows for key in row.predicted if "/" not in key))
+    head = "predicted (published)" if any(row.published for row in rows) else "predicted"
+    yield f"| {head} | {' | '.join(map(words, keys))} |"
+    yield f"|---|{'---|' * len(keys)}"
+    for row in rows:
+        cells = []
+        for key in keys:
+            band = f" [{row.band[key][0]:.3g} to {row.band[key][1]:.3g}]" if row.band and key in row.band else ""
+            published = f" ({_figure(row.published[key])})" if key in row.published else ""
+            cells.append(f"{_figure(row.predicted[key])}{band}{published}" if key in row.predicted else "–")
+        yield f"| {row.name.replace('|', '/')}{' (anchor)' if row.anchor else ''} | {' | '.join(cells)} |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def slug(title: str) -> str:
+    """Return the anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def said(bar: Bar) -> str:
+    """Return value and limit of a bar, shares in percent."""
+    value, limit = (f"{x * 100:.3g} %" if bar.limit < 1 else f"{x:.3g}" for x in (bar.value, bar.limit))
+    return f"{value} ({'at least' if bar.floor else 'at most'} {limit})"
+
+
+def words(key: str) -> str:
+    """Return a quantity as a reader says it, with its unit."""
+    stem, _, unit = key.rpartition("_")
+    per = stem.endswith("_per")
+    text = stem.removesuffix("_per") + f"/{unit}" if per else f"{stem}, {unit}" if unit in ("s", "ms") else key
+    return text.replace("_", " ")
+
+
+def plot(rows: Sequence[Row], title: str) -> str:
+    """Return a picture of predicted against published values, a mark a row and quantity."""
+    stems = list(dict.fromkeys(key.partition("/")[0] for row in rows for key in row.published))
+    ends = [value for row in rows for key, value in row.published.items() for value in (value, row.predicted[key])]
+    ends += [end for row in rows if row.band for key in row.published for end in row.band[key]]
+    low, high = min(ends) / 1.4, max(ends) * 1.4
+    with drawing(_TALL, _WIDE) as figure:
+        ax = place(figure, 52, 30, 14, 46)
+        draw_agreement(ax, low, high)
+        for number, stem in enumerate(stems):
+            colour, at = SERIES[number % len(SERIES)], 0.96 - 0.06 * number
+            _marks(ax, rows, stem, colour)
+            ax.plot([0.04], [at], marker_of(colour), color=colour, markersize=7, transform="axes fraction")
+            ax.annotate(words(stem), (0.07, at), xycoords="axes fraction", va="center")
+        scale_log(ax, "x", low, high, _tick)
+        scale_log(ax, "y", low, high, _tick)
+        ax.grid()
+        x_title(ax, "published")
+        y_title(ax, f"predicted (the band is a factor of {BAND})", 46)
+        body = figure.svg("gallery", {value: _PAINT[name] for name, value in COLOURS.items() if name in _PAINT})
+    for name, colour in _PAINT.items():
+        body = body.replace(f"var(--{name})", colour)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDE} {_TALL}" width="{_WIDE}" height="{_TALL}" '
+        f'role="img" font-family="sans-serif" font-size="13" color="{_PAINT["ink"]}"><title>{title}</title>'
+        f'<rect width="{_WIDE}" height="{_TALL}" fill="{_PAINT["paper"]}"/>{body}</svg>\n'
+    )
+
+
+def _tick(value: float) -> str:
+    return next((f"{value / size:g} {unit}" for size, unit in ((1e6, "M"), (1e3, "k")) if value >= size), f"{value:g}")
+
+
+def _marks(ax: Axes, rows: Sequence[Row], stem: str, colour: str) -> None:
+    """Draw the marks and bands of a quantity and of its parts (``ttft_mean_s/tenant``); those of anchors are hollow."""
+    some = [(row, key) for row in rows for key in row.published if key.partition("/")[0] == stem]
+    for row, key in some:
+        if row.band:
+            ax.vlines([row.published[key]], [row.band[key][0]], [row.band[key][1]], color=colour, linewidth=1.4)
+    for anchor in (False, True):
+        mine = [(row.published[key], row.predicted[key]) for row, key in some if row.anchor == anchor]
+        face: dict[str, Any] = {"markerfacecolor": COLOURS["paper"] if anchor else colour, "markeredgecolor": colour}
+        look: dict[str, Any] = {"color": colour, "alpha": 0.8, "markersize": 6, **face}
+        ax.plot([x for x, _ in mine], [y for _, y in mine], marker_of(colour), **look)
