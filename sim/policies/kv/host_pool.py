@@ -37,6 +37,7 @@ class _Offers:
     """What the pool knows of a request inside.
 
     :ivar next_block: the first of its blocks that it has not offered yet; ``blocks``: those of the GPU.
+    :ivar refused_at: the state of the pool in which it was refused.
     :ivar used: blocks that it stored, loaded or offered, by key, with their numbers; ``stored``, ``reused``: those of
         them that it stored, or found there.
     """
@@ -51,6 +52,7 @@ class _Offers:
         self.missed: set[Key] = set()
         self.rank = 0
         self.ended = False
+        self.refused_at = -1
 
 
 class PoolOrder(ABC):
@@ -261,6 +263,7 @@ class HostPool(KvSource):
         self._offers: dict[Request, _Offers] = {}
         self._loading: set[Key] = set()
         self._idle_blocks = 0
+        self._changes = 0  # of what is in the pool, and in use there
         self._fenced: dict[int, dict[Job, None]] = {}  # by block of the GPU: stores from there of requests that ended
         self.loads: list[Job] = []
         self.stores: list[Job] = []
@@ -377,6 +380,9 @@ class HostPool(KvSource):
         first, end = offers.next_block, min(tokens // size, len(offers.blocks))
         if end <= first:
             return None
+        if offers.refused_at == self._changes and self._store_from < 2:
+            self.refused.append(request)  # nothing has changed since
+            return None
         path = path_of(request)
         keys = {key_of(request, path, number, size): number for number in range(first, end)}
         if self._store_from > 1:
@@ -387,9 +393,8 @@ class HostPool(KvSource):
             wanted = [key for key in wanted if self._counts.get(key, 0) >= self._store_from]
         self._order.missed([key for key in wanted if key not in offers.missed])
         offers.missed.update(wanted)
-        for key in keys:
-            if key in wanted or key in there:
-                offers.used.setdefault(key, keys[key])
+        for key in (*wanted, *there):
+            offers.used.setdefault(key, keys[key])
         for key in there:
             if key not in offers.stored:
                 offers.reused.add(key)
@@ -403,7 +408,9 @@ class HostPool(KvSource):
             evicted = self._order.evict(lacking, set(keys)) if lacking <= self._idle_blocks else None
         if evicted is None:
             self.refused.append(request)
+            offers.refused_at = self._changes
             return None
+        self._changes += 1
         self._idle_blocks -= len(evicted)
         for key in evicted:
             del self._users[key]
@@ -439,6 +446,7 @@ class HostPool(KvSource):
 
     def done(self, job: Job) -> None:
         """Note that a copy has ended."""
+        self._changes += 1
         for key in job.keys:
             self._users[key] = 0 if job.stores else self._users[key] - 1
             if not self._users[key]:
