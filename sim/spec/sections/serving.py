@@ -82,19 +82,17 @@ class KvOffload(Strict):
     """Host memory of a replica for KV blocks of prompts, beside the copies of adapters (vLLM's OffloadingConnector)."""
 
     size: Bytes | None = None
-    """Its bytes, over all GPUs of a replica (vLLM's ``--kv-offloading-size``)."""
+    """Bytes of a replica (vLLM's ``--kv-offloading-size``)."""
     host_memory: Bytes | None = None
-    """Instead of ``size``: host memory of a replica for KV and for copies of adapters together. KV gets what the copies
-    that ``cache.host`` has room for leave."""
+    """Instead of ``size``: bytes for KV and copies of adapters together. KV gets what the copies leave."""
     policy: Literal["lru", "arc"] = "lru"
     """Which blocks leave when it is full."""
     answers: bool = False
-    """Whether generated blocks are kept as well, for later turns of a conversation."""
+    """Whether generated blocks are kept as well."""
     store_from: NonNegativeInt = Field(default=0, le=1000)
-    """A block is stored when it is computed for this time; 0 or 1: at once (vLLM's ``store_threshold``)."""
+    """A block is stored when it is computed for this time; 0 or 1: at once."""
     bandwidth: Bandwidth = 25_000_000_000
-    """Between host memory and one GPU, in each direction; copies of adapters share it. 25 GB/s is what PCIe 4.0 with 16
-    lanes reaches."""
+    """Between host memory and each GPU, in each direction; copies of adapters share it. PCIe 4.0 reaches 25 GB/s."""
 
     @checks
     def _one_way(self) -> Errors:
@@ -107,13 +105,13 @@ class KvTransfer(Strict):
     """How decode replicas read the KV of prompts from prefill replicas (vLLM's NixlConnector, pull mode)."""
 
     bandwidth: Bandwidth = 25_000_000_000
-    """Of one read to one GPU. 25 GB/s is a network card of 200 Gbit/s for each GPU."""
+    """Of a read to each GPU. 25 GB/s is 200 Gbit/s."""
     latency: Seconds = Field(default=0.002, le=60)
-    """Time of a read besides its bytes: the hand-over between the two replicas, and setting up the copy."""
+    """Time of a read besides its bytes."""
     streams: PositiveInt = Field(default=1, le=1024)
-    """Reads at a time of one decode replica, each with ``bandwidth``; the others queue."""
+    """Reads of one decode replica at a time, each with ``bandwidth``."""
     min_prompt: NonNegativeInt = Field(default=0, le=MAX_TOKENS)
-    """Shorter prompts are computed by the decode replicas themselves."""
+    """Shorter prompts are computed where they are answered."""
 
 
 _OF_FIXED = (
@@ -185,7 +183,7 @@ class ReplicaKeys(Strict):
     ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
     leaves sooner."""
     kv_offload: KvOffload | None = None
-    """Host memory in which the KV of prompts is kept, for requests that find it gone from the GPU; unset: none."""
+    """Host memory for the KV of prompts (docs/kv-offload.md)."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
     max_model_len: PositiveInt | None = None
@@ -412,8 +410,7 @@ class Pool(ReplicaKeys):
     """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
     those for adapters of these kinds of ``adapters.mix``, counted from 0; its slots are then as large as these need."""
     role: Literal["both", "prefill", "decode"] = "both"
-    """``prefill``: its replicas compute prompts, and replicas of a pool with role ``decode`` read their KV and answer
-    (``fleet.kv_transfer``). Both need every adapter that they serve."""
+    """``prefill``: its replicas compute prompts, whose KV those with role ``decode`` read (docs/prefill-decode.md)."""
     weight: float = Field(default=1.0, ge=0, le=1e6)
     """With ``router.pools: weight``: its share of the requests, relative to the other pools that take them. 0: it only
     gets what other pools pass on (``router.spill``)."""
@@ -453,7 +450,7 @@ class Fleet(ReplicaKeys):
     autoscale: Autoscale | None = None
     """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
     kv_transfer: KvTransfer | None = None
-    """With pools for prefill and for decode: how KV gets from one to the other."""
+    """With roles of pools: how KV gets from one to the other."""
     pools: tuple[Pool, ...] = Field(default=(), max_length=64)
     """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
     in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
