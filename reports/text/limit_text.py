@@ -29,6 +29,8 @@ BLOCKED = 0.05
 BLOCKED_FOR_P99 = 0.01
 """The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
 KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
+KV_LINK = "the link that KV is copied over"
+_BUSY_LINK = 0.9
 _FAULTS = ("crash", "storage-stall", "failing-loads", "slow-storage")
 """Kinds of faults that keep requests from being served."""
 _UNANSWERED = 0.01
@@ -161,7 +163,9 @@ def limits(point: Point) -> list[Limit]:
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
     loader, compute = _loader(point), _compute(point)
-    first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), loader)
+    link = point.capacity.link
+    copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
+    first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), copies, loader)
     short = blocked(point)
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
@@ -306,6 +310,7 @@ _BLOCKED = {
     "slots": "every slot was in use by a running request while others waited",
     KV_MEMORY: "no KV block was free while requests waited",
     BATCH_SLOTS: "the batch was full while requests waited",
+    KV_LINK: "it was busy",
 }
 _STAGES = {
     "front_end_s": "the front end",
@@ -373,6 +378,7 @@ _REMEDIES = {
     "slots": MORE_SLOTS,
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
     KV_MEMORY: "give slots back to the KV cache (cache.gpu.slots), or add replicas (fleet.replicas)",
+    KV_LINK: "raise its bandwidth (fleet.kv_transfer, fleet.kv_offload)",
     "compute": _REPLICAS,
     "none": _REPLICAS,
 }
@@ -384,7 +390,8 @@ def remedy_words(limit: Limit, point: Point) -> str:
     if limit.name == "loader":
         host = not point.capacity.loader.host_holds_all
         said = "keep more copies in host memory (cache.host.slots)" if host else MORE_SLOTS
-    return re.sub(r" \([a-z_.]+\)", "", said) if point.pools else said  # each pool has keys of its own
+    pooled = point.pools or (point.setup is not None and point.setup.pools)
+    return re.sub(r" \([a-z_.]+\)", "", said) if pooled else said  # each pool has keys of its own
 
 
 def limit_sentence(limit: Limit, point: Point) -> str:

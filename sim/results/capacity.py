@@ -57,6 +57,7 @@ def capacity_of(m: MeasuredRequests, metrics: Mapping[str, Metric]) -> Capacity:
     if not facts.fixed:
         seats = BatchSlotUse(float(blocked[BY_BATCH_SLOTS]) / time, facts.max_num_seqs)
         kv = KvUse(float(blocked[BY_KV]) / time, max(r.kv_peak_share for r in m.recordings), facts.kv_tokens)
+    links = [r.facts["kv_link_busy"] for r in m.recordings if "kv_link_busy" in r.facts]
     return Capacity(
         LoaderUse(
             metrics["loader_utilization"].value,
@@ -77,6 +78,7 @@ def capacity_of(m: MeasuredRequests, metrics: Mapping[str, Metric]) -> Capacity:
         seats,
         kv,
         _bucket_uses(m),
+        float(np.mean(links)) if links else None,
     )
 
 

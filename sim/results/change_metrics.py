@@ -76,6 +76,8 @@ class ChangeMetrics:
         by_replication = by_section.reshape(m.replications, m.sections, replicas).sum(axis=1)
         busiest = np.repeat(by_replication.argmax(axis=1), m.sections)
         of_busiest = by_section[np.arange(len(by_section)), busiest]
+        if any(len(r.hand_overs) for r in m.recordings):  # the others compute prompts only
+            replicas = max(1, int(np.count_nonzero(by_section.sum(axis=0))))
         metric = ratio(of_busiest, by_section.sum(axis=1) / replicas, m.sections, "1", highest=float(replicas))
         return metric if metric.lo is None else replace(metric, lo=max(1.0, metric.lo))
 

@@ -227,6 +227,7 @@ class Capacity:
         storage.
     :ivar seats: places in the batch (files call them so).
     :ivar buckets: of the tenants that have one, in the order of the scenario.
+    :ivar link: share of the time in which the links that KV is copied over are busy.
     """
 
     loader: LoaderUse = LoaderUse()
@@ -237,6 +238,7 @@ class Capacity:
     seats: BatchSlotUse | None = None
     kv: KvUse | None = None
     buckets: tuple[BucketUse, ...] = ()
+    link: float | None = None
 
     @property
     def offered_load(self) -> float | None:

@@ -19,7 +19,8 @@ from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.dispatcher import Dispatcher
-from sim.world.replica.copies import OffloadServer
+from sim.world.replica.copies import OffloadServer, TransferServer
+from sim.world.replica.prefill_decode import PrefillServer
 from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
 
@@ -281,6 +282,9 @@ class Fleet:
                 "kv_stored_tokens": float(totals.kv_stored),
                 "kv_copy_wait_s": totals.kv_wait_s,
             }
+        links = [s.link_s() for s in self.servers if isinstance(s, TransferServer) and not isinstance(s, PrefillServer)]
+        if links:
+            recording.facts["kv_link_busy"] = min(1.0, sum(links) / (len(links) * max(float(stopped), 1e-12)))
         recording.evictions = totals.evictions
         recording.in_use_peak = totals.in_use_peak
         recording.kv_peak_share = totals.kv_peak_share

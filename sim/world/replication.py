@@ -208,7 +208,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         rollouts = Rollouts(world, replication, clock, recorder, prefixes.replaced, misrouted)
     views = ReplicaViews([*routing.views, *routing.current], routing.of_request)
     crashes = make_crashes(scenario, views, clock, recorder)
-    times.keeps = times.differ and (steered or crashes is not None)
+    times.keeps = times.differ and (steered or crashes is not None or routing.hand_over is not None)
     foresight: Foresight | None = None
     if any(pool.scenario.eviction_policy.needs_future for pool in pools):
         foresight = Foresight(ArrivalOracle(world.traffic.arrivals(replication), world.base_model), replicas)
@@ -216,8 +216,8 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     extensions: list[Extension | None] = [  # in the order in which requests pass them
         make_buckets(scenario.tenants, recorder, clock),
         make_autoscaler(pools[0], replication, routing.views[0], clock, recorder),
-        PoolLimits(pools, times, recorder) if times.differ else None,
-        None if routing.hand_over is None else HandOver(pools, link, routing.hand_over, recorder),
+        PoolLimits(pools, times, recorder) if times.differ and routing.hand_over is None else None,
+        None if routing.hand_over is None else HandOver(pools, link, routing.hand_over, times, recorder),
         crashes,
         misrouting,
         rollouts,

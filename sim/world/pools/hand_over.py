@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from sim.policies.routing import Choosing
 from sim.results.recording.recorder import Recorder
+from sim.results.records import REFUSED
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.request import Request
 from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.pools.pool_times import PoolTimes
 from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Stages
 from sim.world.world import Pool
 
@@ -23,11 +25,14 @@ class HandOver(Extension):
     :param router: chooses among the decode replicas.
     """
 
-    def __init__(self, pools: Sequence[Pool], link: KvTransfer, router: Choosing, recorder: Recorder) -> None:
+    def __init__(
+        self, pools: Sequence[Pool], link: KvTransfer, router: Choosing, times: PoolTimes, recorder: Recorder
+    ) -> None:
         super().__init__()
         self.reorders = True
-        self._prefills = [pool.role == "prefill" for pool in pools for _ in pool.indices]
-        self._link, self._router, self._recorder = link, router, recorder
+        self._pools = pools
+        self._pool_of = [number for number, pool in enumerate(pools) for _ in pool.indices]
+        self._link, self._router, self._times, self._recorder = link, router, times, recorder
         self._answers: dict[int, Request] = {}  # of requests on prefill replicas: as they arrived
         self._fleet: Dispatcher
 
@@ -35,13 +40,22 @@ class HandOver(Extension):
         self._fleet = fleet
 
     def receive(self, request: Request) -> bool:
-        if request.prompt_tokens >= self._link.min_prompt:
-            return True
-        self._send_to_decode(request, None)
-        return False
+        handed_over = request.prompt_tokens >= self._link.min_prompt
+        if not all(self._fits(request, number, handed_over=handed_over) for number in range(len(self._pools))):
+            self._recorder.record_unserved(request, -1, REFUSED)
+            return False
+        if not handed_over:
+            self._send_to_decode(request, None)
+        return handed_over
+
+    def _fits(self, request: Request, number: int, *, handed_over: bool) -> bool:
+        if self._pools[number].role == "decode":
+            return self._times.fits(request, number, request.output_tokens)
+        return not handed_over or self._times.fits(request, number, 1)
 
     def accept(self, request: Request, replica: int) -> bool:
-        if self._prefills[replica]:
+        self._times.set_for(request, self._pool_of[replica])
+        if self._pools[self._pool_of[replica]].role == "prefill":
             self._answers[request.index] = self._fleet.fresh_copy(request)
             request.output_tokens = request.max_tokens = 1
             request.stops = False
@@ -68,11 +82,14 @@ class HandOver(Extension):
     def _send_to_decode(self, request: Request, stages: Stages | None) -> None:
         fleet = self._fleet
         fleet.view.refresh()
+        if fleet.view.of_request:
+            fleet.view.show(request)
         replica = self._router.choose(request.adapter, request.index)
         server = fleet.servers[replica]
         assert isinstance(server, DecodeServer), "a decode replica"
         if stages is not None:
             server.expect(request, stages)
         request.key = fleet.next_key()
+        self._times.set_for(request, self._pool_of[replica])
         fleet.entered(request, replica)
         server.arrive(request)

@@ -85,10 +85,10 @@ class PoolTimes:
         """Return the functions that turn the uniform draws of a chunk into seconds."""
         return RequestTimes(self._load, self._host_load, self._service)
 
-    def fits(self, request: Request, pool: int) -> bool:
+    def fits(self, request: Request, pool: int, output_tokens: int) -> bool:
         """Return whether a pool can serve a request of this length."""
         limit = self._limits[pool]
-        tokens = request.prompt_tokens + request.output_tokens
+        tokens = request.prompt_tokens + output_tokens
         return tokens <= int(limit.both[request.adapter]) and request.prompt_tokens <= limit.prompt
 
     def set_for(self, request: Request, pool: int) -> None:
@@ -189,7 +189,7 @@ class PoolLimits(Extension):
 
     def accept(self, request: Request, replica: int) -> bool:
         pool = self._pool_of[replica]
-        if not self._times.fits(request, pool):
+        if not self._times.fits(request, pool, request.output_tokens):
             self._recorder.record_unserved(request, -1, REFUSED)
             return False
         self._times.set_for(request, pool)

@@ -70,6 +70,10 @@ class TransferServer(BatchServer):
         elif self._steps > 1:
             self._cut_leap(may_join_now=False)
 
+    def link_s(self) -> float:
+        """Return for how long the link that KV comes over was busy."""
+        return 0.0
+
     def _take_reports(self) -> None:
         due = self._reports.pop(0)
         self._reports.append([])
@@ -112,6 +116,9 @@ class OffloadServer(TransferServer):
         self._unsubmitted: list[Job] = []  # stores that begin with the next step
         self.loaded_blocks = self.stored_blocks = 0
         self.waited_s = 0.0
+
+    def link_s(self) -> float:
+        return self.to_gpu.busy_s
 
     def _start_copies(self, now: float) -> float:
         pool = self.pool

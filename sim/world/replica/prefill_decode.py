@@ -76,8 +76,12 @@ class DecodeServer(TransferServer):
         self.reads = reads
         self.stages: dict[int, Stages] = {}
         self.tokens_read = 0
+        self._reading_s = 0.0
         self._link, self._block_bytes = link, block_bytes
         self._streams = [0.0] * link.streams  # when each is free
+
+    def link_s(self) -> float:
+        return self._reading_s / len(self._streams)
 
     def expect(self, request: Request, stages: Stages) -> None:
         """Let a request that arrives next read its prompt."""
@@ -92,7 +96,9 @@ class DecodeServer(TransferServer):
             size = -(-tokens // self.scheduler.kv.size) * self._block_bytes
             stream = min(range(len(self._streams)), key=self._streams.__getitem__)
             start = max(self._streams[stream], now)
-            self._streams[stream] = end = start + self._link.latency + size / self._link.bandwidth
+            seconds = self._link.latency + size / self._link.bandwidth
+            self._reading_s += seconds
+            self._streams[stream] = end = start + seconds
             self.clock.call_at(end, LOAD_DONE, self._read, request)
         return 0.0
 
