@@ -173,6 +173,8 @@ def _exit_code(arguments: list[str], debug: bool, confined: bool) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted(session)
     except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # pydantic's compiled part wraps it
+            return _interrupted(session)
         if debug and not hasattr(error, "show"):
             raise
         return _explain(error)

@@ -78,7 +78,28 @@ def _replaced(s: Scenario) -> str:
     return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in kept), "")
 
 
+def _not_for_roles(s: Scenario) -> str:
+    """Return what does not go with replicas for prefill and for decode; empty: all does."""
+    for kind in s.kinds:
+        if kind.cache.eviction != "vllm-lru":
+            return f"engine {kind.fleet.engine}"
+        if kind.fleet.scheduling != "fcfs":
+            return f"scheduling {kind.fleet.scheduling}"
+        if kind.fleet.kv_offload is not None:
+            return "kv_offload"
+    sizes = {kind.fleet.block_size for kind in s.kinds}
+    if len(sizes) > 1:
+        return f"block_size {' and '.join(map(str, sorted(sizes)))}"
+    buckets = (f"tenant {tenant.name} with a bucket" for tenant in s.tenants if tenant.bucket)
+    return s.changed_by or next(buckets, "")
+
+
 SHARED: tuple[Row, ...] = (
+    Rule(
+        "fleet.kv_transfer: no pool has role prefill or decode",
+        lambda s: s.fleet.kv_transfer is not None and not s.fleet.disaggregated,
+        hint="give roles to fleet.pools, or remove it",
+    ),
     Rule(
         "workload.popularity.groups: the groups don't add up to adapters.count",
         lambda s: (
@@ -406,27 +427,8 @@ POOLS = (
     ),
     Rule(
         "fleet.pools: prefill and decode are simulated with the rules of vLLM, in a fleet that doesn't change",
-        lambda s: (
-            s.fleet.disaggregated
-            and (
-                next(
-                    (
-                        f"{kind.fleet.engine}, cache.eviction {kind.cache.eviction}, scheduling {kind.fleet.scheduling}"
-                        for kind in s.kinds
-                        if kind.cache.eviction != "vllm-lru" or kind.fleet.scheduling != "fcfs" or kind.fleet.kv_offload
-                    ),
-                    "",
-                )
-                or s.changed_by
-                or next((f"tenant {tenant.name} with a bucket" for tenant in s.tenants if tenant.bucket), "")
-            )
-        ),
-        allowed="engine vllm, scheduling fcfs, no kv_offload, no rollouts, no faults, no buckets",
-    ),
-    Rule(
-        "fleet.kv_transfer: no pool has role prefill or decode",
-        lambda s: s.fleet.kv_transfer is not None and not s.fleet.disaggregated,
-        hint="give roles to fleet.pools, or remove it",
+        lambda s: s.fleet.disaggregated and _not_for_roles(s),
+        allowed="engine vllm, scheduling fcfs, one block_size, no kv_offload, no rollouts, no faults, no buckets",
     ),
     Rule(
         "router.policy: {got} places adapters on equal replicas, not on pools",

@@ -15,12 +15,12 @@ from sim.spec.policies import PLACERS
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.traffic_laws import ClosedArrivals
-from sim.spec.units import human_seconds
+from sim.spec.units import human_bytes, human_seconds
 from sim.traffic.adapters import CONTEXTS
 from sim.traffic.generate import Traffic
 from sim.traffic.lengths import TokenLengths
 from sim.world.faults.storage_faults import storage_notes
-from sim.world.memory.gpu_memory import kv_tokens_that_fit, split_notes
+from sim.world.memory.gpu_memory import host_kv_bytes, kv_tokens_that_fit, split_notes
 from sim.world.pools.full_model_layout import full_model_notes
 from sim.world.world import Pool
 
@@ -41,6 +41,7 @@ def notes_on(pool: Pool, full: Sequence[Pool]) -> list[str]:
     notes += _base_notes(scenario, pool.base_weights) + _cache_notes(pool) + _context_notes(pool)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
     notes += _limit_notes(scenario)
+    notes += _offload_notes(pool)
     notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append(f"a {scenario.workload.recorded} is replayed once: run.replications does not apply")
@@ -221,6 +222,18 @@ def _scheduling_notes(scenario: Scenario) -> list[str]:
     if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
         return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
     return []
+
+
+def _offload_notes(pool: Pool) -> list[str]:
+    if pool.scenario.fleet.kv_offload is None or pool.profile is None or pool.kv_tokens is None:
+        return []
+    own, host = pool.kv_tokens * pool.profile.memory.kv_bytes_per_token, host_kv_bytes(pool)
+    if host >= own:
+        return []
+    return [
+        f"host memory for KV ({human_bytes(host)}) is smaller than the GPU's KV cache ({human_bytes(own)}); it "
+        "mostly holds what the GPU still has"
+    ]
 
 
 def _limit_notes(scenario: Scenario) -> list[str]:

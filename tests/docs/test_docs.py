@@ -208,7 +208,7 @@ def test_the_action_posts_the_answer_and_fails_with_the_command(tmp_path: Path) 
         (
             {"ARGS": f"{run['ARGS']} --set 'slo={{e2e_p99: 1 ms}}'"},
             1,
-            ("run: The answer is no", "above the 1 ms target"),
+            ("run: The answer is not a sure yes", "above the 1 ms target"),
         ),
         ({"SCENARIO": "$(touch made)", "COMMAND": "plan", "ARGS": ""}, 2, ("plan: The input can't be used", "error: ")),
     ):

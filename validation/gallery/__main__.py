@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from sim.errors import InputError
 from validation.gallery import page
-from validation.gallery.entry import Row, Source
+from validation.gallery.entry import Bar, Entry, Row, Source
 
 SOURCES = {
     "vtc": "vtc",
@@ -44,15 +45,23 @@ def report(source: Source, rows: Sequence[Row]) -> bool:
     met = True
     for entry in source.entries:
         mine = [row for row in rows if row.entry == entry.name]
+        if not mine:
+            continue  # other rows were given
         print(f"\n{entry.title}\n{entry.source}")
         for row in mine:
             pairs = (f"{key} {row.predicted[key]:.4g} ({value:.4g})" for key, value in row.published.items())
             pairs = pairs if row.published else (f"{key} {value:,.5g}" for key, value in row.predicted.items())
             print(f"  {row.name}{' (anchor)' if row.anchor else ''}: {', '.join(pairs)}")
-        for bar in entry.bars([row for row in mine if not row.anchor]):
+        for bar in _bars(entry, rows):
             met = met and bar.met
             print(f"  {'met   ' if bar.met else 'MISSED'} {bar.text}: {bar.value:.3g}")
     return met
+
+
+def _bars(entry: Entry, rows: Sequence[Row]) -> Sequence[Bar]:
+    """Return the bars of an entry that has rows to judge."""
+    judged = [row for row in rows if row.entry == entry.name and not row.anchor]
+    return entry.bars(judged) if judged else ()
 
 
 def predict(names: Sequence[str], rows: Path | None, *, as_json: bool, as_page: bool) -> int:
@@ -63,6 +72,7 @@ def predict(names: Sequence[str], rows: Path | None, *, as_json: bool, as_page: 
         if as_json:
             for row in found:
                 print(json.dumps(asdict(row)))
+            met = met and all(bar.met for entry in source.entries for bar in _bars(entry, found))
         else:
             met = report(source, found) and met
     if as_page:
@@ -88,6 +98,9 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the rows has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 1
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ SOURCE = Source(
             "are taken), ranks, flags of the server",
             "none",
             lambda rows: (),
-            "Predicted on one H100, because loraplan has no costs of two for this model: that explains the factor of "
-            "2 with 8 adapters. With 16, admission decides. SGLang of that time stopped its queue at a request over "
+            "Predicted on one H100, because loraplan has no costs of two for this model; that may be the factor of 2 "
+            "with 8 adapters. With 16, admission decides. SGLang of that time stopped its queue at a request over "
             "the limit, as simulated (`fleet.admission: stop`). Were it passed over (`skip`), half of the requests "
             "would hardly wait. The published 6.3 s lies between, and we don't know why.",
         ),

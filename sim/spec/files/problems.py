@@ -306,7 +306,8 @@ def _literals(kind: Any) -> list[Any]:
 
 def _describe(kind: Any) -> str:
     words = [str(word) for word in _literals(kind)]
-    lists = [f"a list of {_describe(get_args(member)[0])}" for member in _members(kind) if _is_list(member)]
+    items = [_describe(get_args(member)[0]) for member in _members(kind) if _is_list(member)]
+    lists = [f"a list of {item}" if item else "a list" for item in items]
     return " or ".join(([", ".join(words)] if words else []) + lists)
 
 

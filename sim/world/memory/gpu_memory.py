@@ -309,10 +309,18 @@ def host_kv_bytes(pool: Pool) -> int:
 
     :raises ScenarioError: if copies of adapters leave no room for a block.
     """
-    offload = pool.scenario.fleet.kv_offload
-    if offload is None:
+    offload, profile = pool.scenario.fleet.kv_offload, pool.profile
+    if offload is None or profile is None:
         return 0
     if offload.size is not None:
+        least = profile.memory.kv_bytes_per_token * pool.scenario.fleet.block_size
+        if offload.size < least:
+            raise ScenarioError(
+                "not one KV block fits",
+                key="fleet.kv_offload.size",
+                got=human_bytes(offload.size),
+                allowed=f"at least {human_bytes(least)}",
+            )
         return offload.size
     total, (_, copies) = offload.host_memory or 0, host_copies(pool)
     if total <= copies:
