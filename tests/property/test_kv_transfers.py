@@ -153,3 +153,19 @@ def test_prefill_and_decode_are_two_fleets_where_reading_takes_no_time() -> None
 
 def _simulated(workload: dict[str, Any], rest: dict[str, Any], fleet: dict[str, Any]) -> Recording:
     return simulate(build_world(build(workload=workload, **rest, fleet=fleet)), 0, 1)
+
+
+def test_each_side_has_its_own_load_times_and_limits() -> None:
+    rows = [(float(second), second % 3, 50, 60 if second == 4 else 5) for second in range(8)]
+    fleet = {"engine": "vllm", "profile": write_profile(step={"fixed_s": 0.01}), "kv_tokens": 4096}
+    law = {"law": "fixed", "value": "2 s"}
+    pools = [
+        {"name": "p", "role": "prefill"},
+        {"name": "d", "role": "decode", "max_model_len": 100, "storage": {"load": law, "host_load": law}},
+    ]
+    rest = {"adapters": {"rank": 8}, "cache": {"gpu": {"slots": 3}, "host": {"slots": 3}}}
+    recording = _simulated({"trace": {"file": write_trace(rows)}}, rest, {**fleet, "pools": pools})
+    seconds = recording.loads["ended_s"] - recording.loads["started_s"]
+    assert seconds[recording.loads["replica"] == 1] == pytest.approx(2.0)
+    assert np.all(seconds[recording.loads["replica"] == 0] < 0.1)
+    assert np.flatnonzero(recording.requests["status"] == REFUSED).tolist() == [4]  # too long for the decode side
