@@ -63,7 +63,6 @@ ROUTERS = (
     "affinity-residency",
     "affinity-activity",
     "service-per-adapter",
-    "scorers",
 )
 STRATEGIES = ("new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread")
 DRAINING = ("unload-then-load", "drain-then-swap")
@@ -235,7 +234,6 @@ def _profiles(draw: st.DrawFn, grid: bool) -> str:
             "per_slot_prefill_token_s": some(4, milli / 1024),
             "per_adapter_rank_s": some(8, milli / 256),
             "per_token_rank_s": some(8, milli / 2048),
-            "per_sequence_max_rank_s": some(8, milli / 512),
         },
     }
     storage = {

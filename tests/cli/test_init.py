@@ -30,6 +30,7 @@ from sim.spec.files.yaml_tree import flow_text, parse_yaml
 from sim.spec.needs import value_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
+from sim.spec.units import parse_bytes
 from sim.studies.design import check_points
 from sim.studies.init.draft import Draft, write_draft
 from sim.studies.init.questions import QUESTIONS, ask
@@ -103,7 +104,9 @@ def test_command_lines_that_loraplan_writes_are_read_back() -> None:
             assert not read.of_server
             for setting in read.settings:
                 meant = value_of(scenario, setting.key)
-                if setting.key not in ("adapters.rank", "adapters.targets") and meant is not None:
+                if setting.key == "fleet.kv_offload.size":
+                    assert parse_bytes(setting.value) == pytest.approx(meant, rel=1e-5)  # GiB, to six digits
+                elif setting.key not in ("adapters.rank", "adapters.targets") and meant is not None:
                     assert setting.value == meant, (scenario.name, setting)
 
 

@@ -127,6 +127,7 @@ def run(world: World, class_of: list[int], slots: Sequence[int], patch: pytest.M
     return replication, replication.fleet.run(world.traffic.chunks(0))
 
 
+@pytest.mark.interpreted  # a compiled caller does not look the name up
 def test_one_class_of_all_adapters_is_the_mode_that_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     world = build_world(scenario_of())
     ours = assemble(world, 0, 1).fleet.run(world.traffic.chunks(0))
