@@ -42,8 +42,8 @@ def with_tenants(data: st.DataObject, scenario: Scenario, **fleet: Any) -> Scena
 def test_leaps_equal_steps_with_priorities(engine: str, data: st.DataObject) -> None:
     scenario = data.draw(scenarios(engine=engine, prefetch=False))
     assume(scenario.fleet.admission == "skip" and scenario.cache.prefetch == "none")
-    # Where a request that preempts itself ends the scan, gaps and ends rarely differ by a step: not understood yet. Those
-    # rules are held by the records of vLLM alone.
+    # Where a request that preempts itself ends the scan, gaps and ends rarely differ by a step: not understood yet.
+    # Those rules are held by the records of vLLM alone.
     scenario = with_tenants(data, scenario, scheduling="priority", self_preemption="goes-on")
     tell(scenario)
     compare(scenario, TenantFleet)
