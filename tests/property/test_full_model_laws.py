@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_swap import Job, Swapping
 from strategies import ODD, build, fixed_time, seconds, write_profile, write_trace
@@ -59,6 +59,8 @@ def rows(draw: st.DrawFn, adapters: int, most: int = 40) -> Rows:
 
 
 def scenario_of(trace: Rows, full_models: dict[str, Any] | None, count: int = 8, **more: Any) -> Scenario:
+    # A fault must begin before the last request.
+    assume("faults" not in more or trace[-1][0] > 0.3)
     # A first row for each adapter in turn numbers them as the trace names them.
     names = [(0.0, adapter, 1, 1) for adapter in range(count)]
     fleet = {

@@ -143,8 +143,8 @@ SOURCE = Source(
             "none; step costs are those of the profile `a100-80gb/llama-3.1-8b/vllm-0.14.0`, from kernel tables",
             bars,
             "The thread doesn't say which request was for which adapter, so predictions are the median and the 5 to "
-            "95 % band over 200 orders. The table also has the share of orders in which everything is within 10 %: "
-            "such runs happen, but seldom. A waiting adapter gets a slot when one of the three has no request left, "
+            "95 % band over 200 orders. The table also has the share of orders in which everything is within 10 %. "
+            "A waiting adapter gets a slot when one of the three has no request left, "
             "so the tail depends on chance, and grows much faster than steps do: with steps 6 % longer than in the "
             "profile, which states ±16 %, all four are inside, with 3 % p90 is not. Ranks are not in the thread "
             "either (16 "

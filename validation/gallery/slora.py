@@ -337,9 +337,9 @@ _SETTINGS = (
     "memory; `--max_total_token_num`, adapters, rates and duration from the commands beside the results"
 )
 _FITTED = (
-    "Costs are those of another lab's 35 runs on a GPU with 64 GB, probably an H100, moved by data sheets "
-    "(bandwidth, FLOP/s); launches are taken to grow with layers and width, and each request spends 30 ms in the "
-    "front end, as in those runs. Fitted: a factor on launches by the host and one on what prompts compute"
+    "Costs are those of another lab's 35 runs on a GPU with 64 GB, probably an H100, moved by data sheets; "
+    "launches grow with layers and width, and the front end takes 30 ms a request, as there. "
+    "Fitted: a factor on launches by the host and one on what prompts compute"
 )
 _RANK = (
     "the rank term, to requests/s of S2 with 5 adapters. Assumed: copies run at 32 GB/s there and 24 GB/s here, and "

@@ -299,8 +299,7 @@ _FITTED = (
     "Three numbers of {run}: decoding takes {0:.2f} and prompts {1:.2f} times what the data sheet says, and a prefill "
     "step {2:.0f} ms more. They are fitted to how long the batches took that this run really had (python -m "
     "validation.gallery.vtc), not to its throughput or TTFT. S-LoRA's 98 µs for a sequence and 30 ms for a request "
-    "in its front end are from another lab's runs. The shares of a data sheet's numbers that kernels reach are those "
-    "of loraplan's data-sheet profiles. All this was chosen with the bundled runs in view."
+    "in its front end are from another lab's runs. All this was chosen with the bundled runs in view."
 )
 
 
@@ -327,7 +326,7 @@ SOURCE = Source(
             "differ between runs: the same cycle "
             "of batches (11 requests, then 8) took 10.98 to 11.35 s in five runs, and another one (11, 7, 1, 1) 11.3 s "
             "in five and 11.6 to 11.7 s in four. That is 3 % of requests/s, and near capacity 10 to 17 % of TTFT. "
-            "With real traffic, single tenants that hardly wait are off by much more than the bars on runs say: in "
+            "Single tenants that hardly wait are off by more: in "
             "vtc_real 8 of 27 by more than 40 %, one predicted at 9.2 s instead of 0.6 s. Not simulated: a "
             "server that had just started took 1.1 s more for its first prompt.",
         ),
