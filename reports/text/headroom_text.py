@@ -13,6 +13,7 @@ from reports.text.limit_text import (
     limit_words,
     limits,
     remedy_words,
+    without_keys_of_pools,
 )
 from reports.text.metric_text import capital, unserved_words
 from sim.results.point import Point
@@ -89,7 +90,7 @@ def failing_limit(found: Headroom | None) -> tuple[str, str]:
     if found is None or found.failing is None:
         return "", ""
     if split_term(found.term)[1] == "miss_ratio":
-        return "adapter cache", MORE_SLOTS
+        return "adapter cache", without_keys_of_pools(MORE_SLOTS, found.failing)
     if _unserved(found.failing, found.term):
         return "requests that are refused or fail", ""
     limit = _failing(found.failing, found.term)

@@ -390,8 +390,13 @@ def remedy_words(limit: Limit, point: Point) -> str:
     if limit.name == "loader":
         host = not point.capacity.loader.host_holds_all
         said = "keep more copies in host memory (cache.host.slots)" if host else MORE_SLOTS
+    return without_keys_of_pools(said, point)
+
+
+def without_keys_of_pools(said: str, point: Point) -> str:
+    """Leave out the keys that a remedy names where the fleet has pools: each of them has keys of its own."""
     pooled = point.pools or (point.setup is not None and point.setup.pools)
-    return re.sub(r" \([a-z_.]+\)", "", said) if pooled else said  # each pool has keys of its own
+    return re.sub(r" \([a-z_.]+\)", "", said) if pooled else said
 
 
 def limit_sentence(limit: Limit, point: Point) -> str:

@@ -316,7 +316,7 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred, prefills, users = waiting.ready, waiting.deferred, self.decided.prefills, self.users
+        ready, deferred = waiting.ready, waiting.deferred
         chooses, caches, whole = self._chooses, self._caches, limits.whole_prompt
         late, left, free_slots = waiting.late, budget, limits.num_seqs - len(running)
         if chooses:
@@ -363,19 +363,7 @@ class Scheduler:
                     waiting.bring_forward()
             if rule is not None:
                 rule.joined(request)
-            running[request] = None
-            adapter = request.adapter
-            if adapter in users:
-                users[adapter] += 1
-            else:
-                users[adapter] = 1
-                self._count_adapter(adapter, 1)
-            if request.admitted_s < 0:
-                request.admitted_s = now
-            request.chunk = chunk
-            request.context = cached + chunk
-            request.to_prefill = prompt - chunk
-            prefills.append(request)
+            self._join_with(request, chunk, cached, prompt, now)
             left -= chunk
             free_slots -= 1
         if left < budget:
@@ -383,6 +371,24 @@ class Scheduler:
         if self.blocked == UNBLOCKED and (waiting.over_limit or (deferred and waiting.defers)):
             self.blocked = BY_ADAPTER_LIMIT
         return budget - left
+
+    def _join(self, request: Request, now: float) -> None:
+        """Add a request to the batch."""
+        self.running[request] = None
+        self._count_in(request)
+        if request.admitted_s < 0:
+            request.admitted_s = now
+
+    def _join_with(self, request: Request, chunk: int, cached: int, prompt: int, now: float) -> None:
+        """Add a request that has blocks for a chunk of its prompt after the cached tokens.
+
+        :param prompt: tokens after the cached ones, those of the chunk included.
+        """
+        self._join(request, now)
+        request.chunk = chunk
+        request.context = cached + chunk
+        request.to_prefill = prompt - chunk
+        self.decided.prefills.append(request)
 
     def _preempt(self, now: float) -> Request:
         """Take a request out of the batch, and return it: the newest, or with priorities the last in their order.

@@ -286,6 +286,7 @@ class SglangScheduler(Scheduler):
             result = self._add(request, known)
             if len(chosen) > before:
                 cached.append(known)
+                self._queue.take(request)
                 self._join(request, now)
             if result == NO_MEMORY and (chosen or running):
                 self._is_full(BY_KV)
@@ -342,13 +343,6 @@ class SglangScheduler(Scheduler):
             freed += occupied
             alive -= 1
         return True
-
-    def _join(self, request: Request, now: float) -> None:
-        self._queue.take(request)
-        self.running[request] = None
-        self._count_in(request)
-        if request.admitted_s < 0:
-            request.admitted_s = now
 
     # Decode ---------------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,26 @@ class KvSource(ABC):
         """Note that a request ends, just before its blocks are free."""
 
 
+class PromptReads(KvSource):
+    """The prompts that a replica can read from those that computed them.
+
+    :ivar ready: requests whose prompt another replica has computed; ``ordered``: those whose read was ordered, with
+        their tokens. Whoever starts the reads empties it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready: set[Request] = set()
+        self.ordered: list[tuple[Request, int]] = []
+
+    def look_up(self, request: Request, cached: int) -> int:
+        return request.to_prefill - cached if request in self.ready else 0
+
+    def order(self, request: Request, cached: int, tokens: int) -> None:
+        self.ready.discard(request)
+        self.ordered.append((request, tokens))
+
+
 class TransferScheduler(Scheduler):
     """Admits requests when their KV has come, and keeps that of others for whoever reads it.
 
@@ -259,7 +279,7 @@ class TransferScheduler(Scheduler):
                 if state == _READY:
                     kv.take_up(request)
                     cached = request.context - whole_is_there
-            self._join(request, chunk, cached, prompt, now)
+            self._join_with(request, chunk, cached, prompt, now)
             left -= chunk
             free_slots -= 1
         for request in later:
@@ -320,17 +340,9 @@ class TransferScheduler(Scheduler):
                 needed -= -whole // size - -request.context // size
         return needed
 
-    def _join(self, request: Request, chunk: int, cached: int, prompt: int, now: float) -> None:
-        """Let a request join the batch that has blocks for a chunk of its prompt, after the cached tokens."""
+    def _join_with(self, request: Request, chunk: int, cached: int, prompt: int, now: float) -> None:
         self._turned_away.discard(request)
-        self.running[request] = None
-        self._count_in(request)
-        if request.admitted_s < 0:
-            request.admitted_s = now
-        request.chunk = chunk
-        request.context = cached + chunk
-        request.to_prefill = prompt - chunk
-        self.decided.prefills.append(request)
+        super()._join_with(request, chunk, cached, prompt, now)
 
     def _make_room(self, now: float) -> bool:
         """Preempt, or pass by those that find no block: with asynchronous scheduling, most can't be preempted yet."""

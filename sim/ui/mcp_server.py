@@ -250,12 +250,14 @@ def serve() -> None:
     """
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
+    from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
     from mcp_types import CallToolResult, TextContent
 
     from sim.ui.site import MOST_AT_A_TIME
 
     about = _ABOUT + ", ".join(name for name, _ in Library(Path()).bundled())
     server: MCPServer[Any] = MCPServer("loraplan", version=__version__, instructions=about, log_level="CRITICAL")
+    ArgModelBase.model_config["extra"] = "forbid"  # by itself the SDK ignores an argument that is misspelt
     # Started by the first call: only then is stdout what the protocol leaves to others.
     worker = cache(Worker)
     under_way = 0

@@ -280,7 +280,6 @@ class Fleet:
             recording.facts |= {
                 "kv_loaded_tokens": float(totals.kv_loaded),
                 "kv_stored_tokens": float(totals.kv_stored),
-                "kv_copy_wait_s": totals.kv_wait_s,
             }
         links = [s.link_s() for s in self.servers if isinstance(s, TransferServer) and not isinstance(s, PrefillServer)]
         if links:

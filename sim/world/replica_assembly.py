@@ -21,7 +21,7 @@ from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.sglang_scheduler import SglangScheduler
-from sim.policies.transfer_scheduler import TransferScheduler
+from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec import adapter_modes as modes
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import KvTransfer
@@ -51,7 +51,7 @@ from sim.world.replica.modes.protected import (
 )
 from sim.world.replica.modes.vllm_lru_mode import VllmLru
 from sim.world.replica.ports import LoadContext
-from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Reads
+from sim.world.replica.prefill_decode import DecodeServer, PrefillServer
 from sim.world.replica.server import FixedServer, ReplicaParts, Server
 from sim.world.times import ReplicaDraws, TierTimes, reload_times, tier_times
 from sim.world.world import Pool
@@ -218,7 +218,7 @@ def make_server(
         if pool.role == "prefill":
             keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
             return wrap_server(PrefillServer)(parts, keeps, mode)
-        reads, block_bytes = Reads(), pool.profile.memory.kv_bytes_per_token * fleet.block_size
+        reads, block_bytes = PromptReads(), pool.profile.memory.kv_bytes_per_token * fleet.block_size
         reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
         return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes / pool.profile.tensor_parallel)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler

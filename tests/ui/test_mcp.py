@@ -99,13 +99,17 @@ HOSTILE: dict[tuple[str, str], str] = {
     ("compare", "runs/../.."): OUTSIDE,
     ("plan", "quickstart"): "the scenario has no plan",
     ("nothing", ""): "Unknown tool",
+    ("misspelt", "sets"): "sets\n  Extra inputs are not permitted",
 }  # fmt: skip
 
 
 def call_of(tool: str, text: str) -> Call:
     if tool == "set":
         return "run", {"scenario": "mine.yaml", "set": json.loads(text)}
-    return tool, {"scenario": text, "file": text, "one": text, "other": "."}
+    if tool == "misspelt":
+        return "check", {"scenario": "mine.yaml", text: {"cache.gpu.slots": 8}}
+    given = {"trace": {"file": text}, "compare": {"one": text, "other": "."}}
+    return tool, given.get(tool, {"scenario": text})
 
 
 @pytest.mark.slow

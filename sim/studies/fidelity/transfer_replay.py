@@ -15,7 +15,7 @@ from sim.policies.kv.host_pool import HostPool, Job
 from sim.policies.kv.kv_store import KvStore
 from sim.policies.kv.prefix_lookup import ExactCount
 from sim.policies.scheduler import Limits, Scheduler
-from sim.policies.transfer_scheduler import KvSource, TransferScheduler
+from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec.engines import preset_value
 from sim.studies.fidelity.step_record import OffloadConfig, PairConfig, PairRecord, RecordedStep, StepRecord
 from sim.studies.fidelity.step_replay import EngineReplay, Replay
@@ -122,25 +122,6 @@ class _OffloadReplay(EngineReplay):
         ]
 
 
-class _Reads(KvSource):
-    """The prompts that a decode engine can read.
-
-    :ivar ready: requests whose prompt another engine has computed; ``ordered``: with their tokens, in this step.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ready: set[Request] = set()
-        self.ordered: list[tuple[Request, int]] = []
-
-    def look_up(self, request: Request, cached: int) -> int:
-        return request.to_prefill - cached if request in self.ready else 0
-
-    def order(self, request: Request, cached: int, tokens: int) -> None:
-        self.ready.discard(request)
-        self.ordered.append((request, tokens))
-
-
 class _Side(EngineReplay):
     """One of the two engines.
 
@@ -152,7 +133,7 @@ class _Side(EngineReplay):
 
     def __init__(self, record: PairRecord, name: Literal["p", "d"]) -> None:
         self.name = name
-        self.reads = _Reads()
+        self.reads = PromptReads()
         super().__init__(record.side(name))
         self.pair: PairConfig = record.config
         self.due: dict[int, list[Request]] = defaultdict(list)

@@ -115,7 +115,6 @@ class OffloadServer(TransferServer):
         self._block_bytes = block_bytes
         self._unsubmitted: list[Job] = []  # stores that begin with the next step
         self.loaded_blocks = self.stored_blocks = 0
-        self.waited_s = 0.0
 
     def link_s(self) -> float:
         return self.to_gpu.busy_s
@@ -135,9 +134,7 @@ class OffloadServer(TransferServer):
                 self._submit(job, self.to_host, now)
             self._unsubmitted = []
         waits = [self.to_host.ends[job] for job in pool.flushed if job in self.to_host.ends]
-        wait_s = max([now, *within, *waits]) - now
-        self.waited_s += wait_s
-        return wait_s
+        return max([now, *within, *waits]) - now
 
     def _submit(self, job: Job, bus: Bus, now: float) -> None:
         self.stored_blocks += len(job.keys) * job.stores
@@ -162,5 +159,4 @@ class OffloadServer(TransferServer):
         totals = super().totals()
         size = self.scheduler.kv.size
         totals.kv_loaded, totals.kv_stored = self.loaded_blocks * size, self.stored_blocks * size
-        totals.kv_wait_s = self.waited_s
         return totals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mypy_extensions import mypyc_attr
 
-from sim.policies.transfer_scheduler import KvSource, TransferScheduler
+from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.request import Request
 from sim.world.clock import LOAD_DONE, Call
@@ -34,33 +34,12 @@ class PrefillServer(TransferServer):
         self.report(lambda: self.transfers.read(request))
 
 
-class Reads(KvSource):
-    """The prompts that a decode replica can read.
-
-    :ivar ready: requests whose prompt another replica has computed; ``ordered``: those whose read the step just decided
-        orders, with their tokens.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ready: set[Request] = set()
-        self.ordered: list[tuple[Request, int]] = []
-
-    def look_up(self, request: Request, cached: int) -> int:
-        return request.to_prefill - cached if request in self.ready else 0
-
-    def order(self, request: Request, cached: int, tokens: int) -> None:
-        self.ready.discard(request)
-        self.ordered.append((request, tokens))
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class DecodeServer(TransferServer):
     """A replica that reads the KV of prompts from the replicas that computed them, and answers.
 
     :param block_bytes: of a block on each GPU.
     :ivar stages: of the requests whose prompt was computed elsewhere, by index.
-    :ivar tokens_read: tokens whose KV was read.
     """
 
     def __init__(
@@ -68,14 +47,13 @@ class DecodeServer(TransferServer):
         parts: ReplicaParts,
         scheduler: TransferScheduler,
         mode: AdapterMode,
-        reads: Reads,
+        reads: PromptReads,
         link: KvTransfer,
         block_bytes: float,
     ) -> None:
         super().__init__(parts, scheduler, mode)
         self.reads = reads
         self.stages: dict[int, Stages] = {}
-        self.tokens_read = 0
         self._reading_s = 0.0
         self._link, self._block_bytes = link, block_bytes
         self._streams = [0.0] * link.streams  # when each is free
@@ -92,7 +70,6 @@ class DecodeServer(TransferServer):
         ordered, self.reads.ordered = self.reads.ordered, []
         for request, tokens in ordered:
             self.stages[request.index].ordered_s = now
-            self.tokens_read += tokens
             size = -(-tokens // self.scheduler.kv.size) * self._block_bytes
             stream = min(range(len(self._streams)), key=self._streams.__getitem__)
             start = max(self._streams[stream], now)

@@ -107,7 +107,7 @@ class ReplicaTotals:
     :ivar in_use_peak: most slots or bytes that adapters in use ever took.
     :ivar kv_peak_share: most of the KV cache that decoding sequences ever held.
     :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
-    :ivar kv_loaded, kv_stored: tokens whose KV was copied from and to host memory; ``kv_wait_s``: that steps waited.
+    :ivar kv_loaded, kv_stored: tokens whose KV was copied from and to host memory.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
     """
 
@@ -119,7 +119,6 @@ class ReplicaTotals:
     merged_gaps: float = 0.0
     kv_loaded: int = 0
     kv_stored: int = 0
-    kv_wait_s: float = 0.0
 
     def add(self, other: ReplicaTotals) -> None:
         """Add the totals of another replica."""
@@ -131,7 +130,6 @@ class ReplicaTotals:
         self.merged_gaps += other.merged_gaps
         self.kv_loaded += other.kv_loaded
         self.kv_stored += other.kv_stored
-        self.kv_wait_s += other.kv_wait_s
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
