@@ -299,6 +299,7 @@ class _Search:
             impact=point.impact,
             unserved=point.unserved,
             tenants=point.tenants,
+            pools=point.pools,
         )
 
 

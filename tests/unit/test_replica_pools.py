@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reports.tables.slice_tables import pools_table, replicas_table
+from reports.text.headroom_text import failing_limit
 from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.fleet_costs import priced
@@ -207,11 +208,16 @@ def test_what_needs_one_kind_of_replica_says_so(file: Path) -> None:
         build_world(loaded.with_values(change.set).scenario)
 
 
-def test_headroom_counts_the_batch_slots_of_all_pools(evaluated: tuple[LoadedScenario, Point]) -> None:
+def test_headroom_counts_the_batch_slots_of_all_pools_and_names_no_key_of_one(
+    evaluated: tuple[LoadedScenario, Point],
+) -> None:
     loaded, point = evaluated
     found = find_headroom(loaded.scenario, point)
     assert found.multiple is not None
     assert found.multiple > 1
+    _, remedy = failing_limit(found)
+    assert remedy
+    assert "(" not in remedy, "each pool has keys of its own"
 
 
 def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ OUTPUT_WEIGHT: Final = 2.0
 
 
 class Vtc(Deployed):
-    """AIBrix ``vtc-basic``: users with more tokens go to later pods, up to the third; tenants are the users,
-    and without any, pods are drawn."""
+    """AIBrix ``vtc-basic``: users with more tokens go to later pods, the third at most unless that is busy; tenants are
+    the users, and without any, pods are drawn."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"loads", "request"})
 
