@@ -432,14 +432,18 @@ def _faults(shares: Mapping[str, float]) -> str:
 
 
 def _bucket(bucket: BucketUse) -> str:
-    start = f"The bucket of {bucket.tenant} admits {bucket.rate:,.0f}"
+    start = f"The bucket of {bucket.tenant} admits {_figure(bucket.rate)}"
     share = percent(bucket.limited)
     if bucket.asked <= bucket.rate:  # on average; at times it lacks tokens
-        return f"{start} tokens/s and {'refuses' if bucket.refuses else 'holds'} {share} of its requests."
-    asked = f"{start} of {float(f'{bucket.asked:.3g}'):,.0f} tokens/s"
+        return f"{start} {bucket.counts}/s and {'refuses' if bucket.refuses else 'holds'} {share} of its requests."
+    asked = f"{start} of {_figure(float(f'{bucket.asked:.3g}'))} {bucket.counts}/s"
     if bucket.refuses:
         return f"{asked} and refuses {share} of its requests."
     return f"{asked}, so the queue in front of it grows without limit."
+
+
+def _figure(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.3g}"
 
 
 def _loader_words(limit: Limit) -> str:

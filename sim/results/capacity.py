@@ -149,7 +149,8 @@ def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
         rate = tenant.bucket_rate
         if rate is None or not own.any():
             continue
-        asked = float(tokens[own].sum() / m.spans.sum())
+        taken = tokens[own].sum() if tenant.bucket_counts == "tokens" else np.count_nonzero(own)
+        asked = float(taken / m.spans.sum())
         grown = came = 0.0
         for r in m.recordings:
             mine = facts.tenant_of[r.requests["adapter"].astype(np.int64)] == place
@@ -167,6 +168,7 @@ def _bucket_uses(m: MeasuredRequests) -> tuple[BucketUse, ...]:
                 tenant.refuses,
                 float(waits[own & m.completed].sum()) / max(1, int(m.completed.sum())),
                 max(1.0, asked / rate) if overloaded else None,
+                tenant.bucket_counts,
             )
         )
     return tuple(found)

@@ -201,7 +201,8 @@ class KvUse:
 class BucketUse:
     """A tenant's token bucket, in front of the replicas.
 
-    :ivar rate: tokens per second that it admits; ``asked``: those of the measured requests.
+    :ivar counts: ``tokens`` or ``requests``; ``rate``: how many of them a second it admits; ``asked``: those of the
+        measured requests.
     :ivar limited: share of these requests that it held or refused; ``refused``: how many it refused.
     :ivar refuses: whether it refuses requests; else they wait.
     :ivar wait_s: the part of the fleet's mean latency that is waiting for it.
@@ -217,6 +218,7 @@ class BucketUse:
     refuses: bool = False
     wait_s: float = 0.0
     offered_load: float | None = None
+    counts: str = "tokens"
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,8 +176,9 @@ def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], re
     for bucket in capacity.buckets:
         if bucket.offered_load is not None:
             yield (
-                f"overloaded: {bucket.tenant} asks for {bucket.offered_load:.2f} times the tokens that its bucket "
-                "admits; the queue in front of it grows without limit, and percentiles depend on how long the run is"
+                f"overloaded: {bucket.tenant} asks for {bucket.offered_load:.2f} times the {bucket.counts} that its "
+                "bucket admits; the queue in front of it grows without limit, and percentiles depend on how long the "
+                "run is"
             )
     refused = metrics["refused"].value
     if refused:

@@ -101,13 +101,14 @@ class TenantFacts:
     """What the metrics must know of a tenant.
 
     :ivar slo: its targets by metric name.
-    :ivar bucket_rate: tokens per second that its token bucket admits; None without one.
+    :ivar bucket_rate: how many ``bucket_counts``, tokens or requests, a second its bucket admits; None without one.
     :ivar refuses: whether its bucket refuses requests; else they wait.
     """
 
     name: str
     slo: dict[str, float]
     bucket_rate: float | None = None
+    bucket_counts: str = "tokens"
     refuses: bool = False
 
 

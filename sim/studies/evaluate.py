@@ -344,7 +344,7 @@ def _tenant_facts(tenant: Tenant) -> TenantFacts:
     bucket = tenant.bucket
     if bucket is None:
         return TenantFacts(tenant.name, tenant.slo.terms())
-    return TenantFacts(tenant.name, tenant.slo.terms(), bucket.rate, bucket.full == "refuse")
+    return TenantFacts(tenant.name, tenant.slo.terms(), bucket.rate, bucket.counts, bucket.full == "refuse")
 
 
 def _pool_facts(pool: ReplicaPool) -> PoolFacts:

@@ -202,7 +202,8 @@ class _Search:
         tokens = requests["prompt_tokens"].astype(np.float64) + requests["output_tokens"].astype(np.float64)
         for place, spec in enumerate(self._traffic.scenario.tenants):
             own = tenant == place
-            asked = rate * float(tokens[own].sum()) / len(tokens)
+            counts_tokens = spec.bucket is None or spec.bucket.counts == "tokens"
+            asked = rate * float(tokens[own].sum() if counts_tokens else np.count_nonzero(own)) / len(tokens)
             most = spec.bucket.rate / asked if spec.bucket is not None and asked else math.inf
             self._passing.append((float(own.mean()), most))
             judged = spec.slo.terms() or self._traffic.scenario.slo.terms() or not self._terms

@@ -342,7 +342,7 @@ def _check_buckets(pool: Pool) -> None:
     scenario = pool.scenario
     taken = min(scenario.fleet.max_model_len or inf, pool.kv_tokens or inf)
     for place, tenant in enumerate(scenario.tenants):
-        if tenant.bucket is None:
+        if tenant.bucket is None or tenant.bucket.counts == "requests":
             continue
         longest = min(pool.traffic.longest_request(place), taken)
         if tenant.bucket.burst < longest:

@@ -1,6 +1,7 @@
-"""Token buckets of tenants in front of the fleet, as gateways limit tokens per minute.
+"""Token buckets of tenants in front of the fleet, as gateways limit tokens or requests per minute.
 
-A request takes the tokens of its prompt and its answer when it is sent on, as if its ``max_tokens`` were exact. One for
+A request takes the tokens of its prompt and its answer when it is sent on, as if its ``max_tokens`` were exact, or one
+where the bucket counts requests. One for
 which the bucket of its tenant lacks tokens waits in front of the fleet, behind the tenant's own, or is refused. A
 request that is sent again takes no tokens.
 """
@@ -26,8 +27,12 @@ class _Limited:
     """The bucket of a tenant, and the requests that wait for it."""
 
     bucket: TokenBucket
+    counts_tokens: bool
     refuses: bool
     held: deque[Request] = field(default_factory=deque)
+
+    def taken_by(self, request: Request) -> int:
+        return request.prompt_tokens + request.output_tokens if self.counts_tokens else 1
 
 
 class FrontBuckets(Extension):
@@ -51,8 +56,8 @@ class FrontBuckets(Extension):
         limited = self._limited.get(request.tenant)
         if limited is None:
             return True
-        tokens, now = tokens_of(request), self._clock.now
-        if not limited.held and limited.bucket.take(tokens, now):
+        taken, now = limited.taken_by(request), self._clock.now
+        if not limited.held and limited.bucket.take(taken, now):
             return True
         if limited.refuses:
             self._recorder.record_unserved(request, -1, REFUSED)
@@ -66,9 +71,9 @@ class FrontBuckets(Extension):
 
     def _release(self, limited: _Limited) -> Iterator[Call]:
         while limited.held:
-            yield self._clock.until(limited.bucket.ready_s(tokens_of(limited.held[0]), self._clock.now), ARRIVAL)
+            yield self._clock.until(limited.bucket.ready_s(limited.taken_by(limited.held[0]), self._clock.now), ARRIVAL)
             request, now = limited.held.popleft(), self._clock.now
-            limited.bucket.take_due(tokens_of(request), now)
+            limited.bucket.take_due(limited.taken_by(request), now)
             self.outside_area += now
             self._recorder.held.append((request.index, now))
             self._fleet.send(request)
@@ -85,16 +90,11 @@ class FrontBuckets(Extension):
         return {}
 
 
-def tokens_of(request: Request) -> int:
-    """Return the tokens that a request takes from a bucket."""
-    return request.prompt_tokens + request.output_tokens
-
-
 def make_buckets(tenants: tuple[Tenant, ...], recorder: Recorder, clock: Clock) -> FrontBuckets | None:
     """Return the buckets of one replication, if any tenant has one."""
     limited = {
-        place: _Limited(TokenBucket(tenant.bucket.rate, tenant.bucket.burst), tenant.bucket.full == "refuse")
+        place: _Limited(TokenBucket(spec.rate, spec.burst), spec.counts == "tokens", spec.full == "refuse")
         for place, tenant in enumerate(tenants)
-        if tenant.bucket is not None
+        if (spec := tenant.bucket) is not None
     }
     return FrontBuckets(limited, recorder, clock) if limited else None

@@ -139,10 +139,11 @@ def test_no_simulation_has_more_requests_than_the_limit(arrivals: str) -> None:
     assert world.scenario.workload.requests == MOST
 
 
-def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
+def with_bucket(full: str, slo: dict[str, str] | None = None, counts: str = "tokens") -> Scenario:
     """Return one server of 100 requests/s, and tenants at 16/s and 24/s, the latter of which asks for 2,400 tokens/s
-    of 3,000 that its bucket admits."""
-    bucket = {"rate": "3000/s", "burst": 100, "full": full}
+    of 3,000 that its bucket admits; or 24 requests/s of 30."""
+    rate, burst = ("3000/s", 100) if counts == "tokens" else ("30/s", 1)
+    bucket = {"counts": counts, "rate": rate, "burst": burst, "full": full}
     return build(
         workload={
             "requests": 5000,
@@ -161,17 +162,23 @@ def with_bucket(full: str, slo: dict[str, str] | None = None) -> Scenario:
 
 
 @pytest.mark.parametrize(
-    ("full", "slo", "multiple"),
+    ("full", "slo", "multiple", "counts"),
     [
-        ("queue", {}, 1.25),  # the queue in front of the bucket grows from 3,000 tokens/s on
-        ("refuse", {}, 70 / 16),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant
-        ("queue", {"e2e_p99": "1 h"}, 70 / 16),  # no objective of the tenant's or the fleet's says that it may not wait
+        ("queue", {}, 1.25, "tokens"),  # the queue in front of the bucket grows from 3,000 tokens/s on
+        ("queue", {}, 1.25, "requests"),
+        ("refuse", {}, 70 / 16, "tokens"),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant
+        (
+            "queue",
+            {"e2e_p99": "1 h"},
+            70 / 16,
+            "tokens",
+        ),  # no objective of the tenant's or the fleet's says that it may not wait
     ],
 )
 def test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas(
-    full: str, slo: dict[str, str], multiple: float
+    full: str, slo: dict[str, str], multiple: float, counts: str
 ) -> None:
-    found = find_headroom(with_bucket(full, slo))
+    found = find_headroom(with_bucket(full, slo, counts))
     assert found.multiple == pytest.approx(multiple, rel=0.03)
     assert found.saturation == pytest.approx(2.5, rel=0.01), "of all requests, as if there were no bucket"
     assert found.failing is not None

@@ -205,6 +205,25 @@ def test_a_bucket_is_a_limit_of_its_own(full: str) -> None:
     assert from_plain(Capacity, point.capacity.to_json()) == point.capacity
 
 
+def test_a_bucket_of_requests_counts_each_as_one() -> None:
+    """Ten a second of twenty, whatever their lengths; a burst below the tokens of a request is allowed."""
+    found = scenario(workload={"requests": 2000})
+    bucket = found.tenants[0].bucket.model_copy(update={"counts": "requests", "rate": 10.0, "burst": 5})
+    tenants = (found.tenants[0].model_copy(update={"bucket": bucket}), found.tenants[1])
+    found = found.model_copy(update={"tenants": tenants})
+    recording, tenant = run(found)
+    sent = recording.requests["arrival_s"].copy()
+    sent[recording.held[:, 0].astype(int)] = recording.held[:, 1]
+    went = (tenant == 0) & np.isfinite(sent)
+    assert passed(sent[went], np.ones(went.sum()), 10.0, 5)
+    assert recording.held[-1, 1] - recording.held[0, 1] == pytest.approx((len(recording.held) - 1) / 10)
+    point = evaluate(make_design(found), EvaluationOptions(draws=False)).point
+    (use,) = point.capacity.buckets
+    assert use.asked == pytest.approx(20, rel=0.1)
+    assert limit_sentence(limits(point)[0], point).startswith("The bucket of limited admits 10 of ")
+    assert any("times the requests that its bucket admits" in warning for warning in point.warnings)
+
+
 def test_an_idle_bucket_limits_nothing() -> None:
     wide = scenario()
     bucket = wide.tenants[0].bucket.model_copy(update={"burst": 10**9})

@@ -58,15 +58,17 @@ class Slo(Strict):
 
 
 class TokenBucket(Strict):
-    """A token bucket in front of the fleet, as gateways limit tokens per minute.
+    """A token bucket in front of the fleet, as gateways limit tokens or requests per minute.
 
-    A request takes its prompt and answer tokens when it is sent on.
+    A request takes what it counts for when it is sent on.
     """
 
+    counts: Literal["tokens", "requests"] = "tokens"
+    """What the bucket counts. ``tokens``: those of the prompt and the answer. ``requests``: each request as one."""
     rate: Rate = Field(gt=0)
-    """Tokens that flow in per unit of time, such as ``5000/s`` or ``300000/min``."""
+    """What flows in per unit of time, such as ``5000/s`` or ``300000/min``."""
     burst: PositiveInt = Field(le=1_000_000_000)
-    """Tokens that the bucket holds at most; it is full at the start. At least as many as the longest request has."""
+    """What the bucket holds at most; it is full at the start. Tokens: at least as many as the longest request has."""
     full: Literal["queue", "refuse"] = "queue"
     """What happens to a request for which the bucket lacks tokens. ``queue``: it waits in front of the fleet, first
     come, first served. ``refuse``: it is refused, as by a gateway that answers 429."""
