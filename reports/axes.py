@@ -109,7 +109,10 @@ class Axis:
     def phrase(self, value: Any) -> str:
         """Return a value with its key in words: ``64 GPU slots``, ``arrival rate 25/s``."""
         label = self.label(value)
+        if value is None and "." not in self.words:
+            return f"no {self.words}"
         if self.counted:
+            label = "no" if label == "0" and self.words.endswith(" replicas") else label
             return f"{label} {self.words.removesuffix('s') if label == '1' else self.words}"
         return f"{self.words} {label}"
 

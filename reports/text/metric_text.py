@@ -166,12 +166,16 @@ def _late_sentence(point: Point, name: str, target: float, *, its: bool) -> str:
     words = metric_words(own if its else name)
     whose = "the requests" if not tenant else "its requests" if its else f"the requests of {tenant}"
     assert late is not None, "some are late"
-    if lacks_answers(point, name, target):
-        who = unserved_words(judged(point, name)[0], whose)
+    own_point, missed = judged(point, name)[0], late_verdict(point, name, target) == NOT_MET
+    lost, total = unserved(own_point)
+    lacking = lacks_answers(point, name, target)
+    if lacking and (not missed or lost > allowed(name) * total):
+        who = unserved_words(own_point, whose)
     else:
-        seconds = show(name, target)
-        who = f"{with_interval('slo_attainment', late)} of {whose} had no answer within {seconds}"
-    side = "more than the" if late_verdict(point, name, target) == NOT_MET else "too close to the"
+        who = f"{with_interval('slo_attainment', late)} of {whose} had no answer within {show(name, target)}"
+        if lacking:  # only together with the late ones they are too many
+            who += f" ({unserved_words(own_point, 'them')})"
+    side = "more than the" if missed else "too close to the"
     said = f"{who}, {side} {percent(allowed(name))} that a target for {words} allows"
     if metric is None or metric.value is None:
         return said

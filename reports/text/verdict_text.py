@@ -133,7 +133,7 @@ def _calibration_half(metric: Metric) -> float | None:
 
 _REASONS: Mapping[Doubt, str] = {
     Doubt.OVERLOADED: "more requests arrive than can be served, so the numbers depend on how long the run is",
-    Doubt.UNSERVED: "clearly more requests go unserved than the SLO allows",
+    Doubt.UNSERVED: "clearly more requests go unserved or late than the SLO allows",
     Doubt.NO_VALUE: "{metric}: {missing}",
     Doubt.DRAWS_OVERLOADED: (
         "with {found.overloaded} of {found.draws} draws of the profile's costs more requests arrive than can be served"

@@ -269,6 +269,16 @@ def test_both_of_two_settings_meet_the_slo() -> None:
     assert sweep_answer(points, {"e2e_p99_s": 1.0}).headline == "The SLO is met with eviction policy lru or sieve."
 
 
+def test_the_one_combination_that_misses_is_named() -> None:
+    points = [
+        samples.make_point({"cache.eviction": name, "fleet.admission": admission}, p99=p99)
+        for name, admission, p99 in (("lru", "skip", 0.4), ("lru", "wait", 0.4), ("sieve", "skip", 2.0))
+    ]
+    assert sweep_answer(points, {"e2e_p99_s": 1.0}).headline == (
+        "All combinations meet the SLO but eviction policy sieve, admission policy skip."
+    )
+
+
 def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:
     points = slots_sweep({16: 1.0, 32: 1.2, 64: 1.4})
     assert find_cliff(points, make_axes(points)[0], "e2e_p99_s") is None

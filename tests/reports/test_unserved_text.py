@@ -16,7 +16,7 @@ from sim.results.model import Impact
 from sim.results.pairs import NOT_COMPARABLE, difference_of
 from sim.results.point import LateShare, Metric, Point
 from sim.studies.run.answer import answer
-from sim.studies.run.findings import sweep_answer
+from sim.studies.run.findings import sweep_answer, sweep_focus
 
 TERMS = {"e2e_p99_s": 1.0}
 
@@ -91,6 +91,20 @@ def test_late_requests_are_mentioned_next_to_refused_ones() -> None:
     assert answer(close, TERMS).verdict == "unclear"
 
 
+def test_unserved_requests_that_are_too_many_only_with_late_ones_are_said_to_be_a_part() -> None:
+    assert answer(lacking(0, 671, share=0.0111), TERMS).headline == (
+        "The SLO is not met: 1.11 % (1.08 to 1.14) of the requests had no answer within 1 s (0.671 % of them failed), "
+        "more than the 1 % that a target for p99 E2E allows; p99 E2E of the completed ones is 300 ms (296 to 304)."
+    )
+
+
+def test_a_policy_that_refuses_requests_is_not_recommended_for_being_fast() -> None:
+    fast = replace(lacking(38_000, share=0.0), set={"fleet.scheduling": "fcfs"})
+    slow = replace(lacking(0, share=0.0), set={"fleet.scheduling": "priority"})
+    fast.metrics["e2e_p99_s"] = replace(fast.metrics["e2e_p99_s"], value=0.1, lo=0.09, hi=0.11)
+    assert sweep_focus([fast, slow], TERMS) is slow
+
+
 def test_a_value_beyond_the_target_speaks_for_itself() -> None:
     point = lacking(300, share=0.03)
     point.metrics["e2e_p99_s"] = Metric(1.5, 1.4, 1.6, "s")
@@ -102,7 +116,7 @@ def test_trust_and_tiles_follow() -> None:
     point.metrics["e2e_p99_s"] = replace(point.metrics["e2e_p99_s"], state=State(Cause.WIDE))
     said = answer(point, TERMS)
     assert said.headline.startswith("The SLO is not met: 49 % of the requests were refused")
-    assert said.trust.choice == "The verdict is sure: clearly more requests go unserved than the SLO allows."
+    assert said.trust.choice == "The verdict is sure: clearly more requests go unserved or late than the SLO allows."
     assert make_tiles(point, TERMS)[0].mark == "not met"
 
 

@@ -237,4 +237,4 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         assert row.price == total
         found = plan_answer(read_run(tmp_path / small))
         assert f" for ${total:.0f} an hour, the cheapest mix: " in found.headline
-        assert "Not enough: 0 big replicas, 1 small replica or fewer." in found.details
+        assert "Not enough: no big replicas, 1 small replica or fewer." in found.details

@@ -141,6 +141,7 @@ def _most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
 def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
     """Return the fastest point that meets the SLO, or the fastest of all where there is none."""
     good, name = [point for point in points if verdict(point, slo_terms) == MET], main_metric(points, slo_terms)
+    good = [point for point in good if not is_lacking(point)] or good  # refusing requests is fast, and no remedy
     known = [point for point in good or points if name in point.metrics and point.metrics[name].value is not None]
     return min(known, key=lambda point: point.metrics[name].value or 0.0) if known else points[0]
 
@@ -353,7 +354,11 @@ def _many_axes(
     tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
     if good == len(points):
         return {Rank.VERDICT: [f"All {good:,} combinations meet the SLO."]}
-    said = {Rank.VERDICT: [f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}."]}
+    some = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}"
+    if good == len(points) - 1 and not unsure:
+        missing = next(point for point in points if verdict(point, slo_terms) != MET)
+        some = f"All combinations meet the SLO but {point_words(missing, axes)}"
+    said = {Rank.VERDICT: [f"{some}."]}
     if len(axes) != 2:
         return said
     inner = next((a for a in axes if a.key.rsplit(".", 1)[-1] in BOUGHT), axes[0])
