@@ -206,13 +206,17 @@ def _sentences(report: Report) -> list[str]:
 
 
 def _trimmed(data: Any, full: bool) -> dict[str, Any]:
-    """Return data that fit a context: rounded, without what does not apply, and the largest left out if need be."""
-    found: dict[str, Any] = json_ready(data) if full else _short(json_ready(data))
-    most = MOST_WHOLE if full else MOST_LETTERS
+    """Return data that fit a context: rounded, without what does not apply, the largest cut or left out if need be."""
+    whole = json_ready(data)
+    found: dict[str, Any] = whole if full else _short(whole)
+    most, hint = (MOST_WHOLE, "") if full else (MOST_LETTERS, "; full=true returns them")
     sizes = {key: len(json.dumps(value)) for key, value in found.items()}
     while sum(sizes.values()) > most:
         key = max(sizes, key=lambda name: sizes[name])
-        found[key] = f"left out: {sizes.pop(key):,} letters{'' if full else '; full=true returns them'}"
+        size, value = sizes.pop(key), found[key]
+        fit = len(value) * (most - sum(sizes.values())) // size if isinstance(value, list) else 0
+        some = [*value[:fit], f"and {len(whole[key]) - fit} more{hint}"] if fit > 0 else None
+        found[key] = some or f"left out: {size:,} letters{hint}"
     return found
 
 

@@ -182,3 +182,5 @@ def test_a_large_result_is_cut_to_what_fits_a_context() -> None:
     found = _trimmed(data, full=False)
     assert found["huge"].startswith("left out: 1")
     assert found == {"kept": {"value": 1.235}, "long": [*range(20), "and 80 more"], "huge": found["huge"]}
+    rows = _trimmed({"rows": [{"name": "x" * 900}] * 48}, full=False)["rows"]
+    assert rows == [*[{"name": "x" * 900}] * 13, "and 35 more; full=true returns them"]
