@@ -289,7 +289,7 @@ def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:
 def test_pages_name_the_default_engine_and_the_lengths_of_the_runs_for_headroom() -> None:
     engines = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
     assert f"`{DEFAULT_ENGINE}`, the default" in engines
-    verdict = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
+    verdict = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     assert f"Simulations of {COARSE:,} requests bracket" in verdict
     assert f"Simulations of {FINE:,} requests narrow" in verdict
 

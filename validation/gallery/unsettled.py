@@ -97,7 +97,7 @@ SOURCE = Source(
             lambda rows: (),
             "Nothing is published to compare with: if you run it, tell us. The endpoint picker is "
             "`affinity-activity`; a plain Service is nearest to `round-robin`. Costs are those of an H100 with 64 "
-            "GB, the KV cache that of 80 GB.",
+            "GB, the KV cache is that of 80 GB.",
         ),
         Entry(
             SGLANG,
@@ -108,8 +108,8 @@ SOURCE = Source(
             "none",
             lambda rows: (),
             "Predicted on one H100, because loraplan has no costs of two for this model; that may be the factor of 2 "
-            "with 8 adapters. With 16, admission decides. SGLang of that time stopped its queue at a request over "
-            "the limit, as simulated (`fleet.admission: stop`). Were it passed over (`skip`), half of the requests "
+            "with 8 adapters. With 16, admission decides: SGLang of that time stopped its queue at a request over "
+            "the limit, as simulated (`fleet.admission: stop`). If it were passed over (`skip`), half of the requests "
             "would hardly wait. The published 6.3 s lies between, and we don't know why.",
         ),
         Entry(
@@ -127,8 +127,7 @@ SOURCE = Source(
             "Missed: Chameleon",
             "Iliakopoulou et al., MICRO 2025 (arXiv 2411.17741): one A40, Llama-7B; within its SLO S-LoRA serves 8.7 "
             "requests/s and Chameleon 12.9",
-            "not enough: lengths come from a production trace, and loads from an SLO, neither of which we have in "
-            "numbers",
+            "not enough: we have neither the production trace of lengths nor the SLO that loads come from",
             "–",
             lambda rows: (),
             "Of Chameleon, loraplan has the eviction policy (`refcount-score`), but not the scheduler.",
