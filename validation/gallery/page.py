@@ -78,11 +78,12 @@ def _section(
         yield f"- **Anchors**: {', '.join(anchors)}."
     for bar in bars:
         yield f"- **{'Met' if bar.met else 'Missed'}**: {bar.text}: {said(bar)}"
-    yield f"\n{entry.about}\n" if entry.about else ""
+    if entry.about:
+        yield f"\n{entry.about}"
     if any(row.published for row in rows):
         picture = pictures / f"gallery-{entry.name}.svg"
         write_text(picture, plot(rows, entry.title))
-        yield f"![Predicted against published, on logarithmic axes]({picture.relative_to(page.parent)})"
+        yield f"\n![Predicted against published, on logarithmic axes]({picture.relative_to(page.parent)})"
     if shown:
         yield "\n" + "\n".join(_table(rows))
     yield ""

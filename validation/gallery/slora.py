@@ -364,7 +364,7 @@ SOURCE = Source(
         ),
         Entry(
             S2_LONG,
-            "S-LoRA: Llama-7B, ranks 8 to 64 (S2), 0 to 200 adapters for 300 s, A100 with 80 GB",
+            "S-LoRA: Llama-7B, ranks 8 to 64 (S2) for 300 s, A100 with 80 GB",
             PAPER,
             _SETTINGS,
             "the numbers of Table 3; nothing else",
@@ -375,18 +375,18 @@ SOURCE = Source(
         ),
         Entry(
             S4,
-            "S-LoRA: Llama-13B, ranks 16 to 64 (S4), over rates, bursts and adapters, A100 with 80 and 40 GB",
+            "S-LoRA: Llama-13B, ranks 16 to 64 (S4), A100 with 80 and 40 GB",
             PAPER,
             _SETTINGS,
-            f"{_FITTED}, to the latency at 2/s and to requests/s at 6/s, both with 400 adapters on 80 GB. The rank term "
-            "is that of S2",
+            f"{_FITTED}, to the latency at 2/s and to requests/s at 6/s, both with 400 adapters on 80 GB. The rank "
+            "term is that of S2",
             _bars_13b,
             "With one, two and five adapters, most of them of rank 64, predicted requests/s are 3 to 7 % too high. "
             "Without adapters, near capacity, 2 % of requests/s are 20 to 50 % of TTFT.",
         ),
         Entry(
             A10G,
-            "S-LoRA: Llama-7B on an A10G, S1 and S2, over rates, bursts and adapters",
+            "S-LoRA: Llama-7B on an A10G, S1 and S2",
             PAPER,
             _SETTINGS,
             f"{_FITTED}, to mean TTFT and latency of S1 at 1.5/s. The rank term is that of Table 3",
