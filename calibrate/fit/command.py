@@ -43,7 +43,7 @@ def fit(
     """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
 
     DIR has samples that `loraplan calibrate steps` and `loads` took. With `--from-bench`, a profile is corrected by
-    results of benchmarks (docs/benchmarks.md).
+    results of benchmarks (docs/validation.md).
 
     Example: loraplan calibrate fit runs/calibration --out profile.json
     """

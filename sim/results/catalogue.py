@@ -249,11 +249,11 @@ _ROWS = (
        lambda m: m.changes.skew(), (REPLICAS,)),
     _M("harmed", "requests", "affected requests", "lower", "measured", "count",
        "Affected requests: with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, and "
-       "those that were refused by a rollout, failed, or were [late](verdict.md#who-is-late). Each counts once.",
+       "those that were refused by a rollout, failed, or were [late](statistics.md#who-is-late). Each counts once.",
        lambda m: m.changes.affected(), (CHANGE,)),
     _M("harmed_excess", "requests", "affected beyond the usual", "lower", "measured", "count",
        "Affected requests beyond those of the same traffic without rollouts and faults "
-       "([how](verdict.md#beyond-the-usual)). Below 0 if fewer are late than without.",
+       "([how](statistics.md#beyond-the-usual)). Below 0 if fewer are late than without.",
        needs=(CHANGE, BASELINE)),
     _M("mixed_version_responses", "requests", "mixed-version responses", "lower", "measured", "count",
        "Requests whose tokens come from more than one version, even if the last token never came.",

@@ -1,4 +1,4 @@
-"""Values of metrics in all parts of a run, and their intervals: docs/verdict.md, "How the interval is made".
+"""Values of metrics in all parts of a run, and their intervals: docs/statistics.md, "How intervals are made".
 
 Plain loops, written from the documents alone; see ``naive_metrics``.
 """

@@ -45,7 +45,7 @@ def test_a_missed_bar_is_the_exit_code_and_stays_on_the_page(
     assert f"{word} error: 0.25" in capsys.readouterr().out
     page.write({"vtc": source}, {"vtc": ROWS}, tmp_path / "gallery.md", tmp_path)
     text = (tmp_path / "gallery.md").read_text(encoding="utf-8")
-    assert f"| [A made-up result](#a-made-up-result) | 1, 25 % | {1 - code} of 1 |" in text
+    assert f"| [A made-up result](#a-made-up-result) | 1, 25 % | {1 - code} of 1 | `vtc` |" in text
     assert f"- **{word.capitalize().strip()}**: error: 25 % (at most {limit * 100:g} %)" in text
     assert "| judged | 1.5 [1 to 1.8] (2) |" in text
     assert "<svg" in (tmp_path / "gallery-made-up.svg").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_json_has_a_line_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_the_page_in_docs_has_every_entry_of_its_sources() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
-    sources = [name for name in gallery.SOURCES if f"python -m validation.gallery {name}\n" in text]
+    sources = [name for name in gallery.SOURCES if f"| `{name}` |\n" in text]
     assert {"sglang-17913", "hours", "data-sheets", "unsettled"} <= set(sources)
     for entry in (entry for name in sources for entry in gallery.source_of(name).entries):
         assert f"## {entry.title}\n" in text, "run make gallery"

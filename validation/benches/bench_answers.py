@@ -1,6 +1,7 @@
 """Compare answers to questions that users ask with long runs: ten times the requests, another seed.
 
-``python validation/benches/bench_answers.py [NAME ...] [--requests 5000]`` prints the table of docs/statistics.md.
+``python validation/benches/bench_answers.py [NAME ...] [--requests 5000]``
+prints what docs/statistics.md says in short.
 Bundled plans have their own benchmark (``bench_plan.py``).
 """
 

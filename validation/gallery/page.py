@@ -28,13 +28,14 @@ _URL = re.compile(r"https://[^ ,)]+")
 HEAD = """\
 # Gallery: published results, predicted
 
-Measurements that other people published, and what loraplan predicts from their settings. `make gallery` predicts all
-of them, writes this page, and fails where a bar is missed.
+How near loraplan comes to what other people measured and published, misses included. `make gallery` predicts all of
+it from the settings of the sources, writes this page, and fails where a bar is missed; `python -m validation.gallery
+NAME` predicts the entries of one name in the last column.
 
-- Settings come from the source alone.
-- Every fitted number is named. Anchors (runs that a profile was adjusted to) are not counted.
+- Settings come from the source alone, and every fitted number is named.
+- Anchors are runs that a profile was adjusted to. They are shown, but not counted.
 - A miss is never removed.
-- The entries of VTC and S-LoRA are one group's engine: they are not independent.
+- VTC and S-LoRA are one group's engine, so their entries are not independent.
 
 """
 
@@ -46,40 +47,46 @@ def write(
 
     :param rows: what each source predicts, by its name.
     """
-    lines, parts = ["| entry | rows, median error | bars met |", "|---|---|---|"], []
+    lines, parts = ["| entry | rows, median error | bars met | name |", "|---|---|---|---|"], []
     for name, source in sources.items():
-        for entry in source.entries:
+        for entry, before in zip(source.entries, (None, *source.entries), strict=False):
             mine = [row for row in rows[name] if row.entry == entry.name]
             judged = [row for row in mine if not row.anchor]
             bars = entry.bars(judged)
             ends = [abs(row.predicted[key] / value - 1) for row in judged for key, value in row.published.items()]
             met = f"{sum(bar.met for bar in bars)} of {len(bars)}" if bars else "–"
             error = f", {median(ends) * 100:.3g} %" if ends else ""
-            lines.append(f"| [{entry.title}](#{slug(entry.title)}) | {len(judged)}{error} | {met} |")
-            parts.append("\n".join(_section(name, entry, mine, bars, pictures, page)))
+            lines.append(f"| [{entry.title}](#{slug(entry.title)}) | {len(judged)}{error} | {met} | `{name}` |")
+            parts.append("\n".join(_section(entry, before, mine, bars, pictures, page)))
     write_text(page, HEAD + "\n".join(lines) + "\n\n" + "\n".join(parts))
 
 
 def _section(
-    name: str, entry: Entry, rows: Sequence[Row], bars: Sequence[Bar], pictures: Path, page: Path
+    entry: Entry, before: Entry | None, rows: Sequence[Row], bars: Sequence[Bar], pictures: Path, page: Path
 ) -> Iterator[str]:
+    """Yield the lines of an entry. What it has in common with the one ``before`` it is not repeated."""
     yield f"## {entry.title}\n"
-    source = _URL.sub(lambda found: f"<{found[0]}>", entry.source)
-    for word, text in (("Source", source), ("Settings", entry.settings), ("Fitted", entry.fitted)):
-        yield f"- **{word}**: {text.removesuffix('.')}."
-    if anchors := [row.name for row in rows if row.anchor]:
+    if before and (before.source, before.settings) == (entry.source, entry.settings):
+        yield "- **Source, settings**: as above."
+    else:
+        source = _URL.sub(lambda found: f"<{found[0]}>", entry.source)
+        yield f"- **Source**: {source}."
+        yield f"- **Settings**: {entry.settings}."
+    yield f"- **Fitted**: {entry.fitted}."
+    shown = 0 < len(rows) <= FEW
+    if not shown and (anchors := [row.name for row in rows if row.anchor]):
         yield f"- **Anchors**: {', '.join(anchors)}."
     for bar in bars:
         yield f"- **{'Met' if bar.met else 'Missed'}**: {bar.text}: {said(bar)}"
-    yield f"\n{entry.about}\n" if entry.about else ""
+    if entry.about:
+        yield f"\n{entry.about}"
     if any(row.published for row in rows):
         picture = pictures / f"gallery-{entry.name}.svg"
         write_text(picture, plot(rows, entry.title))
-        yield f"![Measured against predicted, on logarithmic axes: {entry.title}]({picture.relative_to(page.parent)})"
-    if 0 < len(rows) <= FEW:
+        yield f"\n![Predicted against published, on logarithmic axes]({picture.relative_to(page.parent)})"
+    if shown:
         yield "\n" + "\n".join(_table(rows))
-    if rows:
-        yield f"\n```\npython -m validation.gallery {name}\n```\n"
+    yield ""
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:

@@ -127,7 +127,7 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
             for row in rows
             if row.band and key in row.published
         ]
-        text = f"{key.removesuffix('_s')} against the 5 to 95 % band over orders (1: inside)"
+        text = f"{key.removesuffix('_s')} against its band (1: inside)"
         found.append(Bar(text, max(1.0, *outside), 1.0))
     errors = [abs(row.predicted[P50] / row.published[P50] - 1) for row in rows if P50 in row.published]
     return [*found, Bar("e2e_p50, error of the median over orders", max(errors), NEAR)] if errors else found
@@ -144,11 +144,9 @@ SOURCE = Source(
             bars,
             "The thread doesn't say which request was for which adapter, so predictions are the median and the 5 to "
             "95 % band over 200 orders. The table also has the share of orders in which everything is within 10 %. "
-            "A waiting adapter gets a slot when one of the three has no request left, "
-            "so the tail depends on chance, and grows much faster than steps do: with steps 6 % longer than in the "
-            "profile, which states ±16 %, all four are inside, with 3 % p90 is not. Ranks are not in the thread "
-            "either (16 "
-            "is the default here), and LoRA's costs are those of vLLM.",
+            "A waiting adapter gets a slot when one of the three has no request left, so the tail depends on chance "
+            "and on the length of steps: with steps 6 % longer than in the profile, which states ±16 %, all four are "
+            "inside. Ranks are not in the thread either (16 is the default here), and LoRA's costs are those of vLLM.",
         ),
     ),
     predict,

@@ -303,8 +303,8 @@ def errors(rows: Sequence[Row], key: str, above: float = 0.0) -> list[float]:
 def _worst(requests: float, ttft: float) -> Callable[[Sequence[Row]], Sequence[Bar]]:
     def bars(rows: Sequence[Row]) -> Sequence[Bar]:
         return (
-            Bar(f"requests/s within {requests:.0%}", max(errors(rows, "requests_per_s"), default=0.0), requests),
-            Bar(f"TTFT within {ttft:.0%}", max(errors(rows, "ttft_mean_s"), default=0.0), ttft),
+            Bar("requests/s, at worst", max(errors(rows, "requests_per_s"), default=0.0), requests),
+            Bar("TTFT, at worst", max(errors(rows, "ttft_mean_s"), default=0.0), ttft),
         )
 
     return bars
@@ -315,7 +315,7 @@ def _bars_13b(rows: Sequence[Row]) -> Sequence[Bar]:
     late = errors(rows, "ttft_mean_s", above=1.0)
     return (
         Bar("requests/s within 5% for nine of ten rows", sum(near) / len(near), 0.9, floor=True),
-        Bar("TTFT within 15% where it is above 1 s", max(late, default=0.0), 0.15),
+        Bar("TTFT where it is above 1 s, at worst", max(late, default=0.0), 0.15),
     )
 
 
@@ -323,12 +323,12 @@ def _bars_a10g(rows: Sequence[Row]) -> Sequence[Bar]:
     key = "ttft_mean_s"
     timed = [row for row in rows if key in row.published]
     bars = [
-        Bar("requests/s within 5%", max(errors(rows, "requests_per_s"), default=0.0), 0.05),
-        Bar("median error of TTFT at most 20%", median(errors(rows, "ttft_mean_s") or [0.0]), 0.2),
+        Bar("requests/s, at worst", max(errors(rows, "requests_per_s"), default=0.0), 0.05),
+        Bar("TTFT, median error", median(errors(rows, "ttft_mean_s") or [0.0]), 0.2),
     ]
     if len(timed) > 2:
         rank = float(spearmanr([row.published[key] for row in timed], [row.predicted[key] for row in timed]).statistic)
-        bars.append(Bar("rank correlation of TTFT at least .95", rank, 0.95, floor=True))
+        bars.append(Bar("TTFT, rank correlation", rank, 0.95, floor=True))
     return bars
 
 
@@ -336,16 +336,8 @@ _SETTINGS = (
     "Lengths uniform in 8 to 511 words and tokens, gamma gaps, numpy seed 42; adapters on q, k, v and o, all in host "
     "memory; `--max_total_token_num`, adapters, rates and duration from the commands beside the results"
 )
-_FITTED = (
-    "Costs are those of another lab's 35 runs on a GPU with 64 GB, probably an H100, moved by data sheets; "
-    "launches grow with layers and width, and the front end takes 30 ms a request, as there. "
-    "Fitted: a factor on launches by the host and one on what prompts compute"
-)
-_RANK = (
-    "the rank term, to requests/s of S2 with 5 adapters. Assumed: copies run at 32 GB/s there and 24 GB/s here, and "
-    "distinct adapters cost nothing by themselves. These two were chosen after the rows with 1,000 adapters had been "
-    "seen, so those rows are no blind test"
-)
+_FITTED = "a factor on launches by the host and one on what prompts compute"
+_RANK = "the rank term, to requests/s of S2 with 5 adapters"
 
 SOURCE = Source(
     entries=(
@@ -354,48 +346,52 @@ SOURCE = Source(
             "S-LoRA, Table 3: Llama-7B, rank 8 (S1), A100 with 80 GB",
             PAPER,
             _SETTINGS,
-            f"{_FITTED}, to requests/s, mean TTFT and latency with 5 adapters; {_RANK}.",
+            f"{_FITTED}, to requests/s, mean TTFT and latency with 5 adapters; {_RANK}",
             _worst(0.03, 0.15),
+            "All other costs of S-LoRA's entries are those of another lab's 35 runs on a GPU with 64 GB, probably an "
+            "H100, moved by data sheets. Launches grow with layers and width, and the front end takes 30 ms a request, "
+            "as there. Two assumptions were chosen after the rows with 1,000 adapters had been seen, so those rows are "
+            "no blind test: copies run at 32 GB/s there and 24 GB/s here, and distinct adapters cost nothing by "
+            "themselves.",
         ),
         Entry(
             S2,
             "S-LoRA, Table 3: Llama-7B, ranks 8 to 64 (S2), A100 with 80 GB",
             PAPER,
             _SETTINGS,
-            f"The factors of S1, and {_RANK}.",
+            f"the factors of S1, and {_RANK}",
             _worst(0.05, 0.2),
         ),
         Entry(
             S2_LONG,
-            "S-LoRA: Llama-7B, ranks 8 to 64 (S2), 0 to 200 adapters for 300 s, A100 with 80 GB",
+            "S-LoRA: Llama-7B, ranks 8 to 64 (S2) for 300 s, A100 with 80 GB",
             PAPER,
             _SETTINGS,
-            "The numbers of Table 3; nothing else.",
+            "the numbers of Table 3; nothing else",
             _worst(0.05, 0.2),
-            "Missed: the server was started for 500 adapters instead of 100, and was 4 to 8 % slower than what meets "
-            "Table 3, most of all with one adapter of rank 64, except for the base model. We don't know why. All "
-            "runs "
-            "with adapters are overloaded, where a few percent of requests/s are tens of percent of TTFT.",
+            "This server was started for 500 adapters instead of 100. With adapters it was 4 to 8 % slower than what "
+            "meets Table 3, and we don't know why. These runs are overloaded, so a few percent of requests/s are tens "
+            "of percent of TTFT.",
         ),
         Entry(
             S4,
-            "S-LoRA: Llama-13B, ranks 16 to 64 (S4), over rates, bursts and adapters, A100 with 80 and 40 GB",
+            "S-LoRA: Llama-13B, ranks 16 to 64 (S4), A100 with 80 and 40 GB",
             PAPER,
             _SETTINGS,
-            f"{_FITTED}, to the latency at 2/s and to requests/s at 6/s, both with 400 adapters on 80 GB. "
-            "The rank term is that of S2.",
+            f"{_FITTED}, to the latency at 2/s and to requests/s at 6/s, both with 400 adapters on 80 GB. The rank "
+            "term is that of S2",
             _bars_13b,
-            "Missed: with one, two and five adapters, of rank 64 for the most part, predicted requests/s are 3 to 7 "
-            "% too high. Near capacity (no adapter: 2/s on 40 GB, 6/s on 80 GB) 2 % of requests/s are 20 to 50 % of "
-            "TTFT.",
+            "With one, two and five adapters, most of them of rank 64, predicted requests/s are 3 to 7 % too high. "
+            "Without adapters, near capacity, 2 % of requests/s are 20 to 50 % of TTFT.",
         ),
         Entry(
             A10G,
-            "S-LoRA: Llama-7B on an A10G, S1 and S2, over rates, bursts and adapters",
+            "S-LoRA: Llama-7B on an A10G, S1 and S2",
             PAPER,
-            f"{_SETTINGS}. The three runs of the real trace are left out: its prompts were not published",
-            f"{_FITTED}, to mean TTFT and latency of S1 at 1.5/s. The rank term is that of Table 3.",
+            _SETTINGS,
+            f"{_FITTED}, to mean TTFT and latency of S1 at 1.5/s. The rank term is that of Table 3",
             _bars_a10g,
+            "The three runs of the real trace are left out, because its prompts were not published.",
         ),
     ),
     predict=predict,

@@ -87,7 +87,7 @@ SOURCE = Source(
     (
         Entry(
             GATEWAY,
-            "Unchecked, predicted on 2026-11-30: the Gateway API's regression test with 15 adapters",
+            "Unchecked: the Gateway API's regression test with 15 adapters",
             "kubernetes-sigs/gateway-api-inference-extension, `site-src/performance/regression-testing` and "
             "`config/manifests/regression-testing`: ten replicas of vLLM 0.8.5 on H100 with 80 GB, Llama-3.1-8B",
             "15 adapters of rank 8, of which five each get 12 %, 6 % and 2 % of the traffic; `max_loras` 3 (a later "
@@ -95,9 +95,9 @@ SOURCE = Source(
             "none. Assumed: lengths, which the source only limits to 1,024: log-normal, means 200 and 400 tokens, "
             "medians 120 and 300",
             lambda rows: (),
-            "Nothing is published to compare with: if you run it, tell us. The endpoint picker is "
-            "`affinity-activity`; a plain Service is nearest to `round-robin`. Costs are those of an H100 with 64 "
-            "GB, the KV cache that of 80 GB.",
+            "This was predicted on 2026-11-30, and nothing is published to compare with: if you run it, tell us. The "
+            "endpoint picker is `affinity-activity`; a plain Service is nearest to `round-robin`. Costs are those of "
+            "an H100 with 64 GB, the KV cache is that of 80 GB.",
         ),
         Entry(
             SGLANG,
@@ -108,9 +108,9 @@ SOURCE = Source(
             "none",
             lambda rows: (),
             "Predicted on one H100, because loraplan has no costs of two for this model; that may be the factor of 2 "
-            "with 8 adapters. With 16, admission decides. SGLang of that time stopped its queue at a request over "
-            "the limit, as simulated (`fleet.admission: stop`). Were it passed over (`skip`), half of the requests "
-            "would hardly wait. The published 6.3 s lies between, and we don't know why.",
+            "with 8 adapters. With 16, SGLang of that time stopped its queue at a request over the limit, as simulated "
+            "(`fleet.admission: stop`). If it were passed over (`skip`), half of the requests would hardly wait. The "
+            "published 6.3 s lies between, and we don't know why.",
         ),
         Entry(
             SLORA,
@@ -127,8 +127,7 @@ SOURCE = Source(
             "Missed: Chameleon",
             "Iliakopoulou et al., MICRO 2025 (arXiv 2411.17741): one A40, Llama-7B; within its SLO S-LoRA serves 8.7 "
             "requests/s and Chameleon 12.9",
-            "not enough: lengths come from a production trace, and loads from an SLO, neither of which we have in "
-            "numbers",
+            "not enough: we have neither the production trace of lengths nor the SLO that loads come from",
             "–",
             lambda rows: (),
             "Of Chameleon, loraplan has the eviction policy (`refcount-score`), but not the scheduler.",

@@ -296,10 +296,9 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 _FITTED = (
-    "Three numbers of {run}: decoding takes {0:.2f} and prompts {1:.2f} times what the data sheet says, and a prefill "
-    "step {2:.0f} ms more. They are fitted to how long the batches took that this run really had (python -m "
-    "validation.gallery.vtc), not to its throughput or TTFT. S-LoRA's 98 µs for a sequence and 30 ms for a request "
-    "in its front end are from another lab's runs. All this was chosen with the bundled runs in view."
+    "three numbers, to how long the batches of the anchor took (`python -m validation.gallery.vtc`), not to its "
+    "throughput or TTFT: decoding takes {:.2f} and prompts {:.2f} times what the data sheet says, and a prefill step "
+    "{:.0f} ms more"
 )
 
 
@@ -309,9 +308,10 @@ def _entry(name: str, title: str, about: str) -> Entry:
         name,
         title,
         "Ying1123/VTC-artifact, fair_bench (Sheng et al., OSDI 2024, arXiv 2401.00588)",
-        "S-LoRA with --no-lora and the KV pool of the run. Every request at its time; prompts are two tokens longer "
-        "than their words (fair_bench/trace.py). Weighted VTC has weights 1 to 4 (REVISION.md)",
-        _FITTED.format(decode, prompt, prefill_step_s * 1000, run=ANCHORS[name]),
+        "S-LoRA with `--no-lora`, the KV pool of the run, and every request at its time; prompts are two tokens "
+        "longer than their words (`fair_bench/trace.py`). Tenants are served by FCFS, VTC, VTC with weights 1 to 4 "
+        "(`REVISION.md`), or LCF",
+        _FITTED.format(decode, prompt, prefill_step_s * 1000),
         bars,
         about,
     )
@@ -321,22 +321,19 @@ SOURCE = Source(
     (
         _entry(
             SMALL,
-            "VTC: Llama-7B on an A10G, 2 to 27 tenants under FCFS, VTC, weighted VTC and LCF",
-            "Missed: the tenant of vtc_on_off_overload that sends half of the time. Why, we infer from times that "
-            "differ between runs: the same cycle "
-            "of batches (11 requests, then 8) took 10.98 to 11.35 s in five runs, and another one (11, 7, 1, 1) 11.3 s "
-            "in five and 11.6 to 11.7 s in four. That is 3 % of requests/s, and near capacity 10 to 17 % of TTFT. "
-            "Single tenants that hardly wait are off by more: in "
-            "vtc_real 8 of 27 by more than 40 %, one predicted at 9.2 s instead of 0.6 s. Not simulated: a "
-            "server that had just started took 1.1 s more for its first prompt.",
+            "VTC: Llama-7B on an A10G, 2 to 27 tenants",
+            "The miss is the tenant of `vtc_on_off_overload` that sends half of the time. The server itself varied: "
+            "the same cycle of batches took 10.98 to 11.35 s in five runs, and near capacity such 3 % are 10 to 17 % "
+            "of TTFT. Single tenants that hardly wait are off by more: in `vtc_real` 8 of 27 by more than 40 %, one "
+            "of them predicted at 9.2 s instead of 0.6 s. S-LoRA's 98 µs for a sequence and 30 ms for a request in "
+            "its front end are from another lab's runs. All this was chosen with the bundled runs in view.",
         ),
         _entry(
             LARGE,
             "VTC: Llama-13B on an A100 with 80 GB, two KV pools",
-            "Missed: the pool of 65,000 tokens with prompts of 256. A step of up to 60 sequences took 43 ms there and "
-            "33 to 40 ms with the other pool; perhaps the host was another one. From 129 sequences on, a step takes "
-            "10 ms "
-            "more (48 ms at 120, 58 at 130), as if matrix kernels needed a second tile of 128 rows.",
+            "The misses are those of the pool of 65,000 tokens with prompts of 256. A step of up to 60 sequences took "
+            "43 ms there and 33 to 40 ms with the other pool, perhaps on another host. From 129 sequences on, a step "
+            "took 10 ms more, as if matrix kernels needed a second tile of 128 rows.",
         ),
     ),
     predict,
