@@ -4,7 +4,7 @@ The pages are written for GitHub, so their links lead to files. For the site the
 pages of the repository's root next to those of docs/, links between the two folders are shortened, and files that a
 reader writes get their names as titles. Zensical then builds them; a dead link or anchor is an error. Two things it
 does not check are checked here: every page has its place in the navigation, and no built page fetches anything from
-elsewhere. The reports of docs/reports.md are made by its own commands, which takes a minute and a half.
+elsewhere. The reports of docs/ui.md are made by its own commands, which takes a minute and a half.
 For agents the site has each page as Markdown too, and llms.txt, which lists them (llmstxt.org).
 """
 
@@ -133,14 +133,14 @@ def stage() -> None:
 
 
 def build_reports(folder: Path) -> Iterator[str]:
-    """Run the commands of docs/reports.md and keep their reports; yield what went wrong."""
+    """Run the commands of docs/ui.md and keep their reports; yield what went wrong."""
     sys.path.append(str(ROOT / "docs"))
     outputs = importlib.import_module("outputs")
     folder.mkdir()
     with tempfile.TemporaryDirectory() as work:
-        for command, ended in outputs.replay(ROOT / "docs" / "reports.md", Path(work), long=True):
+        for command, ended in outputs.replay(ROOT / "docs" / "ui.md", Path(work), long=True):
             if ended.code != command.code:
-                yield "\n".join([f"reports.md:{command.line}: exits with {ended.code}: {command.text}", *ended.printed])
+                yield "\n".join([f"ui.md:{command.line}: exits with {ended.code}: {command.text}", *ended.printed])
         for report in Path(work).glob("*/report.html"):
             shutil.copyfile(report, folder / f"{report.parent.name}.html")
 

@@ -121,7 +121,7 @@ def test_a_path_is_a_link_on_a_terminal_that_shows_links(
 
 def test_the_page_on_ci_names_the_commands_that_can_check(loraplan: CommandLine) -> None:
     page = (Path(__file__).parents[2] / "docs/notebooks.md").read_text(encoding="utf-8")
-    sentence = page[page.index("With `--check`") :].partition(". ")[0]
+    sentence = re.split(r"\.\s", page[page.index("With `--check`") :])[0]
     named = set(re.findall(r"`([a-z]+)`", sentence))
     checking = {"run", "sweep", "plan", "compare", "adapters", "vet"}
     assert named == {name for name in checking if "--check" in loraplan(name, "--help").out}

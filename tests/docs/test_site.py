@@ -51,7 +51,7 @@ def test_links_lead_to_the_same_page_on_the_site(written: str, on_the_site: str)
 
 
 def test_every_report_that_the_site_links_is_made_by_a_command_of_its_page() -> None:
-    text = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "ui.md").read_text(encoding="utf-8")
     made = re.findall(r"^\$ loraplan .* --out ([\w-]+)$", text, re.MULTILINE)
     assert len(made) == 6
     assert re.findall(r"\[Open the report\]\(reports/([\w-]+)\.html\)", site.for_site(text)) == made
