@@ -41,15 +41,17 @@ def mode_tables() -> str:
     from sim.spec.adapter_modes import MODES, OTHER_CHOICES
     from sim.spec.needs import words_of
 
-    modes, needs = [], []
+    modes: list[list[str]] = []
+    needs: dict[str, list[str]] = {}
     for each in (*MODES, *OTHER_CHOICES):
         chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
         if each in MODES.entries:
             modes.append([f"`{each.name}`", each.about, chosen])
         needed = dict.fromkeys(f"`{key}` {values.words}" for need in each.needs for key, values in need.keys.items())
-        needs.append([chosen, ", ".join(needed)])
-    needs = [row for row in needs if row[1]]
-    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs"], needs)
+        if needed:
+            needs.setdefault(", ".join(needed), []).append(chosen)
+    rows = [[" or ".join(settings), needed] for needed, settings in needs.items()]
+    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs"], rows)
 
 
 def version_table() -> str:

@@ -17,5 +17,10 @@ def metric_table() -> str:
     for name, each in CATALOGUE.items():
         if each.of_fleet:
             unit, over = units.get(each.unit, each.unit), _OVER.get(each.over, each.over)
-            rows.append([f"`{name}`", each.words, unit, each.about, over, each.interval])
+            row = [f"`{name}`", each.words, unit, each.about, over, each.interval]
+            if each.about == "The same.":  # of what the row before defines, such as another quantile
+                for column in (0, 1, 5):
+                    rows[-1][column] += f", {row[column]}"
+            else:
+                rows.append(row)
     return table(["name", "in tables", "unit", "definition", "over", "interval"], rows)

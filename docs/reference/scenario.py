@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from reference.markdown import either, linked, table
+
+DOCS = Path(__file__).resolve().parents[1]
 
 TAGS = ("law", "process", "kind", "tool")
 """Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
@@ -23,6 +26,7 @@ NAMES_ON = {
     "fleet.autoscale.policy": "autoscaling.md",
     "fleet.autoscale.metric": "autoscaling.md",
     "workload.trace.format": "traces.md",
+    "rollouts[].strategy": "rollouts.md",
 }
 """Keys whose names a page of their own describes: the tables list them and link it."""
 
@@ -135,6 +139,9 @@ def _field_row(path: str, key: str, field: dict[str, Any], model: dict[str, Any]
     about = field.get("description") or (models[inner[0]].get("description", "") if inner else "")
     words = kind.split("`")[1::2]
     if full in NAMES_ON:
+        page = (DOCS / NAMES_ON[full]).read_text(encoding="utf-8")
+        if lacking := [word for word in words if f"`{word}`" not in page and f"# {word}\n" not in page]:
+            raise SystemExit(f"{NAMES_ON[full]} does not say what {', '.join(lacking)} of {full} does")
         first = min(about.index(f"``{word}``: ") for word in words if f"``{word}``: " in about)
         about = about[:first]
         about += "" if f"docs/{NAMES_ON[full]}" in about else f"[What each does]({NAMES_ON[full]})."
@@ -241,29 +248,26 @@ _PLACES = {
 
 def _law_table(models: dict[str, Any], key: str) -> str:
     rows: list[list[str]] = []
-    known: list[list[str]] = []
+    told: dict[tuple[str, ...], str] = {}
     kinds = models[_PLACES[key]]["properties"][key]
     for name in _referred(kinds.get("items", kinds)):
         model = models[name]
         tag = next(tag for tag in TAGS if tag in model["properties"])
         own = [item for item in model["properties"].items() if item[0] != tag]
         names = model["properties"][tag]
-        word = " or ".join(f"**`{tag}: {name}`**" for name in names.get("enum", [names.get("const")]))
-        about = str(model.get("description", ""))
-        rows.append([word, "", "", about])
+        words = [f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")])]
+        rows.append([f"**{' or '.join(words)}**", "", "", str(model.get("description", ""))])
         of_law: list[list[str]] = []
-        told = []
         for one, field in own:
             row = _field_row("", one, field, model, models)
-            if row in known:
-                told.append(row[0])
+            if (first := told.setdefault(tuple(row), words[0])) != words[0]:
+                of_law.append([row[0], "", "", f"As with {first}."])
                 continue
             of_law.append(row)
-            known.append(row)
             listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
             section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
             for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
                 inner = models[ref]["properties"].items() if ref else ()
                 of_law += [_field_row(path, part, item, models[ref], models) for part, item in inner]
-        rows += [*([[", ".join(told), "", "", "As above."]] if told else []), *of_law]
+        rows += sorted(of_law, key=lambda row: row[1] != "")
     return f"## {_LAWS[key]}\n\n" + table(["key", "type", "default", "meaning"], _merged(rows))

@@ -128,12 +128,12 @@ _ROWS = (
        lambda m: m.loads_per_request()),
     _M("loader_utilization", "1", "loader utilization", "neither", "time", "ratio",  # a cost of a part, and a use of it
        "Seconds in which loads from storage run, with pauses between attempts, over measured time × `storage.loaders` "
-       "× replicas. Where loads block steps, copies from host memory count too: it is then the share of the time in "
-       "which replicas load instead of computing. Loads of whole models don't count.",
+       "× replicas. Where loads block steps, copies from host memory count too; where loaders fetch to host memory, "
+       "the busier of both counts. Loads of whole models don't count.",
        lambda m: m.loaders_busy, share=True, shown={"tile": 6, "key": 5}),
     _M("gpu_utilization", "1", "GPU busy", "neither", "time", "ratio",
        "Seconds in which a step (engine `fixed`: a request) runs, over measured time × replicas. A batch of one counts "
-       "as much as a batch of 256.",
+       "as much as one of 256.",
        lambda m: m.gpus_busy, share=True, shown={"key": 6}),
     _M("queue_mean_s", "s", "mean queue wait", "lower", "completed", "mean",
        "Arrival to first admission. With `storage.mode: overlap` the load wait is part of it.",
@@ -157,10 +157,10 @@ _ROWS = (
        "(Last token − first token) / (output tokens − 1); requests with one output token are left out.",
        lambda m: m.tpot(), (TOKENS,), slices=TENANT, shown={"tile": 3}),
     _M("itl_mean_s", "s", "mean ITL", "lower", "gaps", "ratio",
-       "Gap between consecutive tokens, all requests pooled: a request of 900 tokens weighs 899 times one of 2.",
+       "Gap between consecutive tokens, all requests pooled. The p99 is from a histogram with bins 0.1 % wide.",
        lambda m: m.itl_mean(), (TOKENS,)),
     _M("itl_p99_s", "s", "p99 ITL", "lower", "gaps", "histogram",
-       "The same, from a histogram: the upper edge of a bin 0.1 % wide.",
+       "The same.",
        lambda m: m.itl_p99(), (TOKENS,)),
     _M("e2e_mean_s", "s", "mean E2E", "lower", "completed", "mean", "Arrival to last token.",
        lambda m: m.latency("e2e").mean("s"), slices=POOL),
@@ -259,8 +259,7 @@ _ROWS = (
        "Requests that arrived when all requests should get the new version, and whose answer began with an older one.",
        lambda m: m.counted(m.marked("stale")), (ROLLOUT,)),
     _M("extra_resident_bytes_peak", "B", "extra resident bytes, peak", "lower", "whole run", "replications",
-       "Most bytes of old versions in the GPU memory of all replicas in addition to new ones of the same adapter. Only "
-       "`new-name` has both at a time.",
+       "Most bytes of old versions in the GPU memory of all replicas in addition to new ones of the same adapter.",
        lambda m: m.mean_of_replications(m.changes.fact("extra_resident_bytes_peak"), "B"), (ROLLOUT,)),
     _M("rollout_duration_s", "s", "rollout duration", "lower", "whole run", "replications",
        "From `at` until the last request of the last old version has left (`new-name`), or every replica has the new "
@@ -315,8 +314,8 @@ _ROWS = (
        "Requests lost with their replica. They count as failed.",
        lambda m: m.counted(m.marked("lost")), (CRASH,)),
     _M("rerouted_e2e_mean_s", "s", "mean E2E of rerouted", "lower", "completed", "replications",
-       "E2E of rerouted requests, from their first arrival. They are longer than others, because a replica that "
-       "crashes holds long requests more often.",
+       "E2E of rerouted requests, from their first arrival. They are longer than others, because crashes hit long "
+       "requests more often.",
        lambda m: m.changes.rerouted(), (CRASH,)),
     _M("replica_seconds", "replica-s", "replica-seconds", "lower", "time", "count",
        "With `fleet.autoscale`: seconds of each replica, from the start of its cold start to the end of its drain.",

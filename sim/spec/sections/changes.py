@@ -151,15 +151,15 @@ class BaseModelAnswers(IdentityFault):
 
 class NamedPrefixes(Strict):
     """A prefix cache keyed by adapter name: after a swap under the same name, requests hit prefixes of the old version.
-    A prefix cache with requests that share text says itself which do; otherwise ``share`` and ``lifetime`` say how
-    many."""
+    With ``fleet.prefix_caching`` and requests that share text the cache says itself which do; otherwise ``share`` and
+    ``lifetime`` say how many."""
 
     kind: Literal["named-prefixes"]
     share: Share | None = Field(default=None, gt=0)
     """Without a prefix cache: share of requests that would hit it, on replicas that had answered with the old
     version."""
     lifetime: Seconds | None = Field(default=None, gt=0)
-    """Without a prefix cache: how long prefixes would stay in it after the last answer of the old version."""
+    """Without a prefix cache: how long prefixes would stay after the last answer of the old version."""
 
 
 StorageFault = SlowStorage | StorageStall | FailingLoads | NetworkDelay
@@ -251,8 +251,8 @@ class Rollout(Strict):
     """One rollout: which adapters, when, and how their new version takes over."""
 
     strategy: Literal["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"]
-    """How the new version takes over (docs/rollouts.md). ``new-name``: it is an adapter of its own, to which routers
-    shift requests. ``in-place``: every replica swaps the weights between two steps, so running responses mix versions.
+    """How the new version takes over. ``new-name``: it is an adapter of its own, to which routers shift requests.
+    ``in-place``: every replica swaps the weights between two steps, so running responses mix versions.
     ``unload-then-load``: requests are refused until running ones have ended and the new weights are loaded.
     ``drain-then-swap``: they wait instead. ``lazy-reread``: the files are overwritten, and replicas keep their copies
     until they read them again."""

@@ -322,7 +322,7 @@ class ColdStart(Strict):
     """Time from loaded weights to a ready engine (compilation, CUDA graphs). Unset: 34 s, which vLLM's issue 20264
     measured with a compilation cache; 0 with engine ``fixed``."""
     warm: NonNegativeInt = 0
-    """Most popular adapters that a new replica loads before it serves, as part of the cold start."""
+    """Number of most popular adapters that a new replica loads before it serves, as part of the cold start."""
 
 
 class ScalingStep(Strict):

@@ -340,12 +340,13 @@ class Cache(Strict):
     cycle: Seconds = Field(default=2.0, gt=0)
     """With ``eviction: cycle``: how long an adapter may keep its place while its queue isn't empty and others wait."""
     pinned: NonNegativeInt = 0
-    """Most popular adapters that are in GPU memory from the start and never evicted. There must be room for one
-    more."""
+    """Number of most popular adapters that are in GPU memory from the start and never evicted. There must be room for
+    one more."""
     warm: NonNegativeInt | Literal["steady"] = 0
-    """Most popular adapters, after the pinned ones, that are in GPU memory at the start but may be evicted. ``steady``:
-    GPU and host memory start full, with the adapters that were used last, so a short run shows what a long one would.
-    Loads before the start are not counted. ``loraplan plan`` uses ``steady`` unless the scenario sets this key."""
+    """Number of most popular adapters, after the pinned ones, that are in GPU memory at the start but may be evicted.
+    ``steady``: GPU and host memory start full, with the adapters that were used last, so a short run shows what a long
+    one would. Loads before the start are not counted. ``loraplan plan`` uses ``steady`` unless the scenario sets this
+    key."""
     prefetch: Literal["none", "queued"] = "none"
     """``queued``: with loads that start at admission and overlap with steps, idle loaders load the adapters of queued
     requests, in queue order, into room that neither running nor queued requests need. A request that arrives during
@@ -369,13 +370,11 @@ class Storage(Strict):
     loaders: PositiveInt = 1
     """Loads from storage that run at the same time; the rest queue."""
     load: TimeLaw | None = None
-    """Time of one load, from storage (``load``) or host memory (``host_load``) to the GPU; unset: computed from the
-    profile and the adapter's size."""
+    """Time of one load from storage to the GPU; unset: computed from the profile and the adapter's size."""
     host_loaders: PositiveInt = 1
     """Copies from host to GPU that run at the same time."""
     host_load: TimeLaw | None = None
-    """Time of one load, from storage (``load``) or host memory (``host_load``) to the GPU; unset: computed from the
-    profile and the adapter's size."""
+    """The same from host memory."""
     mode: Literal["overlap", "blocking"] = "overlap"
     """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads
     of the requests it admits, one after the other."""

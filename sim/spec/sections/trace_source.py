@@ -62,8 +62,7 @@ class LogColumns(Strict):
     unit: TimeUnit | None = None
     """Of times that are numbers. Unset: told by the size of the first one."""
     duration: str | None = None
-    """Seconds (milliseconds if the name ends in ``ms``) that are taken from the time, for logs with the time at which a
-    request ended."""
+    """Seconds (milliseconds if the name ends in ``ms``) to take from a time at which a request ended."""
     adapter: str | None = None
     """The adapter's name; an empty cell is a request to the base model. ``none``: ``popularity`` draws adapters."""
     input: str | None = None
@@ -94,8 +93,7 @@ class Trace(Strict):
     format: str = Field(
         default="auto",
         description=TRACE_FORMATS.described(
-            "Where a trace names no adapters, ``popularity`` draws them; where it has no lengths, ``tokens`` does. "
-            "Published traces are read as their authors give them."
+            "Where a trace names no adapters, ``popularity`` draws them; where it has no lengths, ``tokens`` does."
         ),
     )
     lengths_file: str | None = None

@@ -125,8 +125,8 @@ class Tokens(Strict):
     correlation: float = Field(default=0.0, gt=-1, lt=1)
     """Correlation of the normal scores of prompt and output length: below 0, long prompts have short answers."""
     by_adapter: Share = 0.0
-    """Share of the variance of lengths (of their normal scores) that is between adapters. 50%: some adapters have long
-    prompts and others short ones, likewise for answers."""
+    """Share of the variance of lengths that is between adapters. 50%: some adapters have long prompts and others short
+    ones, likewise for answers."""
 
     @checks
     def _one_end(self) -> Errors:
@@ -164,8 +164,7 @@ class Workload(Strict):
     trace: Trace | None = None
     """Replay recorded requests instead."""
     client: SeededClient | None = None
-    """Send exactly the requests that a benchmark tool would send (docs/traces.md). Only ``start`` may be given too.
-    Answers go to their limits, as with ``ignore_eos``."""
+    """Send exactly the requests that a benchmark tool would send (docs/traces.md). Only ``start`` may be given too."""
 
     @checks
     def _one_source(self) -> Errors:
@@ -280,9 +279,8 @@ class Adapters(Strict):
     """With ``base_quantization``: factor on the base model's part of a step. Unset: as measured, else an assumed 2.0
     for ``int8`` and 1.33 for ``nf4``."""
     invocation_tokens: PositiveInt | None = Field(default=None, le=MAX_TOKENS)
-    """Activated LoRA (aLoRA): the last tokens of each prompt, from the adapter's invocation on. The base model computes
-    what comes before, so with ``fleet.prefix_caching`` all adapters share its cached blocks. Unset: adapters compute
-    whole prompts."""
+    """Activated LoRA: the last tokens of each prompt, from the adapter's invocation on. The base model computes what
+    comes before, so with ``fleet.prefix_caching`` all adapters share its cached blocks (docs/prefix-caching.md)."""
     mix: tuple[AdapterKind, ...] = ()
     """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model. ``[{kind:
     base, share: 100%}]``: LoRA is off."""
