@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reference.markdown import table
 
-_OVER = {"the measured time": "time", "the window": "during", "the time before": "before"}
+_OVER = {"the window": "during", "the time before": "before"}
 """Short words for what a metric is taken over; docs/metrics.md says what each of these means."""
 
 
@@ -13,7 +13,7 @@ def metric_table() -> str:
     from sim.results.catalogue import CATALOGUE
 
     units = {"1": "–", "replica-s": "replica-seconds", "B": "bytes"}
-    rows = []
+    rows: list[list[str]] = []
     for name, each in CATALOGUE.items():
         if each.of_fleet:
             unit, over = units.get(each.unit, each.unit), _OVER.get(each.over, each.over)
