@@ -70,7 +70,7 @@ class FleetChoice(Strict):
     name: str = Field(min_length=1, max_length=64)
     """Its name in the answer."""
     price: Price
-    """What one of its GPUs costs for an hour, instead of ``fleet.price``."""
+    """What one of its GPUs costs for an hour, such as ``2.50 USD/h``, instead of ``fleet.price``."""
     gpus: PositiveInt | None = Field(default=None, le=1024)
     """GPUs of one replica; unset: those of the profile."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -87,8 +87,8 @@ class Plan(Strict):
     maximize: str | tuple[str, ...] | None = None
     """Dotted key to maximize, such as ``workload.arrivals.rate``."""
     range: tuple[Any, Any] | None = None
-    """First and last value to consider. With two keys: ``[[1, 4], [16, 256]]``. With ``price``: replicas of each
-    fleet."""
+    """First and last value to consider, with the key's unit. With two keys: ``[[1, 4], [16, 256]]``. With ``price``:
+    replicas of each fleet."""
     step: Any = None
     """Distance between values, or a share such as 5% for steps that grow with the value. Unset: 1 for up to 128 whole
     numbers; else 5%."""

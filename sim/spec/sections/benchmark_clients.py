@@ -57,7 +57,7 @@ class _Client(Strict):
 
 class _Bench(_Client):
     num_prompts: PositiveInt = Field(default=1000, le=MOST_PROMPTS)
-    """``--num-prompts``."""
+    """``--num-prompts``: how many requests."""
     max_concurrency: PositiveInt | None = Field(default=None, le=MOST_PROMPTS)
     """``--max-concurrency``: latencies of a request that waits for it count from when it is sent. Unset: no limit."""
     special_tokens: NonNegativeInt = Field(default=1, le=100)
@@ -92,7 +92,7 @@ class VllmBench(_Bench):
     range_ratio: float = Field(default=0.0, ge=0, lt=1)
     """``--random-range-ratio``: lengths are uniform in the mean × (1 ± ratio)."""
     output_range_ratio: float | None = Field(default=None, ge=0, lt=1)
-    """The same for answers. Unset: ``range_ratio``."""
+    """``--random-range-ratio`` of answers. Unset: ``range_ratio``."""
     prefix_len: NonNegativeInt = Field(default=0, le=1_000_000)
     """``--random-prefix-len``."""
     lora_assignment: Literal["random", "round-robin"] = "random"
@@ -140,9 +140,9 @@ class SLoraClient(_Client):
     duration: Seconds = Field(default=300.0, gt=0)
     """It sends rate × duration requests."""
     cv: float = Field(default=1.0, ge=0.01, le=100)
-    """Of the gamma gaps: 1 is Poisson."""
+    """Coefficient of variation of the gamma gaps: 1 is Poisson."""
     alpha: float = Field(default=1.0, gt=0, le=1000)
-    """Of the power law of adapters: 1 is uniform, below 1 the first ones are popular."""
+    """Exponent of the power law of adapters: 1 is uniform, below 1 the first ones are popular."""
     input_range: tuple[Length, Length] = (8, 512)
     """From the first number to below the second."""
     output_range: tuple[Length, Length] = (8, 512)

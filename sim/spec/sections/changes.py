@@ -23,7 +23,7 @@ class Crash(Strict):
 
     kind: Literal["crash"]
     replica: NonNegativeInt
-    """Which one, from 0."""
+    """Which one; the first is 0."""
     at: Moment
     """When it dies."""
     down: Seconds | None = Field(default=None, gt=0)
@@ -224,15 +224,15 @@ class Gate(Strict):
     each stage, over the requests of the new version that ended in it."""
 
     ttft_mean: Seconds | None = None
-    """Limits as of ``slo``."""
+    """Limit for requests of the new version, as of ``slo``."""
     ttft_p99: Seconds | None = None
-    """Limits as of ``slo``."""
+    """Limit for requests of the new version, as of ``slo``."""
     e2e_mean: Seconds | None = None
-    """Limits as of ``slo``."""
+    """Limit for requests of the new version, as of ``slo``."""
     e2e_p99: Seconds | None = None
-    """Limits as of ``slo``."""
+    """Limit for requests of the new version, as of ``slo``."""
     miss_ratio: Share | None = None
-    """Limit as of ``slo``."""
+    """Limit for requests of the new version, as of ``slo``."""
     min_requests: PositiveInt = 100
     """With fewer requests the stage goes on for another dwell."""
 
@@ -264,10 +264,10 @@ class Rollout(Strict):
     share: Share | None = Field(default=None, gt=0, le=1)
     """A random share of all adapters. Several rollouts with a ``share`` or a ``count`` take different ones."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
-    """So many random adapters instead."""
+    """Number of random adapters, in place of a share."""
     stages: tuple[Share, ...] = Field(default=(1.0,), min_length=1, max_length=100)
-    """Rising to 100%. ``new-name``: share of the requests that go to the new version: one stage is blue-green, several
-    are a canary. The others: share of the replicas that have it."""
+    """Stages, rising to 100%. ``new-name``: share of the requests that go to the new version: one stage is blue-green,
+    several are a canary. The others: share of the replicas that have it."""
     dwell: Seconds = Field(default=300.0, gt=0)
     """How long a stage lasts."""
     gate: Gate | None = None

@@ -386,14 +386,13 @@ class Autoscale(Strict):
     stabilization_down: Seconds = Field(default=300.0, ge=0)
     """Shrink to the largest number asked for within this time."""
     up_replicas: PositiveInt | None = 4
-    """Replicas that may be added within a ``period``; the larger of this and ``up_share``, a share of those at its
-    start, counts."""
+    """Replicas that may be added within a ``period``; the larger of this and ``up_share`` counts."""
     up_share: float = Field(default=1.0, ge=0, le=100)
-    """See ``up_replicas``; 1 doubles the replicas."""
+    """The same as a share of the replicas at its start: 1 doubles them."""
     down_replicas: PositiveInt | None = None
-    """Replicas that may be removed within a ``period``, likewise."""
+    """Replicas that may be removed within a ``period``; the larger of this and ``down_share`` counts."""
     down_share: Share = 1.0
-    """See ``down_replicas``."""
+    """The same as a share of the replicas at its start."""
     period: Seconds = Field(default=15.0, gt=0)
     """Time that these limits refer to."""
     cooldown: Seconds = Field(default=300.0, ge=0)

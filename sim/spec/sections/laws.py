@@ -79,7 +79,7 @@ class FixedTime(Strict):
 
     law: Literal["fixed"]
     value: Seconds
-    """The time."""
+    """The time, such as ``10 ms``."""
 
     def ppf(self, u: Floats) -> Floats:
         import numpy as np
@@ -95,7 +95,7 @@ class ExponentialTime(Strict):
 
     law: Literal["exponential"]
     mean_time: Seconds = Field(alias="mean")
-    """The mean."""
+    """The mean, such as ``10 ms``."""
 
     def ppf(self, u: Floats) -> Floats:
         import numpy as np
@@ -213,7 +213,7 @@ class GeometricTokens(Strict):
 
     law: Literal["geometric"]
     mean: float = Field(ge=1, le=MAX_TOKENS)
-    """Mean tokens."""
+    """Mean tokens, 1 or more."""
     max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 

@@ -153,7 +153,7 @@ class ReplicaKeys(Strict):
         ),
     )
     service: TimeOrLaw | None = None
-    """Engine ``fixed`` only: the time that one request takes."""
+    """Engine ``fixed`` only: the time that one request takes, such as ``10 ms``."""
     max_num_seqs: PositiveInt = 256
     """Most sequences in one batch. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 1024 on h100-80gb, h200 and
     b200."""
@@ -374,7 +374,7 @@ class Storage(Strict):
     host_loaders: PositiveInt = 1
     """Copies from host to GPU that run at the same time."""
     host_load: TimeLaw | None = None
-    """The same from host memory."""
+    """Time of one load from host memory to the GPU; unset: computed likewise."""
     mode: Literal["overlap", "blocking"] = "overlap"
     """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads
     of the requests it admits, one after the other."""

@@ -76,11 +76,11 @@ class TenantPrice(Strict):
     answers."""
 
     input: TokenPrice = 0.0
-    """For a million prompt tokens."""
+    """For a million prompt tokens, such as ``0.40 USD/1M tokens``."""
     output: TokenPrice = 0.0
-    """For a million output tokens."""
+    """For a million output tokens, such as ``0.40 USD/1M tokens``."""
     request: RequestPrice = 0.0
-    """For a request."""
+    """For a request, such as ``0.002 USD/request``."""
 
     @checks
     def _some(self) -> Errors:
@@ -120,8 +120,8 @@ class Tenant(Strict):
     """Share of the requests for adapters; ``workload.popularity`` applies within each tenant. Unset for all: it decides
     over all adapters. Not with a trace."""
     rate: Rate | None = None
-    """Its requests per unit of time, in place of ``share``: for all tenants or none. ``workload.arrivals.rate`` can
-    then be left out."""
+    """Its requests per unit of time, such as ``5/s``, in place of ``share``: for all tenants or none.
+    ``workload.arrivals.rate`` can then be left out."""
     steps: tuple[Step, ...] = Field(default=(), max_length=100_000)
     """A rate that cycles through steps, as of ``process: piecewise``; its mean stays the tenant's."""
     cv: float | None = Field(default=None, ge=0.01, le=100)

@@ -228,9 +228,9 @@ class HotColdPopularity(_Law):
 
     law: Literal["hot-cold"]
     hot: Share = Field(gt=0)
-    """Share of the adapters that is hot."""
+    """Share of the adapters that is hot, such as ``10%``."""
     requests: Share
-    """Share of the requests that these get."""
+    """Share of the requests that these get, such as ``90%``."""
 
     def weights(self, count: int) -> Floats:
         import numpy as np
@@ -278,7 +278,7 @@ class GroupsPopularity(_Law):
     law: Literal["groups"]
     fixes_count: ClassVar[bool] = True
     groups: tuple[AdapterGroup, ...] = Field(min_length=1)
-    """Together they have ``adapters.count`` adapters."""
+    """The groups; together they have ``adapters.count`` adapters."""
 
     def weights(self, count: int) -> Floats:
         import numpy as np
