@@ -48,9 +48,9 @@ def pages() -> dict[Path, str]:
         "metrics": ("metrics.md", metric_table),
         "commands": ("commands.md", command_sections),
         "engine-rules": ("adapters.md", engine_rules),
-        "adapter-modes": ("engine-flags.md", mode_tables),
+        "adapter-modes": ("init.md", mode_tables),
         "engine-versions": ("engines.md", version_table),
-        "options-to-keys": ("engine-flags.md", option_tables),
+        "options-to-keys": ("init.md", option_tables),
         "thresholds": ("vet.md", threshold_table),
     }
     result: dict[Path, str] = {}

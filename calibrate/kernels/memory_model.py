@@ -62,7 +62,7 @@ SOURCES = {
 }
 _OTHER_ENGINES = {
     "memory.utilization": "assumed: vLLM's default; {engine} sizes its share of the memory by a rule of its own "
-    "(docs/engine-flags.md)",
+    "(docs/init.md)",
     "memory.slot_layout": "assumed: every adapter takes its exact size; the buffers of {engine} were not modelled",
 }
 """What is true of the memory under other engines than vLLM."""

@@ -41,16 +41,17 @@ def mode_tables() -> str:
     from sim.spec.adapter_modes import MODES, OTHER_CHOICES
     from sim.spec.needs import words_of
 
-    modes, needs = [], []
+    modes: list[list[str]] = []
+    needs: dict[str, list[str]] = {}
     for each in (*MODES, *OTHER_CHOICES):
         chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
         if each in MODES.entries:
             modes.append([f"`{each.name}`", each.about, chosen])
-        reasons: dict[str, list[str]] = {}
-        for need in each.needs:
-            reasons.setdefault(need.why, []).extend(f"`{key}` {values.words}" for key, values in need.keys.items())
-        needs += [[chosen, ", ".join(keys), why] for why, keys in reasons.items()]
-    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs", "because"], needs)
+        needed = dict.fromkeys(f"`{key}` {values.words}" for need in each.needs for key, values in need.keys.items())
+        if needed:
+            needs.setdefault(", ".join(needed), []).append(chosen)
+    rows = [[" or ".join(settings), needed] for needed, settings in needs.items()]
+    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs"], rows)
 
 
 def version_table() -> str:
@@ -71,18 +72,15 @@ def option_tables() -> str:
 
     parts = []
     for engine in flag_tables():
-        rows = [
-            [
-                ", ".join(f"`{name}`" for name in _spellings(flag)),
-                ", ".join(f"`{setting}`" for setting in flag.sets) or "–",
-                flag.about,
-            ]
-            for flag in engine.flags
-        ]
-        parts.append(f"## {engine.name}\n\n" + table(["option", "key", ""], rows))
+        options: dict[tuple[str, ...], list[str]] = {}
+        for flag in engine.flags:
+            key = ", ".join(f"`{setting}`" for setting in flag.sets) or "–"
+            options.setdefault((key, flag.about), []).extend(f"`{name}`" for name in _spellings(flag))
+        rows = [[", ".join(names), *rest] for rest, names in options.items()]
+        parts.append(f"### {engine.name}\n\n" + table(["option", "key", ""], rows))
     return "\n" + "\n\n".join(parts) + "\n"
 
 
 def _spellings(flag: Any) -> list[str]:
-    """Return the names of an option, without the last part of one that has the whole."""
-    return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}"))]
+    """Return the names of an option, without its negation, and without the last part of one that has the whole."""
+    return [flag.name, *(name for name in flag.also if not flag.name.endswith(f".{name}") and "--no-" not in name)]

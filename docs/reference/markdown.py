@@ -18,3 +18,8 @@ def _cell(text: str) -> str:
 def linked(text: str) -> str:
     """Return text in which the pages that a terminal would name by their files are links."""
     return re.sub(r"\bdocs/([\w-]+)\.md\b", lambda page: f"[{page[1].replace('-', ' ')}]({page[1]}.md)", text)
+
+
+def either(words: list[str]) -> str:
+    """Return words as a choice: ``a, b or c``."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from reference.markdown import linked, table
+from reference.markdown import either, linked, table
+
+DOCS = Path(__file__).resolve().parents[1]
 
 TAGS = ("law", "process", "kind", "tool")
 """Keys that say which of several models a mapping is; as in sim/spec/files/tree.py."""
 
 POOLS = "fleet.pools[]"
 """The section that repeats keys of others: its table shows its own."""
+
+NAMES_ON = {
+    "fleet.engine": "engines.md",
+    "cache.eviction": "model.md",
+    "router.policy": "routers.md",
+    "router.controller.policy": "routers.md",
+    "fleet.autoscale.policy": "autoscaling.md",
+    "fleet.autoscale.metric": "autoscaling.md",
+    "workload.trace.format": "traces.md",
+    "rollouts[].strategy": "rollouts.md",
+}
+"""Keys whose names a page of their own describes: the tables list them and link it."""
+
+_SANITY = 1
+"""Bounds further out only catch slips of the pen: errors and the JSON Schema name them, the tables don't."""
 
 _UNIT_OF_EXAMPLE = {"20 ms": "time", "50 MB": "size", "12/s": "rate", "5%": "share"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -60,16 +80,35 @@ def scenario_sections(page: str) -> str:
     models = scenario_schema()["$defs"]
     parts = []
     keys, laws = SCENARIO_PAGES[page]
+    first: dict[str, str] = {}
     for path, name in _sections(models):
+        told = first.setdefault(name, path)
         if path.partition(".")[0].removesuffix("[]") not in keys:
             continue
         model = models[name]
+        if told != path and path.startswith(POOLS):
+            continue  # of the fleet too
+        if told != path:
+            parts.append(f"## `{path}`\n\nIt has the keys of {_section_link(told)}.")
+            continue
         elsewhere = models["Fleet"]["properties"].keys() - {"replicas"} if path == POOLS else ()
         fields = {one: field for one, field in model["properties"].items() if one not in elsewhere}
-        rows = [_field_row(path, one, field, model, models) for one, field in fields.items()]
+        rows = _merged([_field_row(path, one, field, model, models) for one, field in fields.items()])
         about = " ".join(str(model.get("description", "")).replace("``", "`").split())
         parts.append(f"## `{path}`\n\n{linked(about)}\n\n" + table(["key", "type", "default", "meaning"], rows))
     return "\n\n".join(["", *parts, *(_law_table(models, law) for law in laws), ""])
+
+
+def _merged(rows: Iterable[list[str]]) -> list[list[str]]:
+    """Return rows with those that follow each other and differ in the key alone as one."""
+    groups = itertools.groupby(rows, key=lambda row: row[1:])
+    return [[", ".join(key for key, *_ in group), *rest] for rest, group in groups]
+
+
+def _section_link(path: str) -> str:
+    page = next(page for page, (keys, _) in SCENARIO_PAGES.items() if path.partition(".")[0].removesuffix("[]") in keys)
+    anchor = re.sub(r"[^\w\- ]", "", path.lower())
+    return f"[`{path}`](scenario-{page}.md#{anchor})"
 
 
 def _sections(models: dict[str, Any], name: str = "Scenario", path: str = "") -> Iterator[tuple[str, str]]:
@@ -98,6 +137,16 @@ def _field_row(path: str, key: str, field: dict[str, Any], model: dict[str, Any]
     kind = _type(field, models)
     inner = _referred(field)
     about = field.get("description") or (models[inner[0]].get("description", "") if inner else "")
+    words = kind.split("`")[1::2]
+    if full in NAMES_ON:
+        page = (DOCS / NAMES_ON[full]).read_text(encoding="utf-8")
+        if lacking := [word for word in words if f"`{word}`" not in page and f"# {word}\n" not in page]:
+            raise SystemExit(f"{NAMES_ON[full]} does not say what {', '.join(lacking)} of {full} does")
+        first = min(about.index(f"``{word}``: ") for word in words if f"``{word}``: " in about)
+        about = about[:first]
+        about += "" if f"docs/{NAMES_ON[full]}" in about else f"[What each does]({NAMES_ON[full]})."
+    elif len(words) > 1 and all(f"`{word}`" in about.replace("``", "`") for word in words):
+        kind = "choice"  # the meaning names each, and says what it does
     if key in model.get("required", ()):
         default = "required"
     elif kind == "section" and field.get("default") is not None:
@@ -111,18 +160,20 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:
-        return " or ".join(f"`{word}`" for word in field["enum"])
+        return either([f"`{word}`" for word in field["enum"]])
     example = next(iter(field.get("examples", ())), None)
     if example in _UNIT_OF_EXAMPLE:
         return _UNIT_OF_EXAMPLE[example]
     if "pattern" in field:
         return f"text such as `{example}`" if example else "text"
     options = field.get("anyOf") or field.get("oneOf")
+    if law := _law_of(options or (), models):
+        return law
     if options:
         if any("5%" in part.get("examples", ()) for part in options):
             return "share"
         words = [_type(part, models) for part in options if part.get("type") != "null"]
-        return " or ".join(dict.fromkeys(words))
+        return either(list(dict.fromkeys(words)))
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         properties = models[name]["properties"]
@@ -139,8 +190,25 @@ def _type(field: dict[str, Any], models: dict[str, Any]) -> str:
     if "type" not in field:
         return "any value"
     kind = _PLAIN.get(str(field.get("type")), str(field.get("type")))
-    bounds = [f"{sign}\u00a0{field[name]:,.12g}" for name, sign in _BOUNDS.items() if name in field]
+    if field.get("exclusiveMinimum") == 0:
+        kind, field = f"positive {kind}", {key: value for key, value in field.items() if key != "exclusiveMinimum"}
+    bounds = [
+        f"{sign}\u00a0{field[name]:,.12g}"
+        for name, sign in _BOUNDS.items()
+        if name in field and (field[name] >= -_SANITY if name.endswith("inimum") else field[name] <= _SANITY)
+    ]
     return f"{kind} {', '.join(bounds)}" if bounds and kind != "text" else kind
+
+
+def _law_of(options: Sequence[dict[str, Any]], models: dict[str, Any]) -> str:
+    """Return a link to the laws that a key takes, if these are its options."""
+    names = {part["$ref"] for part in options if "$ref" in part}
+    for key, words in _LAWS.items():
+        kinds = models[_PLACES[key]]["properties"][key]
+        if len(names) > 1 and names == {f"#/$defs/{name}" for name in _referred(kinds)}:
+            one = re.sub("(?<=ss)es$|s$", "", words.lower())
+            return f"[{one}](scenario-laws.md#{words.lower().replace(' ', '-')})"
+    return ""
 
 
 def _default(field: dict[str, Any], kind: str) -> str:
@@ -180,24 +248,26 @@ _PLACES = {
 
 def _law_table(models: dict[str, Any], key: str) -> str:
     rows: list[list[str]] = []
-    known: list[list[str]] = []
+    told: dict[tuple[str, ...], str] = {}
     kinds = models[_PLACES[key]]["properties"][key]
     for name in _referred(kinds.get("items", kinds)):
         model = models[name]
         tag = next(tag for tag in TAGS if tag in model["properties"])
         own = [item for item in model["properties"].items() if item[0] != tag]
         names = model["properties"][tag]
-        word = " or ".join(f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")]))
-        about = str(model.get("description", ""))
-        rows.append([word, "", "", "", about])
+        words = [f"`{tag}: {name}`" for name in names.get("enum", [names.get("const")])]
+        rows.append([f"**{' or '.join(words)}**", "", "", str(model.get("description", ""))])
+        of_law: list[list[str]] = []
         for one, field in own:
             row = _field_row("", one, field, model, models)
-            rows.append(["", *row[:-1], "As above." if row in known else row[-1]])
-            known.append(row)
+            if (first := told.setdefault(tuple(row), words[0])) != words[0]:
+                of_law.append([row[0], "", "", f"As with {first}."])
+                continue
+            of_law.append(row)
             listed = field.get("items", {}).get("$ref", "").rpartition("/")[2]
             section = [ref for ref in _referred(field) if not models[ref]["properties"].keys() & set(TAGS)]
             for ref, path in ((listed, f"{one}[]"), (section[0] if len(section) == 1 else "", one)):
                 inner = models[ref]["properties"].items() if ref else ()
-                rows += [["", *_field_row(path, part, item, models[ref], models)] for part, item in inner]
-    first = {"faults": "kind", "client": "client"}.get(key, "law")
-    return f"## {_LAWS[key]}\n\n" + table([first, "key", "type", "default", "meaning"], rows)
+                of_law += [_field_row(path, part, item, models[ref], models) for part, item in inner]
+        rows += sorted(of_law, key=lambda row: row[1] != "")
+    return f"## {_LAWS[key]}\n\n" + table(["key", "type", "default", "meaning"], _merged(rows))

@@ -70,18 +70,18 @@ class FleetChoice(Strict):
     name: str = Field(min_length=1, max_length=64)
     """Its name in the answer."""
     price: Price
-    """What one of its GPUs costs for an hour, such as ``2.50 USD/h``; it takes the place of ``fleet.price``."""
+    """What one of its GPUs costs for an hour, such as ``2.50 USD/h``, instead of ``fleet.price``."""
     gpus: PositiveInt | None = Field(default=None, le=1024)
-    """GPUs of one replica; unset: those of the profile (tensor parallelism)."""
+    """GPUs of one replica; unset: those of the profile."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """The values that this fleet sets in the scenario, by dotted key, such as ``fleet.profile``."""
+    """What this fleet sets in the scenario, such as ``fleet.profile``."""
 
 
 class Plan(Strict):
-    """The question of ``loraplan plan``: which value is the smallest (or largest) that meets every term of ``slo``."""
+    """The question of ``loraplan plan``: which value is the smallest (or largest) that meets the ``slo``."""
 
     minimize: str | tuple[str, ...] | None = None
-    """Dotted key to minimize, such as ``cache.gpu.slots``. Two keys: first the smallest value of the first for which
+    """Dotted key to minimize, such as ``cache.gpu.slots``. Two keys: first the smallest value of the first with which
     any value of the second meets the SLO, then the smallest such value of the second. ``price``: the cheapest of
     ``fleets``."""
     maximize: str | tuple[str, ...] | None = None
@@ -90,12 +90,12 @@ class Plan(Strict):
     """First and last value to consider, with the key's unit. With two keys: ``[[1, 4], [16, 256]]``. With ``price``:
     replicas of each fleet."""
     step: Any = None
-    """Distance between values: a number with the range's unit, or a share such as 5% for steps that grow with the
-    value. Unset: 1 for whole numbers, where the range has at most 128 of them; else 5%."""
+    """Distance between values, or a share such as 5% for steps that grow with the value. Unset: 1 for up to 128 whole
+    numbers; else 5%."""
     values: tuple[Any, ...] | None = None
-    """Instead of a range: the values to consider, the most wanted first."""
+    """Instead of a range: the values to consider, the best first."""
     fleets: tuple[FleetChoice, ...] = Field(default=(), max_length=64)
-    """With ``minimize: price``: the fleets to choose from, each with its own price."""
+    """With ``minimize: price``: the fleets to choose from."""
     confidence: Share = Field(default=0.95, ge=0.5, le=0.999)
     """Confidence at which the search stops; a closer call is marked as uncertain."""
 
@@ -284,11 +284,11 @@ class Run(Strict):
     replications: PositiveInt = Field(default=5, le=10000)
     """Independent repetitions; more of them make intervals narrower."""
     warmup: Share = Field(default=0.05, lt=1)
-    """Share of the requests (or of the duration) at the start that is simulated but not measured."""
+    """Share of the requests (or of the duration) at the start that is not measured."""
     half_width: Share | None = Field(default=None, gt=0)
-    """Double the requests until the 95 % half-width of p99 E2E is reliably below this share of its value."""
+    """Double the requests until the 95 % half-width of p99 E2E is below this share of its value."""
     max_requests: PositiveInt = 4_000_000
-    """With ``half_width``: stop doubling at this many requests per replication."""
+    """With ``half_width``: most requests per replication."""
 
 
 class Scenario(Strict):

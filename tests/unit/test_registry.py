@@ -39,7 +39,7 @@ def test_every_name_has_something_behind_it_and_a_line_for_readers(entry: Entry)
         (EVICTIONS.names, "model.md"),
         (ROUTERS.names, "routers.md"),
         ([engine.name for engine in ENGINES if engine.preset], "engines.md"),
-        (MODES.names, "engine-flags.md"),
+        (MODES.names, "init.md"),
         (TRACE_FORMATS.names[1:], "traces.md"),
     ],
 )

@@ -26,7 +26,7 @@ class _Client(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """``--seed``, of all draws."""
     time_scale: float = Field(default=1.0, gt=0, le=1e6)
-    """Factor on the speed at which the same requests are sent; not an option of the tool."""
+    """Factor on the speed at which requests are sent; not an option of the tool."""
 
     think: ClassVar[FixedTime] = FixedTime(law="fixed", value=0.0)
     """What ``arrivals`` of a closed loop have too."""
@@ -59,11 +59,9 @@ class _Bench(_Client):
     num_prompts: PositiveInt = Field(default=1000, le=MOST_PROMPTS)
     """``--num-prompts``: how many requests."""
     max_concurrency: PositiveInt | None = Field(default=None, le=MOST_PROMPTS)
-    """``--max-concurrency``: beyond so many, a request waits at the client, and its latencies count from when it is
-    sent. Unset: no limit."""
+    """``--max-concurrency``: latencies of a request that waits for it count from when it is sent. Unset: no limit."""
     special_tokens: NonNegativeInt = Field(default=1, le=100)
-    """Tokens that the tokenizer adds to a prompt and the client leaves room for: 1 for Llama and Mistral, 0 for
-    Qwen."""
+    """Tokens that the tokenizer adds to a prompt: 1 for Llama and Mistral, 0 for Qwen."""
 
     @property
     def most_at_once(self) -> int | None:
@@ -82,24 +80,23 @@ class _Bench(_Client):
 
 
 class VllmBench(_Bench):
-    """``vllm bench serve --dataset-name random``, as of vLLM 0.32. Lengths are those of NumPy's ``Generator``, which a
-    release of NumPy may change; our tests would notice."""
+    """``vllm bench serve --dataset-name random``, as of vLLM 0.32."""
 
     tool: Literal["vllm-bench"]
     burstiness: float = Field(default=1.0, ge=1e-4, le=1e4)
-    """``--burstiness``, the shape of gamma gaps: 1 is Poisson, below 1 is bursty."""
+    """``--burstiness``: 1 is Poisson, below 1 is bursty."""
     input_len: Length = 1024
     """``--random-input-len``, the mean without the prefix."""
     output_len: Length = 128
     """``--random-output-len``, the mean."""
     range_ratio: float = Field(default=0.0, ge=0, lt=1)
-    """``--random-range-ratio``: lengths are uniform in the mean × (1 − ratio) to the mean × (1 + ratio)."""
+    """``--random-range-ratio``: lengths are uniform in the mean × (1 ± ratio)."""
     output_range_ratio: float | None = Field(default=None, ge=0, lt=1)
-    """The ratio of answers, where ``--random-range-ratio`` has both. Unset: the same."""
+    """``--random-range-ratio`` of answers. Unset: ``range_ratio``."""
     prefix_len: NonNegativeInt = Field(default=0, le=1_000_000)
-    """``--random-prefix-len``: all prompts begin with these tokens."""
+    """``--random-prefix-len``."""
     lora_assignment: Literal["random", "round-robin"] = "random"
-    """``--lora-assignment``: which of the ``--lora-modules`` a request is for; ``adapters.count`` says how many."""
+    """``--lora-assignment`` over ``adapters.count`` adapters."""
 
     @checks
     def _has_tokens(self) -> Errors:
@@ -114,27 +111,26 @@ class SglangBench(_Bench):
 
     tool: Literal["sglang-bench"]
     seed: int = Field(default=42, ge=0, lt=2**32)
-    """``--seed``, of all draws. Older releases have 1 unless told otherwise."""
+    """``--seed``. Older releases have 1 by default."""
     input_len: Length = 1024
-    """``--random-input-len``, the most."""
+    """``--random-input-len`` and ``--random-output-len``, the most."""
     output_len: Length = 1024
-    """``--random-output-len``, the most."""
+    """``--random-input-len`` and ``--random-output-len``, the most."""
     range_ratio: float = Field(default=0.0, ge=0, le=1)
-    """``--random-range-ratio``: lengths are uniform in the most × ratio to the most. 0: from 1 on."""
+    """``--random-range-ratio``: lengths are uniform from the most × ratio to the most."""
     lora_request_distribution: Literal["uniform", "distinct", "skewed"] = "uniform"
-    """``--lora-request-distribution`` over the ``--lora-name``, of which there are ``adapters.count``."""
+    """``--lora-request-distribution`` over ``adapters.count`` adapters."""
     lora_zipf_alpha: float = Field(default=1.5, gt=1, le=1000)
-    """``--lora-zipf-alpha``: with ``skewed``, an adapter gets so many times as many requests as the next."""
+    """``--lora-zipf-alpha``, with ``skewed``."""
     vocab_size: PositiveInt | None = Field(default=None, lt=2**31)
-    """For ``--dataset-name random-ids``: the tokenizer's vocabulary. It decides how many numbers are drawn before the
-    gaps. Unset: ``random``."""
+    """For ``--dataset-name random-ids``: the tokenizer's vocabulary. Unset: ``random``."""
     conversations: PositiveInt = Field(default=94_145, le=10_000_000)
-    """With ``random`` and ``uniform``: how many texts of two turns or more the client shuffles before it chooses
-    adapters. The default counts all of ShareGPT V3, some of which may be shorter."""
+    """With ``random`` and ``uniform``: texts of two turns or more that the client shuffles first. The default is all of
+    ShareGPT V3."""
 
 
 class SLoraClient(_Client):
-    """The synthetic requests of S-LoRA's ``benchmarks/run_exp.py``. Kinds of a mix take turns, as its ranks do."""
+    """The synthetic requests of S-LoRA's ``benchmarks/run_exp.py``. Kinds of a mix take turns."""
 
     tool: Literal["slora"]
     seed: int = Field(default=42, ge=0, lt=2**32)
@@ -142,15 +138,15 @@ class SLoraClient(_Client):
     request_rate: Rate
     """``req_rate``, such as ``10/s``."""
     duration: Seconds = Field(default=300.0, gt=0)
-    """``duration``: it sends rate × duration requests, however long that takes."""
+    """It sends rate × duration requests."""
     cv: float = Field(default=1.0, ge=0.01, le=100)
-    """``cv`` of the gamma gaps: 1 is Poisson."""
+    """Coefficient of variation of the gamma gaps: 1 is Poisson."""
     alpha: float = Field(default=1.0, gt=0, le=1000)
-    """``alpha`` of the power law of adapters: 1 is uniform, below 1 the first ones are popular."""
+    """Exponent of the power law of adapters: 1 is uniform, below 1 the first ones are popular."""
     input_range: tuple[Length, Length] = (8, 512)
-    """``input_range``: from the first number to below the second."""
+    """From the first number to below the second."""
     output_range: tuple[Length, Length] = (8, 512)
-    """``output_range``, likewise."""
+    """From the first number to below the second."""
 
     @property
     def num_prompts(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Crash(Strict):
-    """A replica dies; its caches, batch and queue are lost. If it comes back, it starts with an empty GPU."""
+    """A replica dies and loses its caches, batch and queue. If it comes back, its GPU is empty."""
 
     kind: Literal["crash"]
     replica: NonNegativeInt
@@ -29,10 +29,10 @@ class Crash(Strict):
     down: Seconds | None = Field(default=None, gt=0)
     """How long until it serves again; unset: never."""
     detected: Seconds = Field(default=0.0, ge=0)
-    """How long until the router notices. Until then it keeps sending requests there."""
+    """How long until the router notices and sends no more requests there."""
     requests: Literal["reroute", "lose"] = "reroute"
     """What happens to requests on the replica and to those sent there before the crash is detected. ``reroute``: they
-    restart on another replica once it is detected. ``lose``: they fail."""
+    then restart on another replica. ``lose``: they fail."""
 
 
 class SlowStorage(Strict):
@@ -80,11 +80,11 @@ class FailingLoads(Strict):
 
 
 class NetworkDelay(Strict):
-    """Adapters are on remote storage: a network delay is added to loads from storage."""
+    """Adapters are on remote storage, which adds a delay to loads."""
 
     kind: Literal["network-delay"]
     delay: TimeLaw
-    """The delay that is added to a load."""
+    """The delay of a load."""
     at: Moment = Field(default=0.0, ge=0)
     """When it begins, for loads that start from then on."""
     lasts: Seconds | None = Field(default=None, ge=0)
@@ -101,10 +101,9 @@ class Detector(Strict):
     checks: Share = 1.0
     """Share of the answers that are checked."""
     retries: NonNegativeInt = Field(default=1, le=100)
-    """How often a request is sent again after a wrong answer; a wrong answer to the last retry counts as detected and
-    failed."""
+    """How often a request is sent again after a wrong answer; if the last answer is wrong too, it fails."""
     delay: Seconds = Field(default=0.0, ge=0)
-    """Pause before it is sent again. It then goes to its own adapter, at the end of the queue."""
+    """Pause before it is sent again, to its own adapter and to the end of the queue."""
 
 
 class IdentityFault(Strict):
@@ -128,8 +127,7 @@ class Misrouting(IdentityFault):
     probability: Share
     """Probability for each request; 0: never."""
     to: Literal["popular", "any"] = "popular"
-    """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one; among the
-    adapters at the start of the run, by their popularity then."""
+    """Which adapter it reaches: drawn by popularity, as if two requests were mixed up, or any other one."""
 
 
 class StaleMap(IdentityFault):
@@ -143,12 +141,8 @@ class StaleMap(IdentityFault):
 
 
 class BaseModelAnswers(IdentityFault):
-    """The base model answers a request silently, without its adapter.
-
-    The request is routed like any other for its adapter, but is served like a request to the base model: it needs no
-    load and no slot (with ``cache.gpu.base_model_slot`` and ``storage.mode: blocking`` that of the base model), and a
-    step whose batch has no adapter runs without LoRA.
-    """
+    """The base model answers a request silently, without its adapter. The request is routed for its adapter, but served
+    like one to the base model."""
 
     kind: Literal["base-model"]
     probability: Share
@@ -156,17 +150,16 @@ class BaseModelAnswers(IdentityFault):
 
 
 class NamedPrefixes(Strict):
-    """A prefix cache keyed by adapter name: after a swap under the same name, requests hit prefixes that the old
-    version computed. With ``fleet.prefix_caching`` and requests that share text, the cache itself says which do;
-    otherwise ``share`` and ``lifetime`` say how many."""
+    """A prefix cache keyed by adapter name: after a swap under the same name, requests hit prefixes of the old version.
+    With ``fleet.prefix_caching`` and requests that share text the cache says itself which do; otherwise ``share`` and
+    ``lifetime`` say how many."""
 
     kind: Literal["named-prefixes"]
     share: Share | None = Field(default=None, gt=0)
     """Without a prefix cache: share of requests that would hit it, on replicas that had answered with the old
-    version. These hits save no time."""
+    version."""
     lifetime: Seconds | None = Field(default=None, gt=0)
-    """Without a prefix cache: how long prefixes would stay in the cache of a replica after the last answer of the old
-    version there."""
+    """Without a prefix cache: how long prefixes would stay after the last answer of the old version."""
 
 
 StorageFault = SlowStorage | StorageStall | FailingLoads | NetworkDelay
@@ -227,23 +220,21 @@ def _one_adapter(value: Any) -> Any:
 
 
 class Gate(Strict):
-    """Limits that requests of the new version must meet before the next stage; otherwise the rollout is rolled back.
-
-    Checked at the end of each stage's dwell, over the requests of the new version that ended in that stage.
-    """
+    """Limits that requests of the new version must meet; otherwise the rollout is rolled back. Checked at the end of
+    each stage, over the requests of the new version that ended in it."""
 
     ttft_mean: Seconds | None = None
-    """Mean time to first token, at most."""
+    """Limit for requests of the new version, as of ``slo``."""
     ttft_p99: Seconds | None = None
-    """99 % of first tokens within this time."""
+    """Limit for requests of the new version, as of ``slo``."""
     e2e_mean: Seconds | None = None
-    """Mean time from arrival to last token, at most."""
+    """Limit for requests of the new version, as of ``slo``."""
     e2e_p99: Seconds | None = None
-    """99 % of requests end within this time."""
+    """Limit for requests of the new version, as of ``slo``."""
     miss_ratio: Share | None = None
-    """Share of requests that had to start a load, at most."""
+    """Limit for requests of the new version, as of ``slo``."""
     min_requests: PositiveInt = 100
-    """With fewer requests the stage continues for another dwell."""
+    """With fewer requests the stage goes on for another dwell."""
 
     @checks
     def _asks(self) -> Errors:
@@ -260,50 +251,47 @@ class Rollout(Strict):
     """One rollout: which adapters, when, and how their new version takes over."""
 
     strategy: Literal["new-name", "in-place", "unload-then-load", "drain-then-swap", "lazy-reread"]
-    """``new-name``: the new version is an adapter of its own, and routers shift requests to it. ``in-place``: every
-    replica fetches the new weights and swaps them between two steps, so running responses mix versions.
-    ``unload-then-load``: requests are refused from the unload call until the last running one has ended and the new
-    weights are loaded. ``drain-then-swap``: they wait instead. ``lazy-reread``: the files are overwritten; every
-    replica keeps its copies in GPU and host memory until it reads the files again."""
+    """How the new version takes over. ``new-name``: it is an adapter of its own, to which routers shift requests.
+    ``in-place``: every replica swaps the weights between two steps, so running responses mix versions.
+    ``unload-then-load``: requests are refused until running ones have ended and the new weights are loaded.
+    ``drain-then-swap``: they wait instead. ``lazy-reread``: the files are overwritten, and replicas keep their copies
+    until they read them again."""
     at: Moment
     """When it begins."""
     adapter: Annotated[NonNegativeInt | str | None, BeforeValidator(_one_adapter)] = None
-    """One adapter: its number (0 is the most popular under most laws), or its name where a trace or a weights file
-    gives names. Without ``adapter``, ``share`` and ``count``: all adapters at the start of the run."""
+    """One adapter: its number (0 is the most popular under most laws), or its name where a file gives names. Without
+    ``adapter``, ``share`` and ``count``: all adapters at the start of the run."""
     share: Share | None = Field(default=None, gt=0, le=1)
-    """A random share of all adapters. Several rollouts with a ``share`` or a ``count`` take different adapters."""
+    """A random share of all adapters. Several rollouts with a ``share`` or a ``count`` take different ones."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
-    """So many random adapters, in place of a share."""
+    """Number of random adapters, in place of a share."""
     stages: tuple[Share, ...] = Field(default=(1.0,), min_length=1, max_length=100)
-    """Stages, rising to 100 %. ``new-name``: share of the requests that routers send to the new version: one stage is
-    blue-green, several are a canary. The others: share of the replicas that have the new version."""
+    """Stages, rising to 100%. ``new-name``: share of the requests that go to the new version: one stage is blue-green,
+    several are a canary. The others: share of the replicas that have it."""
     dwell: Seconds = Field(default=300.0, gt=0)
-    """How long a stage lasts before the next one."""
+    """How long a stage lasts."""
     gate: Gate | None = None
-    """``new-name`` only: the limits for moving on to the next stage. If missed, all requests return to the old
-    version."""
+    """``new-name`` only: the limits for the next stage. If missed, all requests return to the old version."""
     spread: Seconds = Field(default=0.0, ge=0)
     """Time over which the adapters start one after the other, evenly; 0: all at once."""
     propagation: TimeLaw | None = None
-    """How long a change takes to reach each router (``new-name``) or replica (the others), drawn for each; unset:
-    no delay."""
+    """How long a change takes to reach each router (``new-name``) or replica (the others); unset: no delay."""
     sticky: bool = True
-    """``new-name`` only: a session moves to the new version once and stays there, as far as routers agree. If false,
-    every request draws its version. Requests without a session always do."""
+    """``new-name`` only: a session moves to the new version once and stays there. If false, every request draws its
+    version, as requests without a session always do."""
     keep_old: bool = False
-    """``new-name`` only: leave old versions to eviction. If false, every replica drops an old version once no router
-    sends requests to it and its last request, on any replica, has ended."""
+    """``new-name`` only: leave old versions to eviction. If false, replicas drop an old version once it gets no
+    requests and its last one has ended."""
     rank: PositiveInt | None = Field(default=None, le=4096)
     """``new-name`` only: rank of the new version; unset: that of the old one."""
     size: Bytes | None = None
-    """``new-name`` only: bytes of the new version, instead of the size from its rank."""
+    """``new-name`` only: bytes of the new version, instead of its rank's size."""
     weights: str | None = None
-    """Folder of the new version as training left it: a PEFT adapter with its ``trainer_state.json``, or a folder of
-    them. ``new-name`` takes ``rank`` and ``size`` from there, where neither is given."""
+    """Folder of the new version as training left it: a PEFT adapter with its ``trainer_state.json``, or several.
+    ``new-name`` takes ``rank`` and ``size`` from there unless given."""
     require: Literal["none", "vet"] = "none"
     """``vet``: before the run, ``weights`` are vetted as by ``loraplan vet``. A likely or certain finding, or a
-    training that can't be judged, holds the rollout back: it doesn't happen, and the report shows the impact that this
-    avoided."""
+    training that can't be judged, stops the rollout, and the report shows the avoided impact."""
     observe: Seconds | None = Field(default=None, gt=0)
     """How long after ``at`` counts as during the rollout; unset: to the end of the run."""
 

@@ -32,19 +32,18 @@ _SHORTEST_S = 0.001
 
 
 class PlacementController(Strict):
-    """Which adapters live on which replicas, and when they move. The router sends a request only to a replica on which
-    its adapter is placed (docs/routers.md)."""
+    """Which adapters live on which replicas, and when they move (docs/routers.md). The router sends a request only to a
+    replica on which its adapter is placed."""
 
     policy: str = Field(default="popularity", description=PLACERS.described("How adapters are placed."))
     period: Seconds = Field(default=60.0, gt=0)
-    """Time between two decisions. Means nothing to ``static``, as ``history`` and ``move``."""
+    """Time between two decisions."""
     history: Seconds = Field(default=300.0, gt=0)
-    """How much of the past counts as demand: the requests for each adapter in this time, in whole periods."""
+    """How much of the past counts as demand, in whole periods."""
     copies: PositiveInt = Field(default=1, le=4096)
-    """Replicas on which each adapter is placed, at least, as far as there is room. A hot adapter gets more."""
+    """Replicas on which each adapter is placed, at least. A hot adapter gets more."""
     slots: PositiveInt | None = None
-    """Adapters that are placed on one replica, at most; unset: as many as it can run at a time. Fewer leave room for
-    adapters that are placed nowhere."""
+    """Adapters that are placed on one replica, at most; unset: as many as it can run at a time."""
     tolerance: Share = 0.1
     """``popularity`` and ``rank``: adapters move for balance while the busiest replica has more than the mean load plus
     this share of it."""
@@ -52,13 +51,13 @@ class PlacementController(Strict):
     """How an adapter is loaded on its new replica. ``lazy``: by its first request there. ``eager``: by the controller,
     at once, one adapter after the other on each replica."""
     call: Seconds | None = None
-    """``move: eager``: how long a call of the engine's load API takes before the load. Requests then go to a new
-    replica only when the call has returned; unset: from the decision on."""
+    """``move: eager``: how long a call of the engine's load API takes before the load. Requests go to the new replica
+    only after it; unset: from the decision on."""
     failures: Share = 0.0
-    """With ``call``: share of the calls that fail. Whether the adapter is still to go there is decided next time."""
+    """With ``call``: share of the calls that fail. The next decision may try again."""
     unload_after: Seconds | None = Field(default=None, gt=0)
-    """Time without a request after which an adapter loses its places and its copies in the replicas; unset: engines
-    evict adapters when they need the room."""
+    """Time without a request after which an adapter loses its places and copies; unset: engines evict adapters when
+    they need the room."""
 
     @model_validator(mode="before")
     @classmethod
@@ -108,7 +107,7 @@ class Scorer(_Plugin):
     _registry = SCORERS
     name: str = Field(description=SCORERS.described("Which replicas get a high score."))
     weight: float = Field(default=1.0, ge=0, le=1_000_000)
-    """Its scores, from 0 to 1, are multiplied by this; the sum is not divided by the sum of weights."""
+    """Factor on its scores, which go from 0 to 1; the sum is not divided by the sum of weights."""
     count: Literal["sum", "union"] = "sum"
     """``lora-affinity``: how many adapters a replica seems to have. ``sum``: those in its list of running and in its
     list of waiting adapters, as llm-d v0.10.0 counts. vLLM from 0.14 on lists each adapter in both, so a replica looks
@@ -151,13 +150,12 @@ class Router(Strict):
         default="round-robin", description=ROUTERS.described("Where a request goes. Your own: docs/own-policy.md.")
     )
     staleness: Seconds | None = None
-    """How often the router reads the state of the replicas (requests, resident and running adapters); 0: it is always
-    current. Unset: 0, and 50 ms with ``affinity-activity`` and ``scorers``. Irrelevant for policies that use no such
-    state."""
+    """How often the router reads the state of the replicas; 0: it is always current. Unset: 0, and 50 ms with
+    ``affinity-activity`` and ``scorers``."""
     bound: float | None = Field(default=None, gt=1, le=1_000_000)
     """``hash``, ``affinity-residency`` and ``affinity-prefix`` only: a replica is skipped if the request would give it
     more than this many times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, 1.5 with
-    ``affinity-prefix``, no bound with ``affinity-residency``."""
+    ``affinity-prefix``, none with ``affinity-residency``."""
     placement: str = Field(
         default="least-adapters",
         description=PLACEMENTS.described(
@@ -175,22 +173,20 @@ class Router(Strict):
     """``scorers`` only: how one is chosen. ``max-score``: the highest sum, equal ones at random. ``weighted-random``:
     in proportion to the sum. ``random``: any. Unset: ``max-score``."""
     controller: PlacementController | None = None
-    """``placement`` and ``dynamo`` only: the controller that places adapters and moves them; unset: one with its
-    defaults."""
+    """``placement`` and ``dynamo`` only: the controller that places adapters and moves them."""
     settings: dict[str, NonNegativeFloat] | None = None
-    """Numbers of ``dynamo`` and ``sglang-cache-aware`` by name, which have the release's values unless they stand here
+    """Numbers of ``dynamo`` and ``sglang-cache-aware`` by name; unset ones have the release's values
     (docs/routers.md)."""
     pools: Literal["together", "weight"] = "together"
-    """With ``fleet.pools``, how a pool is chosen. ``together``: the replicas of all pools that take a request are
-    candidates, and ``policy`` chooses among them. ``weight``: first a pool is drawn by its ``weight``, then ``policy``
-    chooses among its replicas."""
+    """With ``fleet.pools``, how a pool is chosen. ``together``: ``policy`` chooses among the replicas of all pools that
+    take a request. ``weight``: first a pool is drawn by its ``weight``, then ``policy`` chooses among its replicas."""
     spill: PositiveInt | Literal["full"] | None = None
-    """With ``pools: weight``: when a pool passes requests on to the next one in the list that takes them. ``full``:
-    once each of its replicas has ``max_num_seqs`` requests or more; a number: that many. If no pool has room, the
-    request stays in the pool that was drawn. Unset: never."""
+    """With ``pools: weight``: when a pool passes requests on to the next one in the list. ``full``: once each of its
+    replicas has ``max_num_seqs`` requests; a number: that many. If no pool has room, the request stays in the pool that
+    was drawn. Unset: never."""
     instances: PositiveInt = Field(default=1, le=256)
-    """Router processes. The requests of a session always go to the same one, others to any. Matters for changes that
-    reach routers one by one, such as a rollout."""
+    """Router processes. The requests of a session always go to the same one. Matters for changes that reach routers one
+    by one, such as a rollout."""
 
     @model_validator(mode="before")
     @classmethod
@@ -312,7 +308,7 @@ _OWN_KEYS = {
 
 
 class ColdStart(Strict):
-    """What a new replica waits for before it serves, one after the other. It then has no adapter in GPU memory."""
+    """What a new replica waits for before it serves, one after the other."""
 
     provision: TimeLaw | None = None
     """Time until there is a node with free GPUs; unset: none, because one is kept ready."""
@@ -321,21 +317,19 @@ class ColdStart(Strict):
     weights: TimeLaw | None = None
     """Time to load the base model; unset: its bytes over ``weights_per_s``."""
     weights_per_s: Bytes = 1_300_000_000
-    """Bytes of the base model that a replica reads in a second, from storage to all its GPUs. The default is what
-    vLLM's issue 44881 measured: 21.82 GiB in 18 s."""
+    """Bytes of the base model that a replica reads in a second; the default is from vLLM's issue 44881."""
     engine: TimeLaw | None = None
-    """Time from loaded weights to a ready engine: compilation, memory profiling, CUDA graphs. Unset: 34 s, what vLLM's
-    issue 20264 measured with a compilation cache; 0 with engine ``fixed``."""
+    """Time from loaded weights to a ready engine (compilation, CUDA graphs). Unset: 34 s, which vLLM's issue 20264
+    measured with a compilation cache; 0 with engine ``fixed``."""
     warm: NonNegativeInt = 0
-    """Number of most popular adapters that a new replica loads before it serves. Their loads, with
-    ``storage.loaders`` at a time, are part of the cold start."""
+    """Number of most popular adapters that a new replica loads before it serves, as part of the cold start."""
 
 
 class ScalingStep(Strict):
     """A threshold of policy ``step``, and what to do beyond it."""
 
     above: NonNegativeFloat | None = None
-    """Where the mean of the metric over replicas is above this ..."""
+    """Threshold: the mean of the metric over replicas is above this ..."""
     below: PositiveFloat | None = None
     """... or below this:"""
     add: PositiveInt | None = Field(default=None, le=4096)
@@ -361,7 +355,7 @@ class ScheduledReplicas(Strict):
     """An entry of the timetable of policy ``schedule``."""
 
     at: Moment
-    """From when on: a time since the start of the run, or a time of day such as ``08:00`` with ``workload.start``."""
+    """From when on: a time since the start, or a time of day such as ``08:00`` with ``workload.start``."""
     replicas: NonNegativeInt = Field(le=4096)
     """How many replicas from then on."""
 
@@ -371,8 +365,8 @@ class Autoscale(Strict):
 
     policy: Literal["hpa", "keda", "step", "schedule", "predictive"] = "hpa"
     """``hpa``: Kubernetes' HorizontalPodAutoscaler, ``ceil(replicas * mean / target)``. ``keda``: KEDA, ``ceil(total /
-    target)``, and down to zero replicas. ``step``: replicas to add or remove beyond thresholds. ``schedule``: replicas
-    by the clock. ``predictive``: a linear forecast over one cold start (docs/autoscaling.md)."""
+    target)``, down to zero replicas. ``step``: replicas to add or remove beyond thresholds. ``schedule``: replicas by
+    the clock. ``predictive``: a linear forecast over one cold start (docs/autoscaling.md)."""
     metric: Literal["in_flight", "waiting", "gpu_load", "adapter_waiting", "kv_usage"] = "in_flight"
     """What is read of every ready replica. ``in_flight``: requests in it, waiting or running. ``waiting``: requests not
     in its batch. ``gpu_load``: share of the last interval in which a step ran. ``adapter_waiting``: waiting requests
@@ -384,9 +378,9 @@ class Autoscale(Strict):
     max: PositiveInt = Field(le=4096)
     """Most replicas."""
     interval: Seconds = Field(default=15.0, gt=0)
-    """Time between two decisions. The default is Kubernetes' ``--horizontal-pod-autoscaler-sync-period``."""
+    """Time between two decisions."""
     tolerance: Share = Field(default=0.1, lt=1)
-    """How far the metric may be from its target, as a share of it, without any change."""
+    """How far the metric may be from its target, as a share of it, without a change."""
     stabilization_up: Seconds = Field(default=0.0, ge=0)
     """Grow to the smallest number asked for within this time."""
     stabilization_down: Seconds = Field(default=300.0, ge=0)
@@ -394,16 +388,16 @@ class Autoscale(Strict):
     up_replicas: PositiveInt | None = 4
     """Replicas that may be added within a ``period``; the larger of this and ``up_share`` counts."""
     up_share: float = Field(default=1.0, ge=0, le=100)
-    """The same as a share of the replicas at the start of the period: 1 doubles them."""
+    """The same as a share of the replicas at its start: 1 doubles them."""
     down_replicas: PositiveInt | None = None
     """Replicas that may be removed within a ``period``; the larger of this and ``down_share`` counts."""
     down_share: Share = 1.0
-    """The same as a share of the replicas at the start of the period."""
+    """The same as a share of the replicas at its start."""
     period: Seconds = Field(default=15.0, gt=0)
     """Time that these limits refer to."""
     cooldown: Seconds = Field(default=300.0, ge=0)
-    """``keda`` with ``min: 0``: how long the total must have been 0 before the last replica stops. ``step``: how long
-    nothing changes after a change."""
+    """``keda`` with ``min: 0``: how long the total must be 0 before the last replica stops. ``step``: how long nothing
+    changes after a change."""
     steps: tuple[ScalingStep, ...] = ()
     """``step``: the thresholds. The farthest one that is crossed counts."""
     schedule: tuple[ScheduledReplicas, ...] = ()

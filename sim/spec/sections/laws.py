@@ -111,9 +111,9 @@ class UniformTime(Strict):
 
     law: Literal["uniform"]
     low: Seconds
-    """The shortest time."""
+    """The shortest and the longest time."""
     high: Seconds
-    """The longest time."""
+    """The shortest and the longest time."""
 
     @model_validator(mode="after")
     def _ordered(self) -> UniformTime:
@@ -129,17 +129,17 @@ class UniformTime(Strict):
 
 
 class LognormalTime(Strict):
-    """Times with a long tail, given by two of mean, median (p50), p90 and p99."""
+    """Times with a long tail."""
 
     law: Literal["lognormal"]
     mean_time: Seconds | None = Field(default=None, alias="mean", gt=0)
-    """The mean."""
+    """Two of mean, median (p50), p90 and p99 give the law."""
     p50: Seconds | None = Field(default=None, gt=0)
-    """The median."""
+    """Two of mean, median (p50), p90 and p99 give the law."""
     p90: Seconds | None = Field(default=None, gt=0)
-    """90 % quantile."""
+    """Two of mean, median (p50), p90 and p99 give the law."""
     p99: Seconds | None = Field(default=None, gt=0)
-    """99 % quantile."""
+    """Two of mean, median (p50), p90 and p99 give the law."""
 
     @model_validator(mode="after")
     def _exists(self) -> LognormalTime:
@@ -197,9 +197,9 @@ class UniformTokens(Strict):
 
     law: Literal["uniform"]
     low: TokenCount
-    """The fewest tokens."""
+    """The fewest and the most tokens."""
     high: TokenCount
-    """The most tokens."""
+    """The fewest and the most tokens."""
 
     @model_validator(mode="after")
     def _ordered(self) -> UniformTokens:
@@ -209,7 +209,7 @@ class UniformTokens(Strict):
 
 
 class GeometricTokens(Strict):
-    """Each token is the last with the same probability: 1, 2, 3, … with the given mean."""
+    """Each token is the last with the same probability."""
 
     law: Literal["geometric"]
     mean: float = Field(ge=1, le=MAX_TOKENS)
@@ -219,17 +219,17 @@ class GeometricTokens(Strict):
 
 
 class LognormalTokens(Strict):
-    """Token counts with a long tail, given by two of mean, median (p50), p90 and p99; rounded up, at least 1."""
+    """Token counts with a long tail; rounded up, at least 1."""
 
     law: Literal["lognormal"]
     mean: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """Mean tokens (before the cut at ``max``)."""
+    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     p50: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """The median."""
+    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     p90: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """90 % quantile."""
+    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     p99: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """99 % quantile."""
+    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 
@@ -249,7 +249,7 @@ class LognormalTokens(Strict):
 
 
 class EmpiricalTokens(Strict):
-    """Drawn from a column of observed counts in a CSV file (a header row, one number a row)."""
+    """Drawn from a column of a CSV file (a header row, one number a row)."""
 
     law: Literal["empirical"]
     file: str
@@ -259,15 +259,15 @@ class EmpiricalTokens(Strict):
 
 
 class HistogramTokens(Strict):
-    """A histogram with equally wide bins; uniform within each."""
+    """Bins of equal width; uniform within each."""
 
     law: Literal["histogram"]
     low: TokenCount
-    """Lower edge of the first bin, in tokens."""
+    """Edges of the first and the last bin, in tokens."""
     high: TokenCount
-    """Upper edge of the last bin."""
+    """Edges of the first and the last bin, in tokens."""
     shares: tuple[float, ...] = Field(min_length=1)
-    """Share of requests in each bin; they need not add up to 1."""
+    """Share of requests in each bin, in any scale."""
     mean: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
     """Stretch all lengths by one factor to this mean."""
 

@@ -35,19 +35,18 @@ class FullModels(Strict):
     """The replicas that serve full fine-tunes, and only these."""
 
     serve: Literal["dedicated", "swap"] = "dedicated"
-    """``dedicated``: every full model has its own replicas, which hold it from the start. ``swap``: a pool of replicas
-    for all full models; a replica holds ``resident`` of them and loads another once one has drained."""
+    """``dedicated``: every full model has its own replicas. ``swap``: one pool of replicas for all full models; a
+    replica holds ``resident`` of them, and loads another once one has drained."""
     replicas: PositiveInt = Field(default=1, le=4096)
     """``dedicated``: replicas of each full model. ``swap``: replicas of the pool."""
     resident: PositiveInt | None = Field(default=None, le=64)
     """``swap`` only: whole models that a replica holds at a time. Unset: 1."""
     load: TimeLaw | None = None
-    """``swap`` only: time of loading one whole model; nothing runs on the replica meanwhile. Unset: size over
-    storage bandwidth, plus the profile's cost per tensor, without spread. For models kept in host memory give a law,
-    such as ``{law: fixed, value: 800 ms}``."""
+    """``swap`` only: time to load one whole model, during which the replica is idle. Unset: size over storage
+    bandwidth, plus the profile's cost per tensor."""
     turn: Seconds | None = None
-    """``swap`` only: how long after its load a model's requests may overtake older requests for another model. Unset:
-    no overtaking; first come, first served, as in Ollama."""
+    """``swap`` only: how long after its load a model's requests may overtake older ones for another model. Unset:
+    never, as in Ollama."""
 
     @checks
     def _meaningful(self) -> Errors:
@@ -79,10 +78,10 @@ class ServedKinds(Strict):
 
 
 class KvOffload(Strict):
-    """Host memory of a replica for KV blocks of prompts, beside the copies of adapters (vLLM's OffloadingConnector)."""
+    """Host memory for KV blocks of prompts, as with vLLM's OffloadingConnector."""
 
     size: Bytes | None = None
-    """Bytes of a replica (vLLM's ``--kv-offloading-size``)."""
+    """Bytes for each replica (vLLM's ``--kv-offloading-size``)."""
     host_memory: Bytes | None = None
     """Instead of ``size``: bytes for KV and copies of adapters together. KV gets what the copies leave."""
     policy: Literal["lru", "arc"] = "lru"
@@ -92,7 +91,7 @@ class KvOffload(Strict):
     store_from: NonNegativeInt = Field(default=0, le=1000)
     """A block is stored when it is computed for this time; 0 or 1: at once."""
     bandwidth: Bandwidth = 25_000_000_000
-    """Between host memory and each GPU, in each direction; copies of adapters share it. PCIe 4.0 reaches 25 GB/s."""
+    """Between host memory and each GPU, in each direction, shared with copies of adapters. The default is PCIe 4.0."""
 
     @checks
     def _one_way(self) -> Errors:
@@ -105,7 +104,7 @@ class KvTransfer(Strict):
     """How decode replicas read the KV of prompts from prefill replicas (vLLM's NixlConnector, pull mode)."""
 
     bandwidth: Bandwidth = 25_000_000_000
-    """Of a read to each GPU. 25 GB/s is 200 Gbit/s."""
+    """Of a read to each GPU. The default is 200 Gbit/s."""
     latency: Seconds = Field(default=0.002, le=60)
     """Time of a read besides its bytes."""
     streams: PositiveInt = Field(default=1, le=1024)
@@ -127,139 +126,124 @@ class ReplicaKeys(Strict):
     """What a fleet says of its replicas, and each of its pools of its own."""
 
     replicas: PositiveInt = Field(default=1, le=4096)
-    """How many replicas serve the traffic; with ``autoscale``, at the start. Unset: 1, or ``autoscale.min`` if that is
-    more."""
+    """How many replicas serve the traffic; with ``autoscale``, at the start."""
     gpu: str | None = Field(default=None, json_schema_extra={"examples": list(GPUS)})
-    """The GPU, such as ``h100-80gb``, ``h200``, ``b200``, ``a100-80gb`` or ``l40s``. With ``adapters.base_model`` and
-    ``engine`` it picks the profile: the nearest version of the engine, measured before derived before assumed."""
+    """The GPU, such as ``h100-80gb`` or ``l40s``. With ``adapters.base_model`` and ``engine`` it picks the profile
+    (docs/profiles.md)."""
     price: Price | None = None
-    """What one GPU costs for an hour, in US dollars: ``2.50``, ``2.50 USD/h`` or ``$2.50/h``. Costs are shown where it
-    is given (docs/plan.md). It changes no result: another price needs no new simulation."""
+    """US dollars for one GPU for an hour: ``2.50``, ``2.50 USD/h`` or ``$2.50/h``. Another price needs no new
+    simulation."""
     profile: str | None = None
-    """Where step, load and memory costs come from: a bundled name or a path to a profile. Unset: the profile that
-    ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
+    """Where step, load and memory costs come from: a bundled name or a path. Unset: what ``gpu``,
+    ``adapters.base_model`` and ``engine`` pick."""
     tensor_parallel: PositiveInt | None = Field(default=None, le=64)
-    """GPUs of one replica, over which the model is split (tensor parallelism). Unset: those of the profile, or
-    1 with ``gpu``. Another number takes the bundled profile of the same device, model and engine for so many GPUs."""
+    """GPUs of one replica, over which the model is split. Unset: those of the profile, or 1 with ``gpu``. Another
+    number takes the bundled profile for so many GPUs."""
     gpus_per_replica: PositiveInt | None = Field(default=None, le=1024)
-    """GPUs that one replica takes, for costs and manifests: only for a profile of one device that stands for several
-    GPUs. Unset: those of the profile (``tensor_parallel``)."""
+    """GPUs of one replica for costs and manifests, where a profile of one device stands for several. Unset:
+    ``tensor_parallel``."""
     fully_sharded_loras: bool = False
-    """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
-    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/pools.md)."""
+    """vLLM with several GPUs per replica: whether both sides of every adapter are split over them, so that slots are
+    smaller (docs/pools.md)."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
-            "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version whose rules are "
-            "known, and any version, such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."
+            "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version, and any version, "
+            "such as ``vllm-0.16``, finds the preset with its rules (docs/engines.md)."
         ),
     )
     service: TimeOrLaw | None = None
-    """Engine ``fixed`` only: the time one request takes, such as ``10 ms`` or a law."""
+    """Engine ``fixed`` only: the time that one request takes, such as ``10 ms``."""
     max_num_seqs: PositiveInt = 256
-    """Sequences in one batch, at most. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 1024 on h100-80gb, h200
-    and b200."""
+    """Most sequences in one batch. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 1024 on h100-80gb, h200 and
+    b200."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
-    """Token budget of one step; longer prefills are split into chunks. With vLLM, unset: what ``vllm serve`` takes on
-    ``gpu``, 8192 on h100-80gb and h200, 16384 on b200."""
+    """Token budget of one step. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 8192 on h100-80gb and h200,
+    16384 on b200."""
     budget_kv_share: float = Field(default=0.0, ge=0, le=1)
-    """The token budget is at least this share of the KV cache's tokens. S-LoRA: a sixth, unless
-    ``max_num_batched_tokens`` is given."""
+    """The token budget is at least this share of the KV cache's tokens, as in S-LoRA (a sixth)."""
     chunked_prefill: bool = True
     """Whether a prompt longer than the rest of the budget is split. If not, it waits for a step of its own, and so do
-    the requests behind it; prompts longer than the whole budget are refused."""
+    the requests behind it; one longer than the whole budget is refused."""
     batching: Literal["mixed", "prefill-first"] = "mixed"
-    """``mixed``: prompts and decodes share steps. ``prefill-first``: prompts are computed in steps of their own, while
-    all decodes pause."""
+    """``mixed``: prompts and decodes share steps. ``prefill-first``: prompts have steps of their own, in which all
+    decodes pause."""
     block_size: PositiveInt = Field(default=16, le=65536)
     """Tokens in one KV block."""
     prefix_caching: bool = False
-    """Whether full KV blocks stay findable by their content, so that a request need not compute the beginning of its
-    prompt if its replica has it in the KV cache. It matters where requests share text: ``workload.prefix``,
-    ``workload.sessions.history``, or a trace that says so. vLLM and SGLang have it on by default, and so have their
-    presets."""
+    """Whether requests reuse the KV blocks of others whose prompts begin with the same tokens (docs/prefix-caching.md).
+    The presets of vLLM and SGLang have it on."""
     uncached_blocks: Literal["first", "last"] = "first"
-    """With ``prefix_caching``: where blocks that become free without having been full go in the queue of free blocks.
-    ``first``: they are used again at once. ``last``: behind cached ones, as in vLLM before 0.23, so cached content
-    leaves sooner."""
+    """With ``prefix_caching``: where a block that was never full goes when it becomes free. ``first``: it is used again
+    at once. ``last``: behind cached ones, as in vLLM before 0.23."""
     kv_offload: KvOffload | None = None
     """Host memory for the KV of prompts (docs/kv-offload.md)."""
     kv_tokens: PositiveInt | None = None
-    """KV cache of one replica in tokens; unset: the memory left by weights and slots."""
+    """KV cache of one replica in tokens; unset: the memory that weights and slots leave."""
     max_model_len: PositiveInt | None = None
-    """Longest request, prompt and answer, in tokens: longer ones are refused, and the KV cache must be large enough for
-    one. Unset: limited by the KV cache; a note names requests beyond the base model's context."""
+    """Longest request in tokens, prompt and answer: longer ones are refused, and the KV cache must hold one. Unset:
+    limited by the KV cache."""
     gpu_memory: Bytes | None = Field(default=None, gt=0)
-    """Memory of one GPU, for a card that differs from the profile's only in this, such as ``96 GB``; unset: the
-    profile's."""
+    """Memory of one GPU that differs from the profile's in this alone, such as ``96 GB``."""
     gpu_memory_utilization: Share | None = None
-    """Share of the GPU's memory that the engine may use; unset: the profile's, which vLLM before 0.25 has too."""
+    """Share of the GPU's memory that the engine may use; unset: the profile's."""
     admission: Literal["skip", "stop", "per-adapter"] = "skip"
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
-    all wait. ``per-adapter``: every adapter has a queue; as many queues are active as there is room, and among them the
-    request that waited longest goes first (see ``cache.cycle``)."""
+    all wait. ``per-adapter``: every adapter has a queue, as many are active as there is room, and of these the request
+    that waited longest goes first (see ``cache.cycle``)."""
     passed_requests: Literal["keep-order", "reversed", "own-queue"] = "keep-order"
-    """With ``cache.eviction: vllm-lru``, where requests wait that a step passes because their adapter would be one too
-    many. ``keep-order``: at the head of the queue in their order, behind preempted ones. ``reversed``: at the head, in
-    reverse order after every step. ``own-queue``: in a queue of their own, ahead of preempted ones."""
+    """With ``cache.eviction: vllm-lru``, where requests wait whose adapter would be one too many. ``keep-order``: at
+    the head of the queue, behind preempted ones. ``reversed``: there, in reverse order after every step. ``own-queue``:
+    in a queue of their own, which goes first."""
     adapter_limit: Literal["scheduled", "running"] = "scheduled"
     """With ``cache.eviction: vllm-lru``, which adapters count for the limit of ``cache.gpu.slots``. ``scheduled``:
-    those of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33: also of
-    those whose last token is on its way (``async_scheduling``)."""
+    those of requests that get a token in the step. ``running``: those of all running requests, as in vLLM 0.33."""
     scheduling: Literal["fcfs", "priority", "vtc", "lcf", "lpm"] = "fcfs"
     """Which waiting request goes first. ``fcfs``: the one that came first. ``priority``: that of the tenant with the
-    lowest ``priority``, then the one that came first; when KV memory runs out, the last in this order is preempted
-    (vLLM's ``--scheduling-policy``, from 0.9.2 on). ``vtc``: that of the tenant that was served least, by the virtual
-    token counter of S-LoRA. ``lcf``: the same, but a tenant that comes back after a pause keeps its low counter.
-    ``lpm``: that of which the prefix cache knows most, as long as at most 128 wait (SGLang's ``--schedule-policy``).
-    With an engine that has the policy only; ``tenants`` give priorities and weights."""
+    lowest ``priority``; when KV memory runs out, the last in this order is preempted. ``vtc``: that of the tenant that
+    was served least; ``lcf``: the same, but a pause does not raise its counter (docs/tenants.md). ``lpm``: that of
+    which the prefix cache knows most, while at most 128 wait. Only with an engine that has the policy."""
     drain_wait: Seconds = Field(default=0.0, ge=0)
-    """With ``kv_check: ratio``: how long an adapter waits while all slots are taken until another one gets no more long
-    requests, to make room for it (SGLang's ``lora_drain_wait_threshold``). 0: never."""
+    """With ``kv_check: ratio``: how long an adapter waits for a slot before another one gets no more long requests
+    (SGLang's ``lora_drain_wait_threshold``). 0: never."""
     self_preemption: Literal["goes-on", "ends-scan"] = "goes-on"
-    """With ``scheduling: priority``, what follows if a request lacks a KV block and is itself the one to be preempted.
+    """With ``scheduling: priority``, what follows if a request that lacks a KV block is itself the one to be preempted.
     ``goes-on``: the next running request is looked at (vLLM 0.33). ``ends-scan``: those behind it get no token in this
-    step (vLLM up to 0.32)."""
+    step (up to 0.32)."""
     async_scheduling: bool = False
-    """Whether the next step is decided while the GPU computes the one before, so that a step takes the longer of the
-    GPU's time and the host's, and not their sum. Tokens and free places are known a step later. vLLM does so from 0.14
-    on, except on CPUs, where this has no effect. It needs ``batching: mixed``, and rules of ``kv_check`` and
-    ``scheduling`` that vLLM has (docs/engines.md)."""
+    """Whether the next step is decided while the GPU computes the one before, as vLLM does on GPUs from 0.14 on
+    (docs/engines.md). It needs ``batching: mixed``, and vLLM's rules of ``kv_check`` and ``scheduling``."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     prefill_schedule_interval: PositiveInt = Field(default=1, le=10000)
-    """After a step that computed prompts and left no request waiting, the others up to this number compute none while
-    requests decode, unfinished prompts included (vLLM 0.33, ``--prefill-schedule-interval``). 1: every step may."""
+    """After a step that computed prompts and left no request waiting, steps up to this number compute no prompts while
+    requests decode (vLLM 0.33). 1: off."""
     waiting_ratio: float = Field(default=0.0, ge=0, le=1000)
-    """With an ``admission_interval``: admit earlier, after one decode step, once there are this many times more waiting
-    than running requests. 0: never."""
+    """With an ``admission_interval``: admit after one decode step once this many times more requests wait than run. 0:
+    never."""
     load_at: Literal["arrival", "admission"] | None = None
-    """When a load starts: when the request arrives, or when the scheduler could first admit it.
-    Unset: ``arrival``, except with ``admission: stop`` or ``storage.mode: blocking``."""
+    """Whether a load starts when the request arrives, or when the scheduler could first admit it. Unset: ``arrival``,
+    except with ``admission: stop`` or ``storage.mode: blocking``."""
 
     kv_check: Literal["whole-prompt", "first-chunk", "whole-answer", "peak", "ratio"] = "whole-prompt"
     """How much of the KV cache must be free for a request to join. ``whole-prompt``, ``first-chunk``: blocks for that
     much; when answers outgrow the cache, the newest request is preempted. ``whole-answer``: blocks for prompt and
-    answer, reserved to its end. ``peak``: the most tokens that the batch will hold before its last answer ends. These
-    two know the lengths of answers, as if every request's ``max_tokens`` were exact. ``ratio``: SGLang's scheduler.
-    There must be room for the prompt, the request's ``max_tokens``, and a share of what the limits of running requests
-    still allow: at first 0.7, less with every step, and set anew when it turned out too low and requests were retracted
-    (``workload.tokens.max_tokens``)."""
+    answer. ``peak``: the most tokens that the batch will hold before its last answer ends. Both take the length of the
+    answer for the request's ``max_tokens``. ``ratio``: SGLang's rule (docs/engines.md)."""
     schedule_conservativeness: float = Field(default=1.0, gt=0, le=10)
     """With ``kv_check: ratio``: a factor on the share of answers for which room is kept."""
     overlap_schedule: bool = False
-    """With ``kv_check: ratio``: whether each step is planned while the one before runs, and so without its result."""
+    """With ``kv_check: ratio``: whether each step is planned while the one before runs, without its result."""
     reserved_kv_blocks: NonNegativeInt = Field(default=0, le=1024)
     """KV blocks that the engine keeps for itself."""
     front_end: Literal["none", "vllm-0.8-scraped", "s-lora"] = "none"
     """The front end between clients and engine. ``none``: for planning. The others reproduce measured runs.
-    ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read (every 2 s) and at
-    each adapter's first request, and a client with at most 25,500 open requests. ``s-lora``: a constant 30 ms for each
-    request, and a client with at most 28,232 open requests."""
+    ``vllm-0.8-scraped``: an API server that pauses longer and longer whenever its metrics are read and at each
+    adapter's first request. ``s-lora``: 30 ms for each request."""
     front_end_time: Seconds | None = Field(default=None, le=60)
-    """Time that a request spends between client and engine (connection, API server, tokenizer), which TTFT and E2E
-    include. Unset: as measured with the profile; else 7 ms for vLLM from 0.14 on, the median of measured servers
-    (docs/validation.md), and 0 for others, of which none was measured, and with a ``front_end``."""
+    """Time that a request spends between client and engine; TTFT and E2E include it. Unset: as measured with the
+    profile; else 7 ms for vLLM from 0.14 on, the median of measured servers, and 0 for others and with a
+    ``front_end``."""
 
     @field_validator("engine")
     @classmethod
@@ -287,16 +271,15 @@ class GpuCache(Strict):
     """GPU memory for adapters: a number of slots, or bytes."""
 
     slots: PositiveInt | None = None
-    """Number of adapter slots; each is padded to all linear modules at the largest rank of the scenario."""
+    """Number of adapter slots; each is padded to all linear modules at the scenario's largest rank."""
     size: Bytes | None = None
     """Bytes for adapters; each takes its exact size."""
     unified: bool = False
-    """Whether adapters take their exact size from the KV cache when they load, instead of memory set aside. ``slots``
-    then limits the resident adapters; unset: as many as fit."""
+    """Whether adapters take their exact size from the KV cache when they load. ``slots`` then limits the resident
+    adapters; unset: as many as fit."""
     base_model_slot: bool = False
     """Whether the base model takes one of the slots; it loses it only when all others are in use. With ``storage.mode:
-    blocking``, a request to the base model then needs a slot like one for an adapter, in which there is nothing to
-    load."""
+    blocking``, a request to the base model then needs a slot like any other."""
 
     @checks
     def _one_way(self) -> Errors:
@@ -317,12 +300,11 @@ class HostCache(Strict):
     """Bytes for adapters; each takes its exact size."""
     fill: Literal["load", "arrival", "start"] = "load"
     """How host memory is filled. ``load``: a load from storage to the GPU leaves a copy. ``arrival``: a request whose
-    adapter has no copy fetches it on arrival, through the storage loaders, and waits for it; loads to the GPU then come
-    from host memory. An adapter with requests in the system keeps its place. ``start``: all adapters are there from the
-    start, without limit."""
+    adapter has no copy fetches it on arrival, through the storage loaders; an adapter with requests in the system keeps
+    its place. ``start``: all adapters are there from the start, without limit."""
     full: Literal["wait", "reject"] = "wait"
-    """With ``fill: arrival``, if every place belongs to an adapter with requests in the system: whether a request for
-    another adapter waits for a place or is rejected."""
+    """With ``fill: arrival``, if every place is needed by requests in the system: whether a request for another adapter
+    waits for a place or is rejected."""
 
     @checks
     def _one_way(self) -> Errors:
@@ -359,16 +341,16 @@ class Cache(Strict):
     """With ``eviction: cycle``: how long an adapter may keep its place while its queue isn't empty and others wait."""
     pinned: NonNegativeInt = 0
     """Number of most popular adapters that are in GPU memory from the start and never evicted. There must be room for
-    one more adapter."""
+    one more."""
     warm: NonNegativeInt | Literal["steady"] = 0
-    """Number of most popular adapters, after the pinned ones, that are in GPU memory at the start, up to the first that
-    does not fit; they may be evicted. ``steady``: GPU and host memory start full, with the adapters that were used last
-    before the start. Their order is drawn by popularity. A short run then shows what a long one would. Loads before the
-    start take no time and are not counted. ``loraplan plan`` uses ``steady`` unless the scenario sets this key."""
+    """Number of most popular adapters, after the pinned ones, that are in GPU memory at the start but may be evicted.
+    ``steady``: GPU and host memory start full, with the adapters that were used last, so a short run shows what a long
+    one would. Loads before the start are not counted. ``loraplan plan`` uses ``steady`` unless the scenario sets this
+    key."""
     prefetch: Literal["none", "queued"] = "none"
     """``queued``: with loads that start at admission and overlap with steps, idle loaders load the adapters of queued
-    requests, in queue order, into free room or in place of adapters that neither running nor queued requests need. A
-    request that finds its adapter resident is a hit; one that arrives during the load is a delayed hit."""
+    requests, in queue order, into room that neither running nor queued requests need. A request that arrives during
+    such a load is a delayed hit."""
 
     @property
     def starts_full(self) -> bool:
@@ -386,21 +368,21 @@ class Storage(Strict):
     """How adapters are loaded. Every replica has its own loaders."""
 
     loaders: PositiveInt = 1
-    """Loads from storage that run at the same time; the rest queue, first come first served."""
+    """Loads from storage that run at the same time; the rest queue."""
     load: TimeLaw | None = None
     """Time of one load from storage to the GPU; unset: computed from the profile and the adapter's size."""
     host_loaders: PositiveInt = 1
     """Copies from host to GPU that run at the same time."""
     host_load: TimeLaw | None = None
-    """Time of one load from host to GPU; unset: computed from the profile and the adapter's size."""
+    """Time of one load from host memory to the GPU; unset: computed likewise."""
     mode: Literal["overlap", "blocking"] = "overlap"
     """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads
     of the requests it admits, one after the other."""
 
 
 class Pool(ReplicaKeys):
-    """Replicas of one kind in a fleet of several. It has every key of ``fleet`` that describes a replica, and sections
-    ``cache`` and ``storage``; a key that it leaves out is as in ``fleet``, ``cache`` or ``storage``."""
+    """Replicas of one kind in a fleet of several. It has every key of ``fleet`` that describes a replica; a key that it
+    leaves out is as in ``fleet``, ``cache`` or ``storage``."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")
     """Its name in results, and in keys: ``fleet.pools.small.replicas``."""
@@ -408,12 +390,13 @@ class Pool(ReplicaKeys):
     """How many replicas it has. 0: the pool is left out, for sweeps and plans over mixes."""
     serves: Literal["all", "adapters", "base"] | ServedKinds = "all"
     """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
-    those for adapters of these kinds of ``adapters.mix``, counted from 0; its slots are then as large as these need."""
+    those for adapters of these kinds of ``adapters.mix``, counted from 0; slots are then only as large as these
+    need."""
     role: Literal["both", "prefill", "decode"] = "both"
     """``prefill``: its replicas compute prompts, whose KV those with role ``decode`` read (docs/prefill-decode.md)."""
     weight: float = Field(default=1.0, ge=0, le=1e6)
-    """With ``router.pools: weight``: its share of the requests, relative to the other pools that take them. 0: it only
-    gets what other pools pass on (``router.spill``)."""
+    """With ``router.pools: weight``: its share of the requests, relative to other pools that take them. 0: only what
+    other pools pass on (``router.spill``)."""
     cache: Cache | None = None
     """Keys of ``cache`` that differ in this pool."""
     storage: Storage | None = None
@@ -445,15 +428,15 @@ class Fleet(ReplicaKeys):
     """The replicas, what each can do, and how long its steps take."""
 
     full_models: FullModels | None = None
-    """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides the ``replicas`` of the base model."""
+    """Replicas for full fine-tunes (``kind: full`` in ``adapters.mix``), besides those of the base model."""
 
     autoscale: Autoscale | None = None
-    """A controller that starts and stops replicas during the run; unset: there are always ``replicas``."""
+    """A controller that starts and stops replicas during the run; unset: none."""
     kv_transfer: KvTransfer | None = None
     """With roles of pools: how KV gets from one to the other."""
     pools: tuple[Pool, ...] = Field(default=(), max_length=64)
-    """Several kinds of replica in one fleet, each with its own number of replicas (docs/pools.md). What is given here,
-    in ``cache`` and in ``storage`` holds for all of them, unless a pool says otherwise."""
+    """Several kinds of replica in one fleet (docs/pools.md). What is given here, in ``cache`` and in ``storage`` holds
+    for all of them, unless a pool says otherwise."""
 
     @checks
     def _consistent(self) -> Errors:

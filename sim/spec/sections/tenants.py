@@ -24,30 +24,31 @@ from sim.spec.units import (
 
 
 class Slo(Strict):
-    """The service-level objective; every term must hold."""
+    """The service-level objective; every term must hold. In names of terms, ``p50`` is the median and ``p99`` the 99 %
+    quantile."""
 
     ttft_mean: Seconds | None = None
-    """Mean time to first token."""
+    """Time to first token."""
     ttft_p50: Seconds | None = None
-    """Median time to first token."""
+    """Time to first token."""
     ttft_p99: Seconds | None = None
-    """99 % of first tokens arrive within this time."""
+    """Time to first token."""
     tpot_mean: Seconds | None = None
-    """Mean time per output token after the first."""
+    """Time per output token after the first."""
     itl_mean: Seconds | None = None
-    """Mean gap between tokens."""
+    """Gap between tokens."""
     itl_p99: Seconds | None = None
-    """99 % of gaps between tokens are shorter."""
+    """Gap between tokens."""
     e2e_mean: Seconds | None = None
-    """Mean time from arrival to last token."""
+    """Time from arrival to last token."""
     e2e_p50: Seconds | None = None
-    """Median time from arrival to last token."""
+    """Time from arrival to last token."""
     e2e_p99: Seconds | None = None
-    """99 % of requests end within this time."""
+    """Time from arrival to last token."""
     queue_mean: Seconds | None = None
-    """Mean time a request waits before it is admitted."""
+    """Time that a request waits before it is admitted."""
     queue_p99: Seconds | None = None
-    """99 % of requests are admitted within this time."""
+    """Time that a request waits before it is admitted."""
     miss_ratio: Share | None = None
     """Share of admitted requests that had to start a load."""
 
@@ -68,20 +69,20 @@ class TokenBucket(Strict):
     rate: Rate = Field(gt=0)
     """What flows in per unit of time, such as ``5000/s`` or ``300000/min``."""
     burst: PositiveInt = Field(le=1_000_000_000)
-    """What the bucket holds at most; it is full at the start. Tokens: at least as many as the longest request has."""
+    """What the bucket holds at most; it is full at the start. No request may have more tokens."""
     full: Literal["queue", "refuse"] = "queue"
-    """What happens to a request for which the bucket lacks tokens. ``queue``: it waits in front of the fleet, first
-    come, first served. ``refuse``: it is refused, as by a gateway that answers 429."""
+    """What happens to a request for which the bucket lacks tokens. ``queue``: it waits in front of the fleet.
+    ``refuse``: it is refused, as by a gateway that answers 429."""
 
 
 class TenantPrice(Strict):
     """What a tenant pays for its completed requests. ``0.40 USD/1M tokens`` is short for the same price for prompts and
-    answers, ``0.002 USD/request`` for one per request."""
+    answers."""
 
     input: TokenPrice = 0.0
     """For a million prompt tokens, such as ``0.40 USD/1M tokens``."""
     output: TokenPrice = 0.0
-    """For a million output tokens."""
+    """For a million output tokens, such as ``0.40 USD/1M tokens``."""
     request: RequestPrice = 0.0
     """For a request, such as ``0.002 USD/request``."""
 
@@ -107,30 +108,28 @@ class _OrText:
 
 
 class Tenant(Strict):
-    """One tenant. Every request belongs to exactly one: the tenant of its adapter, or of the base model."""
+    """Every request belongs to exactly one tenant: that of its adapter, or of the base model."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
     """Its name in tables and files."""
     adapters: PositiveInt | None = None
-    """How many adapters it has: the first tenant's are adapters 0, 1, …, and so on. All tenants together have
+    """How many adapters it has: the first tenant has adapters 0, 1, …, and so on. All tenants together have
     ``adapters.count``."""
     match: tuple[str, ...] = ()
-    """Where a trace or a weights file names the adapters, instead of ``adapters``: patterns of its adapters' names,
-    such as ``acme-*``. Every name must match exactly one tenant."""
+    """Where a file names the adapters, instead of ``adapters``: patterns of names, such as ``acme-*``. Every name must
+    match one tenant."""
     base_model: bool = False
     """Whether the requests to the base model are this tenant's."""
     share: Share | None = Field(default=None, gt=0)
-    """Share of the requests for adapters; ``workload.popularity`` then applies within each tenant. Shares add up to
-    100%. Unset for all tenants: ``workload.popularity`` decides over all adapters. Not with a trace."""
+    """Share of the requests for adapters; ``workload.popularity`` applies within each tenant. Unset for all: it decides
+    over all adapters. Not with a trace."""
     rate: Rate | None = None
-    """Its mean requests per unit of time, such as ``5/s``, in place of ``share``: for all tenants or none. The rates
-    add up to ``workload.arrivals.rate``, which can then be left out."""
+    """Its requests per unit of time, such as ``5/s``, in place of ``share``: for all tenants or none.
+    ``workload.arrivals.rate`` can then be left out."""
     steps: tuple[Step, ...] = Field(default=(), max_length=100_000)
-    """A rate that cycles through steps, as of ``process: piecewise``; the mean stays its share of
-    ``workload.arrivals.rate``, or its ``rate``. Unset: ``workload.arrivals`` applies."""
+    """A rate that cycles through steps, as of ``process: piecewise``; its mean stays the tenant's."""
     cv: float | None = Field(default=None, ge=0.01, le=100)
-    """Coefficient of variation of the gaps between its own arrivals, in place of ``workload.arrivals``; 1 is
-    Poisson."""
+    """Coefficient of variation of the gaps between its own arrivals."""
     slo: Slo = Slo()
     """The objective of its requests, besides the fleet's ``slo``."""
     priority: int = Field(default=0, ge=-1_000_000, le=1_000_000)
@@ -140,8 +139,7 @@ class Tenant(Strict):
     requests."""
     price: Annotated[TenantPrice, BeforeValidator(_as_price), _OrText()] | None = None
     """What it pays, such as ``0.40 USD/1M tokens``, ``0.002 USD/request`` or ``{input: 0.20, output: 0.80}``. Results
-    then have its revenue, and with ``fleet.price`` its margin. It changes no result: another price needs no new
-    simulation."""
+    then have its revenue, and with ``fleet.price`` its margin."""
     bucket: TokenBucket | None = None
     """Limits the tokens of its requests; unset: no limit."""
 

@@ -55,15 +55,14 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 
 
 class LogColumns(Strict):
-    """Which columns of a log hold what; the others are found by their names, and a note says which."""
+    """Which columns of a log hold what; the others are found by their names."""
 
     time: str | None = None
-    """When a request came: ISO 8601, the times of access logs, or a number since 1970 or any other origin."""
+    """When a request came: ISO 8601, the times of access logs, or a number."""
     unit: TimeUnit | None = None
-    """Of times that are numbers. Unset, the first one decides: seconds since 1970 have ten digits, milliseconds 13."""
+    """Of times that are numbers. Unset: told by the size of the first one."""
     duration: str | None = None
-    """Seconds that are taken from the time, for logs that have the time at which a request ended. The name of a column
-    in milliseconds ends in ``ms``."""
+    """Seconds (milliseconds if the name ends in ``ms``) to take from a time at which a request ended."""
     adapter: str | None = None
     """The adapter's name; an empty cell is a request to the base model. ``none``: ``popularity`` draws adapters."""
     input: str | None = None
@@ -89,13 +88,12 @@ class Trace(Strict):
     """Recorded requests, replayed with their own times, adapters and lengths."""
 
     file: str | tuple[str, ...]
-    """A file in one of the formats, perhaps compressed (gzip, zstd); relative to the scenario (or to the working
-    directory, if given by ``--set``). Of a log, several files: ``[access.log.1.gz, access.log]``."""
+    """A file, perhaps compressed (gzip, zstd), relative to the scenario (in ``--set``: to the working directory). Of a
+    log, several files: ``[access.log.1.gz, access.log]``."""
     format: str = Field(
         default="auto",
         description=TRACE_FORMATS.described(
-            "Where a trace names no adapters, ``popularity`` draws them; where it has no lengths, ``tokens`` does. "
-            "Published traces are read as their authors give them."
+            "Where a trace names no adapters, ``popularity`` draws them; where it has no lengths, ``tokens`` does."
         ),
     )
     lengths_file: str | None = None
@@ -103,17 +101,17 @@ class Trace(Strict):
     time_scale: float = Field(default=1.0, gt=0, le=1e6)
     """Factor on the playback speed; order and locality stay as recorded."""
     population_scale: float = Field(default=1.0, gt=0, le=10_000)
-    """Factor on the number of users of the same adapters: copies of the trace, shifted in time by random offsets (a
-    fraction keeps that share of the sessions). It changes the order of requests, and so loses part of the locality."""
+    """Factor on the number of users of the same adapters: copies of the trace, shifted by random offsets, which loses
+    part of the locality. A fraction keeps that share of the sessions."""
     hash_block: PositiveInt = Field(default=512, le=65536)
     """Tokens of a block in the column ``hash_ids``; Mooncake's have 512."""
     columns: LogColumns | None = None
-    """Which columns of a log hold what (docs/trace.md). Unset: they are found by their names, and a note says which."""
+    """Which columns of a log hold what (docs/trace.md). Unset: found by their names."""
     base_model: str | None = None
-    """The name of the base model in a log's column of adapters: requests for it need no adapter."""
+    """The name of the base model in a log's column of adapters."""
     adapter_from: str | None = None
-    """A regular expression that finds the adapter's name in that column: its first group, or all of it. Rows in which
-    it finds nothing are left out and counted."""
+    """A regular expression that finds the adapter's name there: its first group, or all of it. Rows without a match are
+    left out and counted."""
     skip_bad: bool = False
     """Leave out rows that can't be used and count them, instead of stopping at the first."""
 

@@ -28,8 +28,8 @@ class _Process(Strict):
 
 class _Renewal(_Process):
     per: Literal["aggregate", "adapter"] = "aggregate"
-    """``aggregate``: one stream of requests, each of which draws its adapter. ``adapter``: every adapter has its own
-    stream with these gaps and its share of the rate, so that its requests come in bursts."""
+    """``aggregate``: one stream, each of whose requests draws its adapter. ``adapter``: every adapter has a stream of
+    its own, so its requests come in bursts."""
 
 
 class PoissonArrivals(_Process):
@@ -39,21 +39,20 @@ class PoissonArrivals(_Process):
 
 
 class GammaArrivals(_Renewal):
-    """Gamma gaps: ``cv`` above 1 is burstier than Poisson, below 1 more regular. ``process: bursty`` is the same."""
+    """Gamma gaps: burstier than Poisson with a ``cv`` above 1, more regular below."""
 
     process: Literal["gamma", "bursty"]
     cv: float = Field(default=4.0, ge=0.01, le=100)
     """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of the
-    weights file can give each adapter its own."""
+    weights file can give one for each adapter."""
 
 
 class WeibullArrivals(_Renewal):
-    """Weibull gaps: at the same ``cv`` fewer tiny gaps than gamma; fits many clients of ServeGen."""
+    """Weibull gaps: at the same ``cv`` fewer tiny gaps than gamma."""
 
     process: Literal["weibull"]
     cv: float = Field(ge=0.01, le=100)
-    """Coefficient of variation of the gaps: 1 is Poisson, 4 is bursty. With ``per: adapter``, a third column of the
-    weights file can give each adapter its own."""
+    """Coefficient of variation of the gaps."""
 
 
 class OnOffArrivals(_Renewal):
@@ -61,9 +60,9 @@ class OnOffArrivals(_Renewal):
 
     process: Literal["on-off"]
     on: Seconds = Field(gt=0)
-    """Mean time on."""
+    """Mean times on and off. While on, requests arrive at ``rate × (on + off) / on``."""
     off: Seconds = Field(gt=0)
-    """Mean time off. While on, requests arrive at ``rate × (on + off) / on``."""
+    """Mean times on and off. While on, requests arrive at ``rate × (on + off) / on``."""
 
 
 class Step(Strict):
@@ -72,12 +71,12 @@ class Step(Strict):
     time: Seconds = Field(gt=0)
     """How long it lasts."""
     level: float = Field(ge=0, le=1e6)
-    """Rate, relative to the other steps; together they give the mean rate."""
+    """Rate, relative to the other steps."""
 
 
 class _Modulated(_Process):
     cv: float = Field(default=1.0, ge=0.01, le=100)
-    """Coefficient of variation of the gaps at a constant rate: 1 is Poisson, else gamma."""
+    """Coefficient of variation of the gaps at a constant rate."""
 
 
 class PiecewiseArrivals(_Modulated):
@@ -85,7 +84,7 @@ class PiecewiseArrivals(_Modulated):
 
     process: Literal["piecewise"]
     steps: tuple[Step, ...] = Field(min_length=1, max_length=100_000)
-    """The steps in order, repeated. Their levels are scaled to the mean ``rate``."""
+    """The steps in order, repeated, with levels scaled to the mean ``rate``."""
 
 
 class DiurnalArrivals(_Modulated):
@@ -93,18 +92,18 @@ class DiurnalArrivals(_Modulated):
 
     process: Literal["diurnal"]
     swing: Share = 0.5
-    """Amplitude of the rate around its mean, as a share of the mean."""
+    """Amplitude of the rate, as a share of its mean."""
     period: Seconds = Field(default=86400.0, gt=0)
     """From peak to peak."""
     peak_at: Moment = 50400.0
-    """Time of the first peak; the run begins at 0."""
+    """Time of the first peak."""
 
 
 class MmppState(Strict):
     """One state of the environment."""
 
     level: float = Field(ge=0, le=1e6)
-    """Rate in this state, relative to the others; together they give the mean rate."""
+    """Rate in this state, relative to the others."""
     time: Seconds = Field(gt=0)
     """Mean time in it; exponential."""
 
@@ -114,18 +113,17 @@ class MmppArrivals(_Process):
 
     process: Literal["mmpp"]
     states: tuple[MmppState, ...] = Field(min_length=2, max_length=100)
-    """The states; every other state is equally likely to be next. Levels are scaled to the mean ``rate``."""
+    """Every other state is equally likely to be next. Levels are scaled to the mean ``rate``."""
 
 
 class ClosedArrivals(Strict):
-    """A closed loop, as most benchmarks run: each client sends its next request once the last one is answered."""
+    """A closed loop, as most benchmarks run: each client sends its next request once it has its answer."""
 
     process: Literal["closed"]
     concurrency: PositiveInt = Field(le=1_000_000)
-    """How many clients there are, and so how many requests are under way at most."""
+    """How many clients there are."""
     think: TimeOrLaw = FixedTime(law="fixed", value=0.0)
-    """How long a client waits before each request, its first one included: a duration such as ``2 s``, or a law such as
-    ``{law: exponential, mean: 2 s}``. 0: all clients send at the start, and again as soon as they have their answer."""
+    """How long a client waits before each request, its first one included. 0: all send at the start."""
 
 
 OpenArrivals = (
@@ -189,9 +187,9 @@ class ZipfMandelbrotPopularity(_Law):
 
     law: Literal["zipf-mandelbrot"]
     exponent: float = Field(ge=0, le=10)
-    """As of Zipf; 0.95 fits Alibaba's GenTD26."""
+    """0.95 fits Alibaba's GenTD26."""
     shift: float = Field(ge=0, le=1e6)
-    """How flat the head is; 0 is Zipf, 6.5 fits Alibaba's GenTD26."""
+    """0 is Zipf; 6.5 fits Alibaba's GenTD26."""
 
     def weights(self, count: int) -> Floats:
         import numpy as np
@@ -200,11 +198,11 @@ class ZipfMandelbrotPopularity(_Law):
 
 
 class GeometricPopularity(_Law):
-    """Every adapter gets ``ratio`` times as many requests as the next; SGLang's benchmark calls it skewed."""
+    """Every adapter gets ``ratio`` times as many requests as the next."""
 
     law: Literal["geometric"]
     ratio: float = Field(default=1.5, ge=1, le=1000)
-    """1 is uniform; SGLang's benchmark has 1.5 (its --lora-zipf-alpha)."""
+    """1 is uniform; SGLang's benchmark, which calls it skewed, has 1.5."""
 
     def weights(self, count: int) -> Floats:
         import numpy as np
@@ -226,13 +224,13 @@ class SLoraPowerPopularity(_Law):
 
 
 class HotColdPopularity(_Law):
-    """Hot adapters get most requests, equally many each; the cold ones share the rest equally."""
+    """Hot adapters get most requests, each equally many; the others share the rest equally."""
 
     law: Literal["hot-cold"]
     hot: Share = Field(gt=0)
-    """Share of the adapters that is hot, such as ``10%``; at least one is."""
+    """Share of the adapters that is hot, such as ``10%``."""
     requests: Share
-    """Share of the requests that the hot ones get, such as ``90%``."""
+    """Share of the requests that these get, such as ``90%``."""
 
     def weights(self, count: int) -> Floats:
         import numpy as np
@@ -256,8 +254,8 @@ class CyclicPopularity(_Law):
 
 
 class WeightsPopularity(_Law):
-    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight`` (and perhaps ``cv``,
-    see ``arrivals.per``)."""
+    """Weights from a file: one number a line, adapter 0 first, or CSV rows ``adapter_id,weight`` (and perhaps
+    ``cv``)."""
 
     law: Literal["weights"]
     fixes_count: ClassVar[bool] = True
@@ -271,11 +269,11 @@ class AdapterGroup(Strict):
     adapters: PositiveInt
     """How many."""
     weight: float = Field(ge=0)
-    """Requests of each, relative to the others; a rate per adapter works too."""
+    """Requests of each adapter, relative to the others."""
 
 
 class GroupsPopularity(_Law):
-    """Groups of equally popular adapters: the first group's are adapters 0, 1, …, and so on."""
+    """Groups of equally popular adapters; the first group has adapters 0, 1, …"""
 
     law: Literal["groups"]
     fixes_count: ClassVar[bool] = True
@@ -314,11 +312,10 @@ class Sessions(Strict):
     gap_max: Seconds = Field(default=1800.0, gt=0)
     """Longer times are cut to this."""
     history: bool = False
-    """Whether sessions are conversations: a prompt then is the last prompt, its answer, and new tokens, whose number
-    ``workload.tokens.prompt`` gives. With prefix caching, a replica may find what came before in its cache."""
+    """Whether a prompt is the session's last prompt, its answer, and new tokens, whose number
+    ``workload.tokens.prompt`` gives."""
     max_context: int = Field(default=32_768, gt=0, le=MAX_TOKENS)
-    """With ``history``: a conversation whose next prompt and answer would have more tokens than this together starts
-    over without its history."""
+    """With ``history``: a conversation whose next prompt and answer would have more tokens than this starts over."""
 
     @checks
     def _of_history(self) -> Errors:
@@ -329,8 +326,7 @@ class Sessions(Strict):
 
 
 class Drift(Strict):
-    """Popularity moves between adapters: from time to time some of them trade places in the ranking. A session keeps
-    its adapter."""
+    """From time to time some adapters trade places in the ranking. A session keeps its adapter."""
 
     share: Share = Field(gt=0)
     """Share of the adapters that trade places each time."""

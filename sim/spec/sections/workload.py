@@ -96,41 +96,37 @@ class SharedPrefix(Strict):
     """Every prompt begins with a text that other requests have too, such as a system prompt."""
 
     shared_by: Literal["adapter", "all"] = "adapter"
-    """``adapter``: every adapter has texts of its own. ``all``: all requests draw from the same texts, such as one
-    system prompt for everybody. Engines never share cached blocks between adapters, so ``all`` saves no more than
-    equally long texts of the adapters' own."""
+    """``adapter``: every adapter has texts of its own. ``all``: all requests draw from the same texts, which saves no
+    more, since engines never share cached blocks between adapters."""
     texts: PositiveInt = Field(default=1, le=1_000_000)
-    """How many texts each adapter has, or all have together: prompts of tenants or templates, for example. A session
-    keeps its text; without sessions every request draws one. They are equally likely."""
+    """How many texts each adapter has, or all have together, equally likely. A session keeps its text; without sessions
+    every request draws one."""
     tokens: TokenLaw
-    """Length of a text, drawn once for each. ``workload.tokens.prompt`` is what follows it. With a trace that has
-    lengths, the text is the beginning of the recorded prompts, which must be long enough."""
+    """Length of a text, drawn once for each; ``workload.tokens.prompt`` follows it. With a trace that has lengths, the
+    text is the beginning of the recorded prompts, which must be long enough."""
 
 
 class Tokens(Strict):
     """Lengths of prompts and answers. A request has at most 10,000,000 tokens, prompt and answer together."""
 
     prompt: TokenLaw = LognormalTokens(law="lognormal", mean=600, p99=5400, max=8192)
-    """Prompt tokens per request. With ``workload.prefix`` or a session's ``history`` these follow the shared text."""
+    """Prompt tokens per request, after shared text (``workload.prefix``, ``history``)."""
     output: TokenLaw = LognormalTokens(law="lognormal", mean=155, p99=870, max=4096)
     """Output tokens per request."""
     stop: Share = 0.9
-    """Share of the requests that end by a stop token; the others end by their ``max_tokens``. With
-    ``fleet.async_scheduling`` the engine can't foresee a stop token, and computes one token too many. Set it to 0% for
-    load generators that ignore stop tokens (``--ignore-eos``). The default is an assumption: most answers of a chat or
-    an agent end by themselves, well below a generous ``max_tokens``."""
+    """Share of the requests that end by a stop token, not by their ``max_tokens``. With ``fleet.async_scheduling`` the
+    engine computes one token too many for these. 0% for load generators with ``--ignore-eos``. The default is an
+    assumption."""
     max_tokens: PositiveInt | None = Field(default=None, le=MAX_TOKENS)
-    """The limit that requests set for their answers, as ``max_tokens`` of an API call. Unset: each request's limit is
-    the length of its answer, so it ends by its limit. Otherwise an answer below the limit ends with the end token. Only
-    engine ``sglang`` reads it: it admits requests, and picks those to retract, by what their limits still allow."""
+    """The limit that requests set for their answers. Unset: the length of each answer. Only engine ``sglang`` reads it:
+    it admits and retracts requests by what their limits still allow."""
     ignore_eos: bool = False
-    """Whether requests ask for answers up to their limit (``ignore_eos``), as benchmarks do; SGLang counts on it."""
+    """Whether requests ask for answers up to their limit, as benchmarks do; SGLang counts on it."""
     correlation: float = Field(default=0.0, gt=-1, lt=1)
-    """Correlation of the normal scores of a request's prompt and output length: below 0, long prompts have short
-    answers. 0: independent."""
+    """Correlation of the normal scores of prompt and output length: below 0, long prompts have short answers."""
     by_adapter: Share = 0.0
-    """Share of the variance of lengths (of their normal scores) between adapters. 0: every request is drawn
-    independently. 50%: some adapters have long prompts and others short ones, likewise for answers."""
+    """Share of the variance of lengths that is between adapters. 50%: some adapters have long prompts and others short
+    ones, likewise for answers."""
 
     @checks
     def _one_end(self) -> Errors:
@@ -144,20 +140,19 @@ class Workload(Strict):
     """The traffic: generated from laws, or replayed from a trace."""
 
     requests: PositiveInt | None = Field(default=None, le=1_000_000_000)
-    """Simulate this many requests, to the end of the last one. With a trace: at most this many of its requests, after
-    scaling."""
+    """Simulate this many requests, to the end of the last one. Of a trace: at most this many, after scaling."""
     duration: Seconds | None = Field(default=None, gt=0)
     """Simulate this long instead; requests that have not ended by then count as unfinished."""
     start: TimeOfDay | None = None
-    """Time of day at which the run begins, such as ``08:00``. The ``at`` of rollouts and faults and the ``peak_at`` of
-    ``diurnal`` arrivals may then be times of day as well; one before the start is the next day's."""
+    """Time of day at which the run begins, such as ``08:00``. Rollouts, faults and ``peak_at`` may then have times of
+    day as well; one before the start is the next day's."""
     arrivals: Arrivals | None = None
     """When requests arrive. Not with a trace."""
     popularity: Popularity = UniformPopularity(law="uniform")
     """Which adapter a request is for, unless a trace names it."""
     sessions: Sessions | None = None
-    """Requests come in sessions of one adapter; ``arrivals`` then gives the beginnings of sessions, but its rate is
-    still that of requests. Unset: every request draws its adapter independently. Not with a trace."""
+    """Requests come in sessions of one adapter; the rate of ``arrivals`` is still that of requests. Unset: every
+    request draws its adapter. Not with a trace."""
     drift: Drift | None = None
     """Popularity moves between adapters as time passes. Not with a trace."""
     churn: Churn | None = None
@@ -165,13 +160,11 @@ class Workload(Strict):
     tokens: Tokens = Tokens()
     """Prompt and output lengths, and limits. With a trace that has lengths, only limits."""
     prefix: SharedPrefix | None = None
-    """A text at the start of every prompt that requests share. Unset: prompts have nothing in common, unless
-    ``sessions.history`` or the trace says so. It takes effect with ``fleet.prefix_caching``."""
+    """A text at the start of every prompt that requests share. It takes effect with ``fleet.prefix_caching``."""
     trace: Trace | None = None
     """Replay recorded requests instead."""
     client: SeededClient | None = None
-    """Send exactly the requests that a benchmark tool would send, given its command line. ``start`` is the only other
-    key that is allowed. Answers go to their limits, as with ``ignore_eos``. docs/traces.md says what is exact."""
+    """Send exactly the requests that a benchmark tool would send (docs/traces.md). Only ``start`` may be given too."""
 
     @checks
     def _one_source(self) -> Errors:
@@ -238,20 +231,17 @@ class AdapterKind(Strict):
     """A share of the adapters that have the same shape; or, with ``kind: base``, a share of the requests."""
 
     share: Share
-    """The shares of a mix add up to 100%. ``kind: base``: the share of the requests that are for the base model. Other
-    kinds: their shares of the adapters, relative to each other. So with 30% base, 35% of one rank and 35% of another,
-    30% of the requests are for the base model, and half of the adapters have each rank."""
+    """Shares add up to 100%. ``kind: base``: the share of the requests that are for the base model. Other kinds: their
+    shares of the adapters, relative to each other."""
     kind: Literal["lora", "full", "base"] = "lora"
-    """``lora``: an adapter. ``full``: a full fine-tune, a model of its own, in place of the base model;
-    ``fleet.full_models`` defines the replicas that serve it. ``base``: the base model alone, without an adapter; at
-    most once in a mix."""
+    """``lora``: an adapter. ``full``: a full fine-tune, a model of its own, on the replicas of ``fleet.full_models``.
+    ``base``: the base model alone; at most once in a mix."""
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank."""
     targets: Targets = "all-linear"
-    """Modules with LoRA weights: ``all-linear`` or a list of q, k, v, o, gate, up, down."""
+    """Modules with LoRA weights."""
     size: Bytes | None = None
-    """Bytes of one adapter or full model; unset: computed from rank and targets, or the size of the profile's
-    weights."""
+    """Bytes of one adapter or full model; unset: computed from rank and targets, or the profile's weights."""
 
     @checks
     def _whole(self) -> Errors:
@@ -270,8 +260,8 @@ class Adapters(Strict):
     base_model: str | None = None
     """Their base model; unset: the profile's."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
-    """How many adapters; needed unless a trace or a weights file names them (a trace that names none: 100), or the mix
-    is ``kind: base`` alone."""
+    """How many adapters; needed unless a trace or a weights file names them (a trace without names: 100), or the mix is
+    ``kind: base`` alone."""
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank of every adapter (without a mix)."""
     targets: Targets = "all-linear"
@@ -282,20 +272,18 @@ class Adapters(Strict):
     """Number format of the adapters' weights."""
     base_quantization: Literal["bf16", "int8", "nf4"] = "bf16"
     """Number format of the base model's linear layers. ``bf16``: as in the profile. ``int8``: 8 bits (LLM.int8()).
-    ``nf4``: 4-bit NormalFloat (QLoRA). Embeddings, output head and norms stay as they are."""
+    ``nf4``: 4-bit NormalFloat (QLoRA)."""
     base_double_quantization: bool = True
     """``nf4`` only: whether the constants of its blocks are quantised too: 4.127 bits per weight instead of 4.5."""
     base_slowdown: float | None = Field(default=None, gt=0, le=100)
-    """With ``base_quantization``: factor on the base model's part of a step (``fixed_s`` and ``tokens`` of the
-    profile). Unset: as measured by the profile, else an assumed 2.0 for ``int8`` and 1.33 for
-    ``nf4``."""
+    """With ``base_quantization``: factor on the base model's part of a step. Unset: as measured, else an assumed 2.0
+    for ``int8`` and 1.33 for ``nf4``."""
     invocation_tokens: PositiveInt | None = Field(default=None, le=MAX_TOKENS)
-    """Activated LoRA (aLoRA): the last tokens of each prompt, from the adapter's invocation on. The base model computes
-    what comes before, so with ``fleet.prefix_caching`` all adapters and the base model share its cached blocks. Unset:
-    adapters compute whole prompts, and share nothing."""
+    """Activated LoRA: the last tokens of each prompt, from the adapter's invocation on. The base model computes what
+    comes before, so with ``fleet.prefix_caching`` all adapters share its cached blocks (docs/prefix-caching.md)."""
     mix: tuple[AdapterKind, ...] = ()
     """Kinds of adapters and their shares, instead of one kind; and the share of requests to the base model. ``[{kind:
-    base, share: 100%}]``: no adapter is served, and LoRA is off."""
+    base, share: 100%}]``: LoRA is off."""
 
     @checks
     def _one_way(self) -> Errors:
