@@ -219,6 +219,10 @@ def _default(field: dict[str, Any], kind: str) -> str:
         return f"`{format_seconds(value)}`"
     if kind.startswith("share") and isinstance(value, float):
         return f"`{value:.0%}`"
+    if (kind == "size" or "GB/s" in kind) and isinstance(value, (int, float)):
+        from sim.spec.units import human_bytes
+
+        return f"`{human_bytes(value)}{'/s' if 'GB/s' in kind else ''}`"
     if value is None:
         return "unset" if "default" in field else "empty"
     return f"`{_value(value)}`" if value not in ("", [], {}) else "empty"
