@@ -171,7 +171,7 @@ class Workload(Strict):
     """Replay recorded requests instead."""
     client: SeededClient | None = None
     """Send exactly the requests that a benchmark tool would send, given its command line. ``start`` is the only other
-    key that is allowed. Answers go to their limits, as with ``ignore_eos``. docs/traces.md says what is exact."""
+    key that is allowed. Answers go to their limits, as with ``ignore_eos``. docs/trace.md says what is exact."""
 
     @checks
     def _one_source(self) -> Errors:
