@@ -40,7 +40,7 @@ def trace(
         Path | None,
         typer.Option(
             help="Folder for results. Default: runs/trace-NAME, and none with --json. NAME.csv or NAME.parquet: only "
-            "write the trace as such a file, with the columns of docs/trace.md."
+            "write the trace as such a file."
         ),
     ] = None,
     json: JsonOption = False,
