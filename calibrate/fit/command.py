@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.bench_results import BenchFiles
-from sim.cli.options import QuietOption
+from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import command_line, finish
 from sim.errors import InputError
 
@@ -21,11 +21,13 @@ SAMPLES = ("steps.parquet", "loads.parquet")
 
 def fit(
     out: Annotated[Path, typer.Option(help="The profile to write.")],
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of samples.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of samples of calibrate steps and loads.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Base model that must have been timed.")] = None,
     from_bench: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Correct a profile by this result of a benchmark instead. Repeatable."),
+        typer.Option(metavar="FILE", help="Correct a profile by this benchmark (docs/validation.md). Repeatable."),
     ] = None,
     scenario: Annotated[
         str | None, typer.Option(help="With --from-bench: the server, a scenario with its fleet and adapters.")
@@ -37,13 +39,10 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="With --scenario: change a value of it. Repeatable."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Fit a profile to measurements, and say how well it predicts what it was not fitted on.
-
-    DIR has samples that `loraplan calibrate steps` and `loads` took. With `--from-bench`, a profile is corrected by
-    results of benchmarks (docs/validation.md).
 
     Example: loraplan calibrate fit runs/calibration --out profile.json
     """

@@ -31,9 +31,9 @@ def list_profiles(
         list[str] | None,
         typer.Argument(metavar="[WORD]...", help="Only profiles with these words, such as h100 qwen."),
     ] = None,
-    gpu: Annotated[str, typer.Option(help="Show only profiles of this GPU, such as h100-80gb.")] = "",
-    model: Annotated[str, typer.Option(help="Show only profiles of this base model, such as qwen2.5-14b.")] = "",
-    status: Annotated[str, typer.Option(help="Show only profiles that are measured, derived or assumed.")] = "",
+    gpu: Annotated[str, typer.Option(help="Only profiles of this GPU, such as h100-80gb.")] = "",
+    model: Annotated[str, typer.Option(help="Only profiles of this base model, such as qwen2.5-14b.")] = "",
+    status: Annotated[str, typer.Option(help="Only profiles that are measured, derived or assumed.")] = "",
     folder: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="A folder of profiles. Default: the bundled ones.")
     ] = None,
@@ -172,8 +172,8 @@ def build_profile(
             "16 bits, without sparsity)."
         ),
     ] = None,
-    bandwidth: Annotated[str | None, typer.Option(help="Its memory bandwidth, such as 600GB/s.", hidden=True)] = None,
-    flops: Annotated[str | None, typer.Option(help="Its FLOP/s with 16 bits, such as 70T.", hidden=True)] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="See --memory.", hidden=True)] = None,
+    flops: Annotated[str | None, typer.Option(help="See --memory.", hidden=True)] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the model in a config.json.")] = None,
     out: Annotated[Path | None, typer.Option(help="The profile to write. Default: profiles/NAME.json.")] = None,
     json: JsonOption = False,

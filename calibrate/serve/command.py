@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import QuietOption, ScenarioArgument, SeedOption, SetOption, session_of, takes
+from sim.cli.options import JsonOption, QuietOption, ScenarioArgument, SeedOption, SetOption, session_of, takes
 from sim.cli.output import finish, make_folder, message, progress_bar
 from sim.errors import InputError
 
@@ -52,7 +52,7 @@ class ServeOptions:
     set_: SetOption = None
     seed: SeedOption = None
     out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/serve-NAME.")] = None
-    json: Annotated[bool, typer.Option("--json", help="Print comparison.json instead of a table.")] = False
+    json: JsonOption = False
     quiet: QuietOption = False
 
     @property

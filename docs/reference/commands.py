@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from reference.markdown import linked, table
+from reference.markdown import linked
 
 
 def command_sections() -> str:
@@ -18,22 +18,24 @@ def command_sections() -> str:
     names = [path.removeprefix("loraplan ") for path, _ in commands]
     users: dict[tuple[str, str], list[str]] = {}
     for name, (_, command) in zip(names, commands, strict=True):
-        for row in _options(command):
+        for row in _rows(command):
             users.setdefault(row, []).append(name)
-    shared = {row: paths for row, paths in users.items() if len(paths) >= _SHARED}
-    rows = [[*row, _listed(paths, names)] for row, paths in shared.items()]
-    parts = [table(["of several commands", "what it is", "commands"], rows)]
-    for path, command in commands:
-        arguments = [param for param in command.params if param.param_type_name == "argument"]
-        rows = [[f"`{_argument(param)}`", getattr(param, "help", "") or ""] for param in arguments]
-        rows += [list(row) for row in _options(command) if row not in shared]
-        parts += ["", f"## {path}", "", linked((command.help or "").split("\f")[0].strip()), ""]
-        parts += [table(["", "what it is"], rows)] if rows else []
-    return "\n".join(parts).rstrip()
+    shared: dict[str, list[tuple[str, str]]] = {}
+    for row, paths in sorted(users.items(), key=lambda each: -len(each[1])):
+        if len(paths) >= _SHARED:
+            shared.setdefault(_listed(paths, names), []).append(row)
+    parts = ["## What several commands have"]
+    for listed, rows in shared.items():
+        parts += ["", f"**{listed}**", "", *map(_item, rows)]
+    for name, (_, command) in zip(names, commands, strict=True):
+        parts += ["", f"## {name}", "", linked((command.help or "").split("\f")[0].strip())]
+        own = [row for row in _rows(command) if len(users[row]) < _SHARED]
+        parts += ["", *map(_item, own)] if own else []
+    return "\n".join(parts)
 
 
-_SHARED = 3
-"""Commands that share an option, at least, for it to stand once."""
+_SHARED = 2
+"""Commands that share an argument or an option, at least, for it to stand once."""
 
 
 def _listed(paths: list[str], names: list[str]) -> str:
@@ -41,7 +43,15 @@ def _listed(paths: list[str], names: list[str]) -> str:
     return ", ".join(paths) if len(paths) <= len(others) else f"all but {', '.join(others)}"
 
 
-def _options(command: Any) -> Iterator[tuple[str, str]]:
+def _item(row: tuple[str, str]) -> str:
+    return f"- {row[0]}: {linked(' '.join(row[1].split()))}"
+
+
+def _rows(command: Any) -> Iterator[tuple[str, str]]:
+    """Yield every argument and every option of a command with what it is, the arguments first."""
+    for param in command.params:
+        if param.param_type_name == "argument":
+            yield f"`{_argument(param)}`", getattr(param, "help", "") or ""
     for param in command.params:
         if param.param_type_name == "option" and param.name != "help":
             default = _default_of(param)
@@ -58,7 +68,7 @@ def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _argument(param: Any) -> str:
     name = param.metavar or str(param.name).upper()
-    return name if param.required else f"[{name}]"
+    return name if param.required or name.startswith("[") else f"[{name}]"
 
 
 def _option(param: Any) -> str:
@@ -70,4 +80,4 @@ def _default_of(param: Any) -> str:
     if isinstance(getattr(param, "show_default", None), str):
         return str(param.show_default)
     default = param.default
-    return "" if default is None or default is False or callable(default) else f"`{default}`"
+    return "" if default is None or default is False or default == "" or callable(default) else f"`{default}`"

@@ -25,7 +25,7 @@ NAMES_ON = {
     "router.controller.policy": "routers.md",
     "fleet.autoscale.policy": "autoscaling.md",
     "fleet.autoscale.metric": "autoscaling.md",
-    "workload.trace.format": "traces.md",
+    "workload.trace.format": "trace.md",
     "rollouts[].strategy": "rollouts.md",
 }
 """Keys whose names a page of their own describes: the tables list them and link it."""

@@ -73,7 +73,7 @@ def test_agents_find_every_page_with_what_it_is_about() -> None:
     ]
     assert all(listed)
     assert sorted(found[1] for found in listed if found) == sorted(site.pages())
-    assert "- [Plan](plan.md): `loraplan plan` finds the smallest value" in "\n".join(lines)
+    assert "- [Plan](plan.md): How many GPUs, slots or host copies meet my SLO" in "\n".join(lines)
 
 
 def test_pages_that_fetch_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

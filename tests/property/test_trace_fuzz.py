@@ -113,7 +113,7 @@ def test_bad_rows_cost_only_themselves(folder: Path, cells: list[tuple[int, byte
 
 
 def _is_bad(column: int, cell: bytes) -> bool:
-    """Say by the rules of docs/traces.md whether a cell can stand in a column: 1 is the name, 2 and 3 are tokens."""
+    """Say by the rules of docs/trace.md whether a cell can stand in a column: 1 is the name, 2 and 3 are tokens."""
     try:
         text = cell.decode()
     except UnicodeDecodeError:

@@ -40,7 +40,7 @@ def test_every_name_has_something_behind_it_and_a_line_for_readers(entry: Entry)
         (ROUTERS.names, "routers.md"),
         ([engine.name for engine in ENGINES if engine.preset], "engines.md"),
         (MODES.names, "init.md"),
-        (TRACE_FORMATS.names[1:], "traces.md"),
+        (TRACE_FORMATS.names[1:], "trace.md"),
     ],
 )
 def test_every_name_stands_in_the_docs(names: Sequence[str], page: str) -> None:

@@ -184,7 +184,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) ->
 
 
 def test_only_new_users_destroy_locality(shared: Path) -> None:
-    """The numbers of docs/traces.md: LRU with 8 slots, one request after the other."""
+    """The numbers of docs/trace.md: LRU with 8 slots, one request after the other."""
     file = str(shared / "traces" / "synth_sessions_low_concurrency.csv")
     found = []
     for settings in ({}, {"time_scale": 4}, {"population_scale": 4}):

@@ -164,7 +164,7 @@ class Workload(Strict):
     trace: Trace | None = None
     """Replay recorded requests instead."""
     client: SeededClient | None = None
-    """Send exactly the requests that a benchmark tool would send (docs/traces.md). Only ``start`` may be given too."""
+    """Send exactly the requests that a benchmark tool would send (docs/trace.md). Only ``start`` may be given too."""
 
     @checks
     def _one_source(self) -> Errors:

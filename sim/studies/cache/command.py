@@ -29,7 +29,7 @@ def cache(
     adapter_size: Annotated[
         str | None, typer.Option(help="Size of every adapter, such as 50MB. Default: the trace's adapter_bytes.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/traces.md).")] = "auto",
+    format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/trace.md).")] = "auto",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
     ] = False,

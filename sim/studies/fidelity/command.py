@@ -29,8 +29,8 @@ def fidelity(
         list[Path] | None,
         typer.Argument(
             metavar="[FILE]...",
-            help="Predict these measured runs: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
-            "inference-perf (.json), or a table RUNS.csv of served hours, or of serving stages (docs/validation.md).",
+            help="Measured runs to predict: results of vllm bench serve, GuideLLM, AIPerf, GenAI-Perf or "
+            "inference-perf (.json), or a table RUNS.csv (docs/validation.md).",
         ),
     ] = None,
     scenario: Annotated[

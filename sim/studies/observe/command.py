@@ -41,15 +41,15 @@ def observe(
         typer.Option(
             metavar="WHERE",
             help="A file with the text of /metrics, or the JSON of Prometheus' query_range, or a server's address. "
-            "Repeatable: two texts give what happened in between.",
+            "Repeatable: two texts, the earlier one first, give what happened in between.",
         ),
     ] = None,
     window: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="The time that the counts cover, such as 10min, if the files don't say. With two files, give the "
-            "earlier one first. With an address: read it, wait this long, and read it again.",
+            help="The time that the counts cover, such as 10min, if the files don't say. With an address: how long to "
+            "wait between two reads.",
         ),
     ] = None,
     base: Annotated[

@@ -21,7 +21,7 @@ PLAIN = (".csv", ".parquet")
 
 def trace(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="A trace or a log (docs/traces.md); of a log, also several.")
+        list[Path], typer.Argument(metavar="FILE...", help="A trace or a log (docs/trace.md); of a log, also several.")
     ],
     format_: Annotated[str, typer.Option("--format", help="Format of the trace; auto: recognised by its columns.")] = (
         "auto"
@@ -40,7 +40,7 @@ def trace(
         Path | None,
         typer.Option(
             help="Folder for results. Default: runs/trace-NAME, and none with --json. NAME.csv or NAME.parquet: only "
-            "write the trace as such a file, with the columns of docs/traces.md."
+            "write the trace as such a file."
         ),
     ] = None,
     json: JsonOption = False,
