@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
 from sim.spec.profile import LoraCost, Profile, StepCost, TierCost
-from sim.traffic.adapters import Population
+from sim.spec.scenario import Scenario
+from sim.traffic.adapters import ATTENTION, Population, base_shape, split_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -18,21 +22,73 @@ to, the sum of ranks over all tokens, and the waiting requests that the schedule
 NO_DETAILS: StepDetails = (0, 0, 0.0, 0, 0)
 
 
+_LAUNCHES = ("fixed_s", "per_slot_s", "per_slot_token_s", "per_slot_prefill_token_s", "per_adapter_s")
+"""Terms of LoRA that go with its kernels: twice as many, for two groups of modules in attention and two in experts."""
+_EXPERT_SPREAD = 2.0
+"""By which factor the reads of experts may be off, one standard deviation on a log scale: an assumption."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertReads:
+    """What steps read of adapters on experts: an assumption from bytes, as no server with such adapters was measured.
+
+    :ivar size: bytes of all experts of an adapter, over those of its attention.
+    :ivar passed: share of the experts that one token passes. Tokens choose evenly, with which they touch the most.
+    """
+
+    size: float
+    passed: float
+
+    def drawn(self, number: int, draws: int) -> ExpertReads:
+        """Return the reads of one of several draws: those of equally likely factors."""
+        return replace(self, size=self.size * _EXPERT_SPREAD ** NormalDist().inv_cdf((number + 0.5) / draws))
+
+    def per_adapter(self, tokens: int, distinct: int) -> float:
+        """Return how many times the bytes of its attention a distinct adapter's experts are, of those that are read."""
+        return self.size * (1.0 - (1.0 - self.passed) ** (tokens / distinct))
+
+
+def expert_reads(scenario: Scenario, profile: Profile) -> ExpertReads | None:
+    """Return what steps read of adapters on experts; None: the scenario has none.
+
+    :raises ScenarioError: if the profile has no cost of an adapter's bytes, from which it follows.
+    """
+    if not scenario.adapters.experts:
+        return None
+    lora = profile.step.lora
+    if not (lora.per_adapter_max_rank_s or lora.per_adapter_rank_s):
+        raise ScenarioError(
+            f"the profile {profile.name} has no cost by the rank of an adapter, from which that of experts could follow",
+            key="adapters.targets",
+            got=scenario.adapters.experts,
+            hint="give per_adapter_max_rank_s in a profile of your own",
+        )
+    shape, split = base_shape(profile), split_of(scenario, profile)
+    attention, experts = (split.numbers(shape, names) for names in (ATTENTION, (scenario.adapters.experts,)))
+    return ExpertReads(float(experts / attention), shape.active_experts / shape.experts)
+
+
 class StepCosts:
     """The step costs of a profile, prepared for many calls.
 
-    They are linear in everything except the tokens of the step, for which a table is computed in advance.
+    They are linear in everything except the tokens of the step, for which a table is computed in advance, and the
+    experts of adapters.
 
     :param slots: adapter slots of the replica.
     :param max_tokens: token budget of a step.
     :param max_rank: rank that slots are padded to.
+    :param experts: what steps read of adapters on experts, if there are any.
     :ivar detailed: whether a step's cost depends on more than its tokens, KV tokens and adapters.
     :ivar has_host: whether ``host_s`` is ever more than 0.
     :ivar least_s: seconds of a step of one token.
     """
 
-    def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
+    def __init__(
+        self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0, experts: ExpertReads | None = None
+    ) -> None:
         lora = cost.lora
+        if experts is not None:
+            lora = lora.model_copy(update={name: 2 * getattr(lora, name) for name in _LAUNCHES})
         tokens, seconds = (np.asarray(axis, dtype=np.float64) for axis in zip(*cost.tokens, strict=True))
         at = np.arange(max_tokens + 1, dtype=np.float64)
         table = np.interp(at, tokens, seconds)
@@ -45,6 +101,8 @@ class StepCosts:
         self._attended = cost.per_attended_token_s
         self._adapter = lora.per_adapter_s + lora.per_adapter_max_rank_s * max_rank
         self._adapter_rank = lora.per_adapter_rank_s
+        self._padded_bytes = lora.per_adapter_max_rank_s * max_rank
+        self._experts = experts
         self._token_rank = lora.per_token_rank_s
         self._passed = cost.per_passed_s
         self._host, self._host_sequence = cost.host_s, cost.host_per_sequence_s
@@ -53,7 +111,7 @@ class StepCosts:
         self._decode_step = cost.decode_step_s
         self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
-        self._made_of = cost, slots, max_tokens, max_rank
+        self._made_of = cost, slots, max_tokens, max_rank, experts
         self.least_s = self._table[1]
         self.detailed = any(
             (
@@ -64,6 +122,7 @@ class StepCosts:
                 self._prefill_step,
                 self._prefill_token,
                 self._decode_step,
+                experts,
             )
         )
 
@@ -90,6 +149,7 @@ class StepCosts:
                 + self._adapter_rank * rank_sum
             )
         sequences, prefill_tokens, attended, rank_tokens, passed = details
+        experts = self._experts
         return (
             self._table[tokens]
             + self._sequence * sequences
@@ -101,6 +161,11 @@ class StepCosts:
             + self._passed * passed
             + (self._prefill_step + self._prefill_token * prefill_tokens if prefill_tokens else 0.0)
             + (self._decode_step if tokens > prefill_tokens else 0.0)
+            + (
+                (self._padded_bytes * distinct + self._adapter_rank * rank_sum) * experts.per_adapter(tokens, distinct)
+                if experts is not None and distinct
+                else 0.0
+            )
         )
 
     def host_s(self, sequences: int) -> float:
@@ -118,8 +183,10 @@ class CostsWithBaseModel(StepCosts):
     A step with one adapter or more pays the whole of LoRA's part, also for the tokens of the base model.
     """
 
-    def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
-        super().__init__(cost, slots, max_tokens, max_rank)
+    def __init__(
+        self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0, experts: ExpertReads | None = None
+    ) -> None:
+        super().__init__(cost, slots, max_tokens, max_rank, experts)
         self._without = StepCosts(cost.model_copy(update={"lora": LoraCost()}), 0, max_tokens)
         self.least_s = self._without.least_s
 

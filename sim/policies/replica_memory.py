@@ -126,7 +126,8 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
 #
 # Over several GPUs (tensor parallelism) each has buffers of its own. Which side of an adapter is split says
 # ``GpuSplit``; embedding and output head are LoRA modules of their own in Llama's class, and their buffers are whole on
-# every GPU.
+# every GPU. A mixture of experts has its attention there, and its experts where adapters change them: as vLLM lays them
+# out with ``--lora-target-modules``, which is in every command for such a model.
 
 MIB = 1 << 20
 _WIDTH = 2  # bytes of bf16 and fp16, in which weights and slots are kept
@@ -214,7 +215,8 @@ def _weights(shape: ModelShape, slots: int, gpus: int) -> Iterator[int]:
 
 
 def slot_buffers(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit = ONE_GPU) -> Iterator[int]:
-    """Yield the bytes of the stacked buffers of all slots on one GPU: every supported module, whatever is targeted."""
+    """Yield the bytes of the stacked buffers of all slots on one GPU: every supported module, whatever is targeted, but
+    experts only where they are."""
     if slots == 0:
         return
     per_row = _WIDTH * slots * max_rank
@@ -222,12 +224,13 @@ def slot_buffers(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit =
     extra_embeddings = _WIDTH * slots * _EXTRA_VOCAB * hidden
     if shape.lora_embeddings:
         yield from (extra_embeddings, per_row * vocab, per_row * hidden)
-    sides = [split.sides(shape, name) for name in MODULES]
-    qkv, out, gate_up, down = sides[:3], sides[3:4], sides[4:6], sides[6:]
-    adapted = (qkv, out) if shape.experts else (qkv, out, gate_up, down)
+    groups: tuple[tuple[str, ...], ...] = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
+    if shape.experts:
+        groups = (*groups[:2], (split.experts,)) if split.experts else groups[:2]
+    packed = [[split.buffers(shape, name) for name in group] for group in groups]
     for _ in range(shape.layers):
-        for packed in adapted:  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
-            yield from (int(per_row * a) for a, _ in packed)
-            yield from (int(per_row * b) for _, b in packed)
+        for modules in packed:  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
+            yield from (int(per_row * each) for a, _ in modules for each in a)
+            yield from (int(per_row * each) for _, b in modules for each in b)
     if shape.lora_embeddings:
         yield from (per_row * hidden, per_row * _padded(vocab, 256), extra_embeddings)

@@ -160,6 +160,8 @@ class Shape(Strict):
     """MLPs of each layer in a mixture of experts, each of ``intermediate`` numbers; 0: one MLP for all tokens."""
     active_experts: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Experts that each token passes."""
+    fused_experts: bool = False
+    """Whether gate and up of all experts are one tensor (``is_3d_moe_weight`` in vLLM), as in gpt-oss."""
 
 
 class Quantized(Strict):

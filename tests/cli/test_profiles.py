@@ -242,6 +242,7 @@ def test_a_shape_of_its_own_sizes_adapters_and_slots() -> None:
     adapters = Adapters(count=10, rank=16)
     named, shaped = populate(adapters, "qwen2.5-7b", 10), populate(adapters, base_shape(renamed), 10)
     assert named.size_bytes.tolist() == shaped.size_bytes.tolist()
-    assert adapter_bytes(8, renamed, shaped) == adapter_bytes(8, known, named)
+    split = GpuSplit(renamed.tensor_parallel)
+    assert adapter_bytes(8, renamed, shaped, split) == adapter_bytes(8, known, named, split)
     with pytest.raises(ScenarioError, match="unknown base model"):
         base_shape(renamed.model_copy(update={"shape": None}))

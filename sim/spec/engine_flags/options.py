@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import AHEAD_SINCE, release_of
+from sim.spec.engines import AHEAD_SINCE, keeps_experts, release_of
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import profile_of
+from sim.spec.profile_choice import MIXTURES, profile_of
 from sim.spec.registry import Entry, Registry
+from sim.spec.sections.workload import EXPERTS, SHARED_OUTER
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
@@ -186,6 +187,16 @@ def _target_modules(replica: Replica) -> str:
     return " ".join(name for short, name in _PROJECTIONS.items() if short in targets)
 
 
+def _held_modules(replica: Replica) -> str | None:
+    """Return the modules of a mixture's slots: without them, vLLM's slots hold the experts of every model that has
+    some, whatever adapters change. None: slots hold all linear modules."""
+    profile, experts = _profile(replica), replica.scenario.adapters.experts
+    mixture = profile.model in MIXTURES if profile.shape is None else profile.shape.experts > 0
+    if not mixture or not keeps_experts(replica.scenario.fleet.engine):
+        return None
+    return " ".join([*(_PROJECTIONS[name] for name in "qkvo"), *([EXPERTS[0]] if experts else [])])
+
+
 def _eviction(replica: Replica) -> str | None:
     eviction = replica.scenario.cache.eviction
     return eviction if eviction in _SGLANG_EVICTIONS else None
@@ -203,6 +214,7 @@ _WRITTEN: Mapping[str, Written] = {
     "host-slots": _host_slots,
     "kv-blocks": _kv_blocks,
     "kv-tokens": _kv_tokens,
+    "held-modules": _held_modules,
     "largest-rank": largest_rank,
     "lpm": lambda replica: "lpm" if replica.scenario.fleet.scheduling == "lpm" else None,
     "memory-share": _memory_share,
@@ -211,6 +223,7 @@ _WRITTEN: Mapping[str, Written] = {
     "prefill-interval": _prefill_interval,
     "prompt-check": _prompt_check,
     "scheduled-ahead": _scheduled_ahead,
+    "shared-outer": lambda replica: replica.scenario.adapters.experts == SHARED_OUTER or None,
     "tensor-parallel": _tensor_parallel,
     "without-overlap": _without_overlap,
 }
@@ -248,7 +261,9 @@ def _modules(words: Sequence[str], given: Given) -> Mapping[str, object]:
     names = [word.removesuffix("_proj") for part in words for word in part.split(",")]
     if names in (["all"], ["all-linear"]):
         return {"adapters.targets": "all-linear"}
-    return {"adapters.targets": names} if names and set(names) <= _PROJECTIONS.keys() else {}
+    if "enable-moe-shared-loras" in given:
+        names = [SHARED_OUTER if name == EXPERTS[0] else name for name in names]
+    return {"adapters.targets": names} if names and set(names) <= {*_PROJECTIONS, *EXPERTS} else {}
 
 
 def _tokens_of_blocks(words: Sequence[str], given: Given) -> Mapping[str, object]:

@@ -147,6 +147,9 @@ class ReplicaKeys(Strict):
     fully_sharded_loras: bool = False
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
     slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/pools.md)."""
+    expert_parallel: bool = False
+    """vLLM only, with several GPUs per replica: whether each GPU has whole experts, and so their adapters, rather than
+    a part of every expert. It changes slots and loads; steps take what the profile says."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(

@@ -20,7 +20,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.spec.units import human_bytes
 from sim.studies.plan.what_if import Change
-from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
+from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate, split_of
 from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
 from sim.world.memory.gpu_memory import adapter_bytes
 from sim.world.rollouts.rollout_plan import with_new_versions
@@ -52,7 +52,7 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     def taken(number: int, of: Population) -> int:
         if profile is None:
             return number * of.slot_bytes
-        return adapter_bytes(number, profile, of, fully_sharded=world.scenario.fleet.fully_sharded_loras)
+        return adapter_bytes(number, profile, of, split_of(world.scenario, profile))
 
     budget, low, high = taken(slots, world.pools[0].population), 0, slots + 1
     while high - low > 1:
