@@ -147,7 +147,13 @@ def expert_buffers(
 
 def expert_rows() -> list[dict[str, Any]]:
     """Return a row for each mixture, number of GPUs, rank and option."""
-    options = ({}, {"sharded": True}, {"shared": True}, {"shared": True, "sharded": True}, {"ep": True})
+    options: tuple[dict[str, bool], ...] = (
+        {},
+        {"sharded": True},
+        {"shared": True},
+        {"shared": True, "sharded": True},
+        {"ep": True},
+    )
     return [
         {"model": model, "gpus": gpus, "rank": rank, **given, **expert_buffers(sizes, gpus, rank, **given)}
         for model, sizes in MIXTURES.items()

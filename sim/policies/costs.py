@@ -45,7 +45,8 @@ class ExpertReads:
 
     def per_adapter(self, tokens: int, distinct: int) -> float:
         """Return how many times the bytes of its attention a distinct adapter's experts are, of those that are read."""
-        return self.size * (1.0 - (1.0 - self.passed) ** (tokens / distinct))
+        untouched: float = (1.0 - self.passed) ** (tokens / distinct)
+        return self.size * (1.0 - untouched)
 
 
 def expert_reads(scenario: Scenario, profile: Profile) -> ExpertReads | None:
@@ -58,7 +59,7 @@ def expert_reads(scenario: Scenario, profile: Profile) -> ExpertReads | None:
     lora = profile.step.lora
     if not (lora.per_adapter_max_rank_s or lora.per_adapter_rank_s):
         raise ScenarioError(
-            f"the profile {profile.name} has no cost by the rank of an adapter, from which that of experts could follow",
+            f"the profile {profile.name} has no cost by an adapter's rank, from which that of experts could follow",
             key="adapters.targets",
             got=scenario.adapters.experts,
             hint="give per_adapter_max_rank_s in a profile of your own",

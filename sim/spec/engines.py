@@ -410,11 +410,10 @@ EXPERTS_SINCE = (0, 12)
 
 def keeps_experts(name: str) -> bool:
     """Return whether the slots of an engine for adapters on experts are known: vLLM's, and of engines that are none."""
-    release = release_of(name)
     if not ENGINES[name].preset:
         return True
-    known = release is not None and "vLLM" in ENGINES[name].flags
-    return known and tuple(map(int, release.split(".")[:2])) >= EXPERTS_SINCE
+    release = release_of(name) if "vLLM" in ENGINES[name].flags else None
+    return release is not None and tuple(map(int, release.split(".")[:2])) >= EXPERTS_SINCE
 
 
 def schedulings_of(engine: str) -> tuple[str, ...]:

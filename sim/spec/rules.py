@@ -113,8 +113,10 @@ SHARED: tuple[Row, ...] = (
     ),
     Rule(
         "fleet.expert_parallel: vLLM does not support both",
-        lambda s: any(k.fleet.expert_parallel and k.fleet.fully_sharded_loras for k in s.kinds or (s,))
-        and "true, with fleet.fully_sharded_loras",
+        lambda s: (
+            any(k.fleet.expert_parallel and k.fleet.fully_sharded_loras for k in s.kinds or (s,))
+            and "true, with fleet.fully_sharded_loras"
+        ),
         hint="remove one of them",
     ),
     Rule(

@@ -18,9 +18,17 @@ from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.policies.replica_memory import reserved_bytes, slot_buffers, slots_bytes
-from sim.studies.fidelity.measured_runs import MODELS
 from sim.spec.sections.workload import EXPERTS, SHARED_OUTER
-from sim.traffic.adapters import ATTENTION, ROW_PARALLEL, SHAPES, GpuSplit, ModelShape, parameters_per_rank, tensor_count
+from sim.studies.fidelity.measured_runs import MODELS
+from sim.traffic.adapters import (
+    ATTENTION,
+    ROW_PARALLEL,
+    SHAPES,
+    GpuSplit,
+    ModelShape,
+    parameters_per_rank,
+    tensor_count,
+)
 
 RECORD = json.loads((Path(__file__).parent / "vllm_lora_shapes.json").read_text())
 """What ``tools/record_lora_shapes.py`` found in vLLM 0.32; 0.8.5 has the same rules (``vllm/lora/layers.py``)."""
@@ -78,10 +86,7 @@ def test_parts_add_up() -> None:
     for name, shape in SHAPES.items():
         whole, modules = parameters_per_rank(shape, "all-linear") / shape.layers, shape.adapted("all-linear")
         for gpus in (n for n in (1, 2, 4, 8) if shape.fits(n)):
-            sharded, plain = (
-                gpus * GpuSplit(gpus, fully).numbers(shape, modules)
-                for fully in (True, False)
-            )
+            sharded, plain = (gpus * GpuSplit(gpus, fully).numbers(shape, modules) for fully in (True, False))
             copies = sum(shape.module(m)[m in ROW_PARALLEL] for m in modules) * (gpus - 1)
             more_heads = max(gpus - shape.kv_heads, 0) * 2 * shape.head_dim
             assert sharded == whole + more_heads, name

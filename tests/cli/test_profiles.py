@@ -15,7 +15,7 @@ from sim.errors import ScenarioError
 from sim.spec.profile import UNFIT, Draw, Shape, StepCost, bundled_profiles, load_profile
 from sim.spec.scenario import Adapters
 from sim.studies.profile_listing import tpot_error
-from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
+from sim.traffic.adapters import SHAPES, GpuSplit, ModelShape, base_shape, populate
 from sim.world.memory.gpu_memory import adapter_bytes
 
 needs_tables = pytest.mark.skipif(

@@ -124,9 +124,7 @@ def test_slots_of_other_engines_are_split_like_vllms() -> None:
     whole, rest = 5 * 8192 + 2 * 8192, 8192 + 2 * 1024 + 2 * 28672 + 8192 + 28672
     population = world.pools[0].population
     assert adapter_bytes(10, profile, population, GpuSplit(4)) == 10 * 4 * 80 * 16 * 2 * (whole + rest // 4)
-    assert adapter_bytes(10, profile, population, GpuSplit(4, fully_sharded=True)) == 10 * 80 * 16 * 2 * (
-        whole + rest
-    )
+    assert adapter_bytes(10, profile, population, GpuSplit(4, fully_sharded=True)) == 10 * 80 * 16 * 2 * (whole + rest)
 
 
 def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:

@@ -243,7 +243,8 @@ def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
     notes = []
     if scenario.fleet.expert_parallel:
         notes.append(
-            "fleet.expert_parallel changes slots, memory and loads only: step costs are those of experts split over GPUs"
+            "fleet.expert_parallel changes slots, memory and loads only: steps take what they do with a part of every "
+            "expert on each GPU"
         )
     if scenario.fleet.fully_sharded_loras:
         notes.append(
