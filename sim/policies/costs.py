@@ -32,7 +32,7 @@ _EXPERT_SPREAD = 2.0
 class ExpertReads:
     """What steps read of adapters on experts: an assumption from bytes, as no server with such adapters was measured.
 
-    :ivar size: bytes of all experts of an adapter, over those of its attention.
+    :ivar size: bytes of all experts in a slot, padding included, over those of its attention.
     :ivar passed: share of the experts that one token passes. Tokens choose evenly, with which they touch the most.
     """
 

@@ -107,15 +107,15 @@ SHARED: tuple[Row, ...] = (
         hint="remove experts from the targets, or choose another engine",
     ),
     Rule(
-        "adapters.mix: slots of vLLM hold experts with shared matrices, or with their own",
+        "adapters.mix: all adapters on experts of a vLLM server have matrices for each expert, or all share some",
         lambda s: len({name for kind in s.adapters.mix for name in kind.targets if name in EXPERTS}) > 1,
-        allowed=f"one of {' and '.join(EXPERTS)}",
+        allowed=f"either {' or '.join(EXPERTS)}",
     ),
     Rule(
-        "fleet.expert_parallel: vLLM does not support both",
+        "fleet.expert_parallel: vLLM does not support it with fully sharded adapters",
         lambda s: (
             any(k.fleet.expert_parallel and k.fleet.fully_sharded_loras for k in s.kinds or (s,))
-            and "true, with fleet.fully_sharded_loras"
+            and "true, with fleet.fully_sharded_loras true"
         ),
         hint="remove one of them",
     ),

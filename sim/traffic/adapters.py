@@ -79,7 +79,9 @@ class ModelShape:
         names = (ATTENTION if self.experts else MODULES) if targets == "all-linear" else targets
         if any(name not in known for name in names):
             raise ScenarioError(
-                "gate, up and down of a mixture of experts are its experts" if self.experts else "it has no experts",
+                "gate, up and down of a mixture of experts are its experts"
+                if self.experts
+                else "the base model has no experts",
                 key="adapters.targets",
                 got=", ".join(names),
                 allowed=", ".join(known) + (", or all-linear for all but the experts" if self.experts else ""),
