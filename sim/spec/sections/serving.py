@@ -140,16 +140,15 @@ class ReplicaKeys(Strict):
     ``gpu``, ``adapters.base_model`` and ``engine`` pick."""
     tensor_parallel: PositiveInt | None = Field(default=None, le=64)
     """GPUs of one replica, over which the model is split (tensor parallelism). Unset: those of the profile, or
-    1 with ``gpu``. Another number takes the bundled profile of the same device, model and engine for so many GPUs."""
+    1 with ``gpu``. Another number takes the bundled profile for so many GPUs."""
     gpus_per_replica: PositiveInt | None = Field(default=None, le=1024)
     """GPUs that one replica takes, for costs and manifests: only for a profile of one device that stands for several
     GPUs. Unset: those of the profile (``tensor_parallel``)."""
     fully_sharded_loras: bool = False
-    """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs, so that
-    slots are smaller. If not, each GPU keeps one side of every adapter whole (docs/pools.md)."""
+    """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs. If not,
+    each GPU keeps one side whole (docs/pools.md)."""
     expert_parallel: bool = False
-    """vLLM only, with several GPUs per replica: whether each GPU has whole experts, and so their adapters, rather than
-    a part of every expert. It changes slots and loads; steps take what the profile says."""
+    """Likewise: whether each GPU has whole experts and their adapters (docs/memory.md). Steps take the same time."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
