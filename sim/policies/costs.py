@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from statistics import NormalDist
-
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
+from sim.policies.replica_memory import ExpertReads
 from sim.spec.profile import LoraCost, Profile, StepCost, TierCost
-from sim.spec.scenario import Scenario
-from sim.traffic.adapters import ATTENTION, Population, base_shape, split_of
+from sim.traffic.adapters import Population
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,49 +21,6 @@ NO_DETAILS: StepDetails = (0, 0, 0.0, 0, 0)
 
 _LAUNCHES = ("fixed_s", "per_slot_s", "per_slot_token_s", "per_slot_prefill_token_s", "per_adapter_s")
 """Terms of LoRA that go with its kernels: twice as many, for two groups of modules in attention and two in experts."""
-_EXPERT_SPREAD = 2.0
-"""By which factor the reads of experts may be off, one standard deviation on a log scale: an assumption."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertReads:
-    """What steps read of adapters on experts: an assumption from bytes, as no server with such adapters was measured.
-
-    :ivar size: bytes of all experts in a slot, padding included, over those of its attention.
-    :ivar passed: share of the experts that one token passes. Tokens choose evenly, with which they touch the most.
-    """
-
-    size: float
-    passed: float
-
-    def drawn(self, number: int, draws: int) -> ExpertReads:
-        """Return the reads of one of several draws: those of equally likely factors."""
-        return replace(self, size=self.size * _EXPERT_SPREAD ** NormalDist().inv_cdf((number + 0.5) / draws))
-
-    def per_adapter(self, tokens: int, distinct: int) -> float:
-        """Return how many times the bytes of its attention a distinct adapter's experts are, of those that are read."""
-        untouched: float = (1.0 - self.passed) ** (tokens / distinct)
-        return self.size * (1.0 - untouched)
-
-
-def expert_reads(scenario: Scenario, profile: Profile) -> ExpertReads | None:
-    """Return what steps read of adapters on experts; None: the scenario has none.
-
-    :raises ScenarioError: if the profile has no cost of an adapter's bytes, from which it follows.
-    """
-    if not scenario.adapters.experts:
-        return None
-    lora = profile.step.lora
-    if not (lora.per_adapter_max_rank_s or lora.per_adapter_rank_s):
-        raise ScenarioError(
-            f"the profile {profile.name} has no cost by an adapter's rank, from which that of experts could follow",
-            key="adapters.targets",
-            got=scenario.adapters.experts,
-            hint="give per_adapter_max_rank_s in a profile of your own",
-        )
-    shape, split = base_shape(profile), split_of(scenario, profile)
-    attention, experts = (split.numbers(shape, names) for names in (ATTENTION, (scenario.adapters.experts,)))
-    return ExpertReads(float(experts / attention), shape.active_experts / shape.experts)
 
 
 class StepCosts:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError, ScenarioError
-from sim.policies.costs import StepCosts, expert_reads
+from sim.policies.costs import StepCosts
 from sim.policies.eviction import check_eviction
-from sim.policies.replica_memory import base_weights
+from sim.policies.replica_memory import base_weights, expert_reads
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile

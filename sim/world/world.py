@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.costs import ExpertReads
-from sim.policies.replica_memory import BaseWeights
+from sim.policies.replica_memory import BaseWeights, ExpertReads
 from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from sim.errors import ScenarioError
-from sim.policies.costs import ExpertReads, StepCosts
+from sim.policies.costs import StepCosts
+from sim.policies.replica_memory import ExpertReads
 from sim.spec.engine_flags.command_lines import engine_flags
 from sim.spec.engine_flags.options import flag_tables
 from sim.spec.profile import StepCost, load_profile

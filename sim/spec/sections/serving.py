@@ -148,7 +148,7 @@ class ReplicaKeys(Strict):
     """vLLM only, with several GPUs per replica: whether both sides of every adapter are split over the GPUs. If not,
     each GPU keeps one side whole (docs/pools.md)."""
     expert_parallel: bool = False
-    """Likewise: whether each GPU has whole experts and their adapters (docs/memory.md). Steps take the same time."""
+    """vLLM only: whether each GPU has whole experts and their adapters (docs/memory.md). Steps take the same time."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
