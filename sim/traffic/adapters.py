@@ -21,6 +21,8 @@ GOLDEN = 0.6180339887498949
 """Fractional part of the golden ratio; its multiples assign the kinds of a mix to adapters."""
 ATTENTION = ("q", "k", "v", "o")
 MODULES = (*ATTENTION, "gate", "up", "down")
+TARGETS = (*MODULES, *EXPERTS)
+"""All that adapters may change, in the order of a layer."""
 ROW_PARALLEL = frozenset({"o", "down"})
 """Modules that tensor parallelism splits along their input; the others are split along their output."""
 
