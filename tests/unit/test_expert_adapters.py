@@ -110,11 +110,11 @@ def test_a_copy_of_experts_takes_its_bytes_over_the_bus() -> None:
 @pytest.mark.parametrize(
     ("targets", "more", "wanted", "absent"),
     [
-        ("[q, v]", (), "--lora-target-modules q_proj k_proj v_proj o_proj --", "experts"),
-        ("[q, experts]", (), "--lora-target-modules q_proj k_proj v_proj o_proj experts --", "shared-loras"),
+        ("[q, v]", (), "--lora-target-modules qkv_proj o_proj --", "experts"),
+        ("[q, experts]", (), "--lora-target-modules qkv_proj o_proj experts --", "shared-loras"),
         ("[experts-shared-outer]", (), "o_proj experts --enable-moe-shared-loras --", "parallel"),
         ("[experts]", ("fleet.expert_parallel=true",), "--enable-expert-parallel ", "fully-sharded"),
-        ("[q]", ("fleet.engine=vllm-0.9.2",), "--enable-lora --max-loras 8 ", "target-modules"),
+        ("[q]", ("fleet.engine=vllm-0.16",), "--enable-lora --max-loras 8 ", "target-modules"),
     ],
 )
 def test_a_command_keeps_experts_out_of_slots_unless_adapters_change_them(
@@ -129,9 +129,10 @@ def test_a_command_keeps_experts_out_of_slots_unless_adapters_change_them(
 def test_experts_are_read_from_a_command_line() -> None:
     flag = flag_tables()["vLLM"].flags["--lora-target-modules"]
     assert flag.reads is not None
-    words = ("q_proj", "experts")
-    assert flag.reads(words, {}) == {"adapters.targets": ["q", "experts"]}
-    assert flag.reads(words, {"enable-moe-shared-loras": ()}) == {"adapters.targets": ["q", "experts-shared-outer"]}
+    words = ("qkv_proj", "experts")
+    assert flag.reads(words, {}) == {"adapters.targets": ["q", "k", "v", "experts"]}
+    shared = flag.reads(words, {"enable-moe-shared-loras": ()})
+    assert shared == {"adapters.targets": ["q", "k", "v", "experts-shared-outer"]}
 
 
 def test_the_mixtures_are_those_with_experts() -> None:

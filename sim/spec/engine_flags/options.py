@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import AHEAD_SINCE, keeps_experts, release_of
+from sim.spec.engines import AHEAD_SINCE, release_of
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import MIXTURES, profile_of
@@ -98,8 +98,11 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 these."""
 _PROMPT_CHECK_FROM = (0, 19)
 _INTERVAL_FROM = (0, 33)
+_TARGETS_FROM = (0, 17)
+"""The first version with ``--lora-target-modules`` (vllm#34984), which took vLLM's own names of packed modules."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
+_PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 _PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
@@ -192,9 +195,9 @@ def _held_modules(replica: Replica) -> str | None:
     some, whatever adapters change. None: slots hold all linear modules."""
     profile, experts = _profile(replica), replica.scenario.adapters.experts
     mixture = profile.model in MIXTURES if profile.shape is None else profile.shape.experts > 0
-    if not mixture or not keeps_experts(replica.scenario.fleet.engine):
+    if not mixture or not _from(replica, _TARGETS_FROM):
         return None
-    return " ".join([*(_PROJECTIONS[name] for name in "qkvo"), *([EXPERTS[0]] if experts else [])])
+    return f"qkv_proj o_proj {EXPERTS[0]}" if experts else "qkv_proj o_proj"
 
 
 def _eviction(replica: Replica) -> str | None:
@@ -258,7 +261,8 @@ def whole_number(words: Sequence[str]) -> int | None:
 
 def _modules(words: Sequence[str], given: Given) -> Mapping[str, object]:
     """Read names of modules: ``q_proj`` is q."""
-    names = [word.removesuffix("_proj") for part in words for word in part.split(",")]
+    given_names = [word.removesuffix("_proj") for part in words for word in part.split(",")]
+    names = [name for word in given_names for name in _PACKED.get(word, (word,))]
     if names in (["all"], ["all-linear"]):
         return {"adapters.targets": "all-linear"}
     if "enable-moe-shared-loras" in given:
