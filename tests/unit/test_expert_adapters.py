@@ -6,6 +6,7 @@ What slots take is compared with vLLM in ``tests/calibrate/test_gpu_memory_model
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_a_profile_without_costs_by_rank_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(profile.model_copy(update={"step": step}).model_dump_json())
     with pytest.raises(ScenarioError, match="no cost by an adapter's rank, from which that of experts could follow"):
+        world_of("[q, experts]", "fleet.gpu=", f"fleet.profile={path}")
+
+
+def test_a_shape_whose_tokens_pass_no_expert_is_refused(tmp_path: Path) -> None:
+    profile, _ = load_profile(PROFILE)
+    shape = {**asdict(SHAPES["gpt-oss-120b"]), "active_experts": 0}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**profile.model_dump(mode="json"), "shape": shape}))
+    with pytest.raises(ScenarioError, match="a token passes some experts, but no more than there are"):
         world_of("[q, experts]", "fleet.gpu=", f"fleet.profile={path}")
 
 
