@@ -20,8 +20,8 @@ from sim.policies.routing.dynamo import (
     adapter_name,
     choice_weights,
     copies_by_share,
-    home_score,
-    ranking,
+    home_scores,
+    rankings,
     worker_cost,
 )
 from sim.policies.routing.gateways import ChunkTrie, by_match, cache_aware, match_percent
@@ -168,11 +168,12 @@ def test_aibrix_forgets_the_oldest_blocks() -> None:
 
 def test_rendezvous_scores_are_blake3() -> None:
     """Recorded from the reference implementation, with names of one block and of several."""
-    assert f"{home_score('med', 57):016x}" == "6b8d1b8e7c086e6d"
-    assert [ranking("sum", (1, 12, 90)), ranking("faq", (33, 41, 68, 91))] == [[1, 12, 90], [41, 91, 33, 68]]
-    assert home_score("a" * 1012, 1) != home_score("a" * 1011 + "b", 1)
+    assert f"{home_scores(['med'], [57])[0, 0]:016x}" == "6b8d1b8e7c086e6d"
+    assert rankings(["sum"], (1, 12, 90)) + rankings(["faq"], (33, 41, 68, 91)) == [[1, 12, 90], [41, 91, 33, 68]]
+    one, other = home_scores(["a" * 1012, "a" * 1011 + "b"], [1])
+    assert one[0] != other[0]
     with pytest.raises(ValueError, match="at most 1,012 bytes"):
-        home_score("a" * 1013, 1)
+        home_scores(["a" * 1013], [1])
 
 
 def test_busy_adapters_get_copies_by_share_and_a_lone_one_gets_every_worker() -> None:
@@ -205,7 +206,7 @@ def test_dynamos_controller_drops_copies_at_the_third_decision_that_asks_for_it(
     assert sizes == [4, 4, 4, 4, 1, 1]
     idle = decisions([alone, *[{}] * 9])
     assert [len(each[0]) for each in idle][-1] == 1, "its home alone"
-    assert idle[-1][0] == (ranking(adapter_name(0), range(4))[0],)
+    assert idle[-1][0] == (rankings([adapter_name(0)], range(4))[0][0],)
 
 
 def test_a_full_worker_gets_an_adapter_only_where_all_are_full() -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 QUEUE_LIMIT: Final = 5
 KV_LIMIT: Final = 0.8
 """Waiting requests and share of the KV cache from which ``utilization`` takes a replica to be saturated."""
@@ -132,6 +134,24 @@ def rendezvous(adapter: str, names: Sequence[str]) -> int:
         if value > best:
             best, chosen = value, place
     return chosen
+
+
+def homes(adapters: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the same for many adapters."""
+    text = [0] * len(adapters)
+    for place, adapter in enumerate(adapters):
+        value = FNV_START
+        for byte in f"{adapter}\0".encode():
+            value = (value ^ byte) * FNV_PRIME & 0xFFFFFFFFFFFFFFFF
+        text[place] = value
+    found = np.zeros((len(names), len(adapters)), np.uint64)
+    for place, name in enumerate(names):
+        values = np.array(text, np.uint64)
+        for byte in name.encode():
+            values = (values ^ np.uint64(byte)) * np.uint64(FNV_PRIME)
+        found[place] = values
+    best: list[int] = found.argmax(axis=0).tolist()  # the first of equal ones
+    return best
 
 
 # Saturation, and filters: the places of the candidates that are left.
