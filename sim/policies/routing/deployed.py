@@ -91,6 +91,33 @@ class LeastLatency(Deployed, Following):
             means[replica] = sums[replica] / self._ended[replica]
 
 
+class Throughput(LeastLatency):
+    """AIBrix ``throughput``: the pod with the fewest tokens a request, a token of a prompt counts twice; of equal ones
+    one at random. Load counts nothing."""
+
+    def choose(self, adapter: int, number: int) -> int:
+        prompt, output = self._means[2:]
+        tokens = [2 * mean + output[pod] for pod, mean in enumerate(prompt)]
+        return self.one_of(gateways.least(tokens, self._view.up), number)
+
+
+class LeastGpuCache(Deployed):
+    """AIBrix ``least-gpu-cache``: the pod with the smallest share of its KV cache in use, of equal ones at random."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"kv"})
+
+    def choose(self, adapter: int, number: int) -> int:
+        return self.one_of(gateways.least(self._view.kv, self._view.up), number)
+
+
+class LeastKvCache(LeastGpuCache):
+    """AIBrix ``least-kv-cache``: the same, of equal ones the last. It adds the KV cache in host memory, for which vLLM
+    V1 has no metric."""
+
+    def choose(self, adapter: int, number: int) -> int:
+        return gateways.least(self._view.kv, self._view.up)[-1]
+
+
 WINDOW_S: Final = 300.0
 """How long AIBrix counts the tokens of a user."""
 OUTPUT_RATIO: Final = 1.5
