@@ -16,7 +16,7 @@ from sim.traffic.request import Request
 _STEADY: Final = frozenset(("waiting", "batch", "kv", "listed", "running", "resident", "held", "copies"))
 """What changes at readings only, but for the replicas that have something of the request at hand."""
 _HOMES: Final = 256
-"""Adapters whose homes are computed at a time."""
+"""Adapters whose homes are computed at a time, where all replicas are candidates."""
 
 
 class PromptMemory:
@@ -96,7 +96,8 @@ class _Scorer:
 
     :ivar weight: of its scores; ``steady``: whether ``usual`` stays until the next reading.
     :ivar usual: by replica, its score for a request of which no candidate has anything.
-    :ivar own: by replica, the other scores for the request at hand.
+    :ivar own: by replica, the other scores for the request at hand, once ``look`` has been called; ``looks``: whether
+        there can be any.
     """
 
     def __init__(self, context: RouterContext, spec: ScorerSpec, memory: PromptMemory) -> None:
@@ -106,6 +107,7 @@ class _Scorer:
         )
         self.usual = [0.0] * context.replicas
         self.own: dict[int, float] = {}
+        self.looks = spec.name in ("prefix-cache", "lora-affinity", "lora-load-state")
         self._name = spec.name
         self._view, self._memory = context.view, memory
         self._replicas = context.replicas
@@ -115,7 +117,7 @@ class _Scorer:
         self._twice = context.lists_twice
         self._times = 2 if context.lists_twice and spec.count == "sum" else 1
         self._horizon_s = spec.load_horizon or 0.0
-        self._homes: dict[int, list[int]] = {}  # by block of adapters, while all replicas are candidates
+        self._homes: dict[tuple[int, int], int] = {}  # by adapter and candidates
         # By replica, at the last reading: slots without an adapter; and whether it has none, but an idle adapter.
         self._free = [0] * context.replicas
         self._evictable = [False] * context.replicas
@@ -123,6 +125,7 @@ class _Scorer:
 
     def read(self, among: list[int]) -> None:
         """Compute the usual scores of some replicas."""
+        self._candidates = sum([1 << replica for replica in among])
         values = self._values(among)
         if len(among) == self._replicas:
             self.usual = values
@@ -149,7 +152,6 @@ class _Scorer:
             return [0.0] * len(among)
         if name == "lora-affinity":
             return [scoring.lora_affinity(False, False, self._times * len(view.listed[r]), slots) for r in among]
-        self._candidates = sum([1 << replica for replica in among])
         for replica in among:
             self._free[replica] = slots - view.held[replica]
             self._evictable[replica] = self._free[replica] <= 0 and view.held[replica] > self._busy(replica)
@@ -157,37 +159,32 @@ class _Scorer:
 
     def look(self, adapter: int, among: list[int]) -> dict[int, float]:
         """Compute the scores of the candidates that have something of the request at hand, and return them."""
-        name, view = self._name, self._view
+        name, view, memory = self._name, self._view, self._memory
+        self.own = own = {}
         if name == "prefix-cache":
-            self.own = self._matches(among) if self._memory.matched else {}
+            scores: dict[int, float] = {}  # by blocks that match
+            for replica, matched in memory.matched.items():
+                if matched not in scores:
+                    blocks, size = len(memory.blocks), self._block_tokens
+                    scores[matched] = scoring.prefix_match(matched, blocks, size, self._length_weight)
+                if self._candidates >> replica & 1:
+                    own[replica] = scores[matched]
         elif name == "lora-affinity":
-            lists = view.listed
-            self.own = {replica: self._listing(adapter, replica) for replica in among if adapter in lists[replica]}
+            lists, slots = view.listed, view.slots
+            running = -1 if self._twice else view.running[adapter]
+            for replica in among:
+                if adapter in lists[replica]:
+                    count = self._times * len(lists[replica])
+                    own[replica] = scoring.lora_affinity(running >> replica & 1 != 0, True, count, slots)
+        elif name == "lora-load-state" and adapter == self._base_model:
+            for replica in among:
+                own[replica] = scoring.base_load_state(self._busy(replica), view.slots)
         elif name == "lora-load-state":
-            if adapter == self._base_model:
-                self.own = {each: scoring.base_load_state(self._busy(each), view.slots) for each in among}
-                return self.own
             on_gpu, copies, home = view.resident[adapter], view.copies[adapter], self._home(adapter, among)
-            self.own = {
-                each: self._load_state(each, on_gpu >> each & 1 != 0, copies >> each & 1 != 0, each == home)
-                for each in _replicas((on_gpu | copies | 1 << home) & self._candidates)
-            }
-        return self.own
-
-    def _matches(self, among: list[int]) -> dict[int, float]:
-        blocks, size, weight = len(self._memory.blocks), self._block_tokens, self._length_weight
-        scores: dict[int, float] = {}
-        found = {}
-        for replica, matched in self._memory.matched.items():
-            if matched not in scores:
-                scores[matched] = scoring.prefix_match(matched, blocks, size, weight)
-            found[replica] = scores[matched]
-        return found if len(among) == self._replicas else {each: found[each] for each in among if each in found}
-
-    def _listing(self, adapter: int, replica: int) -> float:
-        view = self._view
-        runs = self._twice or view.running[adapter] >> replica & 1 != 0
-        return scoring.lora_affinity(runs, True, self._times * len(view.listed[replica]), view.slots)
+            for replica in _replicas((on_gpu | copies | 1 << home) & self._candidates):
+                there, copied = on_gpu >> replica & 1 != 0, copies >> replica & 1 != 0
+                own[replica] = self._load_state(replica, there, copied, replica == home)
+        return own
 
     def _load_state(self, replica: int, on_gpu: bool, copied: bool, home: bool) -> float:
         free, request = self._free[replica], self._view.request
@@ -203,15 +200,15 @@ class _Scorer:
         return sum([resident[each] >> replica & 1 for each in self._view.listed[replica]])
 
     def _home(self, adapter: int, among: list[int]) -> int:
-        block = adapter // _HOMES
-        if len(among) == self._replicas and block in self._homes:
-            return self._homes[block][adapter % _HOMES]
-        names = [f"default/replica-{replica}-rank-0" for replica in among]
-        if len(among) < self._replicas:
-            return among[scoring.rendezvous(f"adapter-{adapter}", names)]
-        adapters = range(block * _HOMES, (block + 1) * _HOMES)
-        self._homes[block] = scoring.homes([f"adapter-{each}" for each in adapters], names)
-        return self._homes[block][adapter % _HOMES]
+        key = (adapter, self._candidates)
+        if key not in self._homes:
+            first, all_up = adapter - adapter % _HOMES, len(among) == self._replicas
+            adapters = range(first, first + _HOMES) if all_up else range(adapter, adapter + 1)
+            names = [f"default/replica-{replica}-rank-0" for replica in among]
+            places = scoring.homes([f"adapter-{each}" for each in adapters], names)
+            for each, place in zip(adapters, places, strict=True):
+                self._homes[each, self._candidates] = among[place]
+        return self._homes[key]
 
 
 class _Keeps:
@@ -282,9 +279,9 @@ class ByScores:
         unsteady = [place for place, each in enumerate(self._terms) if not each.steady]
         self._leading = self._terms[: unsteady[0]] if unsteady else self._terms
         self._others = self._terms[len(self._leading) :]
-        # At the last reading: the sums of the leading terms for a request of which no candidate has anything, by
-        # replica; the highest, and where it is.
-        self._usual = [0.0] * context.replicas
+        # At the last reading, for a request of which no candidate has anything: by replica the sums of the first terms,
+        # of none, one, and so on; the highest of all leading ones, and where it is.
+        self._sums = [[0.0] * context.replicas for _ in range(len(self._leading) + 1)]
         self._most = 0.0
         self._best: list[int] = []
         self._reading = 0
@@ -311,40 +308,42 @@ class ByScores:
         for term in self._terms:
             if term.steady:
                 term.read(among)
-                term.own = {}
-        for replica in among:
-            self._usual[replica] = self._sum(replica)
-        sums = [self._usual[replica] for replica in among]
+        for place, term in enumerate(self._leading):
+            weight, usual, before, after = term.weight, term.usual, self._sums[place], self._sums[place + 1]
+            for replica in among:
+                after[replica] = before[replica] + weight * usual[replica]
+        sums = [self._sums[-1][replica] for replica in among]
         self._most = max(sums)
         self._best = [among[place] for place in scoring.highest(sums)]
 
-    def _sum(self, replica: int) -> float:
-        """Return the weighted sum of the leading terms."""
-        total = 0.0
-        for term in self._leading:
-            total += term.weight * term.own.get(replica, term.usual[replica])
-        return total
-
     def _highest(self, adapter: int, among: list[int], number: int) -> list[int]:
         """Return the replicas of which one is drawn; most requests have something at a few replicas only."""
+        leading = self._leading
         own: dict[int, float] = {}
-        for term in self._leading:
-            own.update(term.look(adapter, among))
+        first = len(leading)
+        for place, term in enumerate(leading):
+            if term.looks and term.look(adapter, among):
+                own.update(term.own)
+                first = min(first, place)
         for replica in own:
-            own[replica] = self._sum(replica)
+            total = self._sums[first][replica]
+            for term in leading[first:]:
+                total += term.weight * term.own.get(replica, term.usual[replica])
+            own[replica] = total
         if self._picker == "max-score" and not self._others:
             most = max(own.values()) if own else -1.0
             if most > self._most:
                 return sorted([replica for replica, total in own.items() if total == most])
             if most < self._most and own.keys().isdisjoint(self._best):
                 return self._best
-        sums = self._usual.copy()
+        sums = self._sums[-1].copy()
         for replica, total in own.items():
             sums[replica] = total
         for term in self._others:
             if not term.steady:
                 term.read(among)
-            weight, usual, others = term.weight, term.usual, term.look(adapter, among)
+            weight, usual = term.weight, term.usual
+            others = term.look(adapter, among) if term.looks else {}
             for replica in among:
                 sums[replica] += weight * others.get(replica, usual[replica])
         values = sums if len(among) == len(sums) else [sums[replica] for replica in among]
