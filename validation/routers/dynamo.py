@@ -107,7 +107,7 @@ def _flows(table: Mapping[str, Any]) -> Iterator[Judged]:
         homes, overflow, cost = placed_by_flow(room, row["copies"], before, row["changed"])
         pairs = {(name, worker) for name, workers in homes.items() for worker in workers}
         had = {(name, worker) for name, workers in before.items() for worker in workers if worker in room}
-        ours = (overflow, len(pairs - had), len(had - pairs), cost)
+        ours = (overflow, len(pairs - had), len(had - pairs), cost if room else 0)  # without workers, nothing flows
         used = Counter(worker for _, worker in pairs)
         within = all(used[worker] <= room[worker] for worker in used)
         exact = sum(row["copies"].values()) == len(pairs) + overflow

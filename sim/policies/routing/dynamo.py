@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from math import ceil, exp, floor
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,94 +228,66 @@ OVERFLOW: Final = 10**12
 """Cost of a copy that finds no worker."""
 
 
-class FlowPlacement(NamedTuple):
-    """A placement of least cost.
-
-    :ivar homes: by adapter, its workers, ascending; one that got none isn't in it.
-    :ivar overflow: copies that found no worker; ``cost``: of the flow, without what was frozen.
-    """
-
-    homes: dict[str, list[int]]
-    overflow: int
-    cost: int
+Homes = Mapping[str, Collection[int]]
+"""By adapter, its workers."""
 
 
 def placed_by_flow(
-    room: Mapping[int, int],
-    copies: Mapping[str, int],
-    before: Mapping[str, Collection[int]],
-    changed: Collection[str] | None = None,
-) -> FlowPlacement:
-    """Place adapters at the least cost: a worker's rank for the adapter, and more where the adapter must be loaded.
+    room: Mapping[int, int], copies: Mapping[str, int], before: Homes, changed: Collection[str] | None = None
+) -> tuple[dict[str, list[int]], int, int]:
+    """Return the homes of least cost, how many copies found none, and the cost, without what was frozen.
 
-    Load is no part of the cost, so nothing moves for balance. Of equally cheap placements the real solver may find
-    another one.
+    A worker costs its rank for the adapter, and more where the adapter must be loaded. Load is no part of it, so none
+    moves for balance. Of equally cheap placements the real solver may find another one.
 
-    :param room: by worker, how many adapters it takes; ``before``: the workers that each adapter had.
-    :param changed: adapters that are placed again; the others stay, unless copies then find no worker that would fit
-        otherwise. None: all are placed.
+    :param room: by worker, how many adapters it takes.
+    :param changed: adapters that are placed again. The others stay, unless their worker takes fewer now, or copies find
+        a home without that. None: all are placed.
     """
-    asked = sum(copies.values())
-    if not room:
-        return FlowPlacement({}, asked, 0)
-    frozen = _frozen(room, copies, before, copies if changed is None else changed)
+    frozen: dict[str, list[int]] = {}
+    if changed is not None:
+        staying = copies.keys() & before.keys() - set(changed)
+        frozen = {name: sorted(room.keys() & before[name])[: copies[name]] for name in staying}
+        used = Counter(chain.from_iterable(frozen.values()))
+        frozen = {name: own for name, own in frozen.items() if all(used[worker] <= room[worker] for worker in own)}
     found = _flow(room, copies, before, frozen)
-    if found.overflow and changed is not None and sum(room.values()) > asked - found.overflow:
-        again = _flow(room, copies, before, {})
-        found = again if again.overflow < found.overflow else found
+    if frozen and found[1] and sum(room.values()) > sum(copies.values()) - found[1]:
+        return min(found, _flow(room, copies, before, {}), key=lambda each: each[1])
     return found
 
 
-def _frozen(
-    room: Mapping[int, int], copies: Mapping[str, int], before: Mapping[str, Collection[int]], changed: Collection[str]
-) -> dict[str, set[int]]:
-    """Return the workers on which adapters stay; one of a worker that has too many is placed again."""
-    kept = {name: set(sorted(room.keys() & before[name])[: copies[name]])
-            for name in copies if name in before and name not in changed}  # fmt: skip  # one condition
-    used = Counter(worker for workers in kept.values() for worker in workers)
-    crowded = {worker for worker, count in used.items() if count > room[worker]}
-    return {name: workers for name, workers in kept.items() if not workers & crowded}
-
-
 def _flow(
-    room: Mapping[int, int],
-    copies: Mapping[str, int],
-    before: Mapping[str, Collection[int]],
-    frozen: Mapping[str, Collection[int]],
-) -> FlowPlacement:
+    room: Mapping[int, int], copies: Mapping[str, int], before: Homes, frozen: Homes
+) -> tuple[dict[str, list[int]], int, int]:
     """Place what isn't frozen, on the first candidates of each adapter, and on all if that leaves free slots unused."""
-    used = Counter(worker for workers in frozen.values() for worker in workers)
+    used = Counter(chain.from_iterable(frozen.values()))
     free = {worker: slots - used[worker] for worker, slots in room.items() if slots > used[worker]}
-    wanted = {name: count - len(frozen.get(name, ())) for name, count in copies.items()}
-    names = [name for name in sorted(wanted) if wanted[name]]
-    asked = sum(wanted[name] for name in names)
-    workers = sorted(room)
+    names = [name for name in sorted(copies) if copies[name] > len(frozen.get(name, ()))]
+    wanted = {number: copies[name] - len(frozen.get(name, ())) for number, name in enumerate(names)}
+    asked, workers = sum(wanted.values()), sorted(room)
     scores = home_scores(names, workers)
     order: list[list[int]] = np.argsort(~scores, axis=1, kind="stable").tolist()
+    nowhere = 2.0 * (len(room) + 1) * (COMING - KEPT + len(room))  # more than the longest exchange could save
     placed: list[tuple[int, int]] = []
-    cost = 0
+    whole: dict[tuple[int, int], int] = {}
     for most in (CANDIDATES, len(room)):
-        edges, costs, whole = [], list[float](), dict[tuple[int, int], int]()
+        whole, costs = {}, []
         for number, name in enumerate(names):
-            own = before.get(name, ())
+            own, stays = before.get(name, ()), frozen.get(name, ())
             for rank, place in enumerate(order[number]):
                 worker = workers[place]
-                candidate = worker in own or rank < max(most, wanted[name])
-                if candidate and worker in free and worker not in frozen.get(name, ()):
+                if worker in free and worker not in stays and (worker in own or rank < max(most, wanted[number])):
                     whole[number, worker] = rank + (KEPT if worker in own else COMING)
-                    edges.append((number, worker))
                     # Less than one over all copies, so that one placement is the cheapest, whatever SciPy's version.
                     costs.append(whole[number, worker] + float(scores[number, place]) / 2.0**64 / (asked + 1))
-        nowhere = 2.0 * (len(room) + 1) * (COMING - KEPT + len(room))  # more than the longest exchange could save
-        left = {number: wanted[name] for number, name in enumerate(names)}
-        placed = cheapest_flow(edges, np.array(costs), left, free, nowhere) if edges else []
-        cost = sum(whole[edge] for edge in placed)
-        if len(placed) == asked or sum(free.values()) == len(placed):
+        placed = cheapest_flow(list(whole), np.array(costs), wanted, free, nowhere) if whole else []
+        if len(placed) == asked or len(placed) == sum(free.values()):
             break
-    homes = {name: sorted(workers) for name, workers in frozen.items() if workers}
+    homes = {name: list(own) for name, own in frozen.items() if own}
     for number, worker in placed:
         homes[names[number]] = sorted([*homes.get(names[number], ()), worker])
-    return FlowPlacement(homes, asked - len(placed), cost + OVERFLOW * (asked - len(placed)))
+    overflow = asked - len(placed)
+    return homes, overflow, sum([whole[edge] for edge in placed]) + OVERFLOW * overflow
 
 
 # Copies of adapters (lib/llm/src/lora/controller.rs, load_estimator.rs).
@@ -394,7 +367,7 @@ class ShareOfLoad:
         idle = sorted(names.keys() - active.keys())
         for name in idle:
             self._since.pop(name, None)
-        found = self._homes(copies, idle, workers, before, there)
+        found = self._homes(copies, idle, before, there)
         taken = Counter(worker for homes in found.values() for worker in homes)
         for name in sorted(names.keys() - found.keys(), key=lambda name: (name not in copies, name)):
             warm = [worker for worker in before[name] if there[name] >> worker & 1]
@@ -404,19 +377,13 @@ class ShareOfLoad:
         return {names[name]: tuple(sorted(homes)) for name, homes in found.items()}
 
     def _homes(
-        self,
-        copies: Mapping[str, int],
-        idle: Sequence[str],
-        workers: Sequence[int],
-        before: Mapping[str, Collection[int]],
-        there: Mapping[str, int],
+        self, copies: Mapping[str, int], idle: Sequence[str], before: Homes, there: Mapping[str, int]
     ) -> dict[str, list[int]]:
         """Return the workers of adapters, as far as they get any.
 
-        :param copies: of those with load, by name; ``idle``: those without.
-        :param before: by name, the workers of the last decision; ``there``: a bit mask of those that have it loaded.
+        :param copies: of those with load; ``idle``: those without. ``there``: bit masks of the workers that have it.
         """
-        used = {worker: sum([mask >> worker & 1 for mask in there.values()]) for worker in workers}
+        used = {worker: sum([mask >> worker & 1 for mask in there.values()]) for worker in self._workers}
         found = {}
         for name, count in copies.items():
             own = there[name]
@@ -446,33 +413,26 @@ class ShareOfLoad:
 
 
 class FlowOfLoad(ShareOfLoad):
-    """The same copies, placed by a minimum-cost flow; only what changed is placed again.
-
-    Adapters without load have one copy in the flow, too.
-    """
+    """The same copies, and one of each adapter without load, placed by a flow; only what changed is placed again."""
 
     def __init__(self, context: PlacerContext) -> None:
         super().__init__(context)
         self._last: dict[str, list[int]] = {}
         self._asked: dict[str, int] = {}
-        self._before: frozenset[int] = frozenset()
+        self._among: frozenset[int] = frozenset()
 
     def _homes(
-        self,
-        copies: Mapping[str, int],
-        idle: Sequence[str],
-        workers: Sequence[int],
-        before: Mapping[str, Collection[int]],
-        there: Mapping[str, int],
+        self, copies: Mapping[str, int], idle: Sequence[str], before: Homes, there: Mapping[str, int]
     ) -> dict[str, list[int]]:
         asked, last = {**copies, **dict.fromkeys(idle, 1)}, self._last
-        other = self._before.symmetric_difference(workers)
-        changed = {
+        other = self._among.symmetric_difference(self._workers)
+        changed = [
             name for name in asked if asked[name] != self._asked.get(name) or other.intersection(last.get(name, ()))
-        }
-        found = placed_by_flow(dict.fromkeys(workers, self._slots), asked, last, changed if last else None)
-        self._last, self._asked, self._before = found.homes, asked, frozenset(workers)
-        return found.homes.copy()
+        ]
+        room = dict.fromkeys(self._workers, self._slots)
+        self._last = placed_by_flow(room, asked, last, changed if last else None)[0]
+        self._asked, self._among = asked, frozenset(self._workers)
+        return self._last.copy()
 
 
 BLOCK: Final = 16
@@ -528,10 +488,6 @@ class Dynamo(Placed, Following):
                 )
             )
         drawn = self._draws.of(number)
-        if self._temperature <= 0:
-            least = min(costs)
-            best = [worker for place, worker in enumerate(workers) if costs[place] == least]
-            return best[int(drawn * len(best))]
         for worker, weight in zip(workers, choice_weights(costs, self._temperature), strict=True):
             drawn -= weight
             if drawn < 0:

@@ -15,7 +15,7 @@ from sim.traffic.request import Request
 
 _STEADY: Final = frozenset(("waiting", "batch", "kv", "listed", "running", "resident", "held", "copies"))
 """What changes at readings only, but for the replicas that have something of the request at hand."""
-_HOMES: Final = 256
+_HOMES: Final = 64
 """Adapters whose homes are computed at a time, where all replicas are candidates."""
 
 
