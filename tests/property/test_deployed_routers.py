@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations, product
 from random import Random
 from typing import Any
 
@@ -21,6 +22,7 @@ from sim.policies.routing.dynamo import (
     choice_weights,
     copies_by_share,
     home_scores,
+    placed_by_flow,
     rankings,
     worker_cost,
 )
@@ -198,6 +200,29 @@ def decisions(counts: list[dict[int, float]], slots: int = 8) -> list[Placement]
     for count in counts:
         found.append(placer.place(Demand(count, (0, 1, 2, 3)), found[-1]))
     return found[1:]
+
+
+def test_dynamos_flow_is_the_cheapest_of_all_placements_and_what_is_frozen_stays() -> None:
+    luck, names = Random(2), ("a", "b", "c")
+    for _ in range(FLEETS):
+        room = {worker: luck.randint(0, 2) for worker in luck.sample(range(9), luck.randint(1, 3))}
+        copies = {name: luck.randint(0, 3) for name in names}
+        before = {name: luck.sample(range(9), 4) for name in luck.sample(names, 2)}
+        homes, overflow, cost = placed_by_flow(room, copies, before)
+        subsets = [[each for size in range(copies[name] + 1) for each in combinations(room, size)] for name in names]
+        ranks = {name: order.index for name, order in zip(names, rankings(names, room), strict=True)}
+        found = []
+        for placed in product(*subsets):
+            used = Counter(worker for workers in placed for worker in workers)
+            if all(used[worker] <= room[worker] for worker in used):
+                pairs = [(name, worker) for name, workers in zip(names, placed, strict=True) for worker in workers]
+                prices = [ranks[n](w) + (-250 if w in before.get(n, ()) else 1000) for n, w in pairs]
+                found.append((sum(copies.values()) - len(pairs), sum(prices)))
+        assert min(found) == (overflow, cost - 10**12 * overflow)
+        again, more, _ = placed_by_flow(room, {**copies, "d": 1}, homes, ["d"])
+        if not overflow:
+            assert {name: again.get(name) for name in homes} == homes
+            assert more == (sum(room.values()) == sum(copies.values()))
 
 
 def test_dynamos_controller_drops_copies_at_the_third_decision_that_asks_for_it() -> None:

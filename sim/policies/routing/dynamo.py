@@ -237,8 +237,8 @@ def placed_by_flow(
 ) -> tuple[dict[str, list[int]], int, int]:
     """Return the homes of least cost, how many copies found none, and the cost, without what was frozen.
 
-    A worker costs its rank for the adapter, and more where the adapter must be loaded. Load is no part of it, so none
-    moves for balance. Of equally cheap placements the real solver may find another one.
+    A worker costs its rank for the adapter, and more where the adapter must be loaded. Its load costs nothing, so no
+    adapter moves for balance. Of equally cheap placements the real solver may find another one.
 
     :param room: by worker, how many adapters it takes.
     :param changed: adapters that are placed again. The others stay, unless their worker takes fewer now, or copies find

@@ -13,8 +13,6 @@ from sim.spec.sections.control_plane import Filter as FilterSpec
 from sim.spec.sections.control_plane import Scorer as ScorerSpec
 from sim.traffic.request import Request
 
-_STEADY: Final = frozenset(("waiting", "batch", "kv", "listed", "running", "resident", "held", "copies"))
-"""What changes at readings only, but for the replicas that have something of the request at hand."""
 _HOMES: Final = 64
 """Adapters whose homes are computed at a time, where all replicas are candidates."""
 
@@ -102,9 +100,7 @@ class _Scorer:
 
     def __init__(self, context: RouterContext, spec: ScorerSpec, memory: PromptMemory) -> None:
         self.weight = spec.weight
-        self.steady = spec.name == "prefix-cache" or (
-            _STEADY.union(("request",)).issuperset(SCORERS[spec.name].reads) and not spec.load_horizon
-        )
+        self.steady = "in_flight" not in SCORERS[spec.name].reads and spec.load_horizon is None
         self.usual = [0.0] * context.replicas
         self.own: dict[int, float] = {}
         self.looks = spec.name in ("prefix-cache", "lora-affinity", "lora-load-state")
