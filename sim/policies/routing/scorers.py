@@ -157,7 +157,7 @@ class _Scorer:
         """Compute the scores of the candidates that have something of the request at hand, and return them."""
         name, view, memory = self._name, self._view, self._memory
         self.own = own = {}
-        if name == "prefix-cache":
+        if name == "prefix-cache" and memory.matched:
             scores: dict[int, float] = {}  # by blocks that match
             for replica, matched in memory.matched.items():
                 if matched not in scores:
@@ -327,7 +327,9 @@ class ByScores:
                 total += term.weight * term.own.get(replica, term.usual[replica])
             own[replica] = total
         if self._picker == "max-score" and not self._others:
-            most = max(own.values()) if own else -1.0
+            if not own:
+                return self._best
+            most = max(own.values())
             if most > self._most:
                 return sorted([replica for replica, total in own.items() if total == most])
             if most < self._most and own.keys().isdisjoint(self._best):
