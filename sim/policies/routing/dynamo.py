@@ -75,9 +75,7 @@ class ActiveBlocks:
 
     def needed(self, text: Text, tokens: int, scope: int) -> int:
         """Return the blocks with one more request."""
-        if not text:
-            return self.blocks + tokens // self._block
-        return self.blocks + self._own(text, tokens) + sum(new for _, _, new in self._new(text, scope))
+        return self.blocks + self._added(text, tokens, scope)
 
     def add(self, text: Text, tokens: int, scope: int) -> None:
         """Count a request."""
@@ -96,11 +94,14 @@ class ActiveBlocks:
             if not ends:
                 del self._ends[scope, key]
         self.requests -= 1
-        self.blocks -= self._own(text, tokens) + sum(new for _, _, new in self._new(text, scope))
+        self.blocks -= self._added(text, tokens, scope)
 
-    def _own(self, text: Text, tokens: int) -> int:
-        """Return the blocks that no other request has."""
-        return tokens // self._block - (text[-1][0] // self._block if text else 0)
+    def _added(self, text: Text, tokens: int, scope: int) -> int:
+        """Return the blocks of a request that no request here has."""
+        if not text:
+            return tokens // self._block
+        own = tokens // self._block - text[-1][0] // self._block
+        return own + sum([new for _, _, new in self._new(text, scope)])
 
     def _new(self, text: Text, scope: int) -> list[tuple[int, int, int]]:
         """Return (end, key, blocks that no request here has) of each run."""
