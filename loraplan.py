@@ -64,3 +64,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if __name__ == "__main__":  # python -m loraplan
+    from sim.cli import start
+
+    start()

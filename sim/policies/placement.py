@@ -6,7 +6,7 @@ adapters, is in ``sim.world.routing.placement_controller``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Protocol
@@ -366,8 +366,8 @@ class MinCostFlow:
             edges += [(adapter, replica) for replica in sorted((*here, *others))]
         if not edges:
             return []
-        flow = _solve(edges, self._costs(draft, edges), wanted, self._context.slots)
-        return [edge for edge, used in zip(edges, flow.tolist(), strict=True) if used > 0.5]
+        room = dict.fromkeys(draft.among, self._context.slots)
+        return cheapest_flow(edges, self._costs(draft, edges), wanted, room, NOWHERE)
 
     def _preference(self, adapter: int, replica: int) -> float:
         return uniform_draw(self._context.key, adapter << 16 | replica)
@@ -389,10 +389,14 @@ class MinCostFlow:
         return found
 
 
-def _solve(edges: list[Edge], costs: Floats, wanted: dict[int, int], slots: int) -> Floats:
-    """Return the flow on each edge, 0 or 1.
+def cheapest_flow(
+    edges: list[Edge], costs: Floats, wanted: Mapping[int, int], room: Mapping[int, int], nowhere: float
+) -> list[Edge]:
+    """Return the edges that are used by the cheapest flow, which sends the wanted copies of adapters to replicas.
 
     The simplex method ends at a corner, and corners of a flow with whole capacities are whole.
+
+    :param room: by replica, how many adapters it takes; ``nowhere``: cost of a copy that is not placed.
     """
     from scipy.optimize import linprog
     from scipy.sparse import csr_array
@@ -406,16 +410,16 @@ def _solve(edges: list[Edge], costs: Floats, wanted: dict[int, int], slots: int)
     comes = csr_array((ones, ([replicas[replica] for _, replica in edges], of_edge)), shape=(len(replicas), columns))
     copies = np.array(list(wanted.values()), dtype=np.float64)
     found = linprog(  # type: ignore[call-overload]  # its stubs know no sparse matrices
-        np.append(costs, np.full(count, NOWHERE)),
+        np.append(costs, np.full(count, nowhere)),
         A_ub=comes,
-        b_ub=np.full(len(replicas), float(slots)),
+        b_ub=np.array([float(room[replica]) for replica in replicas]),
         A_eq=leaves,
         b_eq=copies,
         bounds=np.column_stack([np.zeros(columns), np.append(ones, copies)]),
         method="highs-ds",
     )
     assert found.status == 0, f"what finds no place goes nowhere, so there is always a flow: {found.message}"
-    return np.asarray(found.x[: len(edges)], dtype=np.float64)
+    return [edge for edge, used in zip(edges, found.x[: len(edges)].tolist(), strict=True) if used > 0.5]
 
 
 def make_placer(policy: str, context: PlacerContext) -> Placer:

@@ -43,7 +43,7 @@ def test_a_checkout_is_interpreted(tmp_path: Path) -> None:
 
 def test_the_version_tells_the_build() -> None:
     path = os.environ.get("PYTHONPATH", "")
-    printed = output(sys.executable, "-P", "-m", "sim.cli", "--version", PYTHONPATH=path)
+    printed = output(sys.executable, "-P", "-m", "loraplan", "--version", PYTHONPATH=path)
     assert printed == f"loraplan {__version__} ({build()})\n"
 
 

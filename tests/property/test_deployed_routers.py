@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import combinations, product
 from random import Random
 from typing import Any
 
@@ -20,8 +21,9 @@ from sim.policies.routing.dynamo import (
     adapter_name,
     choice_weights,
     copies_by_share,
-    home_score,
-    ranking,
+    home_scores,
+    placed_by_flow,
+    rankings,
     worker_cost,
 )
 from sim.policies.routing.gateways import ChunkTrie, by_match, cache_aware, match_percent
@@ -168,11 +170,12 @@ def test_aibrix_forgets_the_oldest_blocks() -> None:
 
 def test_rendezvous_scores_are_blake3() -> None:
     """Recorded from the reference implementation, with names of one block and of several."""
-    assert f"{home_score('med', 57):016x}" == "6b8d1b8e7c086e6d"
-    assert [ranking("sum", (1, 12, 90)), ranking("faq", (33, 41, 68, 91))] == [[1, 12, 90], [41, 91, 33, 68]]
-    assert home_score("a" * 1012, 1) != home_score("a" * 1011 + "b", 1)
+    assert f"{home_scores(['med'], [57])[0, 0]:016x}" == "6b8d1b8e7c086e6d"
+    assert rankings(["sum"], (1, 12, 90)) + rankings(["faq"], (33, 41, 68, 91)) == [[1, 12, 90], [41, 91, 33, 68]]
+    one, other = home_scores(["a" * 1012, "a" * 1011 + "b"], [1])
+    assert one[0] != other[0]
     with pytest.raises(ValueError, match="at most 1,012 bytes"):
-        home_score("a" * 1013, 1)
+        home_scores(["a" * 1013], [1])
 
 
 def test_busy_adapters_get_copies_by_share_and_a_lone_one_gets_every_worker() -> None:
@@ -199,13 +202,36 @@ def decisions(counts: list[dict[int, float]], slots: int = 8) -> list[Placement]
     return found[1:]
 
 
+def test_dynamos_flow_is_the_cheapest_of_all_placements_and_what_is_frozen_stays() -> None:
+    luck, names = Random(2), ("a", "b", "c")
+    for _ in range(FLEETS):
+        room = {worker: luck.randint(0, 2) for worker in luck.sample(range(9), luck.randint(1, 3))}
+        copies = {name: luck.randint(0, 3) for name in names}
+        before = {name: luck.sample(range(9), 4) for name in luck.sample(names, 2)}
+        homes, overflow, cost = placed_by_flow(room, copies, before)
+        subsets = [[each for size in range(copies[name] + 1) for each in combinations(room, size)] for name in names]
+        ranks = {name: order.index for name, order in zip(names, rankings(names, room), strict=True)}
+        found = []
+        for placed in product(*subsets):
+            used = Counter(worker for workers in placed for worker in workers)
+            if all(used[worker] <= room[worker] for worker in used):
+                pairs = [(name, worker) for name, workers in zip(names, placed, strict=True) for worker in workers]
+                prices = [ranks[n](w) + (-250 if w in before.get(n, ()) else 1000) for n, w in pairs]
+                found.append((sum(copies.values()) - len(pairs), sum(prices)))
+        assert min(found) == (overflow, cost - 10**12 * overflow)
+        again, more, _ = placed_by_flow(room, {**copies, "d": 1}, homes, ["d"])
+        if not overflow:
+            assert {name: again.get(name) for name in homes} == homes
+            assert more == (sum(room.values()) == sum(copies.values()))
+
+
 def test_dynamos_controller_drops_copies_at_the_third_decision_that_asks_for_it() -> None:
     alone, shared = {0: 10.0}, {0: 1.0, 1: 400.0}
     sizes = [len(each[0]) for each in decisions([alone, *[shared] * 5])]
     assert sizes == [4, 4, 4, 4, 1, 1]
     idle = decisions([alone, *[{}] * 9])
     assert [len(each[0]) for each in idle][-1] == 1, "its home alone"
-    assert idle[-1][0] == (ranking(adapter_name(0), range(4))[0],)
+    assert idle[-1][0] == (rankings([adapter_name(0)], range(4))[0][0],)
 
 
 def test_a_full_worker_gets_an_adapter_only_where_all_are_full() -> None:

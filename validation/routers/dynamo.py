@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,9 +11,10 @@ from sim.policies.routing.dynamo import (
     KvIndex,
     choice_weights,
     copies_by_share,
-    home_score,
+    home_scores,
+    placed_by_flow,
     placed_on,
-    ranking,
+    rankings,
     smoothed_load,
     whole_load,
     worker_cost,
@@ -90,12 +92,27 @@ def _sequences(table: Mapping[str, Any]) -> Iterator[Judged]:
 def _homes(table: Mapping[str, Any]) -> Iterator[Judged]:
     for row in table["snapshots"]:
         name, workers, copies = row["adapter"], row["workers"], row["copies"]
-        order = ranking(name, workers)
+        order = rankings([name], workers)[0]
         full = {worker for worker, used in zip(workers, row["used_of_4"], strict=True) if used >= 4}
-        scores = [f"{home_score(name, worker):016x}" for worker in workers]
+        scores = [f"{score:016x}" for score in home_scores([name], workers)[0].tolist()]
         sets = (order[:copies], placed_on(order, copies, full), placed_on(order, copies, full, row["prior"]))
         real = (row["plain"], row["with_slots"], row["sticky"])
         yield Judged(row["id"], equal=(scores, order, *sets) == (row["scores"], row["ranking"], *real))
+
+
+def _flows(table: Mapping[str, Any]) -> Iterator[Judged]:
+    """Of equally cheap placements any is right, so what counts is the cost, and that slots are enough."""
+    for row in table["snapshots"]:
+        room, before = {int(worker): slots for worker, slots in row["capacity"].items()}, row["previous"]
+        homes, overflow, cost = placed_by_flow(room, row["copies"], before, row["changed"])
+        pairs = {(name, worker) for name, workers in homes.items() for worker in workers}
+        had = {(name, worker) for name, workers in before.items() for worker in workers if worker in room}
+        ours = (overflow, len(pairs - had), len(had - pairs), cost if room else 0)  # without workers, nothing flows
+        used = Counter(worker for _, worker in pairs)
+        within = all(used[worker] <= room[worker] for worker in used)
+        exact = sum(row["copies"].values()) == len(pairs) + overflow
+        real = (row["overflow"], row["loads"], row["unloads"], row["flow_cost"])
+        yield Judged(row["id"], largest_error(ours, real), within and exact)
 
 
 def _copies(table: Mapping[str, Any]) -> Iterator[Judged]:
@@ -116,6 +133,7 @@ JUDGES: dict[str, Judge] = {
     "dynamo_cost": _costs,
     "dynamo_sequence": _sequences,
     "dynamo_hrw": _homes,
+    "dynamo_min_cost_flow": _flows,
     "dynamo_copies": _copies,
     "dynamo_load_estimate": _loads,
 }

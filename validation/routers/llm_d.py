@@ -57,7 +57,7 @@ def _judge_lora_affinity(table: Table) -> Iterator[Judged]:
 def _load_state(snapshot: Table) -> list[float]:
     model, replicas, found = snapshot["model"], snapshot["replicas"], []
     base = bool(model) and any(model == replica.get("base_model") for replica in replicas)
-    home = scoring.rendezvous(model, [f"default/{replica['name']}" for replica in replicas])
+    home = scoring.homes([model], [f"default/{replica['name']}" for replica in replicas])[0] if replicas else -1
     load_s, activate_s = _fleet_mean(_column(snapshot, "load_s")), _fleet_mean(_column(snapshot, "activate_s"))
     horizon_s = snapshot.get("load_horizon_s", 0.0) if load_s + activate_s else 0.0
     for place, replica in enumerate(replicas):

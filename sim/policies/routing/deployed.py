@@ -72,22 +72,50 @@ class LeastLatency(Deployed, Following):
 
     def __init__(self, context: RouterContext) -> None:
         super().__init__(context)
-        # By pod: requests that ended, their seconds of prefill and of decode, their tokens of prompt and of output.
-        self._sums = [[0.0] * 5 for _ in range(context.replicas)]
+        self._ended = [0] * context.replicas
+        # Of the requests that ended, by pod: mean seconds of prefill and of decode, tokens of prompt and of output.
+        self._sums, self._means = ([[0.0] * context.replicas for _ in range(4)] for _ in range(2))
 
     def choose(self, adapter: int, number: int) -> int:
         up = self._view.up
-        means = [[total / max(1.0, sums[0]) for total in sums] for sums in (self._sums[pod] for pod in up)]
-        prefill, decode, prompt, output = ([mean[place] for mean in means] for place in range(1, 5))
+        all_up = len(up) == self._replicas
+        prefill, decode, prompt, output = (each if all_up else [each[pod] for pod in up] for each in self._means)
         return up[gateways.last_least(gateways.expected_latency(prefill, decode, prompt, output))]
 
     def ended(self, request: Request, replica: int, now: float) -> None:
-        sums, started = self._sums[replica], max(request.admitted_s, request.arrival_s)
-        sums[0] += 1
-        sums[1] += request.first_token_s - started
-        sums[2] += now - request.first_token_s
-        sums[3] += request.prompt_tokens
-        sums[4] += request.output_tokens
+        self._ended[replica] += 1
+        first_s, started_s = request.first_token_s, max(request.admitted_s, request.arrival_s)
+        added = (first_s - started_s, now - first_s, request.prompt_tokens, request.output_tokens)
+        for sums, means, each in zip(self._sums, self._means, added, strict=True):
+            sums[replica] += each
+            means[replica] = sums[replica] / self._ended[replica]
+
+
+class Throughput(LeastLatency):
+    """AIBrix ``throughput``: the pod with the fewest tokens a request, a token of a prompt counts twice; of equal ones
+    one at random. Load counts nothing."""
+
+    def choose(self, adapter: int, number: int) -> int:
+        prompt, output = self._means[2:]
+        tokens = [2 * mean + output[pod] for pod, mean in enumerate(prompt)]
+        return self.one_of(gateways.least(tokens, self._view.up), number)
+
+
+class LeastGpuCache(Deployed):
+    """AIBrix ``least-gpu-cache``: the pod with the smallest share of its KV cache in use, of equal ones at random."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"kv"})
+
+    def choose(self, adapter: int, number: int) -> int:
+        return self.one_of(gateways.least(self._view.kv, self._view.up), number)
+
+
+class LeastKvCache(LeastGpuCache):
+    """AIBrix ``least-kv-cache``: the same, of equal ones the last. It adds the KV cache in host memory, for which vLLM
+    V1 has no metric."""
+
+    def choose(self, adapter: int, number: int) -> int:
+        return gateways.least(self._view.kv, self._view.up)[-1]
 
 
 WINDOW_S: Final = 300.0

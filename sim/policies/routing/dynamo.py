@@ -1,13 +1,21 @@
-"""The router of NVIDIA Dynamo 1.6.1: its cost of a worker, and its placement of adapters by share of the load."""
+"""The router of NVIDIA Dynamo 1.6.1: its cost of a worker, and its placement of adapters by share of the load.
+
+Copies of an adapter follow its share of the load. The workers that get them follow from rendezvous hashing, or from a
+minimum-cost flow that keeps adapters where they are.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from itertools import chain
 from math import ceil, exp, floor
 from typing import ClassVar, Final
 
-from sim.policies.placement import Demand, Placement, PlacerContext
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.policies.placement import CANDIDATES, Demand, Placement, PlacerContext, cheapest_flow
 from sim.policies.routing.placed import Placed
 from sim.policies.routing.prefixes import SentText, Text, TextTree, beginning, text_of
 from sim.policies.routing.router_policy import Following, RouterContext, is_up, settings_of
@@ -67,7 +75,7 @@ class ActiveBlocks:
 
     def needed(self, text: Text, tokens: int, scope: int) -> int:
         """Return the blocks with one more request."""
-        return self.blocks + self._own(text, tokens) + sum(new for _, _, new in self._new(text, scope))
+        return self.blocks + self._added(text, tokens, scope)
 
     def add(self, text: Text, tokens: int, scope: int) -> None:
         """Count a request."""
@@ -86,11 +94,14 @@ class ActiveBlocks:
             if not ends:
                 del self._ends[scope, key]
         self.requests -= 1
-        self.blocks -= self._own(text, tokens) + sum(new for _, _, new in self._new(text, scope))
+        self.blocks -= self._added(text, tokens, scope)
 
-    def _own(self, text: Text, tokens: int) -> int:
-        """Return the blocks that no other request has."""
-        return tokens // self._block - (text[-1][0] // self._block if text else 0)
+    def _added(self, text: Text, tokens: int, scope: int) -> int:
+        """Return the blocks of a request that no request here has."""
+        if not text:
+            return tokens // self._block
+        own = tokens // self._block - text[-1][0] // self._block
+        return own + sum([new for _, _, new in self._new(text, scope)])
 
     def _new(self, text: Text, scope: int) -> list[tuple[int, int, int]]:
         """Return (end, key, blocks that no request here has) of each run."""
@@ -132,7 +143,6 @@ class KvIndex:
 
 # Rendezvous hashing of adapters (lib/llm/src/lora/routing/hrw.rs, lib/kv-router/src/rendezvous.rs).
 
-_WORD: Final = 0xFFFFFFFF
 _START: Final = (
     0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19,
 )  # fmt: skip  # one row of words
@@ -143,44 +153,61 @@ _MIXED: Final = (
 )  # fmt: skip  # columns, then diagonals
 
 
-@lru_cache(maxsize=1 << 16)
-def home_score(name: str, worker: int) -> int:
-    """Return the score of a worker for an adapter: 8 bytes of BLAKE3 over both; the highest is the adapter's home.
+Scores = NDArray[np.uint64]
+Words = NDArray[np.uint32]
+
+
+def home_scores(names: Sequence[str], workers: Sequence[int]) -> Scores:
+    """Return the scores of workers for adapters, an array of (names, workers); the highest is the adapter's home.
+
+    A score is 8 bytes of BLAKE3 over the name and the number of the worker.
 
     :raises ValueError: for a name of more than 1,012 bytes, which would need the tree of BLAKE3.
     """
-    data = name.encode() + worker.to_bytes(8, "little") + bytes(4)  # of data-parallel rank 0
-    if len(data) > 1024:
-        raise ValueError(f"names of adapters have at most 1,012 bytes, not {len(data) - 12}")
-    chain = list(_START)
-    for start in range(0, len(data), 64):
-        last = start + 64 >= len(data)
-        flags = (start == 0) + (2 + 8) * last  # the chunk starts; it ends, and is the root
-        chain = _compressed(chain, data[start : start + 64], flags)
-    return chain[0] | chain[1] << 32
+    found = np.zeros((len(names), len(workers)), np.uint64)
+    encoded = [name.encode() for name in names]
+    for length in sorted({len(name) for name in encoded}):
+        if length > 1012:
+            raise ValueError(f"names of adapters have at most 1,012 bytes, not {length}")
+        rows = [row for row, name in enumerate(encoded) if len(name) == length]
+        size = length + 12  # with the worker, and four bytes for data-parallel rank 0
+        data = np.zeros((len(rows), len(workers), -(-size // 64) * 64), np.uint8)
+        data[:, :, :length] = np.frombuffer(b"".join([encoded[row] for row in rows]), np.uint8).reshape(-1, 1, length)
+        data[:, :, length : length + 8] = np.array(workers, "<u8").view(np.uint8).reshape(-1, 8)
+        words = np.moveaxis(data.view("<u4"), 2, 0)
+        chain: Sequence[Words] = [np.full(words.shape[1:], word, np.uint32) for word in _START]
+        for start in range(0, size, 64):
+            flags = (start == 0) + (2 + 8) * (start + 64 >= size)  # the chunk starts; it ends, and is the root
+            block = words[start // 4 : start // 4 + 16]
+            chain = _compressed(chain, block, min(64, size - start), flags)
+        found[rows] = chain[0] | chain[1].astype(np.uint64) << np.uint64(32)
+    return found
 
 
-def _compressed(chain: list[int], block: bytes, flags: int) -> list[int]:
-    """Return the chaining value after a block of the first chunk."""
-    padded = block.ljust(64, b"\0")
-    words = [int.from_bytes(padded[at : at + 4], "little") for at in range(0, 64, 4)]
-    state = [*chain, *_START[:4], 0, 0, len(block), flags]
+def _compressed(chain: Sequence[Words], block: Words, length: int, flags: int) -> list[Words]:
+    """Return the chaining values after a block of the first chunk, each an array."""
+    rest = (*_START[:4], 0, 0, length, flags)
+    state = [*[word.copy() for word in chain], *[np.full_like(chain[0], word) for word in rest]]
     for _ in range(7):
         for number, (a, b, c, d) in enumerate(_MIXED):
-            for word, right, left in ((words[2 * number], 16, 12), (words[2 * number + 1], 8, 7)):
-                state[a] = (state[a] + state[b] + word) & _WORD
-                turned = state[d] ^ state[a]
-                state[d] = (turned >> right | turned << (32 - right)) & _WORD
-                state[c] = (state[c] + state[d]) & _WORD
-                turned = state[b] ^ state[c]
-                state[b] = (turned >> left | turned << (32 - left)) & _WORD
-        words = [words[place] for place in _ORDER]
+            for word, right, left in ((block[2 * number], 16, 12), (block[2 * number + 1], 8, 7)):
+                state[a] += state[b] + word
+                state[d] = _turned(state[d] ^ state[a], right)
+                state[c] += state[d]
+                state[b] = _turned(state[b] ^ state[c], left)
+        block = block[list(_ORDER)]
     return [state[place] ^ state[place + 8] for place in range(8)]
 
 
-def ranking(name: str, workers: Iterable[int]) -> list[int]:
-    """Return the workers by their score for an adapter, its home first."""
-    return sorted(workers, key=lambda worker: (-home_score(name, worker), worker))
+def _turned(words: Words, bits: int) -> Words:
+    return words >> np.uint32(bits) | words << np.uint32(32 - bits)
+
+
+def rankings(names: Sequence[str], workers: Iterable[int]) -> list[list[int]]:
+    """Return for each adapter the workers by their score, its home first."""
+    ordered = sorted(workers)
+    found: list[list[int]] = np.array(ordered)[np.argsort(~home_scores(names, ordered), axis=1, kind="stable")].tolist()
+    return found
 
 
 def placed_on(order: Sequence[int], copies: int, full: Collection[int], before: Collection[int] = ()) -> list[int]:
@@ -191,6 +218,77 @@ def placed_on(order: Sequence[int], copies: int, full: Collection[int], before: 
     free = [worker for worker in order if worker not in full]
     stay = [worker for worker in free if worker in before]
     return (stay + [worker for worker in free if worker not in stay])[:copies] or list(order[:copies])
+
+
+# Placement by a minimum-cost flow (lib/llm/src/lora/routing/mcf_allocator.rs).
+
+COMING: Final = 1000
+KEPT: Final = -250
+"""Cost of an adapter on a worker that did not have it, and on one that had it, besides the worker's rank for it."""
+OVERFLOW: Final = 10**12
+"""Cost of a copy that finds no worker."""
+
+
+Homes = Mapping[str, Collection[int]]
+"""By adapter, its workers."""
+
+
+def placed_by_flow(
+    room: Mapping[int, int], copies: Mapping[str, int], before: Homes, changed: Collection[str] | None = None
+) -> tuple[dict[str, list[int]], int, int]:
+    """Return the homes of least cost, how many copies found none, and the cost, without what was frozen.
+
+    A worker costs its rank for the adapter, and more where the adapter must be loaded. Its load costs nothing, so no
+    adapter moves for balance. Of equally cheap placements the real solver may find another one.
+
+    :param room: by worker, how many adapters it takes.
+    :param changed: adapters that are placed again. The others stay, unless their worker takes fewer now, or copies find
+        a home without that. None: all are placed.
+    """
+    frozen: dict[str, list[int]] = {}
+    if changed is not None:
+        staying = copies.keys() & before.keys() - set(changed)
+        frozen = {name: sorted(room.keys() & before[name])[: copies[name]] for name in staying}
+        used = Counter(chain.from_iterable(frozen.values()))
+        frozen = {name: own for name, own in frozen.items() if all(used[worker] <= room[worker] for worker in own)}
+    found = _flow(room, copies, before, frozen)
+    if frozen and found[1] and sum(room.values()) > sum(copies.values()) - found[1]:
+        return min(found, _flow(room, copies, before, {}), key=lambda each: each[1])
+    return found
+
+
+def _flow(
+    room: Mapping[int, int], copies: Mapping[str, int], before: Homes, frozen: Homes
+) -> tuple[dict[str, list[int]], int, int]:
+    """Place what isn't frozen, on the first candidates of each adapter, and on all if that leaves free slots unused."""
+    used = Counter(chain.from_iterable(frozen.values()))
+    free = {worker: slots - used[worker] for worker, slots in room.items() if slots > used[worker]}
+    names = [name for name in sorted(copies) if copies[name] > len(frozen.get(name, ()))]
+    wanted = {number: copies[name] - len(frozen.get(name, ())) for number, name in enumerate(names)}
+    asked, workers = sum(wanted.values()), sorted(room)
+    scores = home_scores(names, workers)
+    order: list[list[int]] = np.argsort(~scores, axis=1, kind="stable").tolist()
+    nowhere = 2.0 * (len(room) + 1) * (COMING - KEPT + len(room))  # more than the longest exchange could save
+    placed: list[tuple[int, int]] = []
+    whole: dict[tuple[int, int], int] = {}
+    for most in (CANDIDATES, len(room)):
+        whole, costs = {}, []
+        for number, name in enumerate(names):
+            own, stays = before.get(name, ()), frozen.get(name, ())
+            for rank, place in enumerate(order[number]):
+                worker = workers[place]
+                if worker in free and worker not in stays and (worker in own or rank < max(most, wanted[number])):
+                    whole[number, worker] = rank + (KEPT if worker in own else COMING)
+                    # Less than one over all copies, so that one placement is the cheapest, whatever SciPy's version.
+                    costs.append(whole[number, worker] + float(scores[number, place]) / 2.0**64 / (asked + 1))
+        placed = cheapest_flow(list(whole), np.array(costs), wanted, free, nowhere) if whole else []
+        if len(placed) == asked or len(placed) == sum(free.values()):
+            break
+    homes = {name: list(own) for name, own in frozen.items() if own}
+    for number, worker in placed:
+        homes[names[number]] = sorted([*homes.get(names[number], ()), worker])
+    overflow = asked - len(placed)
+    return homes, overflow, sum([whole[edge] for edge in placed]) + OVERFLOW * overflow
 
 
 # Copies of adapters (lib/llm/src/lora/controller.rs, load_estimator.rs).
@@ -247,6 +345,8 @@ class ShareOfLoad:
         self._smoothed: dict[int, float] = {}
         self._decision = 0
         self._since: dict[str, int] = {}  # by adapter, the decision of the last step down, or of the first asked for
+        self._ranked: dict[str, list[int]] = {}  # by adapter, the workers of the last decision
+        self._workers: Sequence[int] = ()
 
     def place(self, demand: Demand, current: Placement) -> Placement:
         self._decision += 1
@@ -261,30 +361,45 @@ class ShareOfLoad:
         loads = {name: whole_load(self._smoothed.get(adapter, 0.0)) for name, adapter in names.items()}
         active = {name: load for name, load in loads.items() if load > 0}
         wanted = copies_by_share(active, self._slots * len(workers), len(workers))
-        there = {adapter: {r for r in workers if loaded[adapter] >> r & 1} if loaded else set() for adapter in known}
-        used = {worker: sum(worker in on for on in there.values()) for worker in workers}
-        found: Placement = {}
-        for name in sorted(wanted):
-            adapter, before = names[name], current.get(names[name], ())
-            own = there[adapter]
-            full = {worker for worker in workers if used[worker] - (worker in own) >= self._slots}
-            copies = self._delayed(name, wanted[name], len(before))
-            homes = placed_on(ranking(name, workers), copies, full, before)
-            for worker in homes:
-                used[worker] += worker not in own
-            found[adapter] = tuple(sorted(homes))
-        for name in names.keys() - active.keys():
+        self._rank(names, workers)
+        there = {name: loaded[adapter] if loaded else 0 for name, adapter in names.items()}
+        before = {name: current.get(adapter, ()) for name, adapter in names.items()}
+        copies = {name: self._delayed(name, wanted[name], len(before[name])) for name in sorted(wanted)}
+        idle = sorted(names.keys() - active.keys())
+        for name in idle:
             self._since.pop(name, None)
-            found[names[name]] = (ranking(name, workers)[0],)
-        taken = {worker: sum(worker in homes for homes in found.values()) for worker in workers}
-        for name in sorted(active.keys() - wanted.keys()):
-            warm = [worker for worker in current.get(names[name], ()) if worker in there[names[name]]]
+        found = self._homes(copies, idle, before, there)
+        taken = Counter(worker for homes in found.values() for worker in homes)
+        for name in sorted(names.keys() - found.keys(), key=lambda name: (name not in copies, name)):
+            warm = [worker for worker in before[name] if there[name] >> worker & 1]
             full = {worker for worker in workers if taken[worker] >= self._slots}
-            homes = warm or placed_on(ranking(name, workers), 1, full)
-            for worker in homes:
-                taken[worker] += 1
-            found[names[name]] = tuple(sorted(homes))
-        return found
+            found[name] = warm or placed_on(self._ranked[name], 1, full)
+            taken.update(found[name])
+        return {names[name]: tuple(sorted(homes)) for name, homes in found.items()}
+
+    def _homes(
+        self, copies: Mapping[str, int], idle: Sequence[str], before: Homes, there: Mapping[str, int]
+    ) -> dict[str, list[int]]:
+        """Return the workers of adapters, as far as they get any.
+
+        :param copies: of those with load; ``idle``: those without. ``there``: bit masks of the workers that have it.
+        """
+        used = {worker: sum([mask >> worker & 1 for mask in there.values()]) for worker in self._workers}
+        found = {}
+        for name, count in copies.items():
+            own = there[name]
+            full = {worker for worker, adapters in used.items() if adapters - (own >> worker & 1) >= self._slots}
+            found[name] = placed_on(self._ranked[name], count, full, before[name])
+            for worker in found[name]:
+                used[worker] += not own >> worker & 1
+        return {**found, **{name: self._ranked[name][:1] for name in idle}}
+
+    def _rank(self, names: Iterable[str], workers: Sequence[int]) -> None:
+        """Rank the workers for each adapter, unless that is known."""
+        if workers != self._workers:
+            self._ranked, self._workers = {}, workers
+        new = [name for name in names if name not in self._ranked]
+        self._ranked.update(zip(new, rankings(new, workers), strict=True))
 
     def _delayed(self, name: str, wanted: int, now: int) -> int:
         """Return how many copies an adapter gets that has ``now``: the first decision for fewer only starts a wait."""
@@ -296,6 +411,29 @@ class ShareOfLoad:
             return now
         self._since[name] = self._decision
         return wanted
+
+
+class FlowOfLoad(ShareOfLoad):
+    """The same copies, and one of each adapter without load, placed by a flow; only what changed is placed again."""
+
+    def __init__(self, context: PlacerContext) -> None:
+        super().__init__(context)
+        self._last: dict[str, list[int]] = {}
+        self._asked: dict[str, int] = {}
+        self._among: frozenset[int] = frozenset()
+
+    def _homes(
+        self, copies: Mapping[str, int], idle: Sequence[str], before: Homes, there: Mapping[str, int]
+    ) -> dict[str, list[int]]:
+        asked, last = {**copies, **dict.fromkeys(idle, 1)}, self._last
+        other = self._among.symmetric_difference(self._workers)
+        changed = [
+            name for name in asked if asked[name] != self._asked.get(name) or other.intersection(last.get(name, ()))
+        ]
+        room = dict.fromkeys(self._workers, self._slots)
+        self._last = placed_by_flow(room, asked, last, changed if last else None)[0]
+        self._asked, self._among = asked, frozenset(self._workers)
+        return self._last.copy()
 
 
 BLOCK: Final = 16
@@ -334,7 +472,7 @@ class Dynamo(Placed, Following):
         if len(workers) == 1:
             return workers[0]
         text, tokens = text_of(request), 0 if request is None else request.prompt_tokens
-        cached = self._index.matched(text, adapter)
+        cached = self._index.matched(text, adapter) if text else {}
         costs = []
         for worker in workers:
             active = self._active[worker]
@@ -357,18 +495,18 @@ class Dynamo(Placed, Following):
                 return worker
         return workers[costs.index(min(costs))]  # rounding left nothing
 
-    def _candidates(self, adapter: int) -> list[int]:
-        view = self._view
-        mask = view.resident[adapter]
-        loaded = [worker for worker in view.up if mask >> worker & 1]
-        if adapter not in self.homes:
-            return loaded or view.up
-        homes = [worker for worker in self.homes[adapter] if is_up(worker, view.up)]
-        there = [worker for worker in homes if worker in loaded]
-        return there or homes or loaded or ranking(adapter_name(adapter), view.up)[:1]
+    def _candidates(self, adapter: int) -> Sequence[int]:
+        up, mask = self._view.up, self._view.resident[adapter]
+        homes: Sequence[int] = self.homes.get(adapter, ())
+        if homes and len(up) < self._replicas:
+            homes = [worker for worker in homes if is_up(worker, up)]
+        there = [worker for worker in homes or up if mask >> worker & 1]
+        if there or homes or adapter not in self.homes:
+            return there or homes or up
+        return rankings([adapter_name(adapter)], up)[0][:1]
 
     def _order(self, adapter: int) -> list[int]:
-        return ranking(adapter_name(adapter), range(self._replicas))
+        return rankings([adapter_name(adapter)], range(self._replicas))[0]
 
     def _still_cached(self, cached: Mapping[int, int], worker: int, request: Request | None) -> int:
         """Return the blocks that the index knows and the engine has not evicted, which its events say at once."""
@@ -379,19 +517,25 @@ class Dynamo(Placed, Following):
         return blocks if tokens < 0 else min(blocks, tokens // BLOCK)
 
     def _to_prefill(self, worker: int) -> int:
-        waiting = self._prefilling[worker]
-        for index in [index for index, (request, _) in waiting.items() if request.first_token_s >= 0]:
+        waiting, total, done = self._prefilling[worker], 0, []
+        for index, (request, tokens) in waiting.items():
+            if request.first_token_s < 0:
+                total += tokens
+            else:
+                done.append(index)
+        for index in done:
             del waiting[index]
-        return sum([tokens for _, tokens in waiting.values()])
+        return total
 
     def entered(self, request: Request, replica: int) -> None:
         text, tokens, scope = text_of(request), request.prompt_tokens, request.adapter
-        cached = self._still_cached(self._index.matched(text, scope), replica, request)
-        self._prefilling[replica][request.index] = (request, max(0, tokens - cached * BLOCK))
         self._active[replica].add(text, tokens, scope)
+        cached = self._still_cached(self._index.matched(text, scope), replica, request) if text else 0
+        self._prefilling[replica][request.index] = (request, max(0, tokens - cached * BLOCK))
         if text and text[-1][1] == request.text_key:  # the next turn begins with the answer too
             text[-1] = (tokens + request.output_tokens, request.text_key)
-        self._index.stored(text, tokens, replica, scope)
+        if text:
+            self._index.stored(text, tokens, replica, scope)
 
     def left(self, request: Request, replica: int) -> None:
         self._prefilling[replica].pop(request.index, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from hashlib import md5
-from statistics import fmean, stdev
+from math import sqrt
 from typing import Final
 
 from sim.policies.routing.prefixes import SentText, Text, TextTree
@@ -46,7 +46,8 @@ def by_match(loads: Sequence[float], percent: Sequence[int], up: Sequence[int]) 
         return []
     there = [loads[pod] for pod in up]
     candidates = least(loads, up) if max(there) - min(there) > IMBALANCED else list(up)
-    limit = fmean(there) + (stdev(there) if len(there) > 1 else 0.0)
+    mean = sum(there) / len(there)
+    limit = mean + sqrt(sum([(load - mean) ** 2 for load in there]) / max(1, len(there) - 1))
     matched = [pod for pod in candidates if percent[pod] > 0 and loads[pod] <= limit]
     if not matched:
         return least(loads, up)

@@ -25,7 +25,7 @@ def in_characters(text: Text) -> list[tuple[int, int]]:
 
 def text_of(request: Request | None) -> list[tuple[int, int]]:
     """Return the runs of a prompt, in tokens; of none, an empty text."""
-    if request is None:
+    if request is None or (not request.shared and request.text_key < 0):
         return []
     text = beginning(request.shared, request.prompt_tokens)
     if request.text_key >= 0 and (text[-1][0] if text else 0) < request.prompt_tokens:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from sim.policies.routing import scoring
@@ -14,14 +13,14 @@ from sim.spec.sections.control_plane import Filter as FilterSpec
 from sim.spec.sections.control_plane import Scorer as ScorerSpec
 from sim.traffic.request import Request
 
-_SCRAPED: Final = frozenset(("waiting", "batch", "kv"))
-"""What changes at readings only, whatever the request."""
+_HOMES: Final = 64
+"""Adapters whose homes are computed at a time, where all replicas are candidates."""
 
 
 class PromptMemory:
     """What the router itself knows of prompts: where their blocks were sent, and which have no first token yet.
 
-    :ivar blocks: of the request at hand; ``matched``: by replica, how many of them it got before.
+    :ivar blocks: of the request at hand; ``matched``: by replica that got any of them before, how many.
     """
 
     def __init__(self, context: RouterContext) -> None:
@@ -29,33 +28,25 @@ class PromptMemory:
         self._size = context.block_tokens
         self._shares = len(context.index_blocks) > 0
         self._index = PrefixIndex(context.replicas, context.index_blocks)
-        self.none = [0] * context.replicas
         self._sent: list[list[tuple[Request, int]]] = [[] for _ in range(context.replicas)]
         self.blocks: list[Block] = []
-        self.matched = self.none
+        self.matched: dict[int, int] = {}
 
     def look(self, adapter: int) -> None:
         """Find the blocks of the request at hand."""
         request = self._view.request
-        self.matched = self.none
         if request is None or not self._shares:
             return
         self.blocks = blocks_of(request, adapter, self._size)
-        found = self._index.matches(self.blocks)
-        if found:
-            self.matched = self.none.copy()
-            for mask, count in found:
-                replica = 0
-                while mask:
-                    if mask & 1:
-                        self.matched[replica] += count
-                    mask >>= 1
-                    replica += 1
+        self.matched = {}
+        for mask, count in self._index.matches(self.blocks):
+            for replica in _replicas(mask):
+                self.matched[replica] = self.matched.get(replica, 0) + count
 
     def uncached(self, replica: int) -> int:
         """Return the tokens of the request at hand that a replica must compute."""
         request = self._view.request
-        return 0 if request is None else max(0, request.prompt_tokens - self.matched[replica] * self._size)
+        return 0 if request is None else max(0, request.prompt_tokens - self.matched.get(replica, 0) * self._size)
 
     def tokens_in_flight(self, replica: int) -> int:
         """Return the uncached tokens that were sent to a replica and have no first token yet."""
@@ -64,9 +55,14 @@ class PromptMemory:
             return 0
         if not self._view.in_flight[replica]:
             sent.clear()  # those that were lost never get a token
-        else:
-            self._sent[replica] = sent = [each for each in sent if each[0].first_token_s < 0]
-        return sum([tokens for _, tokens in sent])
+        total, waiting = 0, 0
+        for request, tokens in sent:
+            if request.first_token_s < 0:
+                total += tokens
+                waiting += 1
+        if waiting < len(sent):
+            self._sent[replica] = [each for each in sent if each[0].first_token_s < 0]
+        return total
 
     def chosen(self, replica: int, *, counted: bool) -> None:
         """Remember where the request at hand goes.
@@ -81,19 +77,36 @@ class PromptMemory:
                 self._sent[replica].append((request, self.uncached(replica)))
 
 
+def _replicas(mask: int) -> list[int]:
+    """Return the replicas in a bit mask."""
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return found
+
+
 class _Scorer:
     """A term of the sum.
 
     Replicas are named as pods, ``default/replica-3-rank-0``, as their names decide which is the home of an adapter.
 
-    :ivar weight: of its scores; ``scraped``: whether they change at readings only, whatever the request.
+    :ivar weight: of its scores; ``steady``: whether ``usual`` stays until the next reading.
+    :ivar usual: by replica, its score for a request of which no candidate has anything.
+    :ivar own: by replica, the other scores for the request at hand, once ``look`` has been called; ``looks``: whether
+        there can be any.
     """
 
     def __init__(self, context: RouterContext, spec: ScorerSpec, memory: PromptMemory) -> None:
         self.weight = spec.weight
-        self.scraped = _SCRAPED.issuperset(SCORERS[spec.name].reads)
+        self.steady = "in_flight" not in SCORERS[spec.name].reads and spec.load_horizon is None
+        self.usual = [0.0] * context.replicas
+        self.own: dict[int, float] = {}
+        self.looks = spec.name in ("prefix-cache", "lora-affinity", "lora-load-state")
         self._name = spec.name
         self._view, self._memory = context.view, memory
+        self._replicas = context.replicas
         self._base_model, self._block_tokens = context.base_model, context.block_tokens
         self._idle, self._busiest = spec.idle_threshold, spec.max_busy_score
         self._length_weight, self._token_limit = spec.match_length_weight, spec.queue_threshold_tokens
@@ -101,16 +114,23 @@ class _Scorer:
         self._times = 2 if context.lists_twice and spec.count == "sum" else 1
         self._horizon_s = spec.load_horizon or 0.0
         self._homes: dict[tuple[int, int], int] = {}  # by adapter and candidates
-        # By candidate, at the last reading: its score for adapters that it doesn't list; slots without an adapter; and
-        # whether it has none, but an adapter without requests.
-        self._reading = 0
-        self._others: list[float] = []
-        self._free: list[int] = []
-        self._evictable: list[bool] = []
+        # By replica, at the last reading: slots without an adapter; and whether it has none, but an idle adapter.
+        self._free = [0] * context.replicas
+        self._evictable = [False] * context.replicas
+        self._candidates = 0  # their bit mask
 
-    def scores(self, adapter: int, among: list[int]) -> Sequence[float]:
-        """Return the scores of some replicas; empty: 0 for each."""
-        view, memory, name = self._view, self._memory, self._name
+    def read(self, among: list[int]) -> None:
+        """Compute the usual scores of some replicas."""
+        self._candidates = sum([1 << replica for replica in among])
+        values = self._values(among)
+        if len(among) == self._replicas:
+            self.usual = values
+        else:
+            for place, replica in enumerate(among):
+                self.usual[replica] = values[place]
+
+    def _values(self, among: list[int]) -> list[float]:
+        view, memory, name, slots = self._view, self._memory, self._name, self._view.slots
         if name == "queue":
             return scoring.spread([view.waiting[replica] for replica in among])
         if name == "running-requests":
@@ -125,50 +145,50 @@ class _Scorer:
             tokens = [memory.tokens_in_flight(replica) + memory.uncached(replica) for replica in among]
             return scoring.token_load(tokens, self._token_limit)
         if name == "prefix-cache":
-            if memory.matched is memory.none:
-                return ()
-            blocks, matched, size, weight = len(memory.blocks), memory.matched, self._block_tokens, self._length_weight
-            return [scoring.prefix_match(matched[replica], blocks, size, weight) for replica in among]
-        self._read(among)
-        return self._affinity(adapter, among) if name == "lora-affinity" else self._load_state(adapter, among)
+            return [0.0] * len(among)
+        if name == "lora-affinity":
+            return [scoring.lora_affinity(False, False, self._times * len(view.listed[r]), slots) for r in among]
+        for replica in among:
+            self._free[replica] = slots - view.held[replica]
+            self._evictable[replica] = self._free[replica] <= 0 and view.held[replica] > self._busy(replica)
+        return [self._load_state(replica, False, False, False) for replica in among]
 
-    def _read(self, among: list[int]) -> None:
-        """Compute what stays the same until the next reading, as long as all replicas are candidates."""
-        view = self._view
-        if among is view.up and view.reading and view.reading == self._reading:
-            return
-        self._reading = view.reading if among is view.up else 0
-        lists, slots, held = view.listed, view.slots, view.held
-        if self._name == "lora-affinity":
-            self._others = [scoring.lora_affinity(False, False, self._times * len(lists[r]), slots) for r in among]
-        else:
-            self._free = [slots - held[replica] for replica in among]
-            self._evictable = [held[r] >= slots and held[r] > self._busy(r) for r in among]
+    def look(self, adapter: int, among: list[int]) -> dict[int, float]:
+        """Compute the scores of the candidates that have something of the request at hand, and return them."""
+        name, view, memory = self._name, self._view, self._memory
+        self.own = own = {}
+        if name == "prefix-cache" and memory.matched:
+            scores: dict[int, float] = {}  # by blocks that match
+            for replica, matched in memory.matched.items():
+                if matched not in scores:
+                    blocks, size = len(memory.blocks), self._block_tokens
+                    scores[matched] = scoring.prefix_match(matched, blocks, size, self._length_weight)
+                if self._candidates >> replica & 1:
+                    own[replica] = scores[matched]
+        elif name == "lora-affinity":
+            lists, slots = view.listed, view.slots
+            running = -1 if self._twice else view.running[adapter]
+            for replica in among:
+                if adapter in lists[replica]:
+                    count = self._times * len(lists[replica])
+                    own[replica] = scoring.lora_affinity(running >> replica & 1 != 0, True, count, slots)
+        elif name == "lora-load-state" and adapter == self._base_model:
+            for replica in among:
+                own[replica] = scoring.base_load_state(self._busy(replica), view.slots)
+        elif name == "lora-load-state":
+            on_gpu, copies, home = view.resident[adapter], view.copies[adapter], self._home(adapter, among)
+            for replica in _replicas((on_gpu | copies | 1 << home) & self._candidates):
+                there, copied = on_gpu >> replica & 1 != 0, copies >> replica & 1 != 0
+                own[replica] = self._load_state(replica, there, copied, replica == home)
+        return own
 
-    def _affinity(self, adapter: int, among: list[int]) -> list[float]:
-        view, lists = self._view, self._view.listed
-        found = self._others.copy()
-        for place, replica in enumerate(among):
-            if adapter in lists[replica]:
-                runs = self._twice or view.running[adapter] >> replica & 1 != 0
-                found[place] = scoring.lora_affinity(runs, True, self._times * len(lists[replica]), view.slots)
-        return found
-
-    def _load_state(self, adapter: int, among: list[int]) -> list[float]:
-        view, slots = self._view, self._view.slots
-        if adapter == self._base_model:
-            return [scoring.base_load_state(self._busy(replica), slots) for replica in among]
-        on_gpu, copies, home = view.resident[adapter], view.copies[adapter], self._home(adapter, among)
-        request, horizon_s = view.request, self._horizon_s
-        found = []
-        for place, replica in enumerate(among):
-            there, free = on_gpu >> replica & 1 != 0, self._free[place]
-            tier = scoring.load_tier(there, copies >> replica & 1 != 0, free, self._evictable[place])
-            if horizon_s and request is not None:
-                load_s = max(0.0, request.load_s - request.host_load_s)
-                tier = scoring.priced(tier, load_s, request.host_load_s, horizon_s)
-            found.append(scoring.load_state(tier, there, replica == home, free, slots))
-        return found
+    def _load_state(self, replica: int, on_gpu: bool, copied: bool, home: bool) -> float:
+        free, request = self._free[replica], self._view.request
+        tier = scoring.load_tier(on_gpu, copied, free, self._evictable[replica])
+        if self._horizon_s and request is not None:
+            load_s = max(0.0, request.load_s - request.host_load_s)
+            tier = scoring.priced(tier, load_s, request.host_load_s, self._horizon_s)
+        return scoring.load_state(tier, on_gpu, home, free, self._view.slots)
 
     def _busy(self, replica: int) -> int:
         """Return how many adapters in GPU memory have requests."""
@@ -176,10 +196,14 @@ class _Scorer:
         return sum([resident[each] >> replica & 1 for each in self._view.listed[replica]])
 
     def _home(self, adapter: int, among: list[int]) -> int:
-        key = (adapter, sum([1 << replica for replica in among]))
+        key = (adapter, self._candidates)
         if key not in self._homes:
+            first, all_up = adapter - adapter % _HOMES, len(among) == self._replicas
+            adapters = range(first, first + _HOMES) if all_up else range(adapter, adapter + 1)
             names = [f"default/replica-{replica}-rank-0" for replica in among]
-            self._homes[key] = among[scoring.rendezvous(f"adapter-{adapter}", names)]
+            places = scoring.homes([f"adapter-{each}" for each in adapters], names)
+            for each, place in zip(adapters, places, strict=True):
+                self._homes[each, self._candidates] = among[place]
         return self._homes[key]
 
 
@@ -197,7 +221,7 @@ class _Keeps:
         view, memory, spec = self._view, self._memory, self._spec
         if spec.name == "prefix-cache-affinity":
             blocks = max(1, len(memory.blocks))
-            matched = [memory.matched[replica] / blocks for replica in among]
+            matched = [memory.matched.get(replica, 0) / blocks for replica in among]
             tokens = [memory.tokens_in_flight(replica) for replica in among]
             kept = scoring.sticky(
                 matched,
@@ -248,38 +272,79 @@ class ByScores:
         self._counts_tokens = any(reads.issuperset(("request", "in_flight")) for reads in each_reads)
         self._terms = [_Scorer(context, each, memory) for each in scorers]
         self._filters = [_Keeps(context, each, memory) for each in filters]
-        self._leading = 0  # terms at the head that change at readings only: their sum is kept
-        while self._leading < len(self._terms) and self._terms[self._leading].scraped:
-            self._leading += 1
-        self._sum: list[float] = []
+        unsteady = [place for place, each in enumerate(self._terms) if not each.steady]
+        self._leading = self._terms[: unsteady[0]] if unsteady else self._terms
+        self._others = self._terms[len(self._leading) :]
+        # At the last reading, for a request of which no candidate has anything: by replica the sums of the first terms,
+        # of none, one, and so on; the highest of all leading ones, and where it is.
+        self._sums = [[0.0] * context.replicas for _ in range(len(self._leading) + 1)]
+        self._most = 0.0
+        self._best: list[int] = []
         self._reading = 0
 
     def choose(self, adapter: int, number: int) -> int:
-        among, memory = self._view.up, self._memory
+        view, memory = self._view, self._memory
+        among = view.up
         if self._remembers:
             memory.look(adapter)
         for each in self._filters:
-            among = each.of(adapter, among)
-        sums = self._leading_sum(among).copy()
-        for term in self._terms[self._leading :]:
-            _add(sums, term, adapter, among)
-        chosen = among[scoring.pick(self._picker, sums, self._draws.of(number))]
+            kept = each.of(adapter, among)
+            among = kept if len(kept) < len(among) else among
+        if among is not view.up or not view.reading or view.reading != self._reading:
+            self._read(among)
+        best = self._highest(adapter, among, number)
+        chosen = best[int(self._draws.of(number) * len(best))] if len(best) > 1 else best[0]
         if self._remembers:
             memory.chosen(chosen, counted=self._counts_tokens)
         return chosen
 
-    def _leading_sum(self, among: list[int]) -> list[float]:
-        """Return the weighted sum of the first scorers, which stays until the next reading if all replicas are kept."""
-        view = self._view
-        if among is not view.up or not view.reading or view.reading != self._reading:
-            self._reading = view.reading if among is view.up else 0
-            self._sum = [0.0] * len(among)
-            for term in self._terms[: self._leading]:
-                _add(self._sum, term, -1, among)
-        return self._sum
+    def _read(self, among: list[int]) -> None:
+        """Compute what stays until the next reading, if all replicas are kept."""
+        self._reading = self._view.reading if among is self._view.up else 0
+        for term in self._terms:
+            if term.steady:
+                term.read(among)
+        for place, term in enumerate(self._leading):
+            weight, usual, before, after = term.weight, term.usual, self._sums[place], self._sums[place + 1]
+            for replica in among:
+                after[replica] = before[replica] + weight * usual[replica]
+        sums = [self._sums[-1][replica] for replica in among]
+        self._most = max(sums)
+        self._best = [among[place] for place in scoring.highest(sums)]
 
-
-def _add(sums: list[float], scorer: _Scorer, adapter: int, among: list[int]) -> None:
-    weight = scorer.weight
-    for place, score in enumerate(scorer.scores(adapter, among)):
-        sums[place] += weight * score
+    def _highest(self, adapter: int, among: list[int], number: int) -> list[int]:
+        """Return the replicas of which one is drawn; most requests have something at a few replicas only."""
+        leading = self._leading
+        own: dict[int, float] = {}
+        first = len(leading)
+        for place, term in enumerate(leading):
+            if term.looks and term.look(adapter, among):
+                own.update(term.own)
+                first = min(first, place)
+        for replica in own:
+            total = self._sums[first][replica]
+            for term in leading[first:]:
+                total += term.weight * term.own.get(replica, term.usual[replica])
+            own[replica] = total
+        if self._picker == "max-score" and not self._others:
+            if not own:
+                return self._best
+            most = max(own.values())
+            if most > self._most:
+                return sorted([replica for replica, total in own.items() if total == most])
+            if most < self._most and own.keys().isdisjoint(self._best):
+                return self._best
+        sums = self._sums[-1].copy()
+        for replica, total in own.items():
+            sums[replica] = total
+        for term in self._others:
+            if not term.steady:
+                term.read(among)
+            weight, usual = term.weight, term.usual
+            others = term.look(adapter, among) if term.looks else {}
+            for replica in among:
+                sums[replica] += weight * others.get(replica, usual[replica])
+        values = sums if len(among) == len(sums) else [sums[replica] for replica in among]
+        if self._picker == "max-score":
+            return [among[place] for place in scoring.highest(values)]
+        return [among[scoring.pick(self._picker, values, self._draws.of(number))]]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 QUEUE_LIMIT: Final = 5
 KV_LIMIT: Final = 0.8
 """Waiting requests and share of the KV cache from which ``utilization`` takes a replica to be saturated."""
@@ -122,16 +124,24 @@ def priced(tier: float, load_s: float, activate_s: float, horizon_s: float) -> f
     return price * EVICTABLE / FREE_SLOT if tier == EVICTABLE else price
 
 
-def rendezvous(adapter: str, names: Sequence[str]) -> int:
-    """Return the place of an adapter's home: the highest FNV-1a of its name, a zero byte and the replica's name."""
-    best, chosen = -1, -1
-    for place, name in enumerate(names):
+def homes(adapters: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the place of each adapter's home: the highest FNV-1a of its name, a zero byte and the replica's name."""
+    start = []
+    for adapter in adapters:
         value = FNV_START
-        for byte in f"{adapter}\0{name}".encode():
+        for byte in f"{adapter}\0".encode():
             value = (value ^ byte) * FNV_PRIME & 0xFFFFFFFFFFFFFFFF
-        if value > best:
-            best, chosen = value, place
-    return chosen
+        start.append([value])
+    hashes = np.zeros((len(adapters), len(names)), np.uint64)
+    for length in {len(name) for name in names}:
+        places = [place for place, name in enumerate(names) if len(name) == length]
+        letters = np.array([list(names[place].encode()) for place in places], np.uint64)
+        values = np.repeat(np.array(start, np.uint64), len(places), axis=1)
+        for at in range(length):
+            values = (values ^ letters[:, at]) * np.uint64(FNV_PRIME)
+        hashes[:, places] = values
+    found: list[int] = hashes.argmax(axis=1).tolist()  # the first of equal ones
+    return found
 
 
 # Saturation, and filters: the places of the candidates that are left.

@@ -245,6 +245,14 @@ class Router(Strict):
                     allowed=f"only with policy {policies}",
                     hint=f"remove it (--set router.{key}=null), or choose such a policy",
                 )
+        if not self.scorers and "scorers" in self.model_fields_set and self.policy == "scorers":
+            yield located(
+                "scorers",
+                "a sum without terms can't choose",
+                got="[]",
+                allowed=f"one of {', '.join(SCORERS.names)}, or more",
+                hint="remove it for llm-d's defaults (--set router.scorers=null), or choose policy random",
+            )
         for name, value in (self.settings or {}).items():
             if self._facts.settings and name not in self._facts.settings:
                 yield located(

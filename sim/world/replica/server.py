@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from mypy_extensions import mypyc_attr
 
-from sim.policies.adapter_cache import ABSENT
+from sim.policies.adapter_cache import ABSENT, GpuCache
+from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.results.recording.recorder import Recorder
 from sim.results.records import REFUSED
@@ -40,6 +41,11 @@ class AdapterCopies:
         if self.standing_in:
             return False
         return self._mode.cache.holds(adapter) or self.intake.host.holds(adapter)
+
+    @property
+    def only_on_gpu(self) -> bool:
+        """Whether a copy can be nowhere else, and counts from the beginning of its load."""
+        return type(self._mode.cache) is GpuCache and type(self.intake.host) is HostTier
 
     def drop(self, adapter: int) -> None:
         """Drop all copies of an adapter that is not in use and will not be requested again."""

@@ -87,7 +87,7 @@ class RouterState:
 
     def cache_listeners(self) -> list[Residency]:
         """Return what must know which adapters come to, and leave, the caches of the replicas."""
-        return [self.residency] if self.reads("resident") or self.reads("held") else []
+        return [] if self._reads.isdisjoint(("resident", "held", "copies")) else [self.residency]
 
     def replica(self, server: Server) -> None:
         """Follow a new server, which takes the place of the one with its index."""

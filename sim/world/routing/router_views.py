@@ -156,12 +156,21 @@ class Residency:
 class CopiesNow:
     """The replicas that have a copy of an adapter at this moment, by adapter."""
 
-    def __init__(self, servers: Sequence[Server]) -> None:
+    def __init__(self, servers: Sequence[Server], residency: Residency) -> None:
         self._servers = servers
+        self._masks = residency.masks
+        self._only_on_gpu = all(server.copies.only_on_gpu for server in servers)
 
     def __getitem__(self, adapter: int) -> int:
         """Return a bit mask of the replicas."""
-        return sum([1 << server.index for server in self._servers if server.copies.exist(adapter)])
+        if self._only_on_gpu:
+            return self._masks[adapter]
+        mask, bit = 0, 1
+        for server in self._servers:
+            if server.copies.exist(adapter):
+                mask |= bit
+            bit += bit
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +244,7 @@ class ViewRefresher(FreshView):
         if "in_flight" in reads:
             view.in_flight = sources.loads
         if "copies" in reads:
-            view.copies = CopiesNow(sources.servers)
+            view.copies = CopiesNow(sources.servers, sources.residency)
         if interval_s == 0:
             self._share()
         elif reads:
