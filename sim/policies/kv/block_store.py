@@ -67,6 +67,8 @@ class BlockStore(ExactCount):
 
         :param tokens_ahead: 0: for the tokens that they hold; 1: also for the next one.
         """
+        if len(self._queue) == self._free:
+            return  # all have theirs
         size, step = self.size, self._step - 1 + tokens_ahead
         due: list[tuple[int, int, Request]] = []
         for place, request in enumerate(self.running):

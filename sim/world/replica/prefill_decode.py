@@ -6,7 +6,7 @@ from mypy_extensions import mypyc_attr
 
 from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec.sections.serving import KvTransfer
-from sim.traffic.request import Request
+from sim.traffic.request import BY_BATCH_SLOTS, Request
 from sim.world.clock import LOAD_DONE, Call
 from sim.world.replica.copies import TransferServer
 from sim.world.replica.modes.adapter_mode import AdapterMode
@@ -55,7 +55,7 @@ class DecodeServer(TransferServer):
         self.reads = reads
         self.stages: dict[int, Stages] = {}
         self._reading_s = 0.0
-        self._link, self._block_bytes = link, block_bytes
+        self._latency_s, self._bytes_per_s, self._block_bytes = float(link.latency), float(link.bandwidth), block_bytes
         self._streams = [0.0] * link.streams  # when each is free
 
     def link_s(self) -> float:
@@ -67,15 +67,17 @@ class DecodeServer(TransferServer):
         self.stages[request.index] = stages
 
     def _start_copies(self, now: float) -> float:
-        ordered, self.reads.ordered = self.reads.ordered, []
+        ordered, streams = self.reads.ordered, self._streams
+        if not ordered:
+            return 0.0
+        self.reads.ordered = []
         for request, tokens in ordered:
             self.stages[request.index].ordered_s = now
             size = -(-tokens // self.scheduler.kv.size) * self._block_bytes
-            stream = min(range(len(self._streams)), key=self._streams.__getitem__)
-            start = max(self._streams[stream], now)
-            seconds = self._link.latency + size / self._link.bandwidth
+            seconds = self._latency_s + size / self._bytes_per_s
+            free_s = min(streams)
             self._reading_s += seconds
-            self._streams[stream] = end = start + seconds
+            streams[streams.index(free_s)] = end = max(free_s, now) + seconds
             self.clock.call_at(end, LOAD_DONE, self._read, request)
         return 0.0
 
@@ -84,4 +86,5 @@ class DecodeServer(TransferServer):
         stages = self.stages[request.index]
         stages.read_s = self.clock.now
         stages.server.was_read(stages.request)
-        self.report(lambda: self.transfers.arrived(request))
+        # Who finds no batch slot can't join before a boundary at which a request ends.
+        self.report(lambda: self.transfers.arrived(request), matters=self.scheduler.blocked != BY_BATCH_SLOTS)
