@@ -318,6 +318,10 @@ _STAGES = {
     "load_s": "loading adapters",
     "queue_s": "waiting for admission",
     "prefill_s": "prefill",
+    "hand_over_s": "waiting for a decode replica",
+    "read_s": "reading KV",
+    "decode_queue_s": "waiting for the batch of a decode replica",
+    "decode_load_s": "loading adapters on decode replicas",
     "decode_s": "spent generating tokens",
 }
 _BUSY: Mapping[Evidence, str] = {

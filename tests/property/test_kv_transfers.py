@@ -10,7 +10,10 @@ import pytest
 from integrity import simulate_checked
 from strategies import build, write_profile, write_trace
 
+from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED, Recording
+from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
@@ -111,11 +114,32 @@ def test_prefill_and_decode_conserve_requests_and_blocks(number: int) -> None:
     read = done & (requests["prompt_tokens"] >= link.min_prompt)
     rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
     assert rows[:, 0].tolist() == np.flatnonzero(read).tolist()
-    assert np.all(np.diff(rows[:, 1:], axis=1) >= 0)  # prompt complete, read ordered, read, joined
+    assert np.all(np.diff(rows[:, 1:5], axis=1) >= 0)  # prompt complete, read ordered, read, joined
+    assert_stages_add_up(scenario, recording, read)
     at_decode = np.asarray(requests["replica"], dtype=np.int64)[done] >= scenario.fleet.pools[0].replicas
     assert at_decode.all()
     least = link.latency * (1 - 1e-9)
     assert np.all(rows[:, 3] - rows[:, 2] >= least)
+
+
+def assert_stages_add_up(scenario: Scenario, recording: Recording, read: Any) -> None:
+    """Assert that the breakdown is a partition of the mean latency, and each stage what the requests' own times say."""
+    requests, rows = recording.requests, recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+    stages = summarise([recording], facts_of(build_world(scenario)), {}, []).breakdown
+    done = requests["status"] == COMPLETED
+    count = int(np.sum(done))
+    assert sum(stages.values()) == pytest.approx(np.sum((requests["finished_s"] - requests["arrival_s"])[done]) / count)
+    assert min(stages.values()) >= 0
+    if not read.any():
+        return
+    complete_s, joined_s, load_s = rows[:, 1], rows[:, 4], rows[:, 5]
+    loads_s = np.asarray(requests["load_wait_s"], dtype=np.float64)[read]
+    assert np.all((load_s >= 0) & (load_s <= loads_s + 1e-12))
+    prompt_s = np.sum(complete_s - requests["admitted_s"][read] - (loads_s - load_s))
+    again_s = np.sum(requests["first_token_s"][read] - joined_s - load_s)
+    alone = done & ~read
+    alone_s = np.sum((requests["first_token_s"] - requests["admitted_s"] - requests["load_wait_s"])[alone])
+    assert stages["prefill_s"] == pytest.approx((prompt_s + again_s + alone_s) / count, abs=1e-9)
 
 
 def test_prefill_and_decode_are_two_fleets_where_reading_takes_no_time() -> None:

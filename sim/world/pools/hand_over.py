@@ -70,13 +70,13 @@ class HandOver(Extension):
         assert isinstance(server, DecodeServer), "a fleet whose replicas have roles"
         stages = server.stages.pop(request.index, None)
         if stages is not None:
-            joined_s, before = request.admitted_s, stages.request
+            joined_s, load_s, before = request.admitted_s, request.load_wait_s, stages.request
             request.admitted_s = stages.admitted_s
-            request.load_wait_s += before.load_wait_s
+            request.load_wait_s = before.load_wait_s + load_s
             request.cached_tokens = before.cached_tokens
             if before.outcome > request.outcome:
                 request.outcome, request.tier = before.outcome, before.tier
-            times = (stages.handed_over_s, stages.ordered_s, stages.read_s, joined_s)
+            times = (stages.handed_over_s, stages.ordered_s, stages.read_s, joined_s, load_s)
             self._recorder.hand_overs.append((request.index, *times))
         return False
 
