@@ -223,10 +223,11 @@ def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
 
 
 def _failures(impact: Impact, failed: int) -> str:
+    rest = "no right answer to the last try" if impact.faults else "the KV of their prompt could not be read"
     parts = (
         (impact.lost, "lost with their replica"),
         (impact.failed_loads, "their adapter could not be loaded"),
-        (failed - impact.lost - impact.failed_loads, "no right answer to the last try"),
+        (failed - impact.lost - impact.failed_loads, rest),
     )
     return ", ".join(f"{count:,} {why}" for count, why in parts if count > 0)
 

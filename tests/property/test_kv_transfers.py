@@ -11,7 +11,8 @@ from integrity import simulate_checked
 from strategies import build, write_profile, write_trace
 
 from sim.results.point_summary import summarise
-from sim.results.records import COMPLETED, REFUSED, Recording
+from sim.results.records import COMPLETED, FAILED, REFUSED, Recording
+from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
@@ -120,6 +121,29 @@ def test_prefill_and_decode_conserve_requests_and_blocks(number: int) -> None:
     assert at_decode.all()
     least = link.latency * (1 - 1e-9)
     assert np.all(rows[:, 3] - rows[:, 2] >= least)
+
+
+@pytest.mark.parametrize("number", range(FLEETS // 2))
+@pytest.mark.parametrize("policy", ["fail", "recompute"])
+def test_failed_reads_end_or_recompute(policy: str, number: int) -> None:
+    random = Random(number)
+    failures = {"share": 0.3, "policy": policy, "lease": random.choice(["0 s", "500 ms", "30 s"])}
+    pools = [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode", "replicas": 2}]
+    sections = fleet_of(random, prefix_caching=random.random() < 0.7, pools=pools, kv_transfer={"failures": failures})
+    recording, _ = simulate_checked(build_world(build(**sections)), 1)
+    requests = recording.requests
+    ended, refused = (requests["status"] == status for status in (COMPLETED, REFUSED))
+    key = stream_key(sections["run"]["seed"], 0, "kv-reads")
+    fails = np.array([uniform_draw(key, index) < 0.3 for index in range(len(ended))])
+    assert fails.any()
+    assert not fails.all()
+    lost = fails if policy == "fail" else np.zeros(len(fails), dtype=bool)
+    assert np.array_equal(requests["status"] == FAILED, lost & ~refused)
+    assert np.array_equal(np.sort(recording.hand_overs[:, 0]), np.flatnonzero(ended))
+    if not sections["fleet"]["prefix_caching"]:  # the prompt is computed where it is answered, at 0.1 ms a token
+        rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+        again_s = requests["first_token_s"][ended] - rows[:, 4]
+        assert np.all((again_s >= 1e-4 * requests["prompt_tokens"][ended])[fails[ended]])
 
 
 def assert_stages_add_up(scenario: Scenario, recording: Recording, read: Any) -> None:
