@@ -10,8 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from sim.policies.kv.block_store import BlockStore, key_of, path_of
-from sim.policies.kv.known_blocks import Key
+from sim.policies.kv.block_store import BlockStore, Key
 from sim.policies.transfer_scheduler import LATER, KvSource
 from sim.traffic.request import Request
 
@@ -297,10 +296,9 @@ class HostPool(KvSource):
     def look_up(self, request: Request, cached: int) -> int:
         if self._state(request).jobs:
             return LATER
-        path, size = path_of(request), self._kv.size
-        first, found, waits = cached // size, 0, False
-        for block in range(first, request.to_prefill // size):
-            key = key_of(request, path, block, size)
+        size = self._kv.size
+        found, waits, end = 0, False, request.to_prefill // size
+        for key in self._kv.keys_of(request, end)[cached // size : end]:
             users = self._users.get(key)
             if users is None:
                 break
@@ -316,9 +314,9 @@ class HostPool(KvSource):
         return True
 
     def order(self, request: Request, cached: int, tokens: int) -> None:
-        path, size, offers = path_of(request), self._kv.size, self._state(request)
+        size, offers = self._kv.size, self._state(request)
         first, end = cached // size, (cached + tokens) // size
-        keys = [key_of(request, path, block, size) for block in range(first, end)]
+        keys = self._kv.keys_of(request, end)[first:end]
         for number, key in enumerate(keys, first):
             self._idle_blocks -= not self._users[key]
             self._users[key] += 1
@@ -364,7 +362,7 @@ class HostPool(KvSource):
             offers.ended = True
             self._order.ended(offers)
             if not offers.jobs:
-                del self._offers[request]
+                self._forget(request)
 
     def watches(self) -> bool:
         return len(self._fenced) > 0
@@ -389,8 +387,7 @@ class HostPool(KvSource):
         if offers.refused_at == self._changes and self._store_from < 2:
             self.refused.append(request)  # nothing has changed since
             return None
-        path = path_of(request)
-        keys = {key_of(request, path, number, size): number for number in range(first, end)}
+        keys = self._kv.keys_of(request, end)[first:end]
         if self._store_from > 1:
             self._count(keys)
         there = [key for key in keys if self._users.get(key, _PENDING) != _PENDING]
@@ -400,11 +397,11 @@ class HostPool(KvSource):
         self._order.missed([key for key in wanted if key not in offers.missed])
         offers.missed.update(wanted)
         for key in (*wanted, *there):
-            offers.used.setdefault(key, keys[key])
+            offers.used.setdefault(key, key[2])
         for key in there:
             if key not in offers.stored:
                 offers.reused.add(key)
-            self._order.reuse(key, keys[key], offers)
+            self._order.reuse(key, key[2], offers)
         if not wanted:
             offers.next_block = end
             return None
@@ -422,10 +419,10 @@ class HostPool(KvSource):
             del self._users[key]
         for key in wanted:
             self._users[key] = _PENDING
-            self._order.insert(key, keys[key], offers)
+            self._order.insert(key, key[2], offers)
         offers.stored.update(wanted)
         offers.next_block = end
-        job = Job(request, wanted, [offers.blocks[keys[key]] for key in wanted], stores=True)
+        job = Job(request, wanted, [offers.blocks[key[2]] for key in wanted], stores=True)
         offers.jobs[job] = None
         self.stores.append(job)
         self.evicted[job] = evicted
@@ -467,4 +464,8 @@ class HostPool(KvSource):
         offers = self._offers[job.request]
         del offers.jobs[job]
         if offers.ended and not offers.jobs:
-            del self._offers[job.request]
+            self._forget(job.request)
+
+    def _forget(self, request: Request) -> None:
+        del self._offers[request]
+        self._kv.drop_keys(request)
