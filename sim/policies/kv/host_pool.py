@@ -80,11 +80,14 @@ class PoolOrder(ABC):
 
 
 class _Group:
-    """Blocks that one request used last, by their numbers."""
+    """Blocks that one request used last.
 
-    def __init__(self) -> None:
+    :ivar rank: its place in time; ``blocks``: by their numbers in the request; ``grows``: whether more may come.
+    """
+
+    def __init__(self, *, grows: bool) -> None:
         self.rank = 0
-        self.runs = True  # whether the request may add to it
+        self.grows = grows
         self.blocks: dict[int, Key] = {}
 
 
@@ -112,7 +115,7 @@ class LruOrder(PoolOrder):
     def _group(self, offers: _Offers) -> _Group:
         """Return where the blocks go that a running request uses now."""
         if offers.group is None or not self._by_request:
-            offers.group = self._move_last(_Group())
+            offers.group = self._move_last(_Group(grows=self._by_request))
         return offers.group
 
     def _put(self, key: Key, number: int, group: _Group) -> None:
@@ -125,7 +128,7 @@ class LruOrder(PoolOrder):
 
     def _take(self, number: int, group: _Group) -> None:
         del group.blocks[number]
-        if not group.blocks and not group.runs:
+        if not group.blocks and not group.grows:
             del self._groups[group]
 
     def insert(self, key: Key, number: int, offers: _Offers) -> None:
@@ -140,7 +143,7 @@ class LruOrder(PoolOrder):
         for key, number in offers.used.items():
             if key in self._group_of:
                 self._put(key, number, group)
-        group.runs = False
+        group.grows = False
         if not group.blocks:
             del self._groups[group]
 

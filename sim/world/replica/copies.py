@@ -91,6 +91,7 @@ class TransferServer(BatchServer):
             return
         due = len(reports)
         if self._asynchronous and self.scheduler.running:  # empty steps take no time
+            # The host knows of what ended before the last step of the leap began.
             due = self._known
             began_s = self._started_s + self._elapsed(self._steps - 1) if self._steps > 1 else self._started_s
             while due < len(reports) and reports[due][0] < began_s:
