@@ -51,6 +51,10 @@ STAGES = {
     "load_s": ("load", "s5"),
     "queue_s": ("admission queue", "s1"),
     "prefill_s": ("prefill", "s3"),
+    "hand_over_s": ("hand-over", "s4"),
+    "read_s": ("KV read", "s2"),
+    "decode_queue_s": ("decode queue", "s1"),
+    "decode_load_s": ("decode load", "s5"),
     "decode_s": ("decode", "s6"),
 }
 """Stages of a request in their order: words and colour."""

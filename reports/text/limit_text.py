@@ -186,7 +186,8 @@ def _not_served(point: Point) -> Limit | None:
         return Limit("refusals", _refusals(point, counts, refused), unserved=counts)
     by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
     most = max(by_cause, key=lambda name: by_cause[name])
-    return Limit("failures", Evidence.FAILED, cause=most if by_cause[most] else "", unserved=counts)
+    cause = most if by_cause[most] else "" if point.impact else "unread"
+    return Limit("failures", Evidence.FAILED, cause=cause, unserved=counts)
 
 
 def _buckets(point: Point) -> list[Limit]:
@@ -288,6 +289,7 @@ _FAILURE_WORDS = {
     "failed_loads": ": their adapter could not be loaded. Allow more retries, or keep more adapters in memory.",
     "lost": ": they were lost with their replica. Send such requests to another replica (requests: reroute).",
     "wrong_detected": ": a wrong answer was noticed, and no retry was left. Allow more retries.",
+    "unread": ": the KV of their prompt could not be read. Let decode replicas compute it (policy: recompute).",
     "": ".",
 }
 """Why requests fail, and what to do, by the name in ``Impact``."""
@@ -318,6 +320,10 @@ _STAGES = {
     "load_s": "loading adapters",
     "queue_s": "waiting for admission",
     "prefill_s": "prefill",
+    "hand_over_s": "waiting for a decode replica",
+    "read_s": "reading KV",
+    "decode_queue_s": "waiting for the batch of a decode replica",
+    "decode_load_s": "loading adapters on decode replicas",
     "decode_s": "spent generating tokens",
 }
 _BUSY: Mapping[Evidence, str] = {

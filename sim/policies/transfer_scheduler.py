@@ -30,12 +30,14 @@ _EMPTY: Final = 4  # nothing came, and its blocks were taken back
 class KvSource(ABC):
     """Where a replica finds KV that its own GPU lacks.
 
+    :ivar follows_steps: whether it has to know of each step, by ``begin`` and ``decided``.
     :ivar follows_answers: whether ``decided`` needs all decoding requests; otherwise those of ``refused`` alone.
     :ivar refused: requests that are to be told of their next step, in the order of the batch.
     """
 
     def __init__(self) -> None:
         self.follows_answers = False
+        self.follows_steps = True
         self.refused: list[Request] = []
 
     @abstractmethod
@@ -78,6 +80,7 @@ class PromptReads(KvSource):
 
     def __init__(self) -> None:
         super().__init__()
+        self.follows_steps = False
         self.ready: set[Request] = set()
         self.ordered: list[tuple[Request, int]] = []
 
@@ -116,6 +119,7 @@ class TransferScheduler(Scheduler):
         # Blocks that a load may fill must not be those that a step under way still writes.
         self._defers_frees = limits.asynchronous and source is not None
         self.waiting_apart: dict[Request, int] = {}
+        self._loads = 0  # of these, requests whose KV is on its way
         self._turned_away: set[Request] = set()  # back in the queue, since their KV did not come
         self.given_up: set[Request] = set()  # taken back while their KV was on its way
         self._frees_later = False  # whether a step under way writes the blocks of the request that leaves now
@@ -141,6 +145,7 @@ class TransferScheduler(Scheduler):
             self.kv.drop(request)
         else:
             self.waiting_apart[request] = state
+            self._loads -= 1
 
     def read(self, request: Request) -> None:
         """Take back the blocks of a request that has ended, now that its KV was read."""
@@ -160,6 +165,7 @@ class TransferScheduler(Scheduler):
             return
         state = self.waiting_apart.pop(request, _EMPTY)
         if state == _LOADING:
+            self._loads -= 1
             self.given_up.add(request)
         elif state == _READY:
             self.kv.take_up(request)
@@ -178,7 +184,7 @@ class TransferScheduler(Scheduler):
             self._partial_rejoins(self._partial)
         source = self._source
         self.preempted_now = []
-        if source is None:
+        if source is None or not source.follows_steps:
             return super().compose(now)
         refused = source.refused
         source.begin()
@@ -203,7 +209,7 @@ class TransferScheduler(Scheduler):
         return super()._equal_steps()
 
     def _any_waits(self) -> bool:
-        return len(self.waiting_apart) > 0
+        return len(self.waiting_apart) > self._loads
 
     def _admit(self, budget: int, now: float) -> int:
         waiting, kv, whole = self.waiting, self.kv, self.limits.whole_prompt
@@ -320,6 +326,7 @@ class TransferScheduler(Scheduler):
         request.context = cached + tokens
         self.kv.set_apart(request)
         self.waiting_apart[request] = _LOADING
+        self._loads += 1
         source.order(request, cached, tokens)
         return True
 
@@ -392,13 +399,15 @@ class TransferScheduler(Scheduler):
     # End the step ---------------------------------------------------------------------------------------------------
 
     def complete(self, steps: int, now: float) -> list[Request]:
-        self._passed_last = list(self._passed_by)
+        if self._passed_by or self._passed_last:
+            self._passed_last = list(self._passed_by)
         finished = super().complete(steps, now)
-        for request in self._to_free:
-            del self.kv.apart[request]
-            self.kv.give_back([request], early=True)
-        self._to_free = []
-        if self._source is not None:
+        if self._to_free:
+            for request in self._to_free:
+                del self.kv.apart[request]
+                self.kv.give_back([request], early=True)
+            self._to_free = []
+        if self._source is not None and self._source.follows_steps:
             self.ended += finished
         return finished
 

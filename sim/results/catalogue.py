@@ -98,7 +98,6 @@ OLD_PREFIXES = Need(lambda m: "named-prefixes" in m.facts.faults, Cause.NO_FAULT
 CRASH = Need(lambda m: "crash" in m.facts.faults, Cause.NO_FAULT)
 PREFIX_CACHE = Need(lambda m: all(r.prefix_blocks_evicted is not None for r in m.recordings))
 OFFLOAD = Need(lambda m: all("kv_loaded_tokens" in r.facts for r in m.recordings))
-HAND_OVER = Need(lambda m: any(len(r.hand_overs) for r in m.recordings))
 AUTOSCALER = Need(lambda m: m.autoscaled)
 PLACEMENT = Need(lambda m: any(len(r.moves) for r in m.recordings))
 
@@ -223,16 +222,6 @@ _ROWS = (
     _M("kv_stored_tokens", "tokens", "tokens of KV to host memory", "neither", "whole run", "none",
        "Tokens whose KV was copied there.",
        lambda m: m.of_whole_runs([int(r.facts["kv_stored_tokens"]) for r in m.recordings]), (OFFLOAD,)),
-    _M("read_wait_mean_s", "s", "mean wait for the read", "lower", "completed", "mean",
-       "From the end of a prompt on its prefill replica until a decode replica orders its KV. Only with [prefill and "
-       "decode](prefill-decode.md) apart.",
-       lambda m: m.hand_over(1), (HAND_OVER,)),
-    _M("kv_read_mean_s", "s", "mean KV read", "lower", "completed", "mean",
-       "From there until the KV was read.",
-       lambda m: m.hand_over(2), (HAND_OVER,)),
-    _M("join_wait_mean_s", "s", "mean wait for the batch after it", "lower", "completed", "mean",
-       "From there until the request joins the batch of the decode replica.",
-       lambda m: m.hand_over(3), (HAND_OVER,)),
     _M("replica_load_skew", "1", "load skew of replicas", "lower", "measured", "ratio",
        "Requests of the busiest replica over the mean per replica: 1 is even, `fleet.replicas` means that one replica "
        "got all.",

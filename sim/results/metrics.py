@@ -162,20 +162,6 @@ class Measured(MeasuredRequests):
         ttft = self.column("first_token_s") - self.column("arrival_s")
         return self.sampled(ttft[chosen], chosen).mean("s")
 
-    def hand_over(self, stage: int) -> Metric:
-        """Return the mean seconds of a stage between two replicas: 1 is the wait for the read, 2 the read, 3 the wait
-        for the batch; requests whose prompt was computed where they were answered have none."""
-        seconds = np.zeros(len(self.completed))
-        chosen = np.zeros(len(self.completed), dtype=bool)
-        for number, (r, first) in enumerate(zip(self.recordings, self._first, strict=True)):
-            begin = self._edges[number * self.sections]
-            rows = r.hand_overs[r.hand_overs[:, 0] >= first]
-            at = rows[:, 0].astype(np.int64) - first + begin
-            seconds[at] = rows[:, stage + 1] - rows[:, stage]
-            chosen[at] = True
-        chosen &= self.completed
-        return self.sampled(seconds[chosen], chosen).mean("s")
-
     # Of time --------------------------------------------------------------------------------------------------------
 
     @cached_property

@@ -171,7 +171,8 @@ class Point:
     :ivar timeline: of the first replication.
     :ivar breakdown: mean seconds per completed request, adding up to ``e2e_mean_s``: ``{"front_end_s",
         "loader_queue_s", "load_s", "queue_s", "prefill_s", "decode_s"}`` (for engine fixed: prefill 0, decode =
-        service); docs/metrics.md says which wait lies where.
+        service), and with prefill and decode apart ``"hand_over_s", "read_s", "decode_queue_s", "decode_load_s"``;
+        docs/metrics.md says which wait lies where.
     :ivar groups: the base model and all adapters, if there are requests to the base model; by kind of adapter, if there
         are several; by popularity (hottest 1 %, next 9 %, rest). Facts: ``{"adapters", "adapter_bytes", "token_share",
         "requests", "request_share"}``, and with a price ``"usd_per_month"``: its part of the fleet's cost.

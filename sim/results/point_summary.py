@@ -113,7 +113,8 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
 
     Admission and first token cut E2E into three. Load waits are taken out of that part in which they lie: of the
     first, unless loads happen inside steps. Host memory that fills at arrival fills before admission, wherever the
-    loads to the GPU happen.
+    loads to the GPU happen. What lies between the replica that computes a prompt and the one that answers is taken out
+    of the second part.
     """
     if not m.completed.any():
         return {}
@@ -130,12 +131,15 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
         inside_step = float(np.where(in_steps, waits, 0.0).mean()) - m.host_fill_s() / len(waits)
     front_ends = m.facts.front_end_s
     outside = float(front_ends[m.column("replica")[m.completed]].mean()) if front_ends.any() else 0.0
+    between = m.between_replicas_s()
+    load_there = between.get("decode_load_s", 0.0)
     stages = {
         **({"front_end_s": outside} if outside else {}),
         "loader_queue_s": load_queue,
-        "load_s": load_wait - load_queue,
+        "load_s": load_wait - load_queue - load_there,
         "queue_s": before - outside - (load_wait - inside_step),
-        "prefill_s": prefill - inside_step,
+        "prefill_s": prefill - inside_step - (sum(between.values()) - load_there),
+        **between,
         "decode_s": after,
     }
     rounding = _ROUNDING * sum(stages.values())
@@ -220,10 +224,11 @@ def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
 
 
 def _failures(impact: Impact, failed: int) -> str:
+    rest = "no right answer to the last try" if impact.faults else "the KV of their prompt could not be read"
     parts = (
         (impact.lost, "lost with their replica"),
         (impact.failed_loads, "their adapter could not be loaded"),
-        (failed - impact.lost - impact.failed_loads, "no right answer to the last try"),
+        (failed - impact.lost - impact.failed_loads, rest),
     )
     return ", ".join(f"{count:,} {why}" for count, why in parts if count > 0)
 

@@ -115,8 +115,9 @@ class Recording:
         replicas of the start begin and are ready at 0. Empty where the fleet stays as it is.
     :ivar held: (n, 2) index of each request that waited in front of the fleet for its tenant's token bucket, and when
         it was sent on; infinite: not before the simulation stopped.
-    :ivar hand_overs: (n, 5) one row for each completed request whose prompt another replica computed: its index, and
-        when the prompt was complete, its read ordered, it was read, and taken into the batch that answers.
+    :ivar hand_overs: (n, 6) one row for each completed request whose prompt another replica computed: its index, when
+        the prompt was complete, its read ordered, it was read, and taken into the batch that answers, and the part of
+        load_wait_s that lies in that batch.
     :ivar moves: (n, 4) one row for each adapter that a placement controller put on a replica or took from it: time,
         adapter, replica, 1 or 0. The placement of the start is at 0.
     """
@@ -145,7 +146,7 @@ class Recording:
     lives: Floats = field(default_factory=lambda: np.zeros((0, 5)))
     moves: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     held: Floats = field(default_factory=lambda: np.zeros((0, 2)))
-    hand_overs: Floats = field(default_factory=lambda: np.zeros((0, 5)))
+    hand_overs: Floats = field(default_factory=lambda: np.zeros((0, 6)))
 
 
 # The table of requests: Arrow columns from numpy arrays, put together from buffers.

@@ -394,6 +394,17 @@ class MeasuredRequests:
             total += float(fills[chosen].sum())
         return total
 
+    def between_replicas_s(self) -> dict[str, float]:
+        """Return the mean seconds of what follows a prompt that another replica computed, where any does that; requests
+        whose prompt was computed where they were answered count as 0."""
+        pairs = zip(self.recordings, self._first, strict=True)
+        rows = np.concatenate([r.hand_overs[r.hand_overs[:, 0] >= first] for r, first in pairs])
+        if not len(rows):
+            return {}
+        seconds = [*np.diff(rows[:, 1:5], axis=1).T, rows[:, 5]]
+        names = ("hand_over_s", "read_s", "decode_queue_s", "decode_load_s")
+        return {name: float(each.sum()) / int(self.completed.sum()) for name, each in zip(names, seconds, strict=True)}
+
     def loading_s(self) -> Floats:
         """Return the seconds by section in which loaders load adapters from storage, or steps load them.
 

@@ -165,10 +165,12 @@ def make_server(
     rule: KvRule | None,
     wrap_server: ServerWrapper,
     link: KvTransfer,
+    reads_key: int,
 ) -> Server:
     """Return a replica that is ready for requests.
 
     :param link: by which KV is read, where prompts and answers are computed by different replicas.
+    :param reads_key: of the draws which of these reads fail.
     """
     scenario = pool.scenario
     fleet = scenario.fleet
@@ -219,9 +221,10 @@ def make_server(
         if pool.role == "prefill":
             keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
             return wrap_server(PrefillServer)(parts, keeps, mode)
-        reads, block_bytes = PromptReads(), pool.profile.memory.kv_bytes_per_token * fleet.block_size
+        reads, memory = PromptReads(), pool.profile.memory
         reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
-        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes / pool.profile.tensor_parallel)
+        block_bytes = memory.kv_bytes_per_token * fleet.block_size / pool.profile.tensor_parallel
+        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes, reads_key)
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if pool.asynchronous:

@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from integrity import simulate_checked
+from naive_pairs import PairFleet
 from strategies import build, write_profile, write_trace
 
-from sim.results.records import COMPLETED, REFUSED, Recording
+from sim.policies.transfer_scheduler import TransferScheduler
+from sim.results.point_summary import summarise
+from sim.results.records import COMPLETED, FAILED, REFUSED, Recording
+from sim.rng import stream_key, uniform_draw
+from sim.spec.scenario import Scenario
+from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
@@ -111,11 +117,55 @@ def test_prefill_and_decode_conserve_requests_and_blocks(number: int) -> None:
     read = done & (requests["prompt_tokens"] >= link.min_prompt)
     rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
     assert rows[:, 0].tolist() == np.flatnonzero(read).tolist()
-    assert np.all(np.diff(rows[:, 1:], axis=1) >= 0)  # prompt complete, read ordered, read, joined
+    assert np.all(np.diff(rows[:, 1:5], axis=1) >= 0)  # prompt complete, read ordered, read, joined
+    assert_stages_add_up(scenario, recording, read)
     at_decode = np.asarray(requests["replica"], dtype=np.int64)[done] >= scenario.fleet.pools[0].replicas
     assert at_decode.all()
     least = link.latency * (1 - 1e-9)
     assert np.all(rows[:, 3] - rows[:, 2] >= least)
+
+
+@pytest.mark.parametrize("number", range(FLEETS // 2))
+@pytest.mark.parametrize("policy", ["fail", "recompute"])
+def test_failed_reads_end_or_recompute(policy: str, number: int) -> None:
+    random = Random(number)
+    failures = {"share": 0.3, "policy": policy, "lease": random.choice(["0 s", "500 ms", "30 s"])}
+    pools = [{"name": "prompts", "role": "prefill"}, {"name": "answers", "role": "decode", "replicas": 2}]
+    sections = fleet_of(random, prefix_caching=random.random() < 0.7, pools=pools, kv_transfer={"failures": failures})
+    recording, _ = simulate_checked(build_world(build(**sections)), 1)
+    requests = recording.requests
+    ended, refused = (requests["status"] == status for status in (COMPLETED, REFUSED))
+    key = stream_key(sections["run"]["seed"], 0, "kv-reads")
+    fails = np.array([uniform_draw(key, index) < 0.3 for index in range(len(ended))])
+    assert fails.any()
+    assert not fails.all()
+    lost = fails if policy == "fail" else np.zeros(len(fails), dtype=bool)
+    assert np.array_equal(requests["status"] == FAILED, lost & ~refused)
+    assert np.array_equal(np.sort(recording.hand_overs[:, 0]), np.flatnonzero(ended))
+    if not sections["fleet"]["prefix_caching"]:  # the prompt is computed where it is answered, at 0.1 ms a token
+        rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+        again_s = requests["first_token_s"][ended] - rows[:, 4]
+        assert np.all((again_s >= 1e-4 * requests["prompt_tokens"][ended])[fails[ended]])
+
+
+def assert_stages_add_up(scenario: Scenario, recording: Recording, read: Any) -> None:
+    """Assert that the breakdown is a partition of the mean latency, and each stage what the requests' own times say."""
+    requests, rows = recording.requests, recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+    stages = summarise([recording], facts_of(build_world(scenario)), {}, []).breakdown
+    done = requests["status"] == COMPLETED
+    count = int(np.sum(done))
+    assert sum(stages.values()) == pytest.approx(np.sum((requests["finished_s"] - requests["arrival_s"])[done]) / count)
+    assert min(stages.values()) >= 0
+    if not read.any():
+        return
+    complete_s, joined_s, load_s = rows[:, 1], rows[:, 4], rows[:, 5]
+    loads_s = np.asarray(requests["load_wait_s"], dtype=np.float64)[read]
+    assert np.all((load_s >= 0) & (load_s <= loads_s + 1e-12))
+    prompt_s = np.sum(complete_s - requests["admitted_s"][read] - (loads_s - load_s))
+    again_s = np.sum(requests["first_token_s"][read] - joined_s - load_s)
+    alone = done & ~read
+    alone_s = np.sum((requests["first_token_s"] - requests["admitted_s"] - requests["load_wait_s"])[alone])
+    assert stages["prefill_s"] == pytest.approx((prompt_s + again_s + alone_s) / count, abs=1e-9)
 
 
 def test_prefill_and_decode_are_two_fleets_where_reading_takes_no_time() -> None:
@@ -169,3 +219,73 @@ def test_each_side_has_its_own_load_times_and_limits() -> None:
     assert seconds[recording.loads["replica"] == 1] == pytest.approx(2.0)
     assert np.all(seconds[recording.loads["replica"] == 0] < 0.1)
     assert np.flatnonzero(recording.requests["status"] == REFUSED).tolist() == [4]  # too long for the decode side
+
+
+def no_ties() -> str:
+    """Return a profile with steps of many lengths: no copy ends with a step, where rounding would decide who joins."""
+    step = {"fixed_s": 0.01, "tokens": [[0, 0.0], [1000, 0.1]], "per_kv_token_s": 1.7e-6, "per_sequence_s": 3.1e-5}
+    return write_profile(step)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("number", range(FLEETS))
+def test_leaps_beside_copies_equal_single_steps(number: int) -> None:
+    random = Random(number)
+    if number % 2:
+        link = {"bandwidth": "700 MB/s", "latency": "17.3 ms", "failures": {"share": 0.2, "policy": "recompute"}}
+        pools = [{"name": "p", "role": "prefill"}, {"name": "d", "role": "decode", "replicas": random.randint(1, 2)}]
+        sections = fleet_of(random, pools=pools, kv_transfer=link, prefix_caching=random.random() < 0.5)
+    else:
+        offload = {"size": f"{random.choice([10, 300]) * 16 * 131072} B", "bandwidth": "300 MB/s"}
+        sections = fleet_of(random, prefix_caching=True, kv_offload=offload)
+    sections["fleet"] |= {"profile": no_ties(), "async_scheduling": random.random() < 0.7}
+    world = build_world(build(**sections))
+    leaping = simulate(world, 0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransferScheduler, "_equal_steps", lambda self: 1)
+        stepping = simulate(world, 0, 1)
+    for name, column in leaping.requests.items():
+        np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-9, err_msg=f"{name}, {number}")
+
+
+@pytest.mark.parametrize("number", range(200))
+def test_slots_on_both_sides_equal_a_naive_twin(number: int) -> None:
+    random = Random(number)
+    link = {"bandwidth": f"{random.uniform(0.1, 2)!r} GB/s", "latency": f"{random.uniform(0, 0.03)!r} s"}
+    link["streams"] = random.randint(1, 3)
+    sections = fleet_of(random, kv_transfer=link)
+    for shared in ("prefix", "sessions"):
+        sections["workload"].pop(shared, None)
+    sections["fleet"] |= {
+        "kv_tokens": 100_000,
+        "prefix_caching": False,
+        "async_scheduling": False,
+        "profile": no_ties(),
+    }
+    del sections["cache"]
+    pools = []
+    for role in ("prefill", "decode"):
+        slots = random.randint(1, 4)
+        cache = {"gpu": {"slots": slots}, "host": {"slots": random.randint(slots, slots + 8)}}
+        pools.append({"name": role[0], "role": role, "max_num_seqs": random.randint(1, 6), "cache": cache})
+    sections["fleet"]["pools"] = pools
+    world = build_world(build(**sections))
+    recording = simulate(world, 0, 1)
+    twin = PairFleet(world)
+    result = twin.run()
+    requests, rows = recording.requests, recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+    prompts, answers = result.jobs, [twin.answers[index] for index in range(len(result.jobs))]
+    expected = {
+        "admitted_s": [job.admitted_s for job in prompts],
+        "first_token_s": [job.first_token_s for job in answers],
+        "finished_s": [job.finished_s for job in answers],
+        "load_wait_s": [a.load_wait_s + b.load_wait_s for a, b in zip(prompts, answers, strict=True)],
+        "outcome": [max(a.outcome, b.outcome) for a, b in zip(prompts, answers, strict=True)],
+    }
+    for name, column in expected.items():
+        np.testing.assert_allclose(requests[name], column, rtol=1e-9, atol=1e-9, err_msg=f"{name}, {number}")
+    times = [(p.finished_s, *twin.reads[a.index], a.admitted_s) for p, a in zip(prompts, answers, strict=True)]
+    np.testing.assert_allclose(rows[:, 1:5], times, rtol=1e-9, atol=1e-9)
+    loads = np.array([recording.loads[name] for name in ("started_s", "ended_s", "adapter", "tier")]).T
+    np.testing.assert_allclose(sorted(loads.tolist()), sorted(load[:4] for load in result.loads), rtol=1e-9, atol=1e-9)
+    assert recording.evictions == result.evictions

@@ -16,6 +16,8 @@ from scipy.optimize import brentq
 from strategies import build, fixed_time, seconds, write_profile
 
 from sim.spec.scenario import Scenario
+from sim.world.build import build_world
+from sim.world.replication import simulate
 
 REPLICATIONS = 10
 SERVICE_S = 0.01
@@ -207,3 +209,55 @@ def test_delayed_hits(oracles: dict[str, list[list[float]]]) -> None:
     assert abs(miss - exact[0]) <= 0.005
     assert abs(delayed - exact[1]) <= 3 * errors[1] + 0.0002
     assert abs(wait - exact[2]) <= 0.005 * load_s
+
+
+@pytest.mark.parametrize("stage", ["prefill", "read", "decode"])
+def test_each_stage_of_prefill_and_decode_is_an_mg1_queue(stage: str) -> None:
+    """One stage takes one request at a time, the two others next to no time: Pollaczek and Khinchine's mean wait."""
+    instant = {"fixed_s": 1e-7}
+    steps = {"prefill": instant, "decode": instant} | {stage: {"tokens": [[0, 0.0], [1000, 0.1]]}}
+    link = {"bandwidth": "1000 TB/s", "latency": "0 s"}
+    if stage == "read":
+        link["bandwidth"] = f"{131072 / 1e-4!r} B/s"  # a token takes as long as in a step
+    pools = [
+        {
+            "name": role[0],
+            "role": role,
+            "profile": write_profile(steps[role]),
+            "max_num_seqs": 1 if role == stage else 200,
+        }
+        for role in ("prefill", "decode")
+    ]
+    low, high = 1, 400
+    amounts = np.arange(low, high + 1)
+    seconds = 1e-4 * (amounts if stage != "read" else 16 * np.ceil(amounts / 16))
+    law = {"law": "uniform", "low": low, "high": high}
+    one = {"law": "fixed", "value": 1}
+    tokens = {"prompt": one, "output": law} if stage == "decode" else {"prompt": law, "output": one}
+    rate = 0.6 / float(np.mean(seconds))
+    scenario = build(
+        workload={"requests": 3000, "arrivals": {"process": "poisson", "rate": f"{rate!r}/s"}, "tokens": tokens},
+        adapters={"count": 1, "rank": 8},
+        cache={"gpu": {"slots": 1}, "warm": 1},
+        fleet={
+            "engine": "vllm",
+            "async_scheduling": False,
+            "pools": pools,
+            "kv_transfer": link,
+            "kv_tokens": 10**6,
+            "max_num_batched_tokens": 2000,
+            "block_size": 16,
+            "prefix_caching": False,
+        },
+    )
+    world, waits = build_world(scenario), []
+    for replication in range(REPLICATIONS):
+        recording = simulate(world, replication, 1)
+        columns = recording.requests
+        rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
+        through_s = {"prefill": rows[:, 1] - columns["arrival_s"], "read": rows[:, 3] - rows[:, 1]}
+        through_s["decode"] = columns["finished_s"] - rows[:, 1]
+        waits.append(float(np.mean(through_s[stage][300:])) - float(np.mean(seconds)))
+    exact = rate * float(np.mean(seconds**2)) / (2 * 0.4)
+    found = np.array([np.mean(waits)]), np.array([np.std(waits, ddof=1) / np.sqrt(REPLICATIONS)])
+    assert_meets([f"mean wait of {stage}"], [exact], found)

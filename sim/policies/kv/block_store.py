@@ -8,24 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from sim.policies.kv.known_blocks import NO_END, Key, Run
+from sim.policies.kv.known_blocks import NO_END
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.policies.kv.prefix_lookup import ExactCount
 from sim.traffic.request import HOLDING, Request
 
-
-def path_of(request: Request) -> tuple[Run, ...]:
-    """Return the runs of all tokens of a request, the last of which may be its own."""
-    return (*request.shared, (NO_END, request.text_key if request.text_key >= 0 else -1 - request.index))
-
-
-def key_of(request: Request, path: tuple[Run, ...], block: int, size: int) -> Key:
-    """Return the content of a full block of a request: no other content has the same key."""
-    end = (block + 1) * size
-    for position, run in path:
-        if position >= end:
-            return (request.adapter, run, block)
-    raise AssertionError("the last run has no end")
+Key = tuple[int, ...]
+"""The content of a full block: its adapter, the key of its run, and its number in the request. The type leaves its
+length open, since compiled code would unpack a tuple of three numbers, and pack it again for each look-up."""
 
 
 class BlockStore(ExactCount):
@@ -41,9 +31,10 @@ class BlockStore(ExactCount):
         self.handed: set[int] = set()
         self._users = [0] * total
         self._content: list[Key | None] = [None] * total
-        self._known: dict[Key, OrderedDict[int, None]] = {}  # blocks with this content, the oldest first
+        self._known: dict[Key, dict[int, None]] = {}  # blocks with this content, the oldest first
         self._queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(total))
         self._blocks: dict[int, list[int]] = {}  # by request
+        self._keys: dict[int, list[Key]] = {}  # the same, of its first blocks
         self._found: list[int] = []
         self._evicted = 0
         self._admissions = 0
@@ -51,6 +42,21 @@ class BlockStore(ExactCount):
     def blocks_of(self, request: Request) -> list[int]:
         """Return the blocks of a request; the list is a live one, and stays as it is when they are given back."""
         return self._blocks[request.index]
+
+    def keys_of(self, request: Request, count: int) -> list[Key]:
+        """Return the keys of the first ``count`` full blocks of a request, or of more."""
+        keys = self._keys.get(request.index)
+        if keys is None:
+            keys = self._keys[request.index] = []
+        if len(keys) < count:
+            own = (NO_END, request.text_key if request.text_key >= 0 else -1 - request.index)
+            for position, run in (*request.shared, own):
+                keys += [(request.adapter, run, block) for block in range(len(keys), min(count, position // self.size))]
+        return keys
+
+    def drop_keys(self, request: Request) -> None:
+        """Forget the keys of a request that has left."""
+        self._keys.pop(request.index, None)
 
     @property
     def evicted_blocks(self) -> int:
@@ -67,6 +73,8 @@ class BlockStore(ExactCount):
 
         :param tokens_ahead: 0: for the tokens that they hold; 1: also for the next one.
         """
+        if len(self._queue) == self._free:
+            return  # all have theirs
         size, step = self.size, self._step - 1 + tokens_ahead
         due: list[tuple[int, int, Request]] = []
         for place, request in enumerate(self.running):
@@ -99,14 +107,15 @@ class BlockStore(ExactCount):
             del self._known[content]
 
     def cached_tokens(self, request: Request) -> int:
-        path, size = path_of(request), self.size
+        count = (request.to_prefill - 1) // self.size
+        keys = self.keys_of(request, count)
         self._found = found = []
-        for block in range((request.to_prefill - 1) // size):
-            same = self._known.get(key_of(request, path, block, size))
+        for block in range(count):
+            same = self._known.get(keys[block])
             if same is None:
                 break
             found.append(next(iter(same)))
-        return len(found) * size
+        return len(found) * self.size
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
         if not self._give(request, tokens, room_for, cached):
@@ -154,13 +163,15 @@ class BlockStore(ExactCount):
 
     def _fill(self, request: Request, full: int) -> None:
         """Let others find the ``full`` first blocks of a request."""
-        blocks, path = self._blocks[request.index], path_of(request)
-        for number in range(min(full, len(blocks)) - 1, -1, -1):
+        blocks = self._blocks[request.index]
+        full = min(full, len(blocks))
+        keys = self.keys_of(request, full)
+        for number in range(full - 1, -1, -1):
             block = blocks[number]
             if self._content[block] is not None:
                 return
-            content = self._content[block] = key_of(request, path, number, self.size)
-            self._known.setdefault(content, OrderedDict())[block] = None
+            content = self._content[block] = keys[number]
+            self._known.setdefault(content, {})[block] = None
 
     # Give back ------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from heapq import heapify, heappop, heappush
 
-from sim.policies.kv.block_store import BlockStore, key_of, path_of
-from sim.policies.kv.known_blocks import Key
+from sim.policies.kv.block_store import BlockStore, Key
 from sim.policies.transfer_scheduler import LATER, KvSource
 from sim.traffic.request import Request
 
@@ -50,7 +48,7 @@ class _Offers:
         self.stored: set[Key] = set()
         self.reused: set[Key] = set()
         self.missed: set[Key] = set()
-        self.rank = 0
+        self.group: _Group | None = None
         self.ended = False
         self.refused_at = -1
 
@@ -77,12 +75,20 @@ class PoolOrder(ABC):
         """Note that the end of a request was processed."""
 
     @abstractmethod
-    def idle(self, key: Key) -> None:
-        """Note that no copy uses a block any more."""
-
-    @abstractmethod
     def evict(self, count: int, kept: set[Key]) -> list[Key] | None:
         """Remove and return so many idle blocks, none of those to be kept; if it can't, remove nothing, return None."""
+
+
+class _Group:
+    """Blocks that one request used last.
+
+    :ivar rank: its place in time; ``blocks``: by their numbers in the request; ``grows``: whether more may come.
+    """
+
+    def __init__(self, *, grows: bool) -> None:
+        self.rank = 0
+        self.grows = grows
+        self.blocks: dict[int, Key] = {}
 
 
 class LruOrder(PoolOrder):
@@ -95,64 +101,69 @@ class LruOrder(PoolOrder):
     def __init__(self, capacity: int, users: dict[Key, int], *, by_request: bool = True) -> None:
         super().__init__(capacity, users)
         self._by_request = by_request
-        self._places: dict[Key, tuple[int, int]] = {}
-        self._heap: list[tuple[tuple[int, int], Key]] = []
+        self._group_of: dict[Key, _Group] = {}
+        self._groups: OrderedDict[_Group, None] = OrderedDict()  # in the order of their ranks
         self._rank = 0
 
-    def _next_rank(self) -> int:
+    def _move_last(self, group: _Group) -> _Group:
         self._rank += 1
-        return self._rank
+        group.rank = self._rank
+        self._groups[group] = None
+        self._groups.move_to_end(group)
+        return group
 
-    def _place(self, key: Key, place: tuple[int, int]) -> None:
-        self._places[key] = place
-        if not self.users[key]:
-            heappush(self._heap, (place, key))
+    def _group(self, offers: _Offers) -> _Group:
+        """Return where the blocks go that a running request uses now."""
+        if offers.group is None or not self._by_request:
+            offers.group = self._move_last(_Group(grows=self._by_request))
+        return offers.group
 
-    def _running_place(self, number: int, offers: _Offers) -> tuple[int, int]:
-        if not self._by_request:
-            return self._next_rank(), 0
-        if not offers.rank:
-            offers.rank = self._next_rank()
-        return offers.rank, -number
+    def _put(self, key: Key, number: int, group: _Group) -> None:
+        before = self._group_of.get(key)
+        if before is not group:
+            if before is not None:
+                self._take(number, before)
+            self._group_of[key] = group
+            group.blocks[number] = key
+
+    def _take(self, number: int, group: _Group) -> None:
+        del group.blocks[number]
+        if not group.blocks and not group.grows:
+            del self._groups[group]
 
     def insert(self, key: Key, number: int, offers: _Offers) -> None:
-        self._place(key, self._running_place(number, offers))
+        self._put(key, number, self._group(offers))
 
     def reuse(self, key: Key, number: int, offers: _Offers) -> None:
-        if self._by_request:
-            self._place(key, max(self._places[key], self._running_place(number, offers)))
+        if self._by_request and self._group_of[key].rank < self._group(offers).rank:
+            self._put(key, number, self._group(offers))
 
     def ended(self, offers: _Offers) -> None:
-        for key in _last_first(offers):
-            if key in self._places:
-                self._place(key, (self._next_rank(), 0))
-        if len(self._heap) > max(64, 2 * len(self._places)):
-            self._heap = [(place, key) for key, place in self._places.items() if not self.users[key]]
-            heapify(self._heap)
-
-    def idle(self, key: Key) -> None:
-        heappush(self._heap, (self._places[key], key))
+        group = self._move_last(self._group(offers))
+        for key, number in offers.used.items():
+            if key in self._group_of:
+                self._put(key, number, group)
+        group.grows = False
+        if not group.blocks:
+            del self._groups[group]
 
     def evict(self, count: int, kept: set[Key]) -> list[Key] | None:
-        taken: dict[Key, tuple[int, int]] = {}
-        spared: list[tuple[tuple[int, int], Key]] = []
-        while self._heap and len(taken) < count:
-            entry = place, key = heappop(self._heap)
-            if key in taken or self._places.get(key) != place or self.users[key]:
-                continue
-            if key in kept:
-                spared.append(entry)
-            else:
-                taken[key] = place
-        for entry in spared:
-            heappush(self._heap, entry)
+        users = self.users
+        taken: list[Key] = []
+        for group in self._groups:
+            for number in sorted(group.blocks, reverse=True):
+                key = group.blocks[number]
+                if not users[key] and key not in kept:
+                    taken.append(key)
+                    if len(taken) == count:
+                        break
+            if len(taken) == count:
+                break
         if len(taken) < count:
-            for key, place in taken.items():
-                heappush(self._heap, (place, key))
             return None
         for key in taken:
-            del self._places[key]
-        return list(taken)
+            self._take(key[2], self._group_of.pop(key))
+        return taken
 
 
 class ArcOrder(PoolOrder):
@@ -191,9 +202,6 @@ class ArcOrder(PoolOrder):
                 self._once.move_to_end(key)
             elif key in self._often and (only_stored or key in offers.reused):
                 self._often.move_to_end(key)
-
-    def idle(self, key: Key) -> None:
-        pass  # its place does not depend on it
 
     def evict(self, count: int, kept: set[Key]) -> list[Key] | None:
         users = self.users
@@ -291,10 +299,9 @@ class HostPool(KvSource):
     def look_up(self, request: Request, cached: int) -> int:
         if self._state(request).jobs:
             return LATER
-        path, size = path_of(request), self._kv.size
-        first, found, waits = cached // size, 0, False
-        for block in range(first, request.to_prefill // size):
-            key = key_of(request, path, block, size)
+        size = self._kv.size
+        found, waits, end = 0, False, request.to_prefill // size
+        for key in self._kv.keys_of(request, end)[cached // size : end]:
             users = self._users.get(key)
             if users is None:
                 break
@@ -310,9 +317,9 @@ class HostPool(KvSource):
         return True
 
     def order(self, request: Request, cached: int, tokens: int) -> None:
-        path, size, offers = path_of(request), self._kv.size, self._state(request)
+        size, offers = self._kv.size, self._state(request)
         first, end = cached // size, (cached + tokens) // size
-        keys = [key_of(request, path, block, size) for block in range(first, end)]
+        keys = self._kv.keys_of(request, end)[first:end]
         for number, key in enumerate(keys, first):
             self._idle_blocks -= not self._users[key]
             self._users[key] += 1
@@ -358,7 +365,7 @@ class HostPool(KvSource):
             offers.ended = True
             self._order.ended(offers)
             if not offers.jobs:
-                del self._offers[request]
+                self._forget(request)
 
     def watches(self) -> bool:
         return len(self._fenced) > 0
@@ -383,8 +390,7 @@ class HostPool(KvSource):
         if offers.refused_at == self._changes and self._store_from < 2:
             self.refused.append(request)  # nothing has changed since
             return None
-        path = path_of(request)
-        keys = {key_of(request, path, number, size): number for number in range(first, end)}
+        keys = self._kv.keys_of(request, end)[first:end]
         if self._store_from > 1:
             self._count(keys)
         there = [key for key in keys if self._users.get(key, _PENDING) != _PENDING]
@@ -394,11 +400,11 @@ class HostPool(KvSource):
         self._order.missed([key for key in wanted if key not in offers.missed])
         offers.missed.update(wanted)
         for key in (*wanted, *there):
-            offers.used.setdefault(key, keys[key])
+            offers.used.setdefault(key, key[2])
         for key in there:
             if key not in offers.stored:
                 offers.reused.add(key)
-            self._order.reuse(key, keys[key], offers)
+            self._order.reuse(key, key[2], offers)
         if not wanted:
             offers.next_block = end
             return None
@@ -416,10 +422,10 @@ class HostPool(KvSource):
             del self._users[key]
         for key in wanted:
             self._users[key] = _PENDING
-            self._order.insert(key, keys[key], offers)
+            self._order.insert(key, key[2], offers)
         offers.stored.update(wanted)
         offers.next_block = end
-        job = Job(request, wanted, [offers.blocks[keys[key]] for key in wanted], stores=True)
+        job = Job(request, wanted, [offers.blocks[key[2]] for key in wanted], stores=True)
         offers.jobs[job] = None
         self.stores.append(job)
         self.evicted[job] = evicted
@@ -451,7 +457,6 @@ class HostPool(KvSource):
             self._users[key] = 0 if job.stores else self._users[key] - 1
             if not self._users[key]:
                 self._idle_blocks += 1
-                self._order.idle(key)
         self._loading.difference_update(job.keys if not job.stores else ())
         for block in job.blocks:
             fenced = self._fenced.get(block)
@@ -462,4 +467,8 @@ class HostPool(KvSource):
         offers = self._offers[job.request]
         del offers.jobs[job]
         if offers.ended and not offers.jobs:
-            del self._offers[job.request]
+            self._forget(job.request)
+
+    def _forget(self, request: Request) -> None:
+        del self._offers[request]
+        self._kv.drop_keys(request)

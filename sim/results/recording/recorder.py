@@ -101,7 +101,7 @@ class Recorder:
         self.lives: list[tuple[int, float, float, float, float]] = []
         self.moves: list[tuple[float, int, int, bool]] = []
         self.held: list[tuple[int, float]] = []
-        self.hand_overs: list[tuple[int, float, float, float, float]] = []
+        self.hand_overs: list[tuple[int, float, float, float, float, float]] = []
         self.settled: list[tuple[float, Ints, Ints]] = []
         self._busy_by_replica = np.zeros(replicas)
         self._sessions = bytearray()
@@ -415,7 +415,7 @@ class Recorder:
             lives=np.array(self.lives, dtype=np.float64).reshape(-1, 5),
             moves=np.array(self.moves, dtype=np.float64).reshape(-1, 4),
             held=np.array(self.held, dtype=np.float64).reshape(-1, 2),
-            hand_overs=np.array(self.hand_overs, dtype=np.float64).reshape(-1, 5),
+            hand_overs=np.array(self.hand_overs, dtype=np.float64).reshape(-1, 6),
             running_area=self._running_area,
             room_short_s=short,
             inside_area=inside_area,

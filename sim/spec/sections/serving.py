@@ -100,6 +100,18 @@ class KvOffload(Strict):
             yield located("size", "give either size or host_memory", got=got)
 
 
+class ReadFailures(Strict):
+    """Reads of KV that fail."""
+
+    share: Share = Field(gt=0)
+    """Share of the reads."""
+    policy: Literal["fail", "recompute"] = "fail"
+    """What becomes of the request (``kv_load_failure_policy``): ``fail``: it ends without an answer; ``recompute``: the
+    decode replica computes its prompt."""
+    lease: Seconds = Field(default=30.0, le=3600)
+    """For how long the prefill replica still holds the blocks (``kv_lease_duration``)."""
+
+
 class KvTransfer(Strict):
     """How decode replicas read the KV of prompts from prefill replicas (vLLM's NixlConnector, pull mode)."""
 
@@ -111,6 +123,8 @@ class KvTransfer(Strict):
     """Reads of one decode replica at a time, each with ``bandwidth``."""
     min_prompt: NonNegativeInt = Field(default=0, le=MAX_TOKENS)
     """Shorter prompts are computed where they are answered."""
+    failures: ReadFailures | None = None
+    """Reads that fail; unset: none does."""
 
 
 _OF_FIXED = (

@@ -127,7 +127,7 @@ def make_plan(
 
 def _waits_for_adapters(point: Point) -> bool:
     """Return whether a router, an eviction or more copies could help: requests wait for adapters."""
-    waits = point.breakdown.get("loader_queue_s", 0.0) + point.breakdown.get("load_s", 0.0)
+    waits = sum(point.breakdown.get(stage, 0.0) for stage in ("loader_queue_s", "load_s", "decode_load_s"))
     return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 
 

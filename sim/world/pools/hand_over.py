@@ -30,9 +30,9 @@ class HandOver(Extension):
     ) -> None:
         super().__init__()
         self.reorders = True
-        self._pools = pools
         self._pool_of = [number for number, pool in enumerate(pools) for _ in pool.indices]
-        self._link, self._router, self._times, self._recorder = link, router, times, recorder
+        self._decodes = [pool.role == "decode" for pool in pools]
+        self._min_prompt, self._router, self._times, self._recorder = link.min_prompt, router, times, recorder
         self._answers: dict[int, Request] = {}  # of requests on prefill replicas: as they arrived
         self._fleet: Dispatcher
 
@@ -40,8 +40,8 @@ class HandOver(Extension):
         self._fleet = fleet
 
     def receive(self, request: Request) -> bool:
-        handed_over = request.prompt_tokens >= self._link.min_prompt
-        if not all(self._fits(request, number, handed_over=handed_over) for number in range(len(self._pools))):
+        handed_over = request.prompt_tokens >= self._min_prompt
+        if not all(self._fits(request, number, handed_over=handed_over) for number in range(len(self._decodes))):
             self._recorder.record_unserved(request, -1, REFUSED)
             return False
         if not handed_over:
@@ -49,13 +49,14 @@ class HandOver(Extension):
         return handed_over
 
     def _fits(self, request: Request, number: int, *, handed_over: bool) -> bool:
-        if self._pools[number].role == "decode":
+        if self._decodes[number]:
             return self._times.fits(request, number, request.output_tokens)
         return not handed_over or self._times.fits(request, number, 1)
 
     def accept(self, request: Request, replica: int) -> bool:
-        self._times.set_for(request, self._pool_of[replica])
-        if self._pools[self._pool_of[replica]].role == "prefill":
+        pool = self._pool_of[replica]
+        self._times.set_for(request, pool)
+        if not self._decodes[pool]:
             self._answers[request.index] = self._fleet.fresh_copy(request)
             request.output_tokens = request.max_tokens = 1
             request.stops = False
@@ -69,13 +70,13 @@ class HandOver(Extension):
         assert isinstance(server, DecodeServer), "a fleet whose replicas have roles"
         stages = server.stages.pop(request.index, None)
         if stages is not None:
-            joined_s, before = request.admitted_s, stages.request
+            joined_s, load_s, before = request.admitted_s, request.load_wait_s, stages.request
             request.admitted_s = stages.admitted_s
-            request.load_wait_s += before.load_wait_s
+            request.load_wait_s = before.load_wait_s + load_s
             request.cached_tokens = before.cached_tokens
             if before.outcome > request.outcome:
                 request.outcome, request.tier = before.outcome, before.tier
-            times = (stages.handed_over_s, stages.ordered_s, stages.read_s, joined_s)
+            times = (stages.handed_over_s, stages.ordered_s, stages.read_s, joined_s, load_s)
             self._recorder.hand_overs.append((request.index, *times))
         return False
 

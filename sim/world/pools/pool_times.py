@@ -60,7 +60,7 @@ class PoolTimes:
     """
 
     def __init__(self, pools: Sequence[Pool], limits: Sequence[TokenLimits], *, steered: bool = False) -> None:
-        self._limits = limits
+        self._limits = [(limit.both.tolist(), limit.prompt) for limit in limits]
         self.keeps = False
         self._chunks: list[Chunk] = []  # that of the last requests comes last
         self._kinds: list[RequestTimes] = []
@@ -87,9 +87,8 @@ class PoolTimes:
 
     def fits(self, request: Request, pool: int, output_tokens: int) -> bool:
         """Return whether a pool can serve a request of this length."""
-        limit = self._limits[pool]
-        tokens = request.prompt_tokens + output_tokens
-        return tokens <= int(limit.both[request.adapter]) and request.prompt_tokens <= limit.prompt
+        both, prompt = self._limits[pool]
+        return request.prompt_tokens + output_tokens <= both[request.adapter] and request.prompt_tokens <= prompt
 
     def set_for(self, request: Request, pool: int) -> None:
         """Give a request the times of the pool that it goes to, by its own draws; without ``keeps``, one of the last

@@ -113,9 +113,12 @@ class BatchServer(Server):
         elif self._steps > 1:
             self._cut_leap(may_join_now=True)
 
-    def _cut_leap(self, may_join_now: bool) -> None:
-        """End the leap under way at the next boundary, or with ``may_join_now`` at one of this very instant."""
-        steps = self._steps_until(self.clock.now, may_join_now)
+    def _cut_leap(self, may_join_now: bool, further: int = 0) -> None:
+        """End the leap under way at the next boundary, or with ``may_join_now`` at one of this very instant.
+
+        :param further: end it so many steps later.
+        """
+        steps = self._steps_until(self.clock.now, may_join_now) + further
         if steps < self._steps:
             self._steps = steps
             self._schedule(self._started_s + self._elapsed(steps))

@@ -60,34 +60,52 @@ class TransferServer(BatchServer):
         super().__init__(parts, scheduler, mode)
         self.transfers = scheduler
         self.copies_kv = True
-        self._reports: list[list[Callable[[], None]]] = [[] for _ in range(1 + int(self._asynchronous))]
+        self._reports: list[tuple[float, Callable[[], None]]] = []  # not read yet: when it ended, what to do
+        self._known = 0  # how many of these were there at the last boundary
 
-    def report(self, outcome: Callable[[], None]) -> None:
-        """Call ``outcome`` when the host learns of something that has just ended."""
-        self._reports[-1].append(outcome)
+    def report(self, outcome: Callable[[], None], *, matters: bool = True) -> None:
+        """Call ``outcome`` when the host learns of something that has just ended.
+
+        :param matters: whether the first boundary at which the host knows it may decide differently for that.
+        """
+        now = self.clock.now
+        if self._event is None and not self._any_waits():
+            outcome()  # a boundary would decide nothing
+            return
+        self._reports.append((now, outcome))
         if self._event is None:
-            self._schedule(self.clock.now)
-        elif self._steps > 1:
-            self._cut_leap(may_join_now=False)
+            self._schedule(now)
+        elif self._steps > 1 and matters:
+            self._cut_leap(may_join_now=False, further=self._ahead)
+
+    def _any_waits(self) -> bool:
+        return self.mode.waiting.size() > 0 or len(self.transfers.waiting_apart) > 0
 
     def link_s(self) -> float:
         """Return for how long the link that KV comes over was busy."""
         return 0.0
 
     def _take_reports(self) -> None:
-        due = self._reports.pop(0)
-        self._reports.append([])
-        if not self.scheduler.running:  # empty steps take no time
-            due += [outcome for later in self._reports for outcome in later]
-            self._reports = [[] for _ in self._reports]
-        for outcome in due:
+        reports = self._reports
+        if not reports:
+            return
+        due = len(reports)
+        if self._asynchronous and self.scheduler.running:  # empty steps take no time
+            # The host knows of what ended before the last step of the leap began.
+            due = self._known
+            began_s = self._started_s + self._elapsed(self._steps - 1) if self._steps > 1 else self._started_s
+            while due < len(reports) and reports[due][0] < began_s:
+                due += 1
+        self._reports = reports[due:]
+        self._known = len(self._reports)
+        for _, outcome in reports[:due]:
             outcome()
 
     def _tries_again(self) -> bool:
         return len(self.transfers.preempted_now) > 0  # a step that preempts admits nobody
 
     def _awaits_report(self) -> bool:
-        return any(self._reports)
+        return len(self._reports) > 0
 
     def _queued_or_running(self) -> list[Request]:
         return super()._queued_or_running() + list(self.transfers.waiting_apart)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from mypy_extensions import mypyc_attr
 
 from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
+from sim.results.records import FAILED
+from sim.rng import uniform_draw
 from sim.spec.sections.serving import KvTransfer
-from sim.traffic.request import Request
-from sim.world.clock import LOAD_DONE, Call
+from sim.traffic.request import BY_BATCH_SLOTS, Request
+from sim.world.clock import CONTROL, LOAD_DONE, Call
 from sim.world.replica.copies import TransferServer
 from sim.world.replica.modes.adapter_mode import AdapterMode
 from sim.world.replica.server import ReplicaParts
@@ -38,7 +40,7 @@ class PrefillServer(TransferServer):
 class DecodeServer(TransferServer):
     """A replica that reads the KV of prompts from the replicas that computed them, and answers.
 
-    :param block_bytes: of a block on each GPU.
+    :param block_bytes: of a block on each GPU; ``reads_key``: of the draws which reads fail.
     :ivar stages: of the requests whose prompt was computed elsewhere, by index.
     """
 
@@ -50,13 +52,15 @@ class DecodeServer(TransferServer):
         reads: PromptReads,
         link: KvTransfer,
         block_bytes: float,
+        reads_key: int,
     ) -> None:
         super().__init__(parts, scheduler, mode)
         self.reads = reads
         self.stages: dict[int, Stages] = {}
         self._reading_s = 0.0
-        self._link, self._block_bytes = link, block_bytes
+        self._latency_s, self._bytes_per_s, self._block_bytes = float(link.latency), float(link.bandwidth), block_bytes
         self._streams = [0.0] * link.streams  # when each is free
+        self._failures, self._reads_key = link.failures, reads_key
 
     def link_s(self) -> float:
         return self._reading_s / len(self._streams)
@@ -67,21 +71,40 @@ class DecodeServer(TransferServer):
         self.stages[request.index] = stages
 
     def _start_copies(self, now: float) -> float:
-        ordered, self.reads.ordered = self.reads.ordered, []
+        ordered, streams = self.reads.ordered, self._streams
+        if not ordered:
+            return 0.0
+        self.reads.ordered = []
         for request, tokens in ordered:
             self.stages[request.index].ordered_s = now
             size = -(-tokens // self.scheduler.kv.size) * self._block_bytes
-            stream = min(range(len(self._streams)), key=self._streams.__getitem__)
-            start = max(self._streams[stream], now)
-            seconds = self._link.latency + size / self._link.bandwidth
+            seconds = self._latency_s + size / self._bytes_per_s
+            free_s = min(streams)
             self._reading_s += seconds
-            self._streams[stream] = end = start + seconds
+            streams[streams.index(free_s)] = end = max(free_s, now) + seconds
             self.clock.call_at(end, LOAD_DONE, self._read, request)
         return 0.0
 
     def _read(self, event: Call) -> None:
         request: Request = event.subject
         stages = self.stages[request.index]
-        stages.read_s = self.clock.now
-        stages.server.was_read(stages.request)
-        self.report(lambda: self.transfers.arrived(request))
+        stages.read_s = now = self.clock.now
+        # Who finds no batch slot can't join before a boundary at which a request ends.
+        matters = self.scheduler.blocked != BY_BATCH_SLOTS
+        failures = self._failures
+        if failures is None or uniform_draw(self._reads_key, request.index) >= failures.share:
+            stages.server.was_read(stages.request)
+            self.report(lambda: self.transfers.arrived(request), matters=matters)
+            return
+        self.clock.call_at(now + failures.lease, CONTROL, lambda event: stages.server.was_read(stages.request))
+        ends = failures.policy == "fail"
+        self.report(lambda: self._read_failed(request, ends), matters=matters)
+
+    def _read_failed(self, request: Request, ends: bool) -> None:
+        self.transfers.failed(request)
+        if ends:
+            self.transfers.take_back(request)
+            del self.stages[request.index]
+            self._goes()
+            self._listener.lost(request, self.index)
+            self.recorder.record_unserved(request, self.index, FAILED)
