@@ -349,10 +349,9 @@ SOURCE = Source(
             f"{_FITTED}, to requests/s, mean TTFT and latency with 5 adapters; {_RANK}",
             _worst(0.03, 0.15),
             "All other costs of S-LoRA's entries are those of another lab's 35 runs on a GPU with 64 GB, probably an "
-            "H100, moved by data sheets. Launches grow with layers and width, and the front end takes 30 ms a request, "
-            "as there. Two assumptions were chosen after the rows with 1,000 adapters had been seen, so those rows are "
-            "no blind test: copies run at 32 GB/s there and 24 GB/s here, and distinct adapters cost nothing by "
-            "themselves.",
+            "H100, scaled by data sheets. Two assumptions were chosen after the rows with 1,000 adapters had been "
+            "seen, so those rows are no blind test: copies run at 32 GB/s there and 24 GB/s here, and distinct "
+            "adapters cost nothing by themselves.",
         ),
         Entry(
             S2,
