@@ -67,17 +67,19 @@ def version_table() -> str:
 
 
 def option_tables() -> str:
-    """Return a section for each engine: its options, and what a scenario has for each."""
+    """Return a section for each engine: its options with the key for each, and those without one."""
     from sim.spec.engine_flags.options import flag_tables
 
     parts = []
     for engine in flag_tables():
         options: dict[tuple[str, ...], list[str]] = {}
+        without: list[str] = []
         for flag in engine.flags:
-            key = ", ".join(f"`{setting}`" for setting in flag.sets) or "–"
-            options.setdefault((key, flag.about), []).extend(f"`{name}`" for name in _spellings(flag))
+            names = [f"`{name}`" for name in _spellings(flag)]
+            key = ", ".join(f"`{setting}`" for setting in flag.sets)
+            (options.setdefault((key, flag.about), []) if key else without).extend(names)
         rows = [[", ".join(names), *rest] for rest, names in options.items()]
-        parts.append(f"### {engine.name}\n\n" + table(["option", "key", ""], rows))
+        parts.append(f"### {engine.name}\n\n{table(['option', 'key', ''], rows)}\n\nNo key: {', '.join(without)}.")
     return "\n" + "\n\n".join(parts) + "\n"
 
 
