@@ -36,22 +36,16 @@ def engine_rules() -> str:
     return table(["", *real], rows)
 
 
-def mode_tables() -> str:
-    """Return the ways of serving adapters, and what they and other choices need of the rest of a scenario."""
-    from sim.spec.adapter_modes import MODES, OTHER_CHOICES
+def mode_table() -> str:
+    """Return the ways of serving adapters, and the keys that choose each."""
+    from sim.spec.adapter_modes import MODES
     from sim.spec.needs import words_of
 
-    modes: list[list[str]] = []
-    needs: dict[str, list[str]] = {}
-    for each in (*MODES, *OTHER_CHOICES):
-        chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
-        if each in MODES.entries:
-            modes.append([f"`{each.name}`", each.about, chosen])
-        needed = dict.fromkeys(f"`{key}` {values.words}" for need in each.needs for key, values in need.keys.items())
-        if needed:
-            needs.setdefault(", ".join(needed), []).append(chosen)
-    rows = [[" or ".join(settings), needed] for needed, settings in needs.items()]
-    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs"], rows)
+    rows = [
+        [f"`{each.name}`", each.about, " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())]
+        for each in MODES.entries
+    ]
+    return table(["mode", "what it does", "set by"], rows)
 
 
 def version_table() -> str:
