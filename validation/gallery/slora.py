@@ -343,7 +343,7 @@ SOURCE = Source(
     entries=(
         Entry(
             T1,
-            "S-LoRA, Table 3: Llama-7B, rank 8 (S1), A100 with 80 GB",
+            "S-LoRA, Table 3: Llama-7B, rank 8 (S1)",
             PAPER,
             _SETTINGS,
             f"{_FITTED}, to requests/s, mean TTFT and latency with 5 adapters; {_RANK}",
@@ -355,7 +355,7 @@ SOURCE = Source(
         ),
         Entry(
             S2,
-            "S-LoRA, Table 3: Llama-7B, ranks 8 to 64 (S2), A100 with 80 GB",
+            "S-LoRA, Table 3: Llama-7B, ranks 8 to 64 (S2)",
             PAPER,
             _SETTINGS,
             f"the factors of S1, and {_RANK}",
@@ -363,7 +363,7 @@ SOURCE = Source(
         ),
         Entry(
             S2_LONG,
-            "S-LoRA: Llama-7B, ranks 8 to 64 (S2) for 300 s, A100 with 80 GB",
+            "S-LoRA: Llama-7B, ranks 8 to 64 (S2) for 300 s",
             PAPER,
             _SETTINGS,
             "the numbers of Table 3; nothing else",
