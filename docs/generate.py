@@ -47,7 +47,7 @@ def pages() -> dict[Path, str]:
         },
         "metrics": ("metrics.md", metric_table),
         "commands": ("commands.md", command_sections),
-        "engine-rules": ("adapters.md", engine_rules),
+        "engine-rules": ("memory.md", engine_rules),
         "adapter-modes": ("init.md", mode_table),
         "engine-versions": ("engines.md", version_table),
         "options-to-keys": ("init.md", option_tables),

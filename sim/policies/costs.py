@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError
+from sim.policies.replica_memory import ExpertReads
 from sim.spec.profile import LoraCost, Profile, StepCost, TierCost
 from sim.traffic.adapters import Population
 
@@ -18,21 +19,31 @@ to, the sum of ranks over all tokens, and the waiting requests that the schedule
 NO_DETAILS: StepDetails = (0, 0, 0.0, 0, 0)
 
 
+_LAUNCHES = ("fixed_s", "per_slot_s", "per_slot_token_s", "per_slot_prefill_token_s", "per_adapter_s")
+"""Terms of LoRA that go with its kernels: twice as many, for two groups of modules in attention and two in experts."""
+
+
 class StepCosts:
     """The step costs of a profile, prepared for many calls.
 
-    They are linear in everything except the tokens of the step, for which a table is computed in advance.
+    They are linear in everything except the tokens of the step, for which a table is computed in advance, and the
+    experts of adapters.
 
     :param slots: adapter slots of the replica.
     :param max_tokens: token budget of a step.
     :param max_rank: rank that slots are padded to.
+    :param experts: what steps read of adapters on experts, if there are any.
     :ivar detailed: whether a step's cost depends on more than its tokens, KV tokens and adapters.
     :ivar has_host: whether ``host_s`` is ever more than 0.
     :ivar least_s: seconds of a step of one token.
     """
 
-    def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
+    def __init__(
+        self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0, experts: ExpertReads | None = None
+    ) -> None:
         lora = cost.lora
+        if experts is not None:
+            lora = lora.model_copy(update={name: 2 * getattr(lora, name) for name in _LAUNCHES})
         tokens, seconds = (np.asarray(axis, dtype=np.float64) for axis in zip(*cost.tokens, strict=True))
         at = np.arange(max_tokens + 1, dtype=np.float64)
         table = np.interp(at, tokens, seconds)
@@ -45,6 +56,8 @@ class StepCosts:
         self._attended = cost.per_attended_token_s
         self._adapter = lora.per_adapter_s + lora.per_adapter_max_rank_s * max_rank
         self._adapter_rank = lora.per_adapter_rank_s
+        self._padded_bytes = lora.per_adapter_max_rank_s * max_rank
+        self._experts = experts
         self._token_rank = lora.per_token_rank_s
         self._passed = cost.per_passed_s
         self._host, self._host_sequence = cost.host_s, cost.host_per_sequence_s
@@ -53,7 +66,7 @@ class StepCosts:
         self._decode_step = cost.decode_step_s
         self._prefill_token = lora.per_slot_prefill_token_s * slots
         self.per_kv_token_s = cost.per_kv_token_s
-        self._made_of = cost, slots, max_tokens, max_rank
+        self._made_of = cost, slots, max_tokens, max_rank, experts
         self.least_s = self._table[1]
         self.detailed = any(
             (
@@ -64,6 +77,7 @@ class StepCosts:
                 self._prefill_step,
                 self._prefill_token,
                 self._decode_step,
+                experts,
             )
         )
 
@@ -90,6 +104,7 @@ class StepCosts:
                 + self._adapter_rank * rank_sum
             )
         sequences, prefill_tokens, attended, rank_tokens, passed = details
+        experts = self._experts
         return (
             self._table[tokens]
             + self._sequence * sequences
@@ -101,6 +116,11 @@ class StepCosts:
             + self._passed * passed
             + (self._prefill_step + self._prefill_token * prefill_tokens if prefill_tokens else 0.0)
             + (self._decode_step if tokens > prefill_tokens else 0.0)
+            + (
+                (self._padded_bytes * distinct + self._adapter_rank * rank_sum) * experts.per_adapter(tokens, distinct)
+                if experts is not None and distinct
+                else 0.0
+            )
         )
 
     def host_s(self, sequences: int) -> float:
@@ -118,8 +138,10 @@ class CostsWithBaseModel(StepCosts):
     A step with one adapter or more pays the whole of LoRA's part, also for the tokens of the base model.
     """
 
-    def __init__(self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0) -> None:
-        super().__init__(cost, slots, max_tokens, max_rank)
+    def __init__(
+        self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0, experts: ExpertReads | None = None
+    ) -> None:
+        super().__init__(cost, slots, max_tokens, max_rank, experts)
         self._without = StepCosts(cost.model_copy(update={"lora": LoraCost()}), 0, max_tokens)
         self.least_s = self._without.least_s
 

@@ -1,16 +1,18 @@
-"""GPU memory of a replica: base weights in other number formats, and slots for adapters."""
+"""GPU memory of a replica: base weights in other number formats, and slots for adapters; and what is read of slots
+with experts."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import NormalDist
 
 from sim.errors import ScenarioError
 from sim.spec.profile import Draw, Profile, StepCost
-from sim.spec.scenario import Adapters
-from sim.traffic.adapters import MODULES, ONE_GPU, GpuSplit, ModelShape, base_shape
+from sim.spec.scenario import Adapters, Scenario
+from sim.traffic.adapters import ATTENTION, MODULES, ONE_GPU, GpuSplit, ModelShape, base_shape, split_of
 
 # Base models with quantised weights: their size, and the cost of their steps.
 #
@@ -126,7 +128,8 @@ def quantised_bytes(profile: Profile, name: str, *, double: bool = True) -> int:
 #
 # Over several GPUs (tensor parallelism) each has buffers of its own. Which side of an adapter is split says
 # ``GpuSplit``; embedding and output head are LoRA modules of their own in Llama's class, and their buffers are whole on
-# every GPU.
+# every GPU. A mixture of experts has its attention there, and its experts where adapters change them: as vLLM lays them
+# out with ``--lora-target-modules``, which is in every command for such a model.
 
 MIB = 1 << 20
 _WIDTH = 2  # bytes of bf16 and fp16, in which weights and slots are kept
@@ -214,7 +217,8 @@ def _weights(shape: ModelShape, slots: int, gpus: int) -> Iterator[int]:
 
 
 def slot_buffers(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit = ONE_GPU) -> Iterator[int]:
-    """Yield the bytes of the stacked buffers of all slots on one GPU: every supported module, whatever is targeted."""
+    """Yield the bytes of the stacked buffers of all slots on one GPU: every supported module, whatever is targeted, but
+    experts only where they are."""
     if slots == 0:
         return
     per_row = _WIDTH * slots * max_rank
@@ -222,12 +226,60 @@ def slot_buffers(shape: ModelShape, slots: int, max_rank: int, split: GpuSplit =
     extra_embeddings = _WIDTH * slots * _EXTRA_VOCAB * hidden
     if shape.lora_embeddings:
         yield from (extra_embeddings, per_row * vocab, per_row * hidden)
-    sides = [split.sides(shape, name) for name in MODULES]
-    qkv, out, gate_up, down = sides[:3], sides[3:4], sides[4:6], sides[6:]
-    adapted = (qkv, out) if shape.experts else (qkv, out, gate_up, down)
+    groups: tuple[tuple[str, ...], ...] = (MODULES[:3], MODULES[3:4], MODULES[4:6], MODULES[6:])
+    if shape.experts:
+        groups = (*groups[:2], (split.experts,)) if split.experts else groups[:2]
+    packed = [[split.buffers(shape, name) for name in group] for group in groups]
     for _ in range(shape.layers):
-        for packed in adapted:  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
-            yield from (int(per_row * a) for a, _ in packed)
-            yield from (int(per_row * b) for _, b in packed)
+        for modules in packed:  # vLLM packs q, k, v, and gate, up: first all A matrices, then all B matrices
+            yield from (int(per_row * each) for a, _ in modules for each in a)
+            yield from (int(per_row * each) for _, b in modules for each in b)
     if shape.lora_embeddings:
         yield from (per_row * hidden, per_row * _padded(vocab, 256), extra_embeddings)
+
+
+# What steps read of adapters on experts, beside what they read of adapters on attention alone.
+
+_EXPERT_SPREAD = 2.0
+"""By which factor the reads of experts may be off, one standard deviation on a log scale: an assumption."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertReads:
+    """What steps read of adapters on experts: an assumption from bytes, as no server with such adapters was measured.
+
+    :ivar size: bytes of all experts in a slot, padding included, over those of its attention.
+    :ivar passed: share of the experts that one token passes. Tokens choose evenly, with which they touch the most.
+    """
+
+    size: float
+    passed: float
+
+    def drawn(self, number: int, draws: int) -> ExpertReads:
+        """Return the reads of one of several draws: those of equally likely factors."""
+        return replace(self, size=self.size * _EXPERT_SPREAD ** NormalDist().inv_cdf((number + 0.5) / draws))
+
+    def per_adapter(self, tokens: int, distinct: int) -> float:
+        """Return how many times the bytes of its attention a distinct adapter's experts are, of those that are read."""
+        untouched: float = (1.0 - self.passed) ** (tokens / distinct)
+        return self.size * (1.0 - untouched)
+
+
+def expert_reads(scenario: Scenario, profile: Profile) -> ExpertReads | None:
+    """Return what steps read of adapters on experts; None: the scenario has none.
+
+    :raises ScenarioError: if the profile has no cost of an adapter's bytes, from which it follows.
+    """
+    if not scenario.adapters.experts:
+        return None
+    lora = profile.step.lora
+    if not (lora.per_adapter_max_rank_s or lora.per_adapter_rank_s):
+        raise ScenarioError(
+            f"the profile {profile.name} has no cost by an adapter's rank, from which that of experts could follow",
+            key="adapters.targets",
+            got=scenario.adapters.experts,
+            hint="give per_adapter_max_rank_s in a profile of your own",
+        )
+    shape, split = base_shape(profile), split_of(scenario, profile)
+    attention, experts = (split.numbers(shape, names) for names in (ATTENTION, (scenario.adapters.experts,)))
+    return ExpertReads(float(experts / attention), shape.active_experts / shape.experts)

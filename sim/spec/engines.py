@@ -404,6 +404,18 @@ def _filled(value: Any, given: Any) -> Any:
     return {**value, **given}
 
 
+EXPERTS_SINCE = (0, 12)
+"""A version of vLLM that keeps experts in its slots; 0.11.0 refused such adapters (vllm#21229)."""
+
+
+def keeps_experts(name: str) -> bool:
+    """Return whether the slots of an engine for adapters on experts are known: vLLM's, and of engines that are none."""
+    if not ENGINES[name].preset:
+        return True
+    release = release_of(name) if "vLLM" in ENGINES[name].flags else None
+    return release is not None and tuple(map(int, release.split(".")[:2])) >= EXPERTS_SINCE
+
+
 def schedulings_of(engine: str) -> tuple[str, ...]:
     """Return the values of ``fleet.scheduling`` that an engine, or this version of it, has."""
     known = ENGINES[engine].schedulings

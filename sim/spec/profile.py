@@ -160,6 +160,15 @@ class Shape(Strict):
     """MLPs of each layer in a mixture of experts, each of ``intermediate`` numbers; 0: one MLP for all tokens."""
     active_experts: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Experts that each token passes."""
+    fused_experts: bool = False
+    """Whether gate and up of all experts are one tensor (``is_3d_moe_weight`` in vLLM), as in gpt-oss."""
+
+    @model_validator(mode="after")
+    def _experts_are_passed(self) -> Shape:
+        if not min(self.experts, 1) <= self.active_experts <= self.experts:
+            allowed = f"1 to {self.experts} experts" if self.experts else "0: the model has no experts"
+            raise located("active_experts", "a token passes some experts, but no more than there are", allowed=allowed)
+        return self
 
 
 class Quantized(Strict):

@@ -140,6 +140,8 @@ BASE_MODELS = (
     "qwen3-32b",
 )
 """Base models whose shapes are known (``sim/traffic/adapters.py``), so that a profile is built by their name."""
+MIXTURES = ("gpt-oss-120b",)
+"""Those of them that are mixtures of experts."""
 MOST_GPUS = 16
 """GPUs of a replica that a profile is built for."""
 _STATUSES = ("measured", "derived", "assumed")

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sim.spec.adapter_modes import MODES, OTHER_CHOICES
 from sim.spec.base import refuse
+from sim.spec.engines import keeps_experts
 from sim.spec.needs import UNSET, First, Need, Row, Rule, When, broken, only
 from sim.spec.policies import PLACERS
 from sim.spec.sections.changes import already_down, clash, exceeding_shares
+from sim.spec.sections.workload import EXPERTS
 from sim.spec.tenant_rules import SCHEDULING, TENANTS
 
 if TYPE_CHECKING:
@@ -95,6 +97,28 @@ def _not_for_roles(s: Scenario) -> str:
 
 
 SHARED: tuple[Row, ...] = (
+    Rule(
+        "adapters.targets: the slots of this engine for adapters on experts are not known",
+        lambda s: (
+            s.adapters.experts
+            and next((k.fleet.engine for k in s.kinds or (s,) if not keeps_experts(k.fleet.engine)), "")
+        ),
+        allowed="engine vllm from 0.12 on, continuous or fixed",
+        hint="remove experts from the targets, or choose another engine",
+    ),
+    Rule(
+        "adapters.mix: all adapters on experts of a vLLM server have matrices for each expert, or all share some",
+        lambda s: len({name for kind in s.adapters.mix for name in kind.targets if name in EXPERTS}) > 1,
+        allowed=f"either {' or '.join(EXPERTS)}",
+    ),
+    Rule(
+        "fleet.expert_parallel: vLLM does not support it with fully sharded adapters",
+        lambda s: (
+            any(k.fleet.expert_parallel and k.fleet.fully_sharded_loras for k in s.kinds or (s,))
+            and "true, with fleet.fully_sharded_loras true"
+        ),
+        hint="remove one of them",
+    ),
     Rule(
         "fleet.kv_transfer: no pool has role prefill or decode",
         lambda s: s.fleet.kv_transfer is not None and not s.fleet.disaggregated,

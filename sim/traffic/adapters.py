@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import ScenarioError, did_you_mean
 from sim.spec.profile import Profile
-from sim.spec.scenario import Adapters, Targets
-from sim.spec.sections.workload import AdapterKind
+from sim.spec.scenario import Adapters, Scenario, Targets
+from sim.spec.sections.workload import EXPERTS, SHARED_OUTER, AdapterKind
 from sim.spec.units import human_bytes
 
 DTYPE_BYTES = {"fp16": 2, "bf16": 2, "fp32": 4, "fp8": 1}
@@ -20,6 +21,8 @@ GOLDEN = 0.6180339887498949
 """Fractional part of the golden ratio; its multiples assign the kinds of a mix to adapters."""
 ATTENTION = ("q", "k", "v", "o")
 MODULES = (*ATTENTION, "gate", "up", "down")
+TARGETS = (*MODULES, *EXPERTS)
+"""All that adapters may change, in the order of a layer."""
 ROW_PARALLEL = frozenset({"o", "down"})
 """Modules that tensor parallelism splits along their input; the others are split along their output."""
 
@@ -30,6 +33,8 @@ class ModelShape:
 
     :ivar intermediate: of the MLP, or of each expert.
     :ivar experts: MLPs of each layer, of which a token passes ``active_experts``; 0: one MLP for all tokens.
+    :ivar fused_experts: whether gate and up of all experts are one tensor, so that adapters have one A for both (models
+        with ``is_3d_moe_weight`` in vLLM, such as gpt-oss).
     :ivar lora_embeddings: whether vLLM 0.8 allocates LoRA buffers for embedding and output head (its Llama class
         does, Qwen2 does not).
     """
@@ -45,6 +50,7 @@ class ModelShape:
     lora_embeddings: bool = False
     experts: int = 0
     active_experts: int = 0
+    fused_experts: bool = False
 
     def module(self, name: str) -> tuple[int, int]:
         """Return (d_in, d_out) of one linear layer."""
@@ -69,17 +75,18 @@ class ModelShape:
     def adapted(self, targets: Targets) -> Sequence[str]:
         """Return the modules that adapters with such targets change; ``all-linear`` leaves experts out.
 
-        :raises ScenarioError: where the targets are experts.
+        :raises ScenarioError: where the targets are experts and the model has none, or the other way round.
         """
-        if not self.experts:
-            return modules_of(targets)
-        names = ATTENTION if targets == "all-linear" else targets
-        if any(name not in ATTENTION for name in names):
+        known = (*ATTENTION, *EXPERTS) if self.experts else MODULES
+        names = (ATTENTION if self.experts else MODULES) if targets == "all-linear" else targets
+        if any(name not in known for name in names):
             raise ScenarioError(
-                "adapters of a mixture of experts change its attention alone",
+                "gate, up and down of a mixture of experts are its experts"
+                if self.experts
+                else "the base model has no experts",
                 key="adapters.targets",
                 got=", ".join(names),
-                allowed=f"{', '.join(ATTENTION)}, or all-linear for all of them",
+                allowed=", ".join(known) + (", or all-linear for all but the experts" if self.experts else ""),
             )
         return names
 
@@ -106,29 +113,69 @@ class GpuSplit:
     :ivar fully_sharded: whether both sides of every adapter are split, as by vLLM's ``--fully-sharded-loras``. If not,
         every GPU holds the side whole that the split of its module leaves whole: A of q, k, v, gate and up, B of o and
         down.
+    :ivar experts: the experts' target that slots hold beside the attention; empty: none.
+    :ivar expert_parallel: whether each GPU has whole experts, 1/n of them, in place of 1/n of every expert.
+    :ivar marlin: whether vLLM pads experts for Marlin's kernels, the only ones for weights in MXFP4 that take adapters:
+        hidden sizes to multiples of 256, intermediate ones to 128 (``mxfp4_round_up_hidden_size_and_...``).
     """
 
     gpus: int = 1
     fully_sharded: bool = False
+    experts: str = ""
+    expert_parallel: bool = False
+    marlin: bool = False
 
-    def sides(self, shape: ModelShape, name: str) -> tuple[Fraction, Fraction]:
-        """Return the numbers per unit of rank in A and in B of one module, on each GPU.
+    @property
+    def held(self) -> Targets:
+        """The modules that a slot holds, as targets."""
+        return held_modules(self.experts)
 
-        As in vLLM 0.8 to 0.32 (``vllm/lora/layers``: ``create_lora_weights``).
+    def buffers(self, shape: ModelShape, name: str) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
+        """Return the numbers per unit of rank in every buffer of A and of B of one layer's module, on each GPU.
+
+        As in vLLM 0.8 to 0.32 (``vllm/lora/layers``: ``create_lora_weights``), whose experts have two buffers for gate
+        and up, or one where they are fused.
         """
-        d_in, d_out = shape.module_on_gpu(name, self.gpus)
-        more = self.gpus if self.fully_sharded else 1
-        row = name in ROW_PARALLEL
-        return Fraction(d_in, 1 if row else more), Fraction(d_out, more if row else 1)
+        if name not in EXPERTS:
+            d_in, d_out = shape.module_on_gpu(name, self.gpus)
+            more = self.gpus if self.fully_sharded else 1
+            row = name in ROW_PARALLEL
+            return (Fraction(d_in, 1 if row else more),), (Fraction(d_out, more if row else 1),)
+        hidden, intermediate, count = shape.hidden, Fraction(shape.intermediate, self.gpus), shape.experts
+        if self.expert_parallel:
+            intermediate, count = Fraction(shape.intermediate), ceil(count / self.gpus)
+        if self.marlin:
+            hidden, intermediate = 256 * ceil(hidden / 256), Fraction(128 * ceil(intermediate / 128))
+        shared = name == SHARED_OUTER
+        outer = Fraction(hidden * (1 if shared else count), self.gpus if self.fully_sharded else 1)
+        inner = count * intermediate
+        first = 1 if shape.fused_experts and not shared else 2
+        return (*(outer,) * first, inner), (*(2 * inner / first,) * first, outer)
 
-    def share(self, shape: ModelShape, targets: Targets = "all-linear") -> float:
-        """Return the part of an adapter that each GPU holds: 1 on one GPU, more than 1/n of it on n that copy sides."""
-        names = shape.adapted(targets)
-        held = sum(sum(self.sides(shape, name)) for name in names)
-        return float(held / sum(sum(shape.module(name)) for name in names))
+    def numbers(self, shape: ModelShape, names: Sequence[str]) -> Fraction:
+        """Return the numbers per unit of rank of one layer's modules, A and B, on each GPU."""
+        return sum((number for name in names for side in self.buffers(shape, name) for number in side), Fraction())
+
+    def share(self, shape: ModelShape) -> float:
+        """Return the part of an adapter on all modules of a slot that each GPU holds, without padding: 1 on one GPU,
+        more than 1/n on n that copy sides."""
+        names = shape.adapted(self.held)
+        return float(replace(self, marlin=False).numbers(shape, names) / ONE_GPU.numbers(shape, names))
 
 
 ONE_GPU = GpuSplit()
+
+
+def held_modules(experts: str) -> Targets:
+    """Return the modules of a slot: all linear ones, with the experts if any adapter changes them this way."""
+    return (*ATTENTION, experts) if experts else "all-linear"  # type: ignore[return-value]
+
+
+def split_of(scenario: Scenario, profile: Profile) -> GpuSplit:
+    """Return how a replica, its slots and their experts are spread over GPUs."""
+    fleet = scenario.fleet
+    experts, marlin = scenario.adapters.experts, profile.dtype == "mxfp4"
+    return GpuSplit(profile.tensor_parallel, fleet.fully_sharded_loras, experts, fleet.expert_parallel, marlin)
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> ModelShape:
@@ -141,7 +188,12 @@ def _qwen(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int
 
 SHAPES = {
     "codellama-34b": _llama(8192, 22016, 48, 64, 8, 32000),
-    "gpt-oss-120b": ModelShape(2880, 2880, 36, 64, 8, 64, vocab=201088, qkv_bias=True, experts=128, active_experts=4),
+    "gpt-oss-120b": replace(
+        ModelShape(2880, 2880, 36, 64, 8, 64, vocab=201088, qkv_bias=True),
+        experts=128,
+        active_experts=4,
+        fused_experts=True,
+    ),
     "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000),
     "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000),
     "llama-2-70b": _llama(8192, 28672, 80, 64, 8, 32000),
@@ -204,12 +256,16 @@ def modules_of(targets: Targets) -> Sequence[str]:
 
 def parameters_per_rank(shape: ModelShape, targets: Targets) -> int:
     """Return LoRA parameters per unit of rank: sum of (d_in + d_out) over target modules and layers."""
-    return shape.layers * sum(sum(shape.module(name)) for name in shape.adapted(targets))
+    return shape.layers * int(ONE_GPU.numbers(shape, shape.adapted(targets)))
 
 
 def tensor_count(shape: ModelShape, targets: Targets) -> int:
-    """Return the tensors of one adapter file: an A and a B for every module of every layer."""
-    return 2 * shape.layers * len(shape.adapted(targets))
+    """Return the tensors of one adapter file: an A and a B for every module of every layer.
+
+    Fused experts are two modules, stacked; shared outer ones are stacked too, and are three (``vllm/lora/utils.py``).
+    """
+    of_experts = {"experts": 2 if shape.fused_experts else 3 * shape.experts, SHARED_OUTER: 3}
+    return 2 * shape.layers * sum(of_experts.get(name, 1) for name in shape.adapted(targets))
 
 
 def model_tensors(shape: ModelShape) -> int:
@@ -294,7 +350,7 @@ def populate(
     sizes, tensors = zip(*(_size_and_tensors(spec, shape, width, weights_bytes) for spec in specs), strict=True)
     ranks = [0 if spec.kind == "full" else spec.rank for spec in specs]
     largest = max((size for spec, size in zip(specs, sizes, strict=True) if spec.kind == "lora"), default=0)
-    padded = max(ranks) * parameters_per_rank(shape, "all-linear") * width if shape else largest
+    padded = max(ranks) * parameters_per_rank(shape, held_modules(adapters.experts)) * width if shape else largest
     return Population(
         size_bytes=np.asarray(sizes, dtype=np.int64)[kind],
         rank=np.asarray(ranks, dtype=np.int64)[kind],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sim.errors import InputError, ScenarioError
 from sim.policies.costs import StepCosts
 from sim.policies.eviction import check_eviction
-from sim.policies.replica_memory import base_weights
+from sim.policies.replica_memory import base_weights, expert_reads
 from sim.policies.routing import check_router
 from sim.spec.files.pool_scenarios import key_in_fleet
 from sim.spec.profile import Profile
@@ -273,6 +273,7 @@ def _pool_of(
         rollout_plan=plan,
         warmed_up=_warmed_up(scenario, traffic, len(pinned)),
         base_weights=weights_kept,
+        experts=None if fixed or profile is None else expert_reads(scenario, profile),
         weight=1.0 if spec is None else spec.weight,
         gpus=gpus_per_replica(scenario, profile),
         price=scenario.fleet.price,

@@ -193,6 +193,7 @@ def make_server(
         _slots(scenario, pool.traffic.population),
         pool.batched_tokens,
         padded_rank(pool.profile, pool.population),
+        pool.experts,
     )
     # Replicas for whole models have other queues, and plain rules.
     if fleet.kv_check == "ratio" and isinstance(mode.waiting, RejoiningQueue):

@@ -16,7 +16,7 @@ from sim.rng import stream
 from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
-from sim.traffic.adapters import GpuSplit, Population, base_shape
+from sim.traffic.adapters import Population, base_shape, split_of
 from sim.traffic.generate import Chunk
 from sim.traffic.request import FROM_STORAGE, Request
 
@@ -60,6 +60,11 @@ class Retarget:
         old, request.adapter = request.adapter, adapter
         request.load_s *= self._storage.ratio(adapter, old)
         request.host_load_s *= self._host.ratio(adapter, old)
+
+
+PCIE_BYTES_PER_S = 25e9
+"""What copies of adapters on experts reach: PCIe 4.0, an assumption. Profiles are of smaller adapters, whose copies
+take the time of their calls, so that some have no bandwidth."""
 
 
 class TierTimes:
@@ -147,9 +152,11 @@ def _to_gpus(scenario: Scenario, profile: Profile) -> TierCost:
     same time. So reading takes what it takes on one GPU, and so do calls; only bytes over the bandwidth get fewer.
     """
     host = profile.load.host
+    if scenario.adapters.experts:
+        host = host.model_copy(update={"bandwidth_bytes_per_s": min(host.bandwidth_bytes_per_s, PCIE_BYTES_PER_S)})
     if profile.tensor_parallel == 1:
         return host
-    share = GpuSplit(profile.tensor_parallel, scenario.fleet.fully_sharded_loras).share(base_shape(profile))
+    share = split_of(scenario, profile).share(base_shape(profile))
     return host.model_copy(update={"bandwidth_bytes_per_s": host.bandwidth_bytes_per_s / share})
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.replica_memory import BaseWeights
+from sim.policies.replica_memory import BaseWeights, ExpertReads
 from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario
@@ -46,6 +46,7 @@ class Pool:
         Workers elsewhere may lack the file that these are read from. Empty where caches don't start full.
     :ivar warmed_up: adapters that a replica loads before it serves, if it starts during the run.
     :ivar base_weights: format of the base model's weights, if it differs from the profile's.
+    :ivar experts: what steps read of adapters on experts; None: there are none.
     :ivar whole_models: how these replicas serve full models, which are all that they serve; None: they serve adapters.
     :ivar weight: share of the requests, relative to others, where a pool is drawn by weight.
     :ivar role: ``both``, ``prefill`` or ``decode``.
@@ -71,6 +72,7 @@ class Pool:
     rollout_plan: RolloutPlan = NO_ROLLOUTS
     warmed_up: tuple[int, ...] = ()
     base_weights: BaseWeights | None = None
+    experts: ExpertReads | None = None
     whole_models: FullModels | None = None
     weight: float = 1.0
     gpus: int = 1
@@ -209,7 +211,12 @@ class World:
 
         :param number: below ``draws``.
         """
-        return self._with_pools(lambda pool: pool.with_costs(pool.draws[number]) if pool.draws else pool)
+
+        def drawn(pool: Pool) -> Pool:
+            experts = pool.experts and pool.experts.drawn(number, len(pool.draws))
+            return replace(pool.with_costs(pool.draws[number]), experts=experts)
+
+        return self._with_pools(lambda pool: drawn(pool) if pool.draws else pool)
 
     def with_costs(self, costs: Draw) -> World:
         """Return this world with other step and load costs, and the same traffic, memory and fleet."""

@@ -18,12 +18,23 @@ from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.memory_model import memory_of
 from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.policies.replica_memory import reserved_bytes, slot_buffers, slots_bytes
+from sim.spec.sections.workload import EXPERTS, SHARED_OUTER
 from sim.studies.fidelity.measured_runs import MODELS
-from sim.traffic.adapters import ROW_PARALLEL, SHAPES, GpuSplit, parameters_per_rank
+from sim.traffic.adapters import (
+    ATTENTION,
+    ROW_PARALLEL,
+    SHAPES,
+    GpuSplit,
+    ModelShape,
+    parameters_per_rank,
+    tensor_count,
+)
 
 RECORD = json.loads((Path(__file__).parent / "vllm_lora_shapes.json").read_text())
 """What ``tools/record_lora_shapes.py`` found in vLLM 0.32; 0.8.5 has the same rules (``vllm/lora/layers.py``)."""
 SLOTS, RANK = RECORD["slots"], RECORD["rank"]
+MIXTURES = json.loads((Path(__file__).parent / "vllm_expert_buffers.json").read_text())
+"""Bytes of the buffers of FusedMoEWithLoRA and FusedMoE3DWithLoRA in one layer, found by the same script."""
 GROUPS = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 H100_64 = replace(SCALED["h100-64gb"], batch_sequences=2048)
 """The card of the measured sizes: memory as nvidia-smi shows it there; ``max_num_seqs`` of the runs."""
@@ -41,7 +52,7 @@ def test_each_gpu_holds_the_buffers_that_vllm_allocates(row: dict[str, Any]) -> 
     for group, names in GROUPS.items():
         for side, buffers in enumerate(row["lora"][group]):
             expected = [prod(buffer) for buffer in buffers]
-            assert [int(SLOTS * RANK * split.sides(shape, name)[side]) for name in names] == expected, (
+            assert [int(SLOTS * RANK * split.buffers(shape, name)[side][0]) for name in names] == expected, (
                 group,
                 "AB"[side],
             )
@@ -75,14 +86,65 @@ def test_parts_add_up() -> None:
     for name, shape in SHAPES.items():
         whole, modules = parameters_per_rank(shape, "all-linear") / shape.layers, shape.adapted("all-linear")
         for gpus in (n for n in (1, 2, 4, 8) if shape.fits(n)):
-            sharded, plain = (
-                gpus * sum(sum(GpuSplit(gpus, fully).sides(shape, module)) for module in modules)
-                for fully in (True, False)
-            )
+            sharded, plain = (gpus * GpuSplit(gpus, fully).numbers(shape, modules) for fully in (True, False))
             copies = sum(shape.module(m)[m in ROW_PARALLEL] for m in modules) * (gpus - 1)
             more_heads = max(gpus - shape.kv_heads, 0) * 2 * shape.head_dim
             assert sharded == whole + more_heads, name
             assert plain == sharded + copies, name
+
+
+def mixture(model: str) -> ModelShape:
+    """Return a mixture's shape with little attention, as the record is of its experts alone."""
+    hidden, intermediate, experts, active, fused, _ = MIXTURES["models"][model]
+    shape = ModelShape(hidden, intermediate, layers=1, heads=8, kv_heads=8, head_dim=64)
+    return replace(shape, experts=experts, active_experts=active, fused_experts=fused)
+
+
+@pytest.mark.parametrize("model", MIXTURES["models"])
+def test_slots_of_experts_are_the_buffers_that_vllm_allocates(model: str) -> None:
+    rows = [row for row in MIXTURES["rows"] if row["model"] == model]
+    assert {(row["gpus"], row["rank"]) for row in rows} == {(g, r) for g in (1, 2, 4, 8) for r in (8, 16, 64)}
+    for row in rows:
+        target = SHARED_OUTER if row.get("shared") else "experts"
+        marlin = MIXTURES["models"][model][-1]
+        split = GpuSplit(row["gpus"], row.get("sharded", False), target, row.get("ep", False), marlin)
+        with_experts, attention = (
+            list(slot_buffers(mixture(model), MIXTURES["slots"], row["rank"], each))
+            for each in (split, replace(split, experts=""))
+        )
+        assert with_experts == [*attention, *row["A"], *row["B"]], row
+
+
+def test_an_adapter_on_experts_by_hand() -> None:
+    """Qwen3-30B-A3B: 48 layers of 128 experts, 2048 by 768. Each has A and B of gate, up and down, or shared ones."""
+    shape = replace(mixture("qwen3-30b-a3b"), layers=48)
+    per_expert, outer, inner = 48 * 128 * 3 * (2048 + 768), 48 * 3 * 2048, 48 * 128 * 3 * 768
+    assert parameters_per_rank(shape, ("experts",)) == per_expert
+    assert parameters_per_rank(shape, (SHARED_OUTER,)) == outer + inner
+    assert [tensor_count(shape, (name,)) for name in EXPERTS] == [48 * 128 * 6, 48 * 6]
+    fused = replace(shape, fused_experts=True)  # one A of 2048 for gate and up
+    assert parameters_per_rank(fused, ("experts",)) == per_expert - 48 * 128 * 2048
+    assert tensor_count(fused, ("experts",)) == 48 * 4
+
+
+@pytest.mark.parametrize("target", EXPERTS)
+def test_parts_of_experts_add_up(target: str) -> None:
+    """Laws: fully sharded parts add up to the whole; with whole experts per GPU nothing but shared matrices is there
+    twice; the default copies A of gate and up and B of down."""
+    shape = mixture("qwen3-30b-a3b")
+    whole = GpuSplit().numbers(shape, (target,))
+    outer = 3 * 2048 * (1 if target == SHARED_OUTER else 128)
+    for gpus in (2, 4, 8):
+        assert gpus * GpuSplit(gpus, fully_sharded=True).numbers(shape, (target,)) == whole
+        assert gpus * GpuSplit(gpus).numbers(shape, (target,)) == whole + (gpus - 1) * outer
+        copies = (gpus - 1) * outer if target == SHARED_OUTER else 0
+        assert gpus * GpuSplit(gpus, expert_parallel=True).numbers(shape, (target,)) == whole + copies
+        # Padding for Marlin is no part of a load.
+        padded, plain = (GpuSplit(gpus, experts=target, marlin=marlin) for marlin in (True, False))
+        assert padded.share(shape) == plain.share(shape)
+        assert plain.share(shape) == pytest.approx(
+            float(plain.numbers(shape, (*ATTENTION, target)) / GpuSplit().numbers(shape, (*ATTENTION, target)))
+        )
 
 
 def test_slots_of_a_70b_model() -> None:

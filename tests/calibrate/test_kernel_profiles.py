@@ -404,8 +404,8 @@ def test_adapters_of_a_mixture_of_experts_change_its_attention() -> None:
     with pytest.raises(ScenarioError) as refused:
         parameters_per_rank(shape, ("q", "up"))
     assert str(refused.value) == (
-        "adapters.targets: adapters of a mixture of experts change its attention alone "
-        "(got q, up, allowed: q, k, v, o, or all-linear for all of them)"
+        "adapters.targets: gate, up and down of a mixture of experts are its experts (got q, up, allowed: q, k, v, o, "
+        "experts, experts-shared-outer, or all-linear for all but the experts)"
     )
     card = card_of("h200")
     dense = BaseModel("", replace(shape, experts=0, active_experts=0), "LlamaForCausalLM", 8192)

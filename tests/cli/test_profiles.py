@@ -15,7 +15,7 @@ from sim.errors import ScenarioError
 from sim.spec.profile import UNFIT, Draw, Shape, StepCost, bundled_profiles, load_profile
 from sim.spec.scenario import Adapters
 from sim.studies.profile_listing import tpot_error
-from sim.traffic.adapters import SHAPES, ModelShape, base_shape, populate
+from sim.traffic.adapters import SHAPES, GpuSplit, ModelShape, base_shape, populate
 from sim.world.memory.gpu_memory import adapter_bytes
 
 needs_tables = pytest.mark.skipif(
@@ -242,6 +242,7 @@ def test_a_shape_of_its_own_sizes_adapters_and_slots() -> None:
     adapters = Adapters(count=10, rank=16)
     named, shaped = populate(adapters, "qwen2.5-7b", 10), populate(adapters, base_shape(renamed), 10)
     assert named.size_bytes.tolist() == shaped.size_bytes.tolist()
-    assert adapter_bytes(8, renamed, shaped) == adapter_bytes(8, known, named)
+    split = GpuSplit(renamed.tensor_parallel)
+    assert adapter_bytes(8, renamed, shaped, split) == adapter_bytes(8, known, named, split)
     with pytest.raises(ScenarioError, match="unknown base model"):
         base_shape(renamed.model_copy(update={"shape": None}))

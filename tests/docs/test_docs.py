@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import shlex
@@ -271,6 +272,26 @@ def test_the_table_of_memory_is_what_shapes_and_slots_give() -> None:
         copies = [2 * rank * parameters_per_rank(shape, targets) for targets in ("all-linear", ("q", "v"))]
         assert [round(size / 1e6) for size in (*copies, slots_bytes(shape, 32, rank) / 32)] == printed, (model, rank)
     assert len(rows) == 7
+
+
+def test_the_table_of_experts_is_what_vllm_allocates() -> None:
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "tests" / "calibrate" / "vllm_expert_buffers.json").read_text(encoding="utf-8"))
+    layers = {"mixtral-8x7b": 32, "qwen3-30b-a3b": 48, "gpt-oss-20b": 24, "gpt-oss-120b": 36}
+    columns = (
+        {"gpus": 1},
+        {"gpus": 8},
+        {"gpus": 8, "sharded": True},
+        {"gpus": 8, "ep": True},
+        {"gpus": 1, "shared": True},
+    )
+    for model, count in layers.items():
+        sizes = []
+        for wanted in columns:
+            given = {"model": model, "rank": 16, **wanted}
+            (row,) = (row for row in record["rows"] if {k: v for k, v in row.items() if k not in "AB"} == given)
+            sizes.append(f"{count * sum(row['A'] + row['B']) / record['slots'] / 1e6:,.0f} MB")
+        assert f"| {model} | {' | '.join(sizes)} |\n" in page
 
 
 def test_the_load_times_on_the_page_are_those_of_the_default_profile() -> None:

@@ -39,6 +39,11 @@ RUNS: dict[str, tuple[str, ...]] = {
         "adapters.rank=",
         *NONE_CAN_MISS,
     ),
+    "experts": (
+        "quickstart",
+        *("--set", "fleet.gpu=h200", "--set", "adapters.base_model=gpt-oss-120b"),
+        *("--set", "adapters.targets=[q, v, experts-shared-outer]", "--set", "cache.gpu.slots=4"),
+    ),
     "gpus": ("plan-70b-tensor-parallel", "--set", "fleet.replicas=1", "--set", "fleet.fully_sharded_loras=true"),
 }
 KINDS = ("vllm", "compose", "k8s", "kserve", "llm-d")
@@ -132,7 +137,6 @@ IRRELEVANT = {
     "--enable-tower-connector-lora",  # images
     "--default-mm-loras",  # images
     "--enable-mixed-moe-lora-format",
-    "--enable-moe-shared-loras",
     "--max-lora-cls-labels",  # classification
 }
 """Options of LoRA and the scheduler that the table leaves out."""

@@ -172,6 +172,9 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--disable-radix-cache",
         "--tp-size",
         "--fully-sharded-loras",
+        "--lora-target-modules",  # of mixtures of experts alone (test_expert_adapters.py)
+        "--enable-moe-shared-loras",
+        "--enable-expert-parallel",
         "--scheduling-policy",
         "--scheduler-reserve-full-isl",
         "--prefill-schedule-interval",

@@ -17,7 +17,7 @@ from sim.spec.profile import load_profile
 from sim.spec.profile_choice import profile_choice, siblings
 from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
-from sim.traffic.adapters import MODULES, SHAPES
+from sim.traffic.adapters import MODULES, SHAPES, GpuSplit, split_of
 from sim.world.build import build_world
 from sim.world.memory.gpu_memory import adapter_bytes, memory_use
 from sim.world.times import AdapterTimes, tier_times
@@ -99,18 +99,17 @@ def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
 
     def on_gpu(world: World) -> float:
         assert world.pools[0].profile is not None
-        fleet = world.scenario.fleet
-        whole = adapter_bytes(
-            40, world.pools[0].profile, world.pools[0].population, fully_sharded=fleet.fully_sharded_loras
-        )
+        split = split_of(world.scenario, world.pools[0].profile)
+        whole = adapter_bytes(40, world.pools[0].profile, world.pools[0].population, split)
         return whole / world.pools[0].profile.tensor_parallel
 
     # One side of each adapter is whole on every GPU, so twice the GPUs don't halve a slot; fully sharded they do.
     assert on_gpu(two) / 2 < on_gpu(sharded) * 1.3 < on_gpu(four) * 1.3 < on_gpu(two) * 1.3
     memory = four.pools[0].profile.memory
-    freed = adapter_bytes(40, four.pools[0].profile, four.pools[0].population) - adapter_bytes(
-        40, four.pools[0].profile, four.pools[0].population, fully_sharded=True
+    plain, fully = (
+        adapter_bytes(40, four.pools[0].profile, four.pools[0].population, GpuSplit(4, each)) for each in (False, True)
     )
+    freed = plain - fully
     assert kv_tokens(sharded) - kv_tokens(four) == pytest.approx(freed / memory.kv_bytes_per_token, abs=16)
     # Weights are there once, so the second pair of GPUs adds more than the first pair had left.
     assert kv_tokens(four) > 2.5 * kv_tokens(two)
@@ -123,10 +122,9 @@ def test_slots_of_other_engines_are_split_like_vllms() -> None:
     exact = world.pools[0].profile.memory.model_copy(update={"slot_layout": "exact"})
     profile = world.pools[0].profile.model_copy(update={"memory": exact})
     whole, rest = 5 * 8192 + 2 * 8192, 8192 + 2 * 1024 + 2 * 28672 + 8192 + 28672
-    assert adapter_bytes(10, profile, world.pools[0].population) == 10 * 4 * 80 * 16 * 2 * (whole + rest // 4)
-    assert adapter_bytes(10, profile, world.pools[0].population, fully_sharded=True) == 10 * 80 * 16 * 2 * (
-        whole + rest
-    )
+    population = world.pools[0].population
+    assert adapter_bytes(10, profile, population, GpuSplit(4)) == 10 * 4 * 80 * 16 * 2 * (whole + rest // 4)
+    assert adapter_bytes(10, profile, population, GpuSplit(4, fully_sharded=True)) == 10 * 80 * 16 * 2 * (whole + rest)
 
 
 def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from sim.spec.engines import AHEAD_SINCE, release_of
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import profile_of
+from sim.spec.profile_choice import MIXTURES, profile_of
 from sim.spec.registry import Entry, Registry
+from sim.spec.sections.workload import EXPERTS, SHARED_OUTER
 
 if TYPE_CHECKING:
     from sim.spec.scenario import Scenario
@@ -97,8 +98,11 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 these."""
 _PROMPT_CHECK_FROM = (0, 19)
 _INTERVAL_FROM = (0, 33)
+_TARGETS_FROM = (0, 17)
+"""The first version with ``--lora-target-modules`` (vllm#34984), which took vLLM's own names of packed modules."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
+_PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 _PROJECTIONS = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
@@ -186,6 +190,16 @@ def _target_modules(replica: Replica) -> str:
     return " ".join(name for short, name in _PROJECTIONS.items() if short in targets)
 
 
+def _held_modules(replica: Replica) -> str | None:
+    """Return the modules of a mixture's slots: without them, vLLM's slots hold the experts of every model that has
+    some, whatever adapters change. None: slots hold all linear modules."""
+    profile, experts = _profile(replica), replica.scenario.adapters.experts
+    mixture = profile.model in MIXTURES if profile.shape is None else profile.shape.experts > 0
+    if not mixture or not _from(replica, _TARGETS_FROM):
+        return None
+    return f"qkv_proj o_proj {EXPERTS[0]}" if experts else "qkv_proj o_proj"
+
+
 def _eviction(replica: Replica) -> str | None:
     eviction = replica.scenario.cache.eviction
     return eviction if eviction in _SGLANG_EVICTIONS else None
@@ -203,6 +217,7 @@ _WRITTEN: Mapping[str, Written] = {
     "host-slots": _host_slots,
     "kv-blocks": _kv_blocks,
     "kv-tokens": _kv_tokens,
+    "held-modules": _held_modules,
     "largest-rank": largest_rank,
     "lpm": lambda replica: "lpm" if replica.scenario.fleet.scheduling == "lpm" else None,
     "memory-share": _memory_share,
@@ -211,6 +226,7 @@ _WRITTEN: Mapping[str, Written] = {
     "prefill-interval": _prefill_interval,
     "prompt-check": _prompt_check,
     "scheduled-ahead": _scheduled_ahead,
+    "shared-outer": lambda replica: replica.scenario.adapters.experts == SHARED_OUTER or None,
     "tensor-parallel": _tensor_parallel,
     "without-overlap": _without_overlap,
 }
@@ -245,10 +261,13 @@ def whole_number(words: Sequence[str]) -> int | None:
 
 def _modules(words: Sequence[str], given: Given) -> Mapping[str, object]:
     """Read names of modules: ``q_proj`` is q."""
-    names = [word.removesuffix("_proj") for part in words for word in part.split(",")]
+    given_names = [word.removesuffix("_proj") for part in words for word in part.split(",")]
+    names = [name for word in given_names for name in _PACKED.get(word, (word,))]
     if names in (["all"], ["all-linear"]):
         return {"adapters.targets": "all-linear"}
-    return {"adapters.targets": names} if names and set(names) <= _PROJECTIONS.keys() else {}
+    if "enable-moe-shared-loras" in given:
+        names = [SHARED_OUTER if name == EXPERTS[0] else name for name in names]
+    return {"adapters.targets": names} if names and set(names) <= {*_PROJECTIONS, *EXPERTS} else {}
 
 
 def _tokens_of_blocks(words: Sequence[str], given: Given) -> Mapping[str, object]:

@@ -145,6 +145,8 @@ class ReplicaKeys(Strict):
     fully_sharded_loras: bool = False
     """vLLM with several GPUs per replica: whether both sides of every adapter are split over them, so that slots are
     smaller (docs/pools.md)."""
+    expert_parallel: bool = False
+    """vLLM only: whether each GPU has whole experts and their adapters (docs/memory.md). Steps take the same time."""
     engine: str = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(

@@ -224,7 +224,13 @@ class Workload(Strict):
         return SharedPrefix(shared_by="all", tokens=tokens)
 
 
-Targets = Literal["all-linear"] | tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...]
+SHARED_OUTER = "experts-shared-outer"
+EXPERTS = ("experts", SHARED_OUTER)
+"""Targets in a mixture of experts."""
+Targets = (
+    Literal["all-linear"]
+    | tuple[Literal["q", "k", "v", "o", "gate", "up", "down", "experts", "experts-shared-outer"], ...]
+)
 
 
 class AdapterKind(Strict):
@@ -239,7 +245,8 @@ class AdapterKind(Strict):
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank."""
     targets: Targets = "all-linear"
-    """Modules with LoRA weights."""
+    """Modules with LoRA weights. In a mixture of experts ``all-linear`` is the attention, and the list may have
+    ``experts`` (matrices for each expert) or ``experts-shared-outer`` (those on the hidden side shared by all)."""
     size: Bytes | None = None
     """Bytes of one adapter or full model; unset: computed from rank and targets, or the profile's weights."""
 
@@ -343,6 +350,12 @@ class Adapters(Strict):
     def of_adapters(self) -> tuple[AdapterKind, ...]:
         """The kinds of a mix that are adapters or full models."""
         return tuple(kind for kind in self.mix if kind.kind != "base")
+
+    @property
+    def experts(self) -> str:
+        """The experts' target that any adapter has; empty: none."""
+        targets = [kind.targets for kind in self.of_adapters if kind.kind == "lora"] if self.mix else [self.targets]
+        return next((name for name in EXPERTS if any(name in each for each in targets if each != "all-linear")), "")
 
     @property
     def base_alone(self) -> bool:

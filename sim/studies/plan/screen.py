@@ -170,7 +170,7 @@ def _batch(pool: Pool, rate: float, blocked: float) -> tuple[float | None, float
     prompt, output = mean_tokens(pool)
     held = prompt + output / 2
     rank = padded_rank(pool.profile, pool.population)
-    costs = StepCosts(pool.profile.step, _slots(scenario, pool), pool.batched_tokens, rank)
+    costs = StepCosts(pool.profile.step, _slots(scenario, pool), pool.batched_tokens, rank, pool.experts)
     most = max(1, min(scenario.fleet.max_num_seqs, int(pool.kv_tokens / held)))
     shares, _, with_adapter = _shares(pool)
     best, enough = 0.0, None

@@ -20,7 +20,17 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.workload import AdapterKind, Adapters
 from sim.spec.units import human_bytes
 from sim.studies.plan.what_if import Change
-from sim.traffic.adapters import GOLDEN, MODULES, ModelShape, Population, base_shape, modules_of, populate
+from sim.traffic.adapters import (
+    GOLDEN,
+    MODULES,
+    TARGETS,
+    ModelShape,
+    Population,
+    base_shape,
+    modules_of,
+    populate,
+    split_of,
+)
 from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
 from sim.world.memory.gpu_memory import adapter_bytes
 from sim.world.rollouts.rollout_plan import with_new_versions
@@ -52,7 +62,7 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     def taken(number: int, of: Population) -> int:
         if profile is None:
             return number * of.slot_bytes
-        return adapter_bytes(number, profile, of, fully_sharded=world.scenario.fleet.fully_sharded_loras)
+        return adapter_bytes(number, profile, of, split_of(world.scenario, profile))
 
     budget, low, high = taken(slots, world.pools[0].population), 0, slots + 1
     while high - low > 1:
@@ -175,7 +185,7 @@ def _union(one: Targets, other: Targets | None) -> Targets:
         return one
     both = {*modules_of(one), *modules_of(other)}
     return (
-        "all-linear" if both == set(MODULES) else TypeAdapter(Targets).validate_python(sorted(both, key=MODULES.index))
+        "all-linear" if both == set(MODULES) else TypeAdapter(Targets).validate_python(sorted(both, key=TARGETS.index))
     )
 
 
@@ -185,7 +195,7 @@ def shape_of(one: CurrentAdapter | AdapterKind) -> tuple[int | None, tuple[str, 
 
 
 def _known(targets: Targets) -> tuple[str, ...]:
-    return tuple(name for name in MODULES if name in modules_of(targets))
+    return tuple(name for name in TARGETS if name in modules_of(targets))
 
 
 def kind_words(kind: AdapterKind) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from sim.cells import printable
 from sim.errors import InputError
 from sim.reading import brackets_fit, inside, read_regular
+from sim.spec.sections.workload import EXPERTS, SHARED_OUTER
 from sim.training.files.engine_rules import EXTRAS, Extra
 from sim.training.files.safetensors_header import (
     DTYPES,
@@ -85,6 +86,9 @@ def _no_constant(name: str) -> float:
 
 _SIDES = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}
 _LAYER = re.compile(r"\.(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
+_OF_EXPERTS = re.compile(r"\.experts(?:\.|$)")
+_STACKED = re.compile(r"\.experts(?:\.base_layer)?$")
+"""PEFT's matrices of a parameter that holds all experts: their ranks are one under the other."""
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out", "embeddings")
 LIMIT = 32_000_000
 """Bytes of an adapter's header, at most: twice those for 58 layers of 256 experts."""
@@ -98,6 +102,7 @@ class AdapterFacts:
 
     :ivar ranks: all ranks of its modules, rising; most adapters have one.
     :ivar targets: last parts of the module names, such as ``q_proj``, sorted.
+    :ivar experts: what a scenario calls its modules in experts; empty: it has none.
     :ivar dtypes: number formats by our names, sorted.
     :ivar tensors: in the file; ``parameters``: numbers in them; ``lora_parameters``: those of pairs of A and B.
     :ivar bytes: of all tensors, without the header; ``file_bytes``: of the file.
@@ -117,6 +122,7 @@ class AdapterFacts:
     layers: int
     extras: tuple[Extra, ...]
     header_digest: str
+    experts: str = ""
 
     @property
     def rank(self) -> int:
@@ -174,6 +180,7 @@ def _facts(header: Header, size: int, digest: str) -> HeaderFacts:
     return HeaderFacts(
         ranks=ranks,
         targets=tuple(sorted(targets)),
+        experts=_experts(pairs),
         dtypes=tuple(sorted(dtypes)),
         tensors=len(header.tensors),
         parameters=sum([prod(tensor.shape) for tensor in header.tensors]),
@@ -213,14 +220,22 @@ def _pairs(header: Header) -> tuple[Pairs, tuple[str, ...]]:
     return pairs, tuple(others)
 
 
+def _experts(pairs: Pairs) -> str:
+    """Return what a scenario calls modules in experts: those that share one A have a tensor for all, (1, r, d_in)."""
+    found = [a for name, (a, _) in pairs.items() if _OF_EXPERTS.search(name)]
+    shared = any(a is not None and len(a) == 3 and a[0] == 1 for a in found)
+    return SHARED_OUTER if shared else EXPERTS[0] if found else ""
+
+
 def _ranks(pairs: Pairs, path: str) -> tuple[int, ...]:
-    """Return all ranks; each A (r, d_in) must have its B (d_out, r)."""
+    """Return all ranks but those of stacked experts; each A (r, d_in) must have its B (d_out, r)."""
     ranks = set()
     for module, (a, b) in pairs.items():
         if a is None or b is None:
             missing = "lora_A" if a is None else "lora_B"
             raise InputError(f"a LoRA pair lacks its {missing}", file=path, key=printable(module))
-        if a[0] != b[1]:
+        side = len(a) == len(b) == 3 and bool(_OF_EXPERTS.search(module))  # the first is the experts
+        if a[side] != b[1 + side]:
             raise InputError(
                 "the ranks of a LoRA pair differ",
                 file=path,
@@ -228,7 +243,8 @@ def _ranks(pairs: Pairs, path: str) -> tuple[int, ...]:
                 got=f"A {a}, B {b}",
                 allowed="A (rank, d_in) and B (d_out, rank)",
             )
-        ranks.add(a[0])
+        if not _STACKED.search(module):
+            ranks.add(a[side])
     return tuple(sorted(ranks))
 
 
@@ -296,14 +312,15 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     if not path.exists():
         raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
     facts = (known or KnownHeaders()).read(path)
-    _agree(config, facts.ranks, folder / CONFIG)
+    ranks = facts.ranks or _only_rank(config, folder / CONFIG)
+    _agree(config, ranks, folder / CONFIG)
     return AdapterFile(
         folder=folder,
         path=path,
         base_model=config.get("base_model_name_or_path"),
         alpha=config.get("lora_alpha"),
         others=facts.others,
-        **{**facts.as_fields(), "extras": _all_extras(facts, config)},
+        **{**facts.as_fields(), "ranks": ranks, "extras": _all_extras(facts, config)},
     )
 
 
@@ -386,6 +403,14 @@ def _all_extras(facts: HeaderFacts, config: Mapping[str, Any]) -> tuple[Extra, .
     if not facts.even:
         found.add("part of the layers")
     return tuple(extra for extra in EXTRAS if extra in found)
+
+
+def _only_rank(config: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """Return the rank of an adapter with nothing but stacked experts, whose shapes don't tell it."""
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise InputError("an adapter with stacked experts needs a rank here", file=str(path), key="r", got=rank)
+    return (rank,)
 
 
 def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> None:

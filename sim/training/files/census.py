@@ -17,7 +17,7 @@ from typing import Literal
 from sim.cells import printable
 from sim.errors import InputError
 from sim.spec.scenario import Targets
-from sim.traffic.adapters import DENSE, MODULES, parameters_per_rank
+from sim.traffic.adapters import DENSE, MODULES, TARGETS, parameters_per_rank
 from sim.training.files.adapter_folder import (
     AdapterFacts,
     AdapterFile,
@@ -53,6 +53,8 @@ def fits(model: str, rank: int, modules: Sequence[str], parameters: int) -> bool
 
 
 _SHORT = {f"{name}_proj": name for name in MODULES}
+_IN_EXPERTS = frozenset({"gate", "up", "down", "w1", "w2", "w3", "gate_up_proj", "base_layer", "experts"})
+"""Names of what is in experts, whose models have no other modules of these names."""
 _MOST_TARGETS = 32
 
 
@@ -73,8 +75,10 @@ class Entry(AdapterFacts):
     @property
     def modules(self) -> tuple[str, ...]:
         """Its targets by their names in scenarios, if they have one: ``q`` for ``q_proj``, in our order."""
-        order = {name: place for place, name in enumerate(MODULES)}
-        short = (_SHORT.get(name, name) for name in self.targets)
+        order = {name: place for place, name in enumerate(TARGETS)}
+        short = {_SHORT.get(name, name) for name in self.targets}
+        if self.experts:
+            short = {self.experts if name in _IN_EXPERTS else name for name in short}
         return tuple(sorted(short, key=lambda name: (order.get(name, len(order)), name)))
 
     @property
@@ -247,7 +251,7 @@ def kinds_of(entries: Sequence[Entry], most: int = MOST_KINDS) -> list[MixKind]:
 
 def _targets(entry: Entry) -> Targets:
     """Return its targets as scenarios have them; all linear layers where it has none of those."""
-    ours = tuple(name for name in MODULES if name in entry.modules)
+    ours = tuple(name for name in TARGETS if name in entry.modules)
     return "all-linear" if not ours or ours == MODULES else ours  # type: ignore[return-value]
 
 
@@ -255,7 +259,7 @@ def _merged(one: MixKind, other: MixKind) -> MixKind:
     count = one.count + other.count
     both: Targets = "all-linear"
     if one.targets != "all-linear" and other.targets != "all-linear":
-        union = tuple(name for name in MODULES if name in one.targets or name in other.targets)
+        union = tuple(name for name in TARGETS if name in one.targets or name in other.targets)
         both = "all-linear" if union == MODULES else union
     size = round((one.size * one.count + other.size * other.count) / count)
     return MixKind(count, max(one.rank, other.rank), both, size, exact=one.exact and one.size == other.size)

@@ -15,7 +15,7 @@ from sim.spec.profile import Profile, load_profile
 from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_model
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape
+from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape, split_of
 from sim.world.world import Pool
 
 
@@ -25,12 +25,8 @@ def padded_rank(profile: Profile, population: Population) -> int:
     return largest if profile.memory.slot_layout == "exact" else vllm_rank(largest)
 
 
-def adapter_bytes(slots: int, profile: Profile, population: Population, *, fully_sharded: bool = False) -> int:
-    """Return the GPU memory of ``slots`` padded slots, in bytes over all GPUs of the replica.
-
-    :param fully_sharded: ``fleet.fully_sharded_loras``.
-    """
-    split = GpuSplit(profile.tensor_parallel, fully_sharded)
+def adapter_bytes(slots: int, profile: Profile, population: Population, split: GpuSplit) -> int:
+    """Return the GPU memory of ``slots`` padded slots, in bytes over all GPUs of the replica."""
     if profile.memory.slot_layout == "vllm-0.8":
         return split.gpus * slots_bytes(base_shape(profile), slots, padded_rank(profile, population), split)
     if split.gpus == 1:
@@ -69,8 +65,7 @@ def kv_tokens_that_fit(scenario: Scenario, profile: Profile, population: Populat
 
 
 def _left(scenario: Scenario, profile: Profile, population: Population, slots: int | None, size: int | None) -> int:
-    sharded = scenario.fleet.fully_sharded_loras
-    taken = adapter_bytes(slots, profile, population, fully_sharded=sharded) if slots else size or 0
+    taken = adapter_bytes(slots, profile, population, split_of(scenario, profile)) if slots else size or 0
     if scenario.cache.gpu.unified:
         taken = 0  # adapters take KV blocks when they are loaded
     if scenario.adapters.base_alone:
@@ -118,7 +113,7 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
     )
     hint = f"{max(tokens, 0):,} KV tokens would be left; needed is {needed}"
     if slots:
-        taken = adapter_bytes(slots, profile, population, fully_sharded=fleet.fully_sharded_loras)
+        taken = adapter_bytes(slots, profile, population, split_of(scenario, profile))
         hint += f"; each slot takes {human_bytes(taken // slots)}"
         if profile.tensor_parallel > 1:
             hint += f" over {profile.tensor_parallel} GPUs"
@@ -202,14 +197,16 @@ def check_gpus(scenario: Scenario) -> None:
 
 
 def check_sharding(scenario: Scenario, profile: Profile, population: Population) -> None:
-    """Refuse ``fleet.fully_sharded_loras`` where there is nothing to split, or the engine doesn't split it.
+    """Refuse ``fleet.fully_sharded_loras`` and ``fleet.expert_parallel`` where there is nothing to split, or the engine
+    doesn't split it.
 
-    :raises ScenarioError: key ``fleet.fully_sharded_loras``.
+    :raises ScenarioError: with the key of the one that is set.
     """
     fleet, gpus = scenario.fleet, profile.tensor_parallel
-    if not fleet.fully_sharded_loras:
+    if not (fleet.fully_sharded_loras or fleet.expert_parallel):
         return
-    key, engine = "fleet.fully_sharded_loras", ENGINES[fleet.engine]
+    key = f"fleet.{'expert_parallel' if fleet.expert_parallel else 'fully_sharded_loras'}"
+    engine = ENGINES[fleet.engine]
     if engine.preset and "vLLM" not in engine.flags:
         raise ScenarioError(
             f"{engine_words(fleet.engine)} has no such option; vLLM has",
@@ -226,8 +223,10 @@ def check_sharding(scenario: Scenario, profile: Profile, population: Population)
             allowed="false",
             hint="remove it, or spread a replica over several GPUs with fleet.tensor_parallel",
         )
+    if fleet.expert_parallel and not base_shape(profile).experts:
+        raise ScenarioError(f"{profile.model} has no experts", key=key, got="true", allowed="false", hint="remove it")
     rank = padded_rank(profile, population)
-    if rank % gpus:
+    if fleet.fully_sharded_loras and rank % gpus:
         raise ScenarioError(
             "vLLM splits A along its rank, so the rank of slots must be a multiple of the GPUs of a replica",
             key=key,
@@ -242,6 +241,11 @@ def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
     if profile.tensor_parallel == 1:
         return []
     notes = []
+    if scenario.fleet.expert_parallel:
+        notes.append(
+            "fleet.expert_parallel changes slots, memory and loads only: steps take what they do with a part of every "
+            "expert on each GPU"
+        )
     if scenario.fleet.fully_sharded_loras:
         notes.append(
             "fleet.fully_sharded_loras changes slots and memory only: step costs are those without it, whose exchanges "
@@ -268,16 +272,15 @@ def gpu_share(pool: Pool, replicas: int) -> GpuShare | None:
     profile, gpus, cache = pool.profile, gpus_of(pool), pool.scenario.cache.gpu
     if profile is None or gpus == 1:
         return None
-    sharded = pool.scenario.fleet.fully_sharded_loras
-    share = GpuSplit(gpus, sharded).share(base_shape(profile))
+    split = split_of(pool.scenario, profile)
     slots = None if cache.unified else cache.slots
-    bytes_of_all = adapter_bytes(slots or 0, profile, pool.population, fully_sharded=sharded)
+    bytes_of_all = adapter_bytes(slots or 0, profile, pool.population, split)
     return GpuShare(
         gpus=gpus,
         replicas=replicas,
         slots=slots,
         slot_bytes=round(bytes_of_all / slots / gpus) if slots else None,
-        load_bytes=round(int(pool.population.size_bytes.max()) * share),
+        load_bytes=round(int(pool.population.size_bytes.max()) * split.share(base_shape(profile))),
     )
 
 
@@ -286,7 +289,7 @@ def memory_use(pool: Pool) -> MemoryUse | None:
     profile, scenario = pool.profile, pool.scenario
     if profile is None or pool.kv_tokens is None or pool.whole_models is not None or scenario.adapters.base_alone:
         return None
-    gpu, sharded = scenario.cache.gpu, scenario.fleet.fully_sharded_loras
+    gpu = scenario.cache.gpu
     slots = None if gpu.unified else gpu.slots
     taken = 0 if gpu.unified else gpu.size or 0
     copies, copied_bytes = host_copies(pool)
@@ -295,7 +298,7 @@ def memory_use(pool: Pool) -> MemoryUse | None:
         weights=profile.memory.weights_bytes,
         engine=profile.memory.overhead_bytes,
         slots=slots,
-        adapters=adapter_bytes(slots, profile, pool.population, fully_sharded=sharded) if slots else taken,
+        adapters=adapter_bytes(slots, profile, pool.population, split_of(scenario, profile)) if slots else taken,
         kv_tokens=pool.kv_tokens,
         kv=round(pool.kv_tokens * profile.memory.kv_bytes_per_token),
         copies=copies,

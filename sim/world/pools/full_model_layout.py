@@ -75,6 +75,7 @@ def full_model_pools(beside: Pool, profile: Profile | None) -> list[Pool]:
                 pinned=() if swaps else group,
                 warm=(),
                 base_weights=None,
+                experts=None,
                 whole_models=spec,
             )
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim.results.recording.recorder import Recorder
 from sim.results.records import REFUSED
-from sim.traffic.adapters import Population
+from sim.traffic.adapters import Population, split_of
 from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, Request
 from sim.world.dispatcher import Extension
@@ -122,8 +122,7 @@ class PoolTimes:
             scenario.storage.host_load,
             scenario.fleet.service,
             scenario.has_host_tier,
-            scenario.fleet.fully_sharded_loras,
-            None if profile is None else (profile.load, profile.tensor_parallel),
+            None if profile is None else (profile.load, split_of(scenario, profile)),
         )
         for number, (other, population) in enumerate(self._known):
             if other == known and _same_sizes(population, pool.population):
