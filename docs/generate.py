@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reference.commands import command_sections
-from reference.engines import engine_rules, mode_tables, option_tables, version_table
+from reference.engines import engine_rules, mode_table, option_tables, version_table
 from reference.metrics import metric_table
 from reference.scenario import SCENARIO_PAGES, scenario_sections, scenario_table
 from reference.vetting import threshold_table
@@ -48,7 +48,7 @@ def pages() -> dict[Path, str]:
         "metrics": ("metrics.md", metric_table),
         "commands": ("commands.md", command_sections),
         "engine-rules": ("memory.md", engine_rules),
-        "adapter-modes": ("init.md", mode_tables),
+        "adapter-modes": ("init.md", mode_table),
         "engine-versions": ("engines.md", version_table),
         "options-to-keys": ("init.md", option_tables),
         "thresholds": ("vet.md", threshold_table),

@@ -36,22 +36,16 @@ def engine_rules() -> str:
     return table(["", *real], rows)
 
 
-def mode_tables() -> str:
-    """Return the ways of serving adapters, and what they and other choices need of the rest of a scenario."""
-    from sim.spec.adapter_modes import MODES, OTHER_CHOICES
+def mode_table() -> str:
+    """Return the ways of serving adapters, and the keys that choose each."""
+    from sim.spec.adapter_modes import MODES
     from sim.spec.needs import words_of
 
-    modes: list[list[str]] = []
-    needs: dict[str, list[str]] = {}
-    for each in (*MODES, *OTHER_CHOICES):
-        chosen = " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())
-        if each in MODES.entries:
-            modes.append([f"`{each.name}`", each.about, chosen])
-        needed = dict.fromkeys(f"`{key}` {values.words}" for need in each.needs for key, values in need.keys.items())
-        if needed:
-            needs.setdefault(", ".join(needed), []).append(chosen)
-    rows = [[" or ".join(settings), needed] for needed, settings in needs.items()]
-    return table(["mode", "what it does", "set by"], modes) + "\n\n" + table(["setting", "needs"], rows)
+    rows = [
+        [f"`{each.name}`", each.about, " or ".join(f"`{key}: {words_of(value)}`" for key, value in each.set_by.items())]
+        for each in MODES.entries
+    ]
+    return table(["mode", "what it does", "set by"], rows)
 
 
 def version_table() -> str:
@@ -67,17 +61,19 @@ def version_table() -> str:
 
 
 def option_tables() -> str:
-    """Return a section for each engine: its options, and what a scenario has for each."""
+    """Return a section for each engine: its options with the key for each, and those without one."""
     from sim.spec.engine_flags.options import flag_tables
 
     parts = []
     for engine in flag_tables():
         options: dict[tuple[str, ...], list[str]] = {}
+        without: list[str] = []
         for flag in engine.flags:
-            key = ", ".join(f"`{setting}`" for setting in flag.sets) or "–"
-            options.setdefault((key, flag.about), []).extend(f"`{name}`" for name in _spellings(flag))
+            names = [f"`{name}`" for name in _spellings(flag)]
+            key = ", ".join(f"`{setting}`" for setting in flag.sets)
+            (options.setdefault((key, flag.about), []) if key else without).extend(names)
         rows = [[", ".join(names), *rest] for rest, names in options.items()]
-        parts.append(f"### {engine.name}\n\n" + table(["option", "key", ""], rows))
+        parts.append(f"### {engine.name}\n\n{table(['option', 'key', ''], rows)}\n\nNo key: {', '.join(without)}.")
     return "\n" + "\n\n".join(parts) + "\n"
 
 

@@ -28,12 +28,12 @@ _URL = re.compile(r"https://[^ ,)]+")
 HEAD = """\
 # Gallery: published results, predicted
 
-How near loraplan comes to what other people measured and published, misses included. `make gallery` predicts all of
-it from the settings of the sources, writes this page, and fails where a bar is missed; `python -m validation.gallery
-NAME` predicts the entries of one name in the last column.
+How near does loraplan come to what other people measured and published? `make gallery` predicts all of it, writes this
+page, and fails where an error is above the limit that we set; `python -m validation.gallery NAME` predicts the entries
+of one name in the last column.
 
 - Settings come from the source alone, and every fitted number is named.
-- Anchors are runs that a profile was adjusted to. They are shown, but not counted.
+- Anchors are runs that a profile was fitted to. They are shown, but not counted.
 - A miss is never removed.
 - VTC and S-LoRA are one group's engine, so their entries are not independent.
 
@@ -47,7 +47,7 @@ def write(
 
     :param rows: what each source predicts, by its name.
     """
-    lines, parts = ["| entry | rows, median error | bars met | name |", "|---|---|---|---|"], []
+    lines, parts = ["| entry | rows, median error | limits met | name |", "|---|---|---|---|"], []
     for name, source in sources.items():
         for entry, before in zip(source.entries, (None, *source.entries), strict=False):
             mine = [row for row in rows[name] if row.entry == entry.name]
@@ -76,14 +76,15 @@ def _section(
     shown = 0 < len(rows) <= FEW
     if not shown and (anchors := [row.name for row in rows if row.anchor]):
         yield f"- **Anchors**: {', '.join(anchors)}."
-    for bar in bars:
-        yield f"- **{'Met' if bar.met else 'Missed'}**: {bar.text}: {said(bar)}"
+    for met, word in ((False, "Missed"), (True, "Met")):
+        if found := [f"{bar.text}: {said(bar)}" for bar in bars if bar.met == met]:
+            yield f"- **{word}**: {'; '.join(found)}."
     if entry.about:
         yield f"\n{entry.about}"
     if any(row.published for row in rows):
         picture = pictures / f"gallery-{entry.name}.svg"
         write_text(picture, plot(rows, entry.title))
-        yield f"\n![Predicted against published, on logarithmic axes]({picture.relative_to(page.parent)})"
+        yield f"\n![Predicted against published]({picture.relative_to(page.parent)})"
     if shown:
         yield "\n" + "\n".join(_table(rows))
     yield ""
@@ -91,16 +92,20 @@ def _section(
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     keys = list(dict.fromkeys(key for row in rows for key in row.predicted if "/" not in key))
-    head = "predicted (published)" if any(row.published for row in rows) else "predicted"
+    names = [row.name.replace("|", "/").split(", ") for row in rows]
+    same = [part for part in names[0] if len(rows) > 1 and all(part in name for name in names)]  # in the head
+    head = f"{', '.join(same)}: " if same else ""
+    head += "predicted (published)" if any(row.published for row in rows) else "predicted"
     yield f"| {head} | {' | '.join(map(words, keys))} |"
     yield f"|---|{'---|' * len(keys)}"
-    for row in rows:
+    for row, name in zip(rows, names, strict=True):
         cells = []
         for key in keys:
             band = f" [{row.band[key][0]:.3g} to {row.band[key][1]:.3g}]" if row.band and key in row.band else ""
             published = f" ({_figure(row.published[key])})" if key in row.published else ""
             cells.append(f"{_figure(row.predicted[key])}{band}{published}" if key in row.predicted else "–")
-        yield f"| {row.name.replace('|', '/')}{' (anchor)' if row.anchor else ''} | {' | '.join(cells)} |"
+        own = ", ".join(part for part in name if part not in same)
+        yield f"| {own}{' (anchor)' if row.anchor else ''} | {' | '.join(cells)} |"
 
 
 def _figure(value: float) -> str:

@@ -144,9 +144,9 @@ SOURCE = Source(
             bars,
             "The thread doesn't say which request was for which adapter, so predictions are the median and the 5 to "
             "95 % band over 200 orders. The table also has the share of orders in which everything is within 10 %. "
-            "A waiting adapter gets a slot when one of the three has no request left, so the tail depends on chance "
-            "and on the length of steps: with steps 6 % longer than in the profile, which states ±16 %, all four are "
-            "inside. Ranks are not in the thread either (16 is the default here), and LoRA's costs are those of vLLM.",
+            "A waiting adapter gets a slot when one of the three has no request left, so the tail depends on the "
+            "length of steps: if they take 6 % longer than in the profile, which states ±16 %, all four are inside. "
+            "Ranks are not in the thread either (16 is the default here), and LoRA's costs are those of vLLM.",
         ),
     ),
     predict,

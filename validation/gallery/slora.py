@@ -343,20 +343,19 @@ SOURCE = Source(
     entries=(
         Entry(
             T1,
-            "S-LoRA, Table 3: Llama-7B, rank 8 (S1), A100 with 80 GB",
+            "S-LoRA, Table 3: Llama-7B, rank 8 (S1)",
             PAPER,
             _SETTINGS,
             f"{_FITTED}, to requests/s, mean TTFT and latency with 5 adapters; {_RANK}",
             _worst(0.03, 0.15),
             "All other costs of S-LoRA's entries are those of another lab's 35 runs on a GPU with 64 GB, probably an "
-            "H100, moved by data sheets. Launches grow with layers and width, and the front end takes 30 ms a request, "
-            "as there. Two assumptions were chosen after the rows with 1,000 adapters had been seen, so those rows are "
-            "no blind test: copies run at 32 GB/s there and 24 GB/s here, and distinct adapters cost nothing by "
-            "themselves.",
+            "H100, scaled by data sheets. Two assumptions were chosen after the rows with 1,000 adapters had been "
+            "seen, so those rows are no blind test: copies run at 32 GB/s there and 24 GB/s here, and distinct "
+            "adapters cost nothing by themselves.",
         ),
         Entry(
             S2,
-            "S-LoRA, Table 3: Llama-7B, ranks 8 to 64 (S2), A100 with 80 GB",
+            "S-LoRA, Table 3: Llama-7B, ranks 8 to 64 (S2)",
             PAPER,
             _SETTINGS,
             f"the factors of S1, and {_RANK}",
@@ -364,7 +363,7 @@ SOURCE = Source(
         ),
         Entry(
             S2_LONG,
-            "S-LoRA: Llama-7B, ranks 8 to 64 (S2) for 300 s, A100 with 80 GB",
+            "S-LoRA: Llama-7B, ranks 8 to 64 (S2) for 300 s",
             PAPER,
             _SETTINGS,
             "the numbers of Table 3; nothing else",

@@ -300,6 +300,7 @@ _FITTED = (
     "throughput or TTFT: decoding takes {:.2f} and prompts {:.2f} times what the data sheet says, and a prefill step "
     "{:.0f} ms more"
 )
+_FITTED_TOO = "the same three numbers: {:.2f} and {:.2f} times, and {:.0f} ms more"
 
 
 def _entry(name: str, title: str, about: str) -> Entry:
@@ -311,7 +312,7 @@ def _entry(name: str, title: str, about: str) -> Entry:
         "S-LoRA with `--no-lora`, the KV pool of the run, and every request at its time; prompts are two tokens "
         "longer than their words (`fair_bench/trace.py`). Tenants are served by FCFS, VTC, VTC with weights 1 to 4 "
         "(`REVISION.md`), or LCF",
-        _FITTED.format(decode, prompt, prefill_step_s * 1000),
+        (_FITTED if name == SMALL else _FITTED_TOO).format(decode, prompt, prefill_step_s * 1000),
         bars,
         about,
     )
@@ -332,8 +333,7 @@ SOURCE = Source(
             LARGE,
             "VTC: Llama-13B on an A100 with 80 GB, two KV pools",
             "The misses are those of the pool of 65,000 tokens with prompts of 256. A step of up to 60 sequences took "
-            "43 ms there and 33 to 40 ms with the other pool, perhaps on another host. From 129 sequences on, a step "
-            "took 10 ms more, as if matrix kernels needed a second tile of 128 rows.",
+            "43 ms there and 33 to 40 ms with the other pool, perhaps on another host.",
         ),
     ),
     predict,

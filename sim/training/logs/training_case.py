@@ -25,10 +25,10 @@ class Thresholds(Strict):
     """
 
     fewest_losses: int = Field(8, ge=3)
-    """Finite entries of training loss below which no course is judged. Source: our choice; medians of three at both
-    ends and something between them."""
+    """With fewer finite training losses nothing is judged. Source: our choice; medians of three at both ends and
+    something between them."""
     fewest_evals: int = Field(4, ge=2)
-    """Evaluations below which no course of them is judged. Source: our choice; a best one and three after it."""
+    """With fewer evaluations their course is not judged. Source: our choice; a best one and three after it."""
 
     small_rank: int = Field(4, ge=1)
     """Ranks up to this one are small. Source: our choice; QLoRA (arXiv:2305.14314, figure 4) found no gain above rank 8
@@ -40,16 +40,16 @@ class Thresholds(Strict):
     """Validation loss per token (nats) from which it counts as mediocre where no metric was logged. Source: our choice;
     of six public logs read for it, four ended at 0.3 to 1.2."""
     flat_share: float = Field(0.2, gt=0, lt=1)
-    """A loss is flat early if at most this share of its whole fall lies in the second half of the run, in validation.
-    Source: our choice; failing runs 0.03 to 0.15, a straight line 0.5."""
+    """A validation loss is flat early if at most this share of its fall lies in the second half of the run. Source: our
+    choice; failing runs 0.03 to 0.15, a straight line 0.5."""
     flat_end: float = Field(0.03, gt=0, lt=1)
-    """And if its last quarter takes away at most this share of it. Source: our choice; failing runs 0.007 to 0.023,
-    small adapters that were cut short 0.023 to 0.09: too near, hence the next line."""
+    """And if at most this share of it lies in the last quarter. Source: our choice; failing runs 0.007 to 0.023, small
+    adapters that were cut short 0.023 to 0.09: too near, hence the next line."""
     fewest_epochs: float = Field(0.9, ge=0)
     """Passes over the data below which a small adapter is not to blame. Source: our choice."""
 
     gradient_jump: float = Field(10.0, gt=1)
-    """Gradient norm, median of five entries, over the median of the ten before: from here on a jump. Source: our
+    """The gradient norm jumps if the median of five entries is this many times that of the ten before. Source: our
     choice; such medians rise 6.0 times at most in our healthy runs."""
     loss_rise: float = Field(1.5, gt=1)
     """Final training loss over its lowest from which a run has diverged. Source: our choice; near zero our
@@ -70,36 +70,33 @@ class Thresholds(Strict):
     """Training examples below which data is tiny. Source: our choice, as in LIMA (arXiv:2305.11206), where 1,000 chosen
     ones were the least that sufficed."""
     usual_accumulation: int = Field(8, ge=1)
-    """Gradient accumulation assumed to be the most, where only a lower bound of the examples is known. Source: our
-    choice."""
+    """Largest gradient accumulation assumed where the number of examples is not known. Source: our choice."""
     eval_rise: float = Field(0.06, gt=0)
     """Final validation loss over its best, less one, from which a run overfits. Source: our choice; failing runs 0.08
     to 0.31, the two healthy ones whose training loss went on falling 0.01."""
     eval_rise_certain: float = Field(0.5, gt=0)
     """The same, from which there is no doubt. Source: our choice."""
     train_fall: float = Field(0.2, gt=0, lt=1)
-    """Share by which the training loss must have fallen since the best evaluation, for the gap to have grown. Source:
-    our choice; without this a rising validation loss is something else."""
+    """Share by which the training loss of a run that overfits has fallen since the best evaluation. Source: our choice;
+    without this a rising validation loss is something else."""
     metric_gain: float = Field(0.05, gt=0)
-    """A metric that got better by this share since the best validation loss, and by more than the luck of its examples,
-    says that the run was still learning. Source: our choice; a public speech model gained 7 % in word error rate while
-    its validation loss rose."""
+    """A run still learned if a metric gained this share after the best validation loss, and more than chance. Source:
+    our choice; a public speech model gained 7 % in word error rate while its validation loss rose."""
     still_share: float = Field(0.03, gt=0)
     """Validation losses within this share of the best one count as standing still. Source: our choice."""
     gap_ratio: float = Field(3.0, gt=1)
-    """Growth of validation over training loss, since the first evaluation, from which the gap is a sign of its own, a
-    weak one. Source: our choice; healthy runs on 400 examples reach 2.3."""
+    """Growth of validation over training loss, since the first evaluation, that is a weak sign by itself. Source: our
+    choice; healthy runs on 400 examples reach 2.3."""
 
     least_move: float = Field(0.1, gt=0, lt=1)
     """Share by which the validation loss must fall below its start, or the training taught nothing. Source: our choice;
     runs on a base that can't learn move by 0.00 to 0.08, those of too small a rank by 0.29 and more."""
     learned_by_heart: float = Field(0.5, gt=0, lt=1)
-    """A training loss that fell by this share says that something was learned, if not what the validation asks: no sign
-    of the base. Source: our choice; on a base that can't learn it falls by less than 0.06, where examples are learned
-    by heart by 0.7 and more."""
+    """If the training loss fell by this share, the base can learn. Source: our choice; on a base that can't learn it
+    falls by less than 0.06, where examples are learned by heart by 0.7 and more."""
     least_learning_rate: float = Field(1e-5, gt=0)
-    """Below this peak learning rate a loss that stands still says nothing of the base. Source: our choice; a tenth of
-    what published runs use."""
+    """Below this peak learning rate a flat loss says nothing about the base. Source: our choice; a tenth of what
+    published runs use."""
 
 
 def parse_thresholds(settings: Iterable[str]) -> Thresholds:
