@@ -98,6 +98,7 @@ OLD_PREFIXES = Need(lambda m: "named-prefixes" in m.facts.faults, Cause.NO_FAULT
 CRASH = Need(lambda m: "crash" in m.facts.faults, Cause.NO_FAULT)
 PREFIX_CACHE = Need(lambda m: all(r.prefix_blocks_evicted is not None for r in m.recordings))
 OFFLOAD = Need(lambda m: all("kv_loaded_tokens" in r.facts for r in m.recordings))
+SPECULATION = Need(lambda m: all("drafts_verified" in r.facts for r in m.recordings))
 HAND_OVER = Need(lambda m: any(len(r.hand_overs) for r in m.recordings))
 AUTOSCALER = Need(lambda m: m.autoscaled)
 PLACEMENT = Need(lambda m: any(len(r.moves) for r in m.recordings))
@@ -231,6 +232,16 @@ _ROWS = (
     _M("kv_stored_tokens", "tokens", "tokens of KV to host memory", "neither", "whole run", "none",
        "Tokens whose KV was copied there. Absent like `kv_loaded_tokens`.",
        lambda m: m.of_whole_runs([int(r.facts["kv_stored_tokens"]) for r in m.recordings]), (OFFLOAD,)),
+    _M("accept_length", "tokens", "accept length", "higher", "whole run", "replications",
+       "Tokens that a sequence gets in a step: its accepted drafts and one more, mean over all steps of every sequence "
+       "that decodes. Drafts that are accepted behind the end of an answer count, as in vLLM. Only with "
+       "[speculation](speculation.md); otherwise absent.",
+       lambda m: m.mean_of_replications(m.drafted(lambda verified, drafted, accepted: 1 + accepted / verified),
+                                        "tokens"), (SPECULATION,), shown={"key": 12}),
+    _M("drafts_wasted", "1", "drafts wasted", "lower", "whole run", "replications",
+       "Drafted tokens that were rejected, over all that steps verified. Absent like `accept_length`.",
+       lambda m: m.mean_of_replications(m.drafted(lambda verified, drafted, accepted: 1 - accepted / drafted), "1"),
+       (SPECULATION,), share=True),
     _M("read_wait_mean_s", "s", "mean wait for the read", "lower", "completed", "mean",
        "From the end of a prompt on its prefill replica until a decode replica orders to read its KV; the prefill "
        "replica holds its blocks until it was read. Only with [prefill and decode](prefill-decode.md) on replicas of "

@@ -342,7 +342,7 @@ class ReplicaMaker:
         attach_listeners(mode.cache, index, self._cache_listeners)
         parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
         parts = with_host_fill(pool, parts, mode, fetches)
-        server = make_server(pool, parts, mode, rule, self._wrap_server, self._link)
+        server = make_server(pool, parts, mode, rule, self._wrap_server, self._link, draws)
         if pool.serves_base_model:
             server.serve_base_model()
         around.router_state.replica(server)
