@@ -237,7 +237,7 @@ _ROWS = (
        "that decodes. Drafts that are accepted behind the end of an answer count, as in vLLM. Only with "
        "[speculation](speculation.md); otherwise absent.",
        lambda m: m.mean_of_replications(m.drafted(lambda verified, drafted, accepted: 1 + accepted / verified),
-                                        "tokens"), (SPECULATION,), shown={"key": 12}),
+                                        "tokens"), (SPECULATION,)),
     _M("drafts_wasted", "1", "drafts wasted", "lower", "whole run", "replications",
        "Drafted tokens that were rejected, over all that steps verified. Absent like `accept_length`.",
        lambda m: m.mean_of_replications(m.drafted(lambda verified, drafted, accepted: 1 - accepted / drafted), "1"),

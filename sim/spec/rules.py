@@ -441,7 +441,7 @@ POOLS = (
     Rule(
         "fleet.pools: prefill and decode are simulated with the rules of vLLM, in a fleet that doesn't change",
         lambda s: s.fleet.disaggregated and _not_for_roles(s),
-        allowed="engine vllm, scheduling fcfs, one block_size, no kv_offload, no speculation, no rollouts, faults, buckets",
+        allowed="engine vllm, scheduling fcfs, one block_size, no kv_offload, speculation, rollouts, faults or buckets",
     ),
     Rule(
         "router.policy: {got} places adapters on equal replicas, not on pools",

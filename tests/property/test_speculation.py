@@ -224,7 +224,7 @@ def twin_sections(random: Random) -> dict[str, Any]:
             "requests": 40,
             "arrivals": {"process": "poisson", "rate": f"{random.choice([2, 15, 200])}/s"},
             "tokens": {
-                "prompt": {"law": "uniform", "low": 1, "high": random.choice([20, 90])},
+                "prompt": {"law": "uniform", "low": 2, "high": random.choice([20, 90])},
                 "output": {"law": "uniform", "low": 1, "high": random.choice([6, 60])},
             },
         },
@@ -243,7 +243,7 @@ def twin_sections(random: Random) -> dict[str, Any]:
             "block_size": size,
             "max_num_seqs": seqs,
             "max_num_batched_tokens": max(random.choice([16, 64, 512]), seqs * (1 + tokens)),
-            "kv_tokens": -(-random.choice([longest, 200, 2000]) // 16) * 16,
+            "kv_tokens": random.choice([longest + 16, 208, 2000]) // 16 * 16,  # a block is vLLM's own
             "max_model_len": random.choice([longest, 151]),
             "async_scheduling": False,
             "front_end_time": 0.0,
@@ -393,9 +393,9 @@ def test_a_token_has_the_same_luck_in_every_design() -> None:
         assert designs[2].accepted(other, 30, 6) <= long  # an adapter with less acceptance has no better luck
 
 
-# Accept lengths that were measured: https://github.com/sgl-project/sglang/pull/34337, 96 prompts for each route, answers
-# of 20 tokens; mean and standard error of the base model and of each adapter. A NEXTN draft has 3 tokens. The other
-# drafts' lengths are not in the table: 7 is a guess, of which the acceptance that gives the same mean makes up.
+# Accept lengths that were measured: https://github.com/sgl-project/sglang/pull/34337, 96 prompts a route, answers of
+# 20 tokens; mean and standard error of the base model and of each adapter. "4 draft tokens" of NEXTN are a token and
+# 3 drafts. The other lengths are not in the table: 7 is a guess.
 MEASURED = {
     "nextn": (3, [(3.097, 0.034), (3.208, 0.024)]),
     "dflash": (7, [(2.793, 0.061), (2.708, 0.067), (2.669, 0.069)]),
