@@ -307,9 +307,10 @@ def test_command_lines_word_for_word(base: Path) -> None:
         words = shlex.split(line)
         assert words[words.index("--speculative-config") + 1] == config
         assert "--no-async-scheduling" in words
-        assert "--speculative-config" not in engine_flags(
-            load_scenario("base.yaml", [*given, "fleet.speculation.tokens=0"]).scenario, KV
-        )["vLLM"]
+        assert (
+            "--speculative-config"
+            not in engine_flags(load_scenario("base.yaml", [*given, "fleet.speculation.tokens=0"]).scenario, KV)["vLLM"]
+        )
     sglang = ["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "fleet.batching=mixed"]
     assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario, KV) == {
         "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "
