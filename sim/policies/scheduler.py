@@ -365,7 +365,7 @@ class Scheduler:
             if rule is not None:
                 rule.joined(request)
             self._join_with(request, chunk, cached, prompt, now)
-            left -= chunk
+            left -= chunk + kv.padding
             free_slots -= 1
         if left < budget:
             self._joined_step = self.decode_steps

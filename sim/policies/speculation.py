@@ -55,7 +55,7 @@ class Drafts:
     ) -> None:
         by_acceptance = {tuple(each): chances(each, tokens) for each in acceptances}
         self._chances = [by_acceptance[tuple(each)] for each in acceptances]
-        self._later, self._share, self._costs, self._key = tokens - 1, share, costs, key
+        self.tokens, self._share, self._costs, self._key = tokens, share, costs, key
 
     def accepted(self, request: Request, generated: int, drafted: int) -> int:
         """Return how many of the drafts that follow a request's ``generated`` tokens are accepted."""
@@ -76,7 +76,7 @@ class Drafts:
             return 0.0
         later = sequences, 0, 0.0, 0, 0
         seconds = self._costs.step(tokens, kv_tokens, 0, 0, details)
-        return self._share * (seconds + self._later * self._costs.step(sequences, kv_tokens, 0, 0, later))
+        return self._share * (seconds + (self.tokens - 1) * self._costs.step(sequences, kv_tokens, 0, 0, later))
 
 
 class WalkedEnds(DecodeEnds):
@@ -131,7 +131,9 @@ class SpeculativeScheduler(Scheduler):
         self.verified = self.drafted = self.accepted = 0
 
     def compose(self, now: float) -> Step:
-        step, kv = super().compose(now), self._drafting
+        kv = self._drafting
+        kv.pads = self._partial is None
+        step = super().compose(now)
         if step.tokens:
             details = NO_DETAILS
             if self._costs.detailed:
@@ -177,4 +179,4 @@ class SpeculativeScheduler(Scheduler):
     def scheduled(self) -> dict[int, int]:
         kv = self._drafting
         drafted = {r.index: 1 + kv.drafts(r) for r in self.running if r.last_step >= 0 and self.decided.decoding}
-        return super().scheduled() | drafted
+        return super().scheduled() | drafted | dict.fromkeys(kv.padded, 1 + self._drafts.tokens)

@@ -261,6 +261,7 @@ def _speculative(
         spec.tokens,
         0 if spec.method == "ngram" else spec.tokens,
         min(fleet.max_model_len or blocks * fleet.block_size, blocks * fleet.block_size),
+        limits.batched_tokens,
         finds=fleet.prefix_caching,
     )
     alone = StepCosts(pool.profile.step.model_copy(update={"lora": LoraCost()}), 0, limits.batched_tokens)

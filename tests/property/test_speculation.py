@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drafting_fleets import HOST_S, STEP, twin_sections
 from integrity import simulate_checked
 from strategies import build, write_profile
 from test_kv_transfers import fleet_of
@@ -24,14 +25,6 @@ from sim.world.build import build_world
 from sim.world.replication import simulate
 from sim.world.world import World
 
-STEP: dict[str, Any] = {
-    "fixed_s": 0.01,
-    "tokens": [[0, 0.0], [1000, 0.1]],
-    "per_kv_token_s": 3e-6,
-    "per_sequence_s": 2e-4,
-    "per_attended_token_s": 1e-7,
-}
-HOST_S = 0.0013
 TWINS, FLEETS = 120, 40
 
 
@@ -50,6 +43,7 @@ class Job:
     drafts: bool = False
     blocks: list[int] = field(default_factory=list)
     new: int = 0
+    padding: int = 0
     decodes: bool = False
     preemptions: int = 0
     admitted_s: float = -1.0
@@ -129,14 +123,21 @@ class Twin:
                     break
             if job not in self.running:
                 break
-            job.new, job.decodes = new, job.drafts
+            job.new, job.padding, job.decodes = new, 0, job.drafts
             scheduled.append(job)
             budget -= new
             place += 1
+        prompts, decodes = any(not job.decodes for job in scheduled), len(scheduled) > 0
         while self.waiting and budget and not preempted and len(self.running) < self.scenario.fleet.max_num_seqs:
             job = self.waiting[0]
             found = self.find(job)
             new = min(job.tokens - len(found) * self.size, budget)
+            job.padding = 0
+            if new == 1 and not prompts and (decodes or found) and job.tokens + self.spec.tokens < self.longest:
+                job.padding = self.spec.tokens
+                new += self.spec.tokens
+                if new > budget:
+                    break
             kept = list(self.free)
             self.free = [block for block in self.free if block not in found]
             job.blocks, job.computed = list(found), len(found) * self.size
@@ -168,7 +169,7 @@ class Twin:
             return 0.0
         kv = sum(job.computed + job.new for job in scheduled if job.decodes)
         prompts = [job for job in scheduled if not job.decodes]
-        pairs = sum(job.computed + 1 + i for job in prompts for i in range(job.new))
+        pairs = sum(job.computed + 1 + i for job in prompts for i in range(job.new - job.padding))
         once = step(sum(job.new for job in scheduled), kv, pairs)
         later = (self.spec.tokens - 1) * step(len(scheduled), kv, 0)
         return once + HOST_S + self.spec.draft * (once + later)
@@ -185,7 +186,7 @@ class Twin:
                 tokens += accepted
                 job.computed += 1 + accepted
             else:
-                job.computed += job.new
+                job.computed += job.new - job.padding
                 if job.computed < job.tokens:
                     continue
             job.drafts = True
@@ -212,51 +213,6 @@ class Twin:
                 break
             accepted += 1
         return accepted
-
-
-def twin_sections(random: Random) -> dict[str, Any]:
-    size, tokens = random.choice([1, 4, 16]), random.randint(1, 6)
-    seqs, longest = random.randint(1, 6), 160
-    adapters = random.randint(2, 6)
-    profile = {**STEP, "host_s": HOST_S}
-    return {
-        "workload": {
-            "requests": 40,
-            "arrivals": {"process": "poisson", "rate": f"{random.choice([2, 15, 200])}/s"},
-            "tokens": {
-                "prompt": {"law": "uniform", "low": 2, "high": random.choice([20, 90])},
-                "output": {"law": "uniform", "low": 1, "high": random.choice([6, 60])},
-            },
-        },
-        "adapters": {
-            "count": adapters,
-            "mix": [
-                {"kind": "base", "share": 0.3},
-                {"share": 0.4, "rank": 8, "acceptance": random.choice([0.0, 0.3, [0.9, 0.2]])},
-                {"share": 0.3, "rank": 8},
-            ],
-        },
-        "cache": {"gpu": {"slots": adapters}, "host": {"slots": adapters}, "warm": adapters},
-        "fleet": {
-            "engine": "vllm",
-            "profile": write_profile(step=profile),
-            "block_size": size,
-            "max_num_seqs": seqs,
-            "max_num_batched_tokens": max(random.choice([16, 64, 512]), seqs * (1 + tokens)),
-            "kv_tokens": random.choice([longest + 16, 208, 2000]) // 16 * 16,  # a block is vLLM's own
-            "max_model_len": random.choice([longest, 151]),
-            "async_scheduling": False,
-            "front_end_time": 0.0,
-            "prefix_caching": random.random() < 0.5,
-            "speculation": {
-                "tokens": tokens,
-                "acceptance": random.choice([0.0, 0.6, 1.0, [0.8, 0.5, 0.4]]),
-                "draft": random.choice([0.0, 0.07]),
-                "method": random.choice(["ngram", "eagle3"]),
-            },
-        },
-        "run": {"seed": random.randrange(1 << 30), "warmup": 0.0},
-    }
 
 
 @pytest.mark.parametrize("number", range(TWINS))

@@ -20,13 +20,22 @@ class DraftingStore(BlockStore):
     :param ahead: tokens for which the draft itself has KV, beyond those that are verified (vLLM's
         ``num_lookahead_tokens``).
     :param longest: tokens of the longest request; nothing is drafted beyond.
+    :param budget: the most tokens in a step.
     :param finds: whether requests find what others have computed (prefix caching).
+    :ivar pads: whether a request that joins with a single token to compute gets as many as one with drafts, so that all
+        compute equally many; none of them is accepted.
+    :ivar padded: requests that do so in this step, by index.
     """
 
-    def __init__(self, total: int, size: int, tokens: int, ahead: int, longest: int, *, finds: bool) -> None:
+    def __init__(
+        self, total: int, size: int, tokens: int, ahead: int, longest: int, budget: int, *, finds: bool
+    ) -> None:
         super().__init__(total, size)
         self.caches = finds
+        self._budget, self._left = budget, 0
         self._tokens, self._ahead, self._longest = tokens, ahead, longest
+        self.pads = False
+        self.padded: set[int] = set()
         self._known_tokens: dict[int, int] = {}  # of decoding requests by index, when their last step was decided
 
     def drafts(self, request: Request) -> int:
@@ -39,6 +48,7 @@ class DraftingStore(BlockStore):
 
     def reserve_decodes(self) -> bool:
         self.drafted = 0
+        self.padded.clear()
         for request in self.running:
             if request.last_step < 0:
                 continue
@@ -51,6 +61,7 @@ class DraftingStore(BlockStore):
                 blocks.append(self._next_block())
             self._known_tokens[request.index] = known
             self.drafted += drafts
+        self._left = self._budget - self.decoding - self.drafted
         return True
 
     def free_blocks(self) -> int:
@@ -64,6 +75,18 @@ class DraftingStore(BlockStore):
 
     def known_tokens(self, request: Request) -> int:
         return self.cached_tokens(request)
+
+    def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
+        pads = tokens == 1 and not request.context and self.pads and (self.decoding > 0 or cached > 0)
+        padding = self._tokens if pads and cached + self._tokens + 2 <= self._longest else 0
+        if tokens + padding > self._left or not self._give(request, tokens + padding, room_for, cached):
+            return False
+        self.padding = padding
+        self._left -= tokens + padding
+        if padding:
+            self.padded.add(request.index)
+        self._fill(request, (request.context + cached + tokens) // self.size)
+        return True
 
     def _give(self, request: Request, tokens: int, room_for: int, cached: int) -> bool:
         context = request.context
