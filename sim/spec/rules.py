@@ -98,10 +98,11 @@ def _not_for_roles(s: Scenario) -> str:
 def _not_with_speculation(s: Scenario) -> str:
     """Return what does not go with speculation; empty: all does."""
     fleet = s.fleet
-    if fleet.scheduling != "fcfs" or fleet.front_end != "none":
-        return f"scheduling {fleet.scheduling}, front_end {fleet.front_end}"
+    for key, value in (("scheduling", "fcfs"), ("front_end", "none")):
+        if getattr(fleet, key) != value:
+            return f"fleet.{key} {getattr(fleet, key)}"
     if fleet.kv_offload is not None:
-        return "kv_offload"
+        return "fleet.kv_offload"
     if s.adapters.invocation_tokens is not None:
         return "adapters.invocation_tokens"
     return _replaced(s)
@@ -482,7 +483,7 @@ ONE_KIND: tuple[Row, ...] = (
         hint="set strategy: new-name, or remove kv_offload",
     ),
     Rule(
-        "fleet.speculation: this is not supported with speculation",
+        "fleet.speculation: this does not combine with speculation yet",
         lambda s: s.fleet.speculation is not None and _not_with_speculation(s),
         allowed="scheduling fcfs, front_end none, rollouts with strategy new-name, no kv_offload, no invocation_tokens",
     ),

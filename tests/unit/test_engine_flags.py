@@ -198,7 +198,7 @@ def _said(engine: str, line: str, scenario: Scenario) -> list[str]:
         wanted = value_of(scenario, flag.keys[0]) if len(flag.keys) == 1 else None
         if isinstance(wanted, bool):
             assert (value, option.startswith("no-")) == ("", not wanted)
-        elif flag.keys[0] == "fleet.speculation":
+        elif flag.keys == ("fleet.speculation",):
             assert json.loads(value.strip("'"))["num_speculative_tokens"] == wanted.tokens
         elif wanted is not None and flag.keys[0] not in ("adapters.rank", "adapters.targets", "fleet.kv_offload.size"):
             assert value == str(wanted)

@@ -231,7 +231,6 @@ _RULES = (
     *(f"storage.{key}" for key in ("mode", "loaders", "host_loaders")),
     "cache.protects",
     *(f"fleet.kv_offload.{key}" for key in ("host_memory", "policy", "answers", "store_from")),
-    *(f"fleet.speculation.{key}" for key in ("tokens", "method")),
     *(f"fleet.{key}" for key in ("kv_check", "schedule_conservativeness", "overlap_schedule", "drain_wait")),
 )
 """Keys that say how an engine works, rather than what it runs on or what it serves."""
