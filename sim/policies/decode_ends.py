@@ -14,7 +14,7 @@ NEVER: Final = 1 << 61
 
 _push: Final = heappush  # compiled, constants are found faster than names
 _pop: Final = heappop
-_by_index = attrgetter("index")
+by_index = attrgetter("index")
 
 
 class DecodeEnds:
@@ -57,7 +57,7 @@ class DecodeEnds:
             elif group[-1].index < request.index:
                 group.append(request)
             else:
-                insort(group, request, key=_by_index)
+                insort(group, request, key=by_index)
         return ended
 
     def _widen(self, left: int) -> None:

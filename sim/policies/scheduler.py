@@ -188,7 +188,7 @@ class Scheduler:
         if prefills and limits.prefill_interval > 1 and self._holds_prefills():
             self._closed, prefills = True, False
         if prefills:
-            budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding)
+            budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding + kv.drafted)
             if self._partial is not None and reaches_all:
                 prompt_tokens = self._continue_prefill(self._partial, budget, now)
                 preempted = self.blocked == BY_KV
@@ -206,9 +206,10 @@ class Scheduler:
             self.paused = [group for group in self.paused if group[0] < now]
         costs = self._costs
         step.decoding = decoding = kv.decoding
-        step.tokens = tokens = prompt_tokens + decoding
+        decoded = decoding + kv.drafted
+        step.tokens = tokens = prompt_tokens + decoded
         details = self.details() if costs.detailed else NO_DETAILS
-        step.first_s = costs.step(tokens, kv.tokens + decoding, self.distinct_adapters, self._rank_sum, details)
+        step.first_s = costs.step(tokens, kv.tokens + decoded, self.distinct_adapters, self._rank_sum, details)
         step.growth_s = costs.per_kv_token_s * decoding
         if costs.has_host:
             step.host_s = costs.host_s(decoding + len(step.prefills))
@@ -364,7 +365,7 @@ class Scheduler:
             if rule is not None:
                 rule.joined(request)
             self._join_with(request, chunk, cached, prompt, now)
-            left -= chunk
+            left -= chunk + kv.padding
             free_slots -= 1
         if left < budget:
             self._joined_step = self.decode_steps

@@ -98,6 +98,7 @@ OLD_PREFIXES = Need(lambda m: "named-prefixes" in m.facts.faults, Cause.NO_FAULT
 CRASH = Need(lambda m: "crash" in m.facts.faults, Cause.NO_FAULT)
 PREFIX_CACHE = Need(lambda m: all(r.prefix_blocks_evicted is not None for r in m.recordings))
 OFFLOAD = Need(lambda m: all("kv_loaded_tokens" in r.facts for r in m.recordings))
+SPECULATION = Need(lambda m: all("drafts_verified" in r.facts for r in m.recordings))
 AUTOSCALER = Need(lambda m: m.autoscaled)
 PLACEMENT = Need(lambda m: any(len(r.moves) for r in m.recordings))
 
@@ -222,6 +223,15 @@ _ROWS = (
     _M("kv_stored_tokens", "tokens", "tokens of KV to host memory", "neither", "whole run", "none",
        "Tokens whose KV was copied there.",
        lambda m: m.of_whole_runs([int(r.facts["kv_stored_tokens"]) for r in m.recordings]), (OFFLOAD,)),
+    _M("accept_length", "tokens", "accept length", "higher", "whole run", "replications",
+       "Tokens that a sequence gets in a step: its accepted drafts and one more, mean over the steps of all decoding "
+       "sequences. Only with [speculation](speculation.md).",
+       lambda m: m.mean_of_replications(m.drafted(lambda verified, drafted, accepted: 1 + accepted / verified),
+                                        "tokens"), (SPECULATION,)),
+    _M("drafts_wasted", "1", "drafts wasted", "lower", "whole run", "replications",
+       "Drafted tokens that were rejected, over all that steps verified.",
+       lambda m: m.mean_of_replications(m.drafted(lambda verified, drafted, accepted: 1 - accepted / drafted), "1"),
+       (SPECULATION,), share=True),
     _M("replica_load_skew", "1", "load skew of replicas", "lower", "measured", "ratio",
        "Requests of the busiest replica over the mean per replica: 1 is even, `fleet.replicas` means that one replica "
        "got all.",

@@ -6,7 +6,7 @@ Those of rollouts are in ``change_metrics``, of scaling, placement and costs in 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -246,6 +246,11 @@ class Measured(MeasuredRequests):
         """Return a count of whole runs, which no section has a part of."""
         counts = np.array(each, dtype=np.float64)
         return Metric(int(counts.sum()), unit="1", parts=kept(counts))
+
+    def drafted(self, of: Callable[[float, float, float], float]) -> Floats:
+        """Return a value of each replication, from its drafts that were verified, their tokens, and those accepted."""
+        names = ("drafts_verified", "drafted_tokens", "accepted_tokens")
+        return np.array([of(*(r.facts[name] for name in names)) for r in self.recordings])
 
     def unserved(self, status: str) -> Metric:
         """Return how many requests ended so in all replications; if nothing changes, with the sections of a short run

@@ -87,13 +87,27 @@ def _not_for_roles(s: Scenario) -> str:
             return f"engine {kind.fleet.engine}"
         if kind.fleet.scheduling != "fcfs":
             return f"scheduling {kind.fleet.scheduling}"
-        if kind.fleet.kv_offload is not None:
-            return "kv_offload"
+        for key in ("kv_offload", "speculation"):
+            if getattr(kind.fleet, key) is not None:
+                return key
     sizes = {kind.fleet.block_size for kind in s.kinds}
     if len(sizes) > 1:
         return f"block_size {' and '.join(map(str, sorted(sizes)))}"
     buckets = (f"tenant {tenant.name} with a bucket" for tenant in s.tenants if tenant.bucket)
     return s.changed_by or next(buckets, "")
+
+
+def _not_with_speculation(s: Scenario) -> str:
+    """Return what does not go with speculation; empty: all does."""
+    fleet = s.fleet
+    for key, value in (("scheduling", "fcfs"), ("front_end", "none")):
+        if getattr(fleet, key) != value:
+            return f"fleet.{key} {getattr(fleet, key)}"
+    if fleet.kv_offload is not None:
+        return "fleet.kv_offload"
+    if s.adapters.invocation_tokens is not None:
+        return "adapters.invocation_tokens"
+    return _replaced(s)
 
 
 SHARED: tuple[Row, ...] = (
@@ -452,7 +466,7 @@ POOLS = (
     Rule(
         "fleet.pools: prefill and decode are simulated with the rules of vLLM, in a fleet that doesn't change",
         lambda s: s.fleet.disaggregated and _not_for_roles(s),
-        allowed="engine vllm, scheduling fcfs, one block_size, no kv_offload, no rollouts, no faults, no buckets",
+        allowed="engine vllm, scheduling fcfs, one block_size, no kv_offload, speculation, rollouts, faults or buckets",
     ),
     Rule(
         "router.policy: {got} places adapters on equal replicas, not on pools",
@@ -491,6 +505,11 @@ ONE_KIND: tuple[Row, ...] = (
         "fleet.kv_offload: KV of replaced weights would stay in host memory, so versions need names of their own",
         lambda s: s.fleet.kv_offload is not None and _replaced(s),
         hint="set strategy: new-name, or remove kv_offload",
+    ),
+    Rule(
+        "fleet.speculation: this does not combine with speculation yet",
+        lambda s: s.fleet.speculation is not None and _not_with_speculation(s),
+        allowed="scheduling fcfs, front_end none, rollouts with strategy new-name, no kv_offload, no invocation_tokens",
     ),
     AUTOSCALER,
     CONTROLLER,

@@ -258,14 +258,13 @@ def _schema(pattern: str, example: str) -> WithJsonSchema:
 TIME_SCHEMA = {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*(ns|us|µs|ms|s|min|h|d)\s*$", "examples": ["20 ms"]}
 """The JSON Schema of a time."""
 _SIZE_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*$", "50 MB")
-_SHARE_SCHEMA = WithJsonSchema(
-    {
-        "anyOf": [
-            {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*%?\s*$", "examples": ["5%"]},
-            {"type": "number", "minimum": 0, "maximum": 1},
-        ]
-    }
-)
+SHARE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*%?\s*$", "examples": ["5%"]},
+        {"type": "number", "minimum": 0, "maximum": 1},
+    ]
+}
+"""The JSON Schema of a share."""
 
 Seconds = Annotated[
     float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), WithJsonSchema(TIME_SCHEMA)
@@ -322,4 +321,9 @@ def _sale_schema(example: str) -> WithJsonSchema:
 
 TokenPrice = Annotated[float, BeforeValidator(parse_token_price), _sale_schema("0.40 USD/1M tokens")]
 RequestPrice = Annotated[float, BeforeValidator(parse_request_price), _sale_schema("0.002 USD/request")]
-Share = Annotated[float, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), _SHARE_SCHEMA]
+Share = Annotated[
+    float,
+    BeforeValidator(parse_share),
+    PlainSerializer(format_share, return_type=str),
+    WithJsonSchema(SHARE_SCHEMA),
+]

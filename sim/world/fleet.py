@@ -281,6 +281,12 @@ class Fleet:
                 "kv_loaded_tokens": float(totals.kv_loaded),
                 "kv_stored_tokens": float(totals.kv_stored),
             }
+        if totals.verified:
+            recording.facts |= {
+                "drafts_verified": float(totals.verified),
+                "drafted_tokens": float(totals.drafted),
+                "accepted_tokens": float(totals.accepted),
+            }
         links = [s.link_s() for s in self.servers if isinstance(s, TransferServer) and not isinstance(s, PrefillServer)]
         if links:
             recording.facts["kv_link_busy"] = min(1.0, sum(links) / (len(links) * max(float(stopped), 1e-12)))

@@ -11,6 +11,7 @@ from sim.policies.costs import StepCosts
 from sim.policies.eviction import EvictionContext
 from sim.policies.front_end import FRONT_ENDS, FrontEnd
 from sim.policies.kv.block_store import BlockStore
+from sim.policies.kv.drafting_store import DraftingStore
 from sim.policies.kv.host_pool import HostPool
 from sim.policies.kv.kv_rules import KvRule, PeakOfAnswers, WholeAnswer
 from sim.policies.kv.kv_store import CountingStore, KvStore
@@ -21,8 +22,10 @@ from sim.policies.queues.passed_requests import vllm_queue
 from sim.policies.queues.rejoining import RejoiningQueue, ScannedQueue
 from sim.policies.scheduler import Limits, Scheduler
 from sim.policies.sglang_scheduler import SglangScheduler
+from sim.policies.speculation import Drafts, SpeculativeScheduler
 from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec import adapter_modes as modes
+from sim.spec.profile import LoraCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.adapters import Population
@@ -165,12 +168,12 @@ def make_server(
     rule: KvRule | None,
     wrap_server: ServerWrapper,
     link: KvTransfer,
-    reads_key: int,
+    draws: ReplicaDraws,
 ) -> Server:
     """Return a replica that is ready for requests.
 
     :param link: by which KV is read, where prompts and answers are computed by different replicas.
-    :param reads_key: of the draws which of these reads fail.
+    :param draws: of which all replicas share those of failing reads and of drafts.
     """
     scenario = pool.scenario
     fleet = scenario.fleet
@@ -212,6 +215,8 @@ def make_server(
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
+    if fleet.speculation is not None and fleet.speculation.tokens:
+        return wrap_server(BatchServer)(parts, _speculative(pool, mode, limits, costs, draws), mode)
     if fleet.kv_offload is not None:
         return _offload_server(pool, parts, mode, limits, costs, wrap_server)
     if pool.role != "both":
@@ -224,7 +229,7 @@ def make_server(
         reads, memory = PromptReads(), pool.profile.memory
         reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
         block_bytes = memory.kv_bytes_per_token * fleet.block_size / pool.profile.tensor_parallel
-        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes, reads_key)
+        return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes, draws.shared_key("kv-reads"))
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if pool.asynchronous:
@@ -239,6 +244,31 @@ def make_server(
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _speculative(
+    pool: Pool, mode: AdapterMode, limits: Limits, costs: StepCosts, draws: ReplicaDraws
+) -> SpeculativeScheduler:
+    """Return a scheduler whose steps verify drafts, with its KV cache."""
+    fleet = pool.scenario.fleet
+    spec = fleet.speculation
+    assert spec is not None, "checked by the caller"
+    assert pool.profile is not None, "checked by build_world"
+    assert pool.kv_tokens is not None, "checked by build_world"
+    blocks = pool.kv_tokens // fleet.block_size
+    store = DraftingStore(
+        blocks,
+        fleet.block_size,
+        spec.tokens,
+        0 if spec.method == "ngram" else spec.tokens,
+        min(fleet.max_model_len or blocks * fleet.block_size, blocks * fleet.block_size),
+        limits.batched_tokens,
+        finds=fleet.prefix_caching,
+    )
+    alone = StepCosts(pool.profile.step.model_copy(update={"lora": LoraCost()}), 0, limits.batched_tokens)
+    key = draws.shared_key("speculation")
+    drafts = Drafts(spec.tokens, pool.acceptances, spec.draft, alone, key)
+    return SpeculativeScheduler(limits, store, mode.waiting, pool.ranks, costs, drafts)
 
 
 def _offload_server(

@@ -16,7 +16,6 @@ from sim.policies.routing import Choosing, View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
-from sim.rng import stream_key
 from sim.spec.sections.changes import Crash, StorageFault
 from sim.spec.sections.serving import KvTransfer
 from sim.timing import stage
@@ -301,7 +300,6 @@ class ReplicaMaker:
     ) -> None:
         self._pool = pool
         self._link = world.scenario.fleet.kv_transfer or KvTransfer()
-        self._reads_key = stream_key(world.scenario.run.seed, replication, "kv-reads")
         self._replicas = world.replicas
         self._replication = replication
         self._around = around
@@ -344,7 +342,7 @@ class ReplicaMaker:
         attach_listeners(mode.cache, index, self._cache_listeners)
         parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
         parts = with_host_fill(pool, parts, mode, fetches)
-        server = make_server(pool, parts, mode, rule, self._wrap_server, self._link, self._reads_key)
+        server = make_server(pool, parts, mode, rule, self._wrap_server, self._link, draws)
         if pool.serves_base_model:
             server.serve_base_model()
         around.router_state.replica(server)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.costs import load_seconds, residual
-from sim.rng import stream
+from sim.rng import stream, stream_key
 from sim.spec.profile import Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
@@ -35,6 +35,10 @@ class ReplicaDraws:
     def stream(self, purpose: str) -> np.random.Generator:
         """Return a new generator for a purpose; the same purpose gives the same numbers again."""
         return stream(self.seed, self.replication, purpose, self.place)
+
+    def shared_key(self, purpose: str) -> int:
+        """Return the key of draws that all replicas of a replication share."""
+        return stream_key(self.seed, self.replication, purpose)
 
 
 Floats = NDArray[np.float64]

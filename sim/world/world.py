@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.policies.replica_memory import BaseWeights, ExpertReads
+from sim.policies.speculation import accept_length
 from sim.spec.profile import Draw, LoraCost, Profile
 from sim.spec.profile_choice import front_end_s
 from sim.spec.scenario import Scenario
@@ -100,6 +101,26 @@ class Pool:
     def asynchronous(self) -> bool:
         """Whether replicas decide a step while the GPU computes the one before."""
         return self.scenario.fleet.async_scheduling and self.profile is not None and not self.profile.is_cpu
+
+    @property
+    def acceptances(self) -> list[tuple[float, ...]]:
+        """Of drafts for each adapter, the last for the base model: by position of the drafted token."""
+        spec, adapters = self.scenario.fleet.speculation, self.scenario.adapters
+        if spec is None:
+            return []
+        by_kind = [kind.acceptance or spec.acceptance for kind in adapters.of_adapters or (adapters,)]
+        return [*(by_kind[kind] for kind in self.population.kind.tolist()), spec.acceptance]
+
+    @property
+    def accept_length(self) -> float:
+        """Tokens that a sequence is expected to get in a step, mean over all steps; 1 without speculation."""
+        spec, base = self.scenario.fleet.speculation, self.traffic.base_share
+        if spec is None:
+            return 1.0
+        shares = self.traffic.shares() * (1 - base)
+        lengths = np.array([accept_length(each, spec.tokens) for each in self.acceptances])
+        asked = np.append(shares * self.takes[: len(shares)], base * self.takes[-1])
+        return float(asked.sum() / (asked / np.append(lengths[: len(shares)], lengths[-1])).sum())
 
     @property
     def warm_in_host(self) -> bool:

@@ -41,7 +41,7 @@ def notes_on(pool: Pool, full: Sequence[Pool]) -> list[str]:
     notes += _base_notes(scenario, pool.base_weights) + _cache_notes(pool) + _context_notes(pool)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
     notes += _limit_notes(scenario)
-    notes += _offload_notes(pool)
+    notes += _offload_notes(pool) + _speculation_notes(pool)
     notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
         notes.append(f"a {scenario.workload.recorded} is replayed once: run.replications does not apply")
@@ -239,6 +239,17 @@ def _offload_notes(pool: Pool) -> list[str]:
     return [
         f"host memory for KV ({human_bytes(host)}) is smaller than the GPU's KV cache ({human_bytes(own)}); it "
         "mostly holds what the GPU still has"
+    ]
+
+
+def _speculation_notes(pool: Pool) -> list[str]:
+    spec = pool.scenario.fleet.speculation
+    if spec is None or not spec.tokens:
+        return []
+    return [
+        f"speculation: a sequence is expected to get {pool.accept_length:.3g} tokens in each step (accept length) by "
+        "the acceptance in the scenario; this and the time of drafting are assumed, and memory for the draft is not "
+        "counted (fleet.gpu_memory_utilization can leave it room)"
     ]
 
 

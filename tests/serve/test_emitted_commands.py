@@ -44,6 +44,11 @@ RUNS: dict[str, tuple[str, ...]] = {
         *("--set", "fleet.gpu=h200", "--set", "adapters.base_model=gpt-oss-120b"),
         *("--set", "adapters.targets=[q, v, experts-shared-outer]", "--set", "cache.gpu.slots=4"),
     ),
+    "drafts": (
+        "quickstart",
+        *("--set", "fleet.async_scheduling=false"),
+        *("--set", "fleet.speculation={tokens: 3, acceptance: 70%, draft: 0%, method: ngram}"),
+    ),
     "gpus": ("plan-70b-tensor-parallel", "--set", "fleet.replicas=1", "--set", "fleet.fully_sharded_loras=true"),
 }
 KINDS = ("vllm", "compose", "k8s", "kserve", "llm-d")
@@ -125,6 +130,8 @@ def test_vllm_takes_every_emitted_command(emitted: tuple[list[list[str]], list[d
         assert found["max_lora_rank"] >= scenario["adapters"]["rank"]
         assert found["tensor_parallel_size"] == scenario["fleet"].get("tensor_parallel", 1)
         assert found["max_model_len"] == scenario["fleet"].get("max_model_len")
+        drafts = scenario["fleet"].get("speculation")
+        assert (found["speculative_config"] or {}).get("num_speculative_tokens") == (drafts and drafts["tokens"])
     listed = [[name for name, _ in found["lora_modules"]] for found in parsed]
     assert listed == [["t0", "t1"] if name == "adapters" else [] for name in RUNS for _ in KINDS]
 

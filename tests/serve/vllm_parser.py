@@ -29,6 +29,7 @@ READ = (
     "enable_prefix_caching",
     "tensor_parallel_size",
     "fully_sharded_loras",
+    "speculative_config",
 )
 
 

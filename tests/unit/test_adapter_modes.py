@@ -41,6 +41,7 @@ HAD: dict[str, list[dict[str, Any]]] = {
 }
 
 OFFLOAD: dict[str, Any] = {"fleet.kv_offload": {"size": "1 GB"}}
+SPECULATION: dict[str, Any] = {"fleet.speculation": {"tokens": 3, "acceptance": 0.7, "draft": 0.05}}
 BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
     ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
     ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
@@ -72,6 +73,13 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
         "fleet.scheduling priority, fleet.front_end none, adapters.invocation_tokens None",
         {"fleet.engine": "vllm", "fleet.prefix_caching": True, "fleet.scheduling": "priority", **OFFLOAD},
     ),
+    (
+        "speculation",
+        "fleet.speculation",
+        "cache.eviction lru, fleet.batching mixed, fleet.kv_check whole-prompt, fleet.uncached_blocks first",
+        SPECULATION,
+    ),
+    ("speculation", "fleet.async_scheduling", "true", {**VLLM, "fleet.async_scheduling": True, **SPECULATION}),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,8 @@ def _said(engine: str, line: str, scenario: Scenario) -> list[str]:
         wanted = value_of(scenario, flag.keys[0]) if len(flag.keys) == 1 else None
         if isinstance(wanted, bool):
             assert (value, option.startswith("no-")) == ("", not wanted)
+        elif flag.keys == ("fleet.speculation",):
+            assert json.loads(value.strip("'"))["num_speculative_tokens"] == wanted.tokens
         elif wanted is not None and flag.keys[0] not in ("adapters.rank", "adapters.targets", "fleet.kv_offload.size"):
             assert value == str(wanted)
     return options
@@ -296,6 +300,20 @@ def test_command_lines_word_for_word(base: Path) -> None:
         "vLLM": f"{vllm} 16 --max-cpu-loras 8 {batch} --block-size 16 --num-gpu-blocks-override 2500 "
         "--no-enable-prefix-caching"
     }
+    drafts = "fleet.speculation={tokens: 3, acceptance: 70%, draft: 5%, method: "
+    for method, config in (
+        ("eagle3", '{"method":"eagle3","model":"DRAFT","num_speculative_tokens":3}'),
+        ("ngram", '{"method":"ngram","num_speculative_tokens":3}'),
+    ):
+        given = ["fleet.engine=vllm", "fleet.async_scheduling=false", drafts + method + "}"]
+        (line,) = engine_flags(load_scenario("base.yaml", given).scenario, KV).values()
+        words = shlex.split(line)
+        assert words[words.index("--speculative-config") + 1] == config
+        assert "--no-async-scheduling" in words
+        assert (
+            "--speculative-config"
+            not in engine_flags(load_scenario("base.yaml", [*given, "fleet.speculation.tokens=0"]).scenario, KV)["vLLM"]
+        )
     sglang = ["fleet.engine=sglang", "storage.mode=overlap", "fleet.load_at=admission", "fleet.batching=mixed"]
     assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario, KV) == {
         "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from strategies import build
+from strategies import build, write_profile
 
 from sim.spec.scenario import Scenario
 from sim.studies.plan.screen import screen
@@ -60,3 +60,34 @@ def busy_share(given: Scenario) -> float:
 def test_the_load_of_loaders_is_near_the_simulated_one(given: Scenario) -> None:
     """A miss that finds a copy in host memory costs 20 ms, not 200."""
     assert screen(build_world(given)).loader_load == pytest.approx(busy_share(given), rel=0.12)
+
+
+def drafting(tokens: int, draft: float, acceptance: float = 1.0) -> float:
+    """Return the load of a GPU whose steps all take as long, with drafts."""
+    given = build(
+        fleet={
+            "engine": "vllm",
+            "profile": write_profile(step={"fixed_s": 0.02, "tokens": [[0, 0.0], [10, 0.0]]}),
+            "async_scheduling": False,
+            "max_num_seqs": 64,
+            "speculation": {"tokens": tokens, "acceptance": acceptance, "draft": draft},
+        },
+        workload={
+            "requests": 2000,
+            "arrivals": {"process": "poisson", "rate": "2/s"},
+            "tokens": {"prompt": {**FIXED, "value": 50}, "output": {**FIXED, "value": 200}},
+        },
+        adapters={"count": 4, "rank": 16},
+        cache={"gpu": {"slots": 4}, "host": {"slots": 4}, "warm": 4},
+    )
+    load = screen(build_world(given)).gpu_load
+    assert load is not None
+    return load
+
+
+def test_capacity_with_drafts_follows_from_tokens_and_time_of_a_step() -> None:
+    alone = drafting(0, 0.5)
+    assert alone == pytest.approx(2 * 200 * 0.02 / 64)
+    assert drafting(3, 0.0) == pytest.approx(alone / 4)
+    assert drafting(3, 0.1) == pytest.approx(alone * 1.3 / 4)
+    assert drafting(3, 0.1, 0.5) == pytest.approx(alone * 1.3 / 1.875)

@@ -134,22 +134,26 @@ class BlockStore(ExactCount):
             return False
         self._free -= taken
         if not context:
-            self._admissions = request.place = self._admissions + 1
-            if not request.preemptions:
-                request.cached_tokens = cached
-            self._blocks[request.index] = list(found)
-            for block in found:
-                if not self._users[block]:
-                    del self._queue[block]
-                self._users[block] += 1
-                self.handed.add(block)
-            self._extra_users += len(found) - idle
-            if len(found) > idle:
-                self._found_in_use[request.index] = len(found) - idle
+            self._share(request, found, idle, cached)
         blocks = self._blocks[request.index]
         while len(blocks) * size < context + cached + tokens:
             blocks.append(self._next_block())
         return True
+
+    def _share(self, request: Request, found: list[int], idle: int, cached: int) -> None:
+        """Let a request that joins use the blocks that it found, ``idle`` of which nobody uses."""
+        self._admissions = request.place = self._admissions + 1
+        if not request.preemptions:
+            request.cached_tokens = cached
+        self._blocks[request.index] = list(found)
+        for block in found:
+            if not self._users[block]:
+                del self._queue[block]
+            self._users[block] += 1
+            self.handed.add(block)
+        self._extra_users += len(found) - idle
+        if len(found) > idle:
+            self._found_in_use[request.index] = len(found) - idle
 
     def reserve(self, request: Request, tokens: int, room_for: int, cached: int) -> bool:
         return self._give(request, tokens, room_for, cached)

@@ -50,6 +50,8 @@ class KvStore(ABC):
     :ivar running: the batch, in the order in which its sequences joined: a dict used as an ordered set. The scheduler
         fills it; a store only reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
+    :ivar drafted: tokens that the step verifies besides the one of each decoding sequence (speculative decoding).
+    :ivar padding: tokens that the request of the last ``take`` computes to no use.
     :ivar aside: tokens of sequences that only hold their blocks, those in ``apart`` included.
     :ivar apart: requests outside the batch that hold blocks, from ``set_apart`` on: their KV is on its way, to or from
         another place.
@@ -67,6 +69,7 @@ class KvStore(ABC):
         self.apart: dict[Request, None] = {}
         self.decoding = 0
         self.tokens = 0
+        self.drafted = self.padding = 0
         self.aside = 0
         self.lags = False
 

@@ -369,6 +369,8 @@ def beyond_flags(scenario: Scenario) -> list[str]:
         found.append(f"token buckets of {', '.join(limited)}: a gateway in front of the engine has to limit them")
     if fleet.full_models is not None:
         found.append("replicas of full models, each started like this with its own MODEL and without LoRA")
+    if fleet.speculation is not None and fleet.speculation.method != "ngram":
+        found.append("DRAFT, the repository or path of the model that drafts")
     if scenario.adapters.base_quantization != "bf16":
         found.append(f"base weights in {scenario.adapters.base_quantization}: start from a checkpoint in this format")
     return found

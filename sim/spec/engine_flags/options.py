@@ -5,7 +5,9 @@ The options are those of ``options.toml``; the rules that it names are here.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,6 +180,16 @@ def _prefill_interval(replica: Replica) -> int | None:
     return steps if steps > 1 and _from(replica, _INTERVAL_FROM) else None
 
 
+def _drafts(replica: Replica) -> str | None:
+    """Return what vLLM has to know of drafts; ``DRAFT`` stands for the model that makes them."""
+    spec = replica.scenario.fleet.speculation
+    if spec is None or not spec.tokens:
+        return None
+    model = {} if spec.method == "ngram" else {"model": "DRAFT"}
+    config = {"method": spec.method, **model, "num_speculative_tokens": spec.tokens}
+    return shlex.quote(json.dumps(config, separators=(",", ":")))
+
+
 def _from(replica: Replica, first: tuple[int, int]) -> bool:
     """Return whether a replica's version of vLLM is this one or a newer one."""
     return tuple(map(int, (release_of(replica.scenario.fleet.engine) or "0").split(".")[:2])) >= first
@@ -212,6 +224,7 @@ def _without_overlap(replica: Replica) -> bool | None:
 
 _WRITTEN: Mapping[str, Written] = {
     "always": lambda replica: True,
+    "drafts": _drafts,
     "eviction": _eviction,
     "host-kv": _host_kv,
     "host-slots": _host_slots,

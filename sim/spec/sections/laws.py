@@ -12,11 +12,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
 from pydantic_core import CoreSchema
 
 from sim.spec.base import Strict, located
-from sim.spec.units import TIME_SCHEMA, Seconds, format_seconds, parse_seconds
+from sim.spec.units import SHARE_SCHEMA, TIME_SCHEMA, Seconds, Share, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,21 @@ MAX_TOKENS = 10_000_000
 """Tokens of a request, prompt and answer together, at most: many times the longest context of any model."""
 
 TokenCount = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
+
+
+def _by_position(value: object) -> object:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+Acceptance = Annotated[
+    tuple[Share, ...],
+    BeforeValidator(_by_position),
+    Field(min_length=1, max_length=64),
+    WithJsonSchema(
+        {"anyOf": [SHARE_SCHEMA, {"type": "array", "items": SHARE_SCHEMA, "minItems": 1}], "examples": ["70%"]}
+    ),
+]
+"""How likely a drafted token is accepted if all before it were: by position, the last of which holds for later ones."""
 
 _QUANTILES = {"p50": 0.0, "p90": 1.2815515655446004, "p99": 2.3263478740408408}
 """Standard normal quantiles."""

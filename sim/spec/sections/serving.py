@@ -22,7 +22,7 @@ from sim.spec.engines import DEFAULT_ENGINE, ENGINES
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.control_plane import Autoscale
-from sim.spec.sections.laws import MAX_TOKENS, TimeLaw, TimeOrLaw
+from sim.spec.sections.laws import MAX_TOKENS, Acceptance, TimeLaw, TimeOrLaw
 from sim.spec.units import Bandwidth, Bytes, Price, Seconds, Share
 
 # Several kinds of replica in one fleet, replicas of full models among them: which requests each takes.
@@ -112,6 +112,22 @@ class ReadFailures(Strict):
     """For how long the prefill replica still holds the blocks (``kv_lease_duration``)."""
 
 
+class Speculation(Strict):
+    """A draft guesses the next tokens of each sequence, and the next step verifies them (speculative decoding)."""
+
+    tokens: NonNegativeInt = Field(le=64)
+    """Tokens drafted for each sequence in every step (vLLM's ``num_speculative_tokens``). 0: none."""
+    acceptance: Acceptance
+    """How likely a drafted token is accepted if all before it were: ``70%``, or a list by position, the last of which
+    holds for later ones. It is that of the base model, and of adapters without an ``acceptance`` of their own
+    (``adapters``)."""
+    draft: Share
+    """Time of drafting one token, as a share of the model's own decode step without adapters: 0% for n-gram, about 10%
+    for EAGLE, and for a small model the ratio of the two sizes."""
+    method: Literal["eagle3", "draft_model", "ngram"] = "eagle3"
+    """Where drafts come from. A draft with KV of its own (not ``ngram``) takes blocks for ``tokens`` more."""
+
+
 class KvTransfer(Strict):
     """How decode replicas read the KV of prompts from prefill replicas (vLLM's NixlConnector, pull mode)."""
 
@@ -194,6 +210,8 @@ class ReplicaKeys(Strict):
     at once. ``last``: behind cached ones, as in vLLM before 0.23."""
     kv_offload: KvOffload | None = None
     """Host memory for the KV of prompts (docs/kv-offload.md)."""
+    speculation: Speculation | None = None
+    """Drafted tokens that a step verifies (docs/speculation.md)."""
     kv_tokens: PositiveInt | None = None
     """KV cache of one replica in tokens; unset: the memory that weights and slots leave."""
     max_model_len: PositiveInt | None = None
@@ -504,7 +522,17 @@ class Fleet(ReplicaKeys):
                 got="admission_interval 1",
                 hint="give admission_interval, such as 20",
             )
-        if self.max_num_batched_tokens < self.max_num_seqs:
+        drafted = 0 if self.speculation is None else self.speculation.tokens
+        needed = self.max_num_seqs * (1 + drafted)
+        if drafted and self.max_num_batched_tokens < needed:
+            yield located(
+                "speculation.tokens",
+                "every running sequence needs its token and its drafts of the budget",
+                got=f"{drafted}, with max_num_batched_tokens {self.max_num_batched_tokens}",
+                allowed=f"max_num_batched_tokens of {needed} or more for max_num_seqs {self.max_num_seqs}",
+                hint="or lower max_num_seqs",
+            )
+        elif self.max_num_batched_tokens < self.max_num_seqs:
             yield located(
                 "max_num_batched_tokens",
                 "every running sequence needs one token of the budget",

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.benchmark_clients import SeededClient, VllmBench
-from sim.spec.sections.laws import MAX_TOKENS, FixedTokens, LognormalTokens, TokenLaw
+from sim.spec.sections.laws import MAX_TOKENS, Acceptance, FixedTokens, LognormalTokens, TokenLaw
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.traffic_laws import (
     Arrivals,
@@ -249,13 +249,15 @@ class AdapterKind(Strict):
     ``experts`` (matrices for each expert) or ``experts-shared-outer`` (those on the hidden side shared by all)."""
     size: Bytes | None = None
     """Bytes of one adapter or full model; unset: computed from rank and targets, or the profile's weights."""
+    acceptance: Acceptance | None = None
+    """With ``fleet.speculation``: of drafts for these adapters; unset: that of the base model."""
 
     @checks
     def _whole(self) -> Errors:
         for key in ("rank", "targets"):
             if self.kind == "full" and key in self.model_fields_set:
                 yield located(key, f"a full fine-tune has no {key}", got=getattr(self, key), hint=f"remove {key}")
-        for key in ("rank", "targets", "size"):
+        for key in ("rank", "targets", "size", "acceptance"):
             if self.kind == "base" and key in self.model_fields_set:
                 problem = f"requests to the base model have no adapter, and so no {key}"
                 yield located(key, problem, got=getattr(self, key), hint=f"remove {key}")
@@ -275,6 +277,9 @@ class Adapters(Strict):
     """Modules with LoRA weights (without a mix)."""
     size: Bytes | None = None
     """Bytes of one adapter (without a mix); unset: computed from rank, targets and the base model."""
+    acceptance: Acceptance | None = None
+    """With ``fleet.speculation``: how likely drafts for adapters are accepted (without a mix), since a draft knows no
+    adapter; unset: as likely as for the base model."""
     dtype: Literal["fp16", "bf16", "fp32", "fp8"] = "fp16"
     """Number format of the adapters' weights."""
     base_quantization: Literal["bf16", "int8", "nf4"] = "bf16"
@@ -295,7 +300,7 @@ class Adapters(Strict):
     @checks
     def _one_way(self) -> Errors:
         if self.mix:
-            for key in ("rank", "targets", "size"):
+            for key in ("rank", "targets", "size", "acceptance"):
                 if key in self.model_fields_set:
                     yield located(key, f"give {key} in the mix or for all adapters, not both")
             total = sum(kind.share for kind in self.mix)

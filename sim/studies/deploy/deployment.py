@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,7 +295,7 @@ class Deployment:
         :param adapters_in: the folder in which the server finds the adapters.
         """
         found = [
-            (option.text.split(), self.run.of(" and ".join(option.keys)) if option.keys else "")
+            (shlex.split(option.text), self.run.of(" and ".join(option.keys)) if option.keys else "")
             for option in self.command.options
         ]
         if self.adapters:

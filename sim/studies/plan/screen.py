@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.policies.replay.lru_curve import che_miss_ratios, che_misses
-from sim.spec.profile import TierCost
+from sim.spec.profile import LoraCost, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.world.memory.gpu_memory import padded_rank
@@ -162,7 +162,8 @@ def _batch(pool: Pool, rate: float, blocked: float) -> tuple[float | None, float
     """Return the batch at which a replica keeps up, the load of the GPU, and the share of the KV cache.
 
     A batch of b sequences yields b tokens per step of t(b) seconds, so it serves b / (t(b) · output) requests per
-    second; the step also computes a share of their prompts. While a load blocks, nothing runs.
+    second; the step also computes a share of their prompts. While a load blocks, nothing runs. With speculation a
+    sequence yields as many tokens as the accept length says, and the step verifies and drafts.
     """
     scenario = pool.scenario
     assert pool.profile is not None, "a batching engine has a profile"
@@ -174,15 +175,22 @@ def _batch(pool: Pool, rate: float, blocked: float) -> tuple[float | None, float
     most = max(1, min(scenario.fleet.max_num_seqs, int(pool.kv_tokens / held)))
     shares, _, with_adapter = _shares(pool)
     best, enough = 0.0, None
+    spec = scenario.fleet.speculation
+    drafted = 0 if spec is None else spec.tokens
+    each = pool.accept_length
+    alone = StepCosts(pool.profile.step.model_copy(update={"lora": LoraCost()}), 0, pool.batched_tokens)
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
-        prefill = prompt / output * batch
-        tokens = min(pool.batched_tokens, int(batch + prefill))
+        prefill = prompt / output * batch * each
+        tokens = min(pool.batched_tokens, int(batch * (1 + drafted) + prefill))
         distinct = float(-np.expm1(batch * with_adapter * np.log1p(-np.minimum(shares, 1 - 1e-12))).sum())
         distinct = min(distinct, pool.capacity if scenario.cache.gpu.slots else batch)
         step = costs.step(tokens, int(batch * held), int(distinct), int(distinct * _mean_of_adapters(pool, pool.ranks)))
+        if drafted and spec is not None:
+            one = alone.step(tokens, int(batch * held), 0, 0)
+            step += spec.draft * (one + (drafted - 1) * alone.step(batch, int(batch * held), 0, 0))
         host = costs.host_s(batch)
         step = max(step, host) if pool.asynchronous else step + host
-        serves = batch / (step * output) * max(0.0, 1 - blocked)
+        serves = batch * each / (step * output) * max(0.0, 1 - blocked)
         best = max(best, serves)
         if serves >= rate and enough is None:
             enough = float(batch)

@@ -10,6 +10,7 @@ from mypy_extensions import mypyc_attr
 
 from sim.policies.front_end import FrontEnd
 from sim.policies.scheduler import Scheduler, Step
+from sim.policies.speculation import SpeculativeScheduler
 from sim.results.records import REFUSED
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, BOUNDARY, Call
@@ -67,6 +68,9 @@ class BatchServer(Server):
         totals = super().totals()
         totals.kv_peak_share = self.scheduler.kv.peak_share()
         totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
+        scheduler = self.scheduler
+        if isinstance(scheduler, SpeculativeScheduler):
+            totals.verified, totals.drafted, totals.accepted = scheduler.verified, scheduler.drafted, scheduler.accepted
         return totals
 
     def cached_tokens(self, request: Request) -> int:

@@ -115,6 +115,7 @@ class ReplicaTotals:
     :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
     :ivar kv_loaded, kv_stored: tokens whose KV was copied from and to host memory.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
+    :ivar verified, drafted, accepted: drafts of one sequence in one step, their tokens, and those that were accepted.
     """
 
     inside_area: float = 0.0
@@ -125,6 +126,9 @@ class ReplicaTotals:
     merged_gaps: float = 0.0
     kv_loaded: int = 0
     kv_stored: int = 0
+    verified: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     def add(self, other: ReplicaTotals) -> None:
         """Add the totals of another replica."""
@@ -136,6 +140,9 @@ class ReplicaTotals:
         self.merged_gaps += other.merged_gaps
         self.kv_loaded += other.kv_loaded
         self.kv_stored += other.kv_stored
+        self.verified += other.verified
+        self.drafted += other.drafted
+        self.accepted += other.accepted
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
