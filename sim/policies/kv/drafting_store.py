@@ -74,7 +74,9 @@ class DraftingStore(BlockStore):
         return super().cached_tokens(request) if self.caches else 0
 
     def known_tokens(self, request: Request) -> int:
-        return self.cached_tokens(request)
+        known = self.cached_tokens(request)
+        self.drop_keys(request)  # it may never come here
+        return known
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
         pads = tokens == 1 and not request.context and self.pads and (self.decoding > 0 or cached > 0)
@@ -135,6 +137,7 @@ class DraftingStore(BlockStore):
                 self.decoding -= 1
                 self.tokens -= held_tokens(request, self._step)
             self._fill(request, known // self.size)
+            self.drop_keys(request)
             self._free_blocks(request, 0)
 
     def check_integrity(self) -> None:
