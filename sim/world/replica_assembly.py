@@ -25,7 +25,6 @@ from sim.policies.sglang_scheduler import SglangScheduler
 from sim.policies.speculation import Drafts, SpeculativeScheduler
 from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec import adapter_modes as modes
-from sim.spec.profile import LoraCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.adapters import Population
@@ -253,7 +252,6 @@ def _speculative(
     fleet = pool.scenario.fleet
     spec = fleet.speculation
     assert spec is not None, "checked by the caller"
-    assert pool.profile is not None, "checked by build_world"
     assert pool.kv_tokens is not None, "checked by build_world"
     blocks = pool.kv_tokens // fleet.block_size
     store = DraftingStore(
@@ -265,9 +263,8 @@ def _speculative(
         limits.batched_tokens,
         finds=fleet.prefix_caching,
     )
-    alone = StepCosts(pool.profile.step.model_copy(update={"lora": LoraCost()}), 0, limits.batched_tokens)
     key = draws.shared_key("speculation")
-    drafts = Drafts(spec.tokens, pool.acceptances, spec.draft, alone, key)
+    drafts = Drafts(spec.tokens, pool.acceptances, spec.draft, costs.without_adapters(), key)
     return SpeculativeScheduler(limits, store, mode.waiting, pool.ranks, costs, drafts)
 
 

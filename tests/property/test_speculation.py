@@ -464,3 +464,10 @@ def test_a_run_without_room_for_any_draft_has_no_metrics_of_drafts() -> None:
     recording = simulate(world, 0, 1)
     assert (recording.requests["status"] == COMPLETED).all()
     assert "drafts_wasted" not in summarise([recording], facts_of(world), {}, []).metrics
+
+
+def test_an_acceptance_without_speculation_is_said_to_have_no_effect() -> None:
+    sections = twin_sections(Random(1))
+    del sections["fleet"]["speculation"]
+    notes = build_world(build(**sections)).notes
+    assert "adapters: an acceptance has no effect without fleet.speculation" in notes
