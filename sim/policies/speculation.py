@@ -33,7 +33,7 @@ def chances(acceptance: Sequence[float], tokens: int) -> list[float]:
 
 
 def accept_length(acceptance: Sequence[float], tokens: int) -> float:
-    """Return how many tokens a sequence gets in a step, in the mean."""
+    """Return the mean number of tokens that a sequence gets in a step."""
     return 1.0 + sum(chances(acceptance, tokens))
 
 
@@ -100,7 +100,7 @@ class WalkedEnds(DecodeEnds):
         self.next_step = request.last_step
 
     def remove(self, request: Request) -> None:
-        """Nothing to do: only the step under way has ends, and nobody leaves early between it and ``pop_next``."""
+        """Nothing to do: only the step under way has ends, and no sequence leaves between it and ``pop_next``."""
 
     def pop_next(self) -> list[Request]:
         ended, self.ended = self.ended, []
