@@ -214,14 +214,14 @@ def make_server(
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
+    if pool.asynchronous:
+        mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
     if fleet.speculation is not None and fleet.speculation.tokens:
         return wrap_server(BatchServer)(parts, _speculative(pool, mode, limits, costs, draws), mode)
     if fleet.kv_offload is not None:
         return _offload_server(pool, parts, mode, limits, costs, wrap_server)
     if pool.role != "both":
         store = _kv_store(pool, pool.kv_tokens)
-        if pool.asynchronous:
-            mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
         if pool.role == "prefill":
             keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
             return wrap_server(PrefillServer)(parts, keeps, mode)
@@ -231,8 +231,6 @@ def make_server(
         return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes, draws.shared_key("kv-reads"))
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
-    if pool.asynchronous:
-        mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
     if fleet.scheduling == "priority":
         mode.waiting.by_priority = True
         server = wrap_server(PriorityServer)(parts, scheduler, mode)
@@ -294,8 +292,6 @@ def _offload_server(
     assert isinstance(server, OffloadServer), "a wrapper returns a subclass"
     sizes = [size / gpus for size in pool.population.size_bytes.tolist()]
     mode.shares_bus = lambda adapter, now: server.to_gpu.copy_adapter(sizes[adapter], now)
-    if pool.asynchronous:
-        mode.copy_s = tier_times(pool.scenario, profile, pool.population)[1].mean_s
     return server
 
 

@@ -189,7 +189,7 @@ class BlockStore(ExactCount):
 
     def give_back(self, requests: list[Request], *, early: bool = False) -> None:
         self._assign(0)
-        for request in sorted(requests, key=_place):
+        for request in sorted(requests, key=by_place):
             tokens, unknown = request.context, 0
             if request.last_step == HOLDING:
                 self.aside -= tokens
@@ -237,7 +237,7 @@ class BlockStore(ExactCount):
         assert sorted(self._queue) == [block for block, count in enumerate(users) if not count]
 
 
-def _place(request: Request) -> int:
+def by_place(request: Request) -> int:
     return request.place
 
 

@@ -5,7 +5,7 @@ Source: vLLM 0.33 ``v1/core/kv_cache_manager.py``, ``allocate_slots``.
 
 from __future__ import annotations
 
-from sim.policies.kv.block_store import BlockStore
+from sim.policies.kv.block_store import BlockStore, by_place
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
@@ -130,7 +130,7 @@ class DraftingStore(BlockStore):
         return self
 
     def give_back(self, requests: list[Request], *, early: bool = False) -> None:
-        for request in sorted(requests, key=_place):
+        for request in sorted(requests, key=by_place):
             known = request.context
             if request.last_step >= 0:
                 known = self._known_tokens.pop(request.index, known)
@@ -153,7 +153,3 @@ class DraftingStore(BlockStore):
         assert (self.decoding, self.tokens) == (len(decoding), sum(held))
         for request, tokens in zip(decoding, held, strict=True):
             assert len(self._blocks[request.index]) * self.size >= tokens
-
-
-def _place(request: Request) -> int:
-    return request.place
