@@ -238,6 +238,7 @@ class BlockStore(ExactCount):
 
 
 def by_place(request: Request) -> int:
+    """Return a request's place among all admissions, as a key to sort by."""
     return request.place
 
 
