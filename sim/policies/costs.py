@@ -127,6 +127,10 @@ class StepCosts:
         """Return the seconds of the host for one step of so many sequences."""
         return self._host + self._host_sequence * sequences
 
+    def without_adapters(self) -> StepCosts:
+        """Return the costs of steps that run without the kernels of LoRA."""
+        return StepCosts(self._made_of[0].model_copy(update={"lora": LoraCost()}), 0, self._made_of[2])
+
     def with_base_model(self) -> StepCosts:
         """Return these costs for a replica that also serves requests without an adapter."""
         return CostsWithBaseModel(*self._made_of)
@@ -142,7 +146,7 @@ class CostsWithBaseModel(StepCosts):
         self, cost: StepCost, slots: int, max_tokens: int, max_rank: int = 0, experts: ExpertReads | None = None
     ) -> None:
         super().__init__(cost, slots, max_tokens, max_rank, experts)
-        self._without = StepCosts(cost.model_copy(update={"lora": LoraCost()}), 0, max_tokens)
+        self._without = self.without_adapters()
         self.least_s = self._without.least_s
 
     def step(

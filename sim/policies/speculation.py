@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sim.policies.admission import WaitingQueue
-from sim.policies.costs import NO_DETAILS, StepCosts, StepDetails
+from sim.policies.costs import StepCosts, StepDetails
 from sim.policies.decode_ends import NEVER, DecodeEnds, by_index
 from sim.policies.kv.drafting_store import DraftingStore
 from sim.policies.scheduler import Limits, Scheduler, Step
@@ -33,7 +33,7 @@ def chances(acceptance: Sequence[float], tokens: int) -> list[float]:
 
 
 def accept_length(acceptance: Sequence[float], tokens: int) -> float:
-    """Return how many tokens a sequence gets in a step, in the mean."""
+    """Return the mean number of tokens that a sequence gets in a step."""
     return 1.0 + sum(chances(acceptance, tokens))
 
 
@@ -67,14 +67,14 @@ class Drafts:
             accepted += 1
         return accepted
 
-    def seconds(self, tokens: int, sequences: int, kv_tokens: int, details: StepDetails) -> float:
+    def seconds(self, tokens: int, kv_tokens: int, details: StepDetails) -> float:
         """Return the time of drafting behind a step: the draft's first token needs all that the step computed.
 
-        :param tokens: of the step; ``details``: its own, if costs are detailed.
+        :param tokens: of the step; ``details``: its own.
         """
         if not self._share:
             return 0.0
-        later = sequences, 0, 0.0, 0, 0
+        sequences, later = details[0], (details[0], 0, 0.0, 0, 0)
         seconds = self._costs.step(tokens, kv_tokens, 0, 0, details)
         return self._share * (seconds + (self.tokens - 1) * self._costs.step(sequences, kv_tokens, 0, 0, later))
 
@@ -100,7 +100,7 @@ class WalkedEnds(DecodeEnds):
         self.next_step = request.last_step
 
     def remove(self, request: Request) -> None:
-        """Nothing to do: only the step under way has ends, and nobody leaves early between it and ``pop_next``."""
+        """Nothing to do: only the step under way has ends, and no sequence leaves between it and ``pop_next``."""
 
     def pop_next(self) -> list[Request]:
         ended, self.ended = self.ended, []
@@ -135,12 +135,9 @@ class SpeculativeScheduler(Scheduler):
         kv.pads = self._partial is None
         step = super().compose(now)
         if step.tokens:
-            details = NO_DETAILS
-            if self._costs.detailed:
-                sequences, prompt_tokens, attended, _, _ = self.details()
-                details = sequences, prompt_tokens, attended, 0, 0
-            sequences, kv_tokens = step.decoding + len(step.prefills), kv.tokens + step.decoding + kv.drafted
-            step.first_s += self._drafts.seconds(step.tokens, sequences, kv_tokens, details)
+            sequences, prompt_tokens, attended, _, _ = self.details()
+            details, kv_tokens = (sequences, prompt_tokens, attended, 0, 0), kv.tokens + step.decoding + kv.drafted
+            step.first_s += self._drafts.seconds(step.tokens, kv_tokens, details)
         return step
 
     def _equal_steps(self) -> int:

@@ -408,22 +408,25 @@ EXPERTS_SINCE = (0, 12)
 """A version of vLLM that keeps experts in its slots; 0.11.0 refused such adapters (vllm#21229)."""
 
 
+TARGETS_SINCE = (0, 17)
+"""The first version with ``--lora-target-modules`` (vllm#34984), which took vLLM's own names of packed modules."""
+
+
+def is_vllm_since(name: str, first: tuple[int, ...]) -> bool:
+    """Return whether the name of an engine stands for this version of vLLM or a newer one."""
+    release = release_of(name) if "vLLM" in ENGINES[name].flags else None
+    return release is not None and tuple(map(int, release.split(".")[:3])) >= first
+
+
 def keeps_experts(name: str) -> bool:
     """Return whether the slots of an engine for adapters on experts are known: vLLM's, and of engines that are none."""
-    if not ENGINES[name].preset:
-        return True
-    release = release_of(name) if "vLLM" in ENGINES[name].flags else None
-    return release is not None and tuple(map(int, release.split(".")[:2])) >= EXPERTS_SINCE
+    return not ENGINES[name].preset or is_vllm_since(name, EXPERTS_SINCE)
 
 
 def schedulings_of(engine: str) -> tuple[str, ...]:
     """Return the values of ``fleet.scheduling`` that an engine, or this version of it, has."""
-    known = ENGINES[engine].schedulings
-    release = release_of(engine)
-    numbers = () if release is None else tuple(int(part) for part in release.split(".")[:3])
-    if "vLLM" in ENGINES[engine].flags and numbers and numbers < _PRIORITY_FROM:
-        return ("fcfs",)
-    return known
+    versioned = "vLLM" in ENGINES[engine].flags and release_of(engine) is not None
+    return ("fcfs",) if versioned and not is_vllm_since(engine, _PRIORITY_FROM) else ENGINES[engine].schedulings
 
 
 def engine_words(name: str) -> str:

@@ -473,6 +473,11 @@ def _made(profile: Profile) -> str:
     return shelved(profile.name).engine
 
 
+def is_mixture(profile: Profile) -> bool:
+    """Return whether a profile's model is a mixture of experts."""
+    return profile.model in MIXTURES if profile.shape is None else profile.shape.experts > 0
+
+
 def is_model(given: str, known: str) -> bool:
     """Return whether a name is that of a model: ``Qwen/Qwen2.5-14B-Instruct`` has the layers of ``qwen2.5-14b``."""
     return plain_name(given) == plain_name(known)

@@ -74,12 +74,6 @@ def _swaps(s: Scenario) -> str:
     return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in swaps), "")
 
 
-def _replaced(s: Scenario) -> str:
-    """Return the strategy of the first rollout that keeps the adapter's name, at its key; empty: none does."""
-    kept = ((i, each.strategy) for i, each in enumerate(s.rollouts) if each.strategy != "new-name")
-    return next((f"rollouts.{i}.strategy {strategy}" for i, strategy in kept), "")
-
-
 def _not_for_roles(s: Scenario) -> str:
     """Return what does not go with replicas for prefill and for decode; empty: all does."""
     for kind in s.kinds:
@@ -105,9 +99,7 @@ def _not_with_speculation(s: Scenario) -> str:
             return f"fleet.{key} {getattr(fleet, key)}"
     if fleet.kv_offload is not None:
         return "fleet.kv_offload"
-    if s.adapters.invocation_tokens is not None:
-        return "adapters.invocation_tokens"
-    return _replaced(s)
+    return "" if s.adapters.invocation_tokens is None else "adapters.invocation_tokens"
 
 
 SHARED: tuple[Row, ...] = (
@@ -387,6 +379,12 @@ CHANGES = (
 CHANGED_REPLICAS = When(
     lambda s: s.changed_by,
     Rule(
+        "rollouts.{i}.strategy: with KV offload or speculation, new versions need names of their own",
+        lambda s, it, i: it.strategy != "new-name" and (s.fleet.kv_offload or s.fleet.speculation) and it.strategy,
+        allowed="new-name",
+        hint="set it, or remove fleet.kv_offload and fleet.speculation",
+    ),
+    Rule(
         "{s.changed_by}: eviction {s.cache.eviction} needs a fleet that doesn't change during the run",
         lambda s: s.eviction_policy.needs_future,
         hint="choose another cache.eviction",
@@ -502,14 +500,9 @@ ONE_KIND: tuple[Row, ...] = (
     ),
     First(*OTHER_CHOICES, *MODES),
     Rule(
-        "fleet.kv_offload: KV of replaced weights would stay in host memory, so versions need names of their own",
-        lambda s: s.fleet.kv_offload is not None and _replaced(s),
-        hint="set strategy: new-name, or remove kv_offload",
-    ),
-    Rule(
         "fleet.speculation: this does not combine with speculation yet",
         lambda s: s.fleet.speculation is not None and _not_with_speculation(s),
-        allowed="scheduling fcfs, front_end none, rollouts with strategy new-name, no kv_offload, no invocation_tokens",
+        allowed="scheduling fcfs, front_end none, no kv_offload, no invocation_tokens",
     ),
     AUTOSCALER,
     CONTROLLER,

@@ -281,7 +281,7 @@ class Fleet:
                 "kv_loaded_tokens": float(totals.kv_loaded),
                 "kv_stored_tokens": float(totals.kv_stored),
             }
-        if totals.verified:
+        if totals.drafted:
             recording.facts |= {
                 "drafts_verified": float(totals.verified),
                 "drafted_tokens": float(totals.drafted),

@@ -1,9 +1,8 @@
 """Token buckets of tenants in front of the fleet, as gateways limit tokens or requests per minute.
 
-A request takes the tokens of its prompt and its answer when it is sent on, as if its ``max_tokens`` were exact, or one
-where the bucket counts requests. One for
-which the bucket of its tenant lacks tokens waits in front of the fleet, behind the tenant's own, or is refused. A
-request that is sent again takes no tokens.
+A request takes the tokens of its prompt and its answer when it is sent on, as if its ``max_tokens`` were exact; where
+the bucket counts requests, it takes one. If the bucket lacks them, the request is refused, or waits in front of the
+fleet behind others of its tenant. A request that is sent again takes nothing.
 """
 
 from __future__ import annotations

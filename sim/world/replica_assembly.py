@@ -25,7 +25,6 @@ from sim.policies.sglang_scheduler import SglangScheduler
 from sim.policies.speculation import Drafts, SpeculativeScheduler
 from sim.policies.transfer_scheduler import PromptReads, TransferScheduler
 from sim.spec import adapter_modes as modes
-from sim.spec.profile import LoraCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.adapters import Population
@@ -215,14 +214,14 @@ def make_server(
             longest_prefix_first=fleet.scheduling == "lpm",
         )
         return wrap_server(BatchServer)(parts, sglang, mode)
+    if pool.asynchronous:
+        mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
     if fleet.speculation is not None and fleet.speculation.tokens:
         return wrap_server(BatchServer)(parts, _speculative(pool, mode, limits, costs, draws), mode)
     if fleet.kv_offload is not None:
         return _offload_server(pool, parts, mode, limits, costs, wrap_server)
     if pool.role != "both":
         store = _kv_store(pool, pool.kv_tokens)
-        if pool.asynchronous:
-            mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
         if pool.role == "prefill":
             keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
             return wrap_server(PrefillServer)(parts, keeps, mode)
@@ -232,8 +231,6 @@ def make_server(
         return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes, draws.shared_key("kv-reads"))
     make_scheduler = FairScheduler if _is_fair(scenario) else Scheduler
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
-    if pool.asynchronous:
-        mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
     if fleet.scheduling == "priority":
         mode.waiting.by_priority = True
         server = wrap_server(PriorityServer)(parts, scheduler, mode)
@@ -253,7 +250,6 @@ def _speculative(
     fleet = pool.scenario.fleet
     spec = fleet.speculation
     assert spec is not None, "checked by the caller"
-    assert pool.profile is not None, "checked by build_world"
     assert pool.kv_tokens is not None, "checked by build_world"
     blocks = pool.kv_tokens // fleet.block_size
     store = DraftingStore(
@@ -265,9 +261,8 @@ def _speculative(
         limits.batched_tokens,
         finds=fleet.prefix_caching,
     )
-    alone = StepCosts(pool.profile.step.model_copy(update={"lora": LoraCost()}), 0, limits.batched_tokens)
     key = draws.shared_key("speculation")
-    drafts = Drafts(spec.tokens, pool.acceptances, spec.draft, alone, key)
+    drafts = Drafts(spec.tokens, pool.acceptances, spec.draft, costs.without_adapters(), key)
     return SpeculativeScheduler(limits, store, mode.waiting, pool.ranks, costs, drafts)
 
 
@@ -297,8 +292,6 @@ def _offload_server(
     assert isinstance(server, OffloadServer), "a wrapper returns a subclass"
     sizes = [size / gpus for size in pool.population.size_bytes.tolist()]
     mode.shares_bus = lambda adapter, now: server.to_gpu.copy_adapter(sizes[adapter], now)
-    if pool.asynchronous:
-        mode.copy_s = tier_times(pool.scenario, profile, pool.population)[1].mean_s
     return server
 
 

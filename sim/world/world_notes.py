@@ -243,7 +243,9 @@ def _offload_notes(pool: Pool) -> list[str]:
 
 
 def _speculation_notes(pool: Pool) -> list[str]:
-    spec = pool.scenario.fleet.speculation
+    spec, adapters = pool.scenario.fleet.speculation, pool.scenario.adapters
+    if spec is None and (adapters.acceptance or any(kind.acceptance for kind in adapters.mix)):
+        return ["adapters: an acceptance has no effect without fleet.speculation"]
     if spec is None or not spec.tokens:
         return []
     return [

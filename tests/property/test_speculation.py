@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from drafting_fleets import HOST_S, STEP, twin_sections
 from integrity import simulate_checked
-from strategies import build, write_profile
+from strategies import build, write_profile, write_trace
 from test_kv_transfers import fleet_of
 
 from sim.policies.costs import StepCosts
+from sim.policies.kv.drafting_store import DraftingStore
 from sim.policies.speculation import Drafts, accept_length, chances
+from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, Recording
 from sim.rng import stream_key, uniform_draw
 from sim.spec.profile import StepCost
+from sim.studies.evaluate import facts_of
 from sim.traffic.request import BASE_MODEL, Request
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -436,3 +439,35 @@ def assert_tokens_add_up(recording: Recording, tokens: int) -> None:
     assert answers <= given  # what is accepted behind the end of an answer is dropped
     assert given - answers <= np.sum(done) * tokens + np.sum(requests["preemptions"])
     assert chances([0.7, 0.4], tokens)[0] == 0.7
+
+
+def test_a_request_that_is_sent_again_finds_the_blocks_of_its_new_adapter_alone() -> None:
+    store = DraftingStore(total=16, size=4, tokens=2, ahead=0, longest=60, budget=64, finds=True)
+    first = Request(0, 0.0, adapter=0, prompt_tokens=12, output_tokens=4, text_key=7)
+    assert store.reserve_decodes()
+    assert store.take(first, 12, 12, store.cached_tokens(first))
+    first.context = 12
+    store.give_back([first], early=True)
+    found = [Request(0, 0.0, adapter, 13, 4, text_key=7) for adapter in (1, 0)]
+    assert [store.known_tokens(request) for request in found] == [0, 12]
+    assert not store._keys, "keys of requests that have left, or never came, pile up"
+
+
+def test_a_run_without_room_for_any_draft_has_no_metrics_of_drafts() -> None:
+    rows = [(float(second), 0, 10, 2) for second in range(5)]
+    speculation = {"tokens": 3, "acceptance": 0.5, "draft": 0.1}
+    fleet = {"engine": "vllm", "profile": write_profile(step=STEP), "async_scheduling": False, "kv_tokens": 512}
+    fleet |= {"max_model_len": 12, "max_num_seqs": 4, "speculation": speculation}
+    cache = {"gpu": {"slots": 1}, "host": {"slots": 1}}
+    sections = {"workload": {"trace": {"file": write_trace(rows)}}, "adapters": {"count": 1, "rank": 8}}
+    world = build_world(build(**sections, cache=cache, fleet=fleet))
+    recording = simulate(world, 0, 1)
+    assert (recording.requests["status"] == COMPLETED).all()
+    assert "drafts_wasted" not in summarise([recording], facts_of(world), {}, []).metrics
+
+
+def test_an_acceptance_without_speculation_is_said_to_have_no_effect() -> None:
+    sections = twin_sections(Random(1))
+    del sections["fleet"]["speculation"]
+    notes = build_world(build(**sections)).notes
+    assert "adapters: an acceptance has no effect without fleet.speculation" in notes

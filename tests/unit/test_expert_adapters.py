@@ -136,6 +136,15 @@ def test_a_command_keeps_experts_out_of_slots_unless_adapters_change_them(
     assert absent not in command
 
 
+@pytest.mark.parametrize(
+    ("engine", "targets", "said"),
+    [("vllm", "[q]", 0), ("vllm-0.16", "[q]", 1), ("vllm-0.16", "[experts]", 0), ("vllm-0.11", "[q]", 0)],
+)
+def test_slots_that_hold_experts_in_vllm_alone_are_said(engine: str, targets: str, said: int) -> None:
+    notes = world_of(targets, f"fleet.engine={engine}").notes
+    assert sum("leave experts out" in note for note in notes) == said
+
+
 def test_experts_are_read_from_a_command_line() -> None:
     flag = flag_tables()["vLLM"].flags["--lora-target-modules"]
     assert flag.reads is not None

@@ -34,7 +34,7 @@ class BlockStore(ExactCount):
         self._known: dict[Key, dict[int, None]] = {}  # blocks with this content, the oldest first
         self._queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(total))
         self._blocks: dict[int, list[int]] = {}  # by request
-        self._keys: dict[int, list[Key]] = {}  # the same, of its first blocks
+        self._keys: dict[Request, list[Key]] = {}  # of the first blocks of requests
         self._found: list[int] = []
         self._evicted = 0
         self._admissions = 0
@@ -45,9 +45,9 @@ class BlockStore(ExactCount):
 
     def keys_of(self, request: Request, count: int) -> list[Key]:
         """Return the keys of the first ``count`` full blocks of a request, or of more."""
-        keys = self._keys.get(request.index)
+        keys = self._keys.get(request)
         if keys is None:
-            keys = self._keys[request.index] = []
+            keys = self._keys[request] = []
         if len(keys) < count:
             own = (NO_END, request.text_key if request.text_key >= 0 else -1 - request.index)
             for position, run in (*request.shared, own):
@@ -56,7 +56,7 @@ class BlockStore(ExactCount):
 
     def drop_keys(self, request: Request) -> None:
         """Forget the keys of a request that has left."""
-        self._keys.pop(request.index, None)
+        self._keys.pop(request, None)
 
     @property
     def evicted_blocks(self) -> int:
@@ -189,7 +189,7 @@ class BlockStore(ExactCount):
 
     def give_back(self, requests: list[Request], *, early: bool = False) -> None:
         self._assign(0)
-        for request in sorted(requests, key=_place):
+        for request in sorted(requests, key=by_place):
             tokens, unknown = request.context, 0
             if request.last_step == HOLDING:
                 self.aside -= tokens
@@ -237,7 +237,8 @@ class BlockStore(ExactCount):
         assert sorted(self._queue) == [block for block, count in enumerate(users) if not count]
 
 
-def _place(request: Request) -> int:
+def by_place(request: Request) -> int:
+    """Return a request's place among all admissions, as a key to sort by."""
     return request.place
 
 

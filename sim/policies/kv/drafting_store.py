@@ -5,7 +5,7 @@ Source: vLLM 0.33 ``v1/core/kv_cache_manager.py``, ``allocate_slots``.
 
 from __future__ import annotations
 
-from sim.policies.kv.block_store import BlockStore
+from sim.policies.kv.block_store import BlockStore, by_place
 from sim.policies.kv.kv_store import KvStore, held_tokens
 from sim.traffic.request import Request
 
@@ -74,7 +74,9 @@ class DraftingStore(BlockStore):
         return super().cached_tokens(request) if self.caches else 0
 
     def known_tokens(self, request: Request) -> int:
-        return self.cached_tokens(request)
+        known = self.cached_tokens(request)
+        self.drop_keys(request)  # it may never come here
+        return known
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
         pads = tokens == 1 and not request.context and self.pads and (self.decoding > 0 or cached > 0)
@@ -128,13 +130,14 @@ class DraftingStore(BlockStore):
         return self
 
     def give_back(self, requests: list[Request], *, early: bool = False) -> None:
-        for request in sorted(requests, key=_place):
+        for request in sorted(requests, key=by_place):
             known = request.context
             if request.last_step >= 0:
                 known = self._known_tokens.pop(request.index, known)
                 self.decoding -= 1
                 self.tokens -= held_tokens(request, self._step)
             self._fill(request, known // self.size)
+            self.drop_keys(request)
             self._free_blocks(request, 0)
 
     def check_integrity(self) -> None:
@@ -150,7 +153,3 @@ class DraftingStore(BlockStore):
         assert (self.decoding, self.tokens) == (len(decoding), sum(held))
         for request, tokens in zip(decoding, held, strict=True):
             assert len(self._blocks[request.index]) * self.size >= tokens
-
-
-def _place(request: Request) -> int:
-    return request.place

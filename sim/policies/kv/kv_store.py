@@ -51,7 +51,7 @@ class KvStore(ABC):
         fills it; a store only reads it.
     :ivar decoding: number of decoding sequences; ``tokens``: tokens that they hold, shared ones counted for each.
     :ivar drafted: tokens that the step verifies besides the one of each decoding sequence (speculative decoding).
-    :ivar padding: tokens that the request of the last ``take`` computes to no use.
+    :ivar padding: tokens that the request of the last ``take`` computes without using them.
     :ivar aside: tokens of sequences that only hold their blocks, those in ``apart`` included.
     :ivar apart: requests outside the batch that hold blocks, from ``set_apart`` on: their KV is on its way, to or from
         another place.

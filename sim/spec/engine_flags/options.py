@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import AHEAD_SINCE, release_of
+from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, is_vllm_since
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import MIXTURES, profile_of
+from sim.spec.profile_choice import is_mixture, profile_of
 from sim.spec.registry import Entry, Registry
 from sim.spec.sections.workload import EXPERTS, SHARED_OUTER
 
@@ -100,8 +100,6 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 these."""
 _PROMPT_CHECK_FROM = (0, 19)
 _INTERVAL_FROM = (0, 33)
-_TARGETS_FROM = (0, 17)
-"""The first version with ``--lora-target-modules`` (vllm#34984), which took vLLM's own names of packed modules."""
 _SGLANG_EVICTIONS = ("lru", "fifo")
 """What SGLang takes for ``--lora-eviction-policy``."""
 _PACKED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -192,7 +190,7 @@ def _drafts(replica: Replica) -> str | None:
 
 def _from(replica: Replica, first: tuple[int, int]) -> bool:
     """Return whether a replica's version of vLLM is this one or a newer one."""
-    return tuple(map(int, (release_of(replica.scenario.fleet.engine) or "0").split(".")[:2])) >= first
+    return is_vllm_since(replica.scenario.fleet.engine, first)
 
 
 def _target_modules(replica: Replica) -> str:
@@ -205,9 +203,8 @@ def _target_modules(replica: Replica) -> str:
 def _held_modules(replica: Replica) -> str | None:
     """Return the modules of a mixture's slots: without them, vLLM's slots hold the experts of every model that has
     some, whatever adapters change. None: slots hold all linear modules."""
-    profile, experts = _profile(replica), replica.scenario.adapters.experts
-    mixture = profile.model in MIXTURES if profile.shape is None else profile.shape.experts > 0
-    if not mixture or not _from(replica, _TARGETS_FROM):
+    experts = replica.scenario.adapters.experts
+    if not is_mixture(_profile(replica)) or not _from(replica, TARGETS_SINCE):
         return None
     return f"qkv_proj o_proj {EXPERTS[0]}" if experts else "qkv_proj o_proj"
 

@@ -69,7 +69,7 @@ class TokenBucket(Strict):
     rate: Rate = Field(gt=0)
     """What flows in per unit of time, such as ``5000/s`` or ``300000/min``."""
     burst: PositiveInt = Field(le=1_000_000_000)
-    """What the bucket holds at most; it is full at the start. No request may have more tokens."""
+    """What the bucket holds at most; it is full at the start. No request may need more."""
     full: Literal["queue", "refuse"] = "queue"
     """What happens to a request for which the bucket lacks tokens. ``queue``: it waits in front of the fleet.
     ``refuse``: it is refused, as by a gateway that answers 429."""

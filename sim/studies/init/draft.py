@@ -15,7 +15,7 @@ from typing import Any
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
-from sim.spec.engines import batch_limits, nearest_version, release_of
+from sim.spec.engines import batch_limits, is_vllm_since, nearest_version
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile_choice import DEFAULT_MODEL
@@ -115,7 +115,7 @@ class Draft:
 
 
 def _memory_share(engine: str) -> Setting:
-    larger = tuple(map(int, (release_of(engine) or "0").split(".")[:2])) >= _LARGER_SHARE_FROM
+    larger = is_vllm_since(engine, _LARGER_SHARE_FROM)
     said = f"the default of vllm serve {'from 0.25 on' if larger else 'before 0.25'}"
     return Setting("fleet.gpu_memory_utilization", 0.92 if larger else 0.9, said)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.policies.replay.lru_curve import che_miss_ratios, che_misses
-from sim.spec.profile import LoraCost, TierCost
+from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.world.memory.gpu_memory import padded_rank
@@ -178,7 +178,7 @@ def _batch(pool: Pool, rate: float, blocked: float) -> tuple[float | None, float
     spec = scenario.fleet.speculation
     drafted = 0 if spec is None else spec.tokens
     each = pool.accept_length
-    alone = StepCosts(pool.profile.step.model_copy(update={"lora": LoraCost()}), 0, pool.batched_tokens)
+    alone = costs.without_adapters()
     for batch in sorted({*np.unique(np.geomspace(1, most, 40).astype(int)).tolist(), most}):
         prefill = prompt / output * batch * each
         tokens = min(pool.batched_tokens, int(batch * (1 + drafted) + prefill))

@@ -10,9 +10,9 @@ from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.policies.replica_memory import slots_bytes
 from sim.results.model import GpuShare, MemoryUse
 from sim.spec.engine_flags.options import vllm_rank
-from sim.spec.engines import ENGINES, engine_words
+from sim.spec.engines import ENGINES, EXPERTS_SINCE, TARGETS_SINCE, engine_words, is_vllm_since
 from sim.spec.profile import Profile, load_profile
-from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_model
+from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_mixture, is_model
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import SHAPES, GpuSplit, Population, base_shape, split_of
@@ -237,10 +237,15 @@ def check_sharding(scenario: Scenario, profile: Profile, population: Population)
 
 
 def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
-    """Return notes on what is not known of a replica over several GPUs."""
+    """Return notes on slots that an engine has in another way, and on what is not known of several GPUs."""
+    notes, engine, absent = [], scenario.fleet.engine, is_mixture(profile) and not scenario.adapters.experts
+    if absent and is_vllm_since(engine, EXPERTS_SINCE) and not is_vllm_since(engine, TARGETS_SINCE):
+        notes.append(
+            "the simulated slots leave experts out; vLLM before 0.17 gives every slot of this model room for them, so "
+            "it has much less KV cache"
+        )
     if profile.tensor_parallel == 1:
-        return []
-    notes = []
+        return notes
     if scenario.fleet.expert_parallel:
         notes.append(
             "fleet.expert_parallel changes slots, memory and loads only: steps take what they do with a part of every "

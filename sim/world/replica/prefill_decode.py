@@ -29,7 +29,7 @@ class Stages:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class PrefillServer(TransferServer):
-    """A replica that computes prompts, and keeps their KV until it was read."""
+    """A replica that computes prompts, and keeps their KV until it has been read."""
 
     def was_read(self, request: Request) -> None:
         """Free the blocks of a request that has ended here."""
@@ -40,7 +40,7 @@ class PrefillServer(TransferServer):
 class DecodeServer(TransferServer):
     """A replica that reads the KV of prompts from the replicas that computed them, and answers.
 
-    :param block_bytes: of a block on each GPU; ``reads_key``: of the draws which reads fail.
+    :param block_bytes: of a block on each GPU; ``reads_key``: of the draws that decide which reads fail.
     :ivar stages: of the requests whose prompt was computed elsewhere, by index.
     """
 
@@ -89,7 +89,7 @@ class DecodeServer(TransferServer):
         request: Request = event.subject
         stages = self.stages[request.index]
         stages.read_s = now = self.clock.now
-        # Who finds no batch slot can't join before a boundary at which a request ends.
+        # A request that finds no batch slot can't join before a boundary at which another one ends.
         matters = self.scheduler.blocked != BY_BATCH_SLOTS
         failures = self._failures
         if failures is None or uniform_draw(self._reads_key, request.index) >= failures.share:
