@@ -16,6 +16,8 @@ from reports.text.limit_text import (
     without_keys_of_pools,
 )
 from reports.text.metric_text import capital, unserved_words
+from sim.results.catalogue import CATALOGUE
+from sim.results.model import BucketUse
 from sim.results.point import Point
 from sim.results.run_directory.study_records import (
     ALWAYS,
@@ -193,10 +195,27 @@ def _limit(found: Headroom) -> str:
 
 def _failing(point: Point, term: str) -> Limit:
     """Return what limits the point at which a term fails."""
+    bucket = _bucket(point, term)
+    if bucket is not None:
+        return Limit("token bucket", Evidence.BUCKET, bucket.limited, bucket=bucket)
     limit = next((limit for limit in limits(point) if _concerns(limit, term)), Limit("none", Evidence.NOTHING))
     if limit.name == "none" and "p99" in (term or ""):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     return limit
+
+
+def _bucket(point: Point, term: str) -> BucketUse | None:
+    """Return the token bucket because of which a term fails: a little more than it admits is enough for that."""
+    if term == BUCKETS:
+        return max(point.capacity.buckets, key=lambda bucket: bucket.asked / bucket.rate, default=None)
+    tenant, metric = split_term(term)
+    if term == QUEUES or metric not in CATALOGUE:
+        return None
+    lost, total = unserved(judged(point, term)[0])
+    refusing = [bucket for bucket in point.capacity.buckets if tenant in ("", bucket.tenant)]
+    most = max(refusing, key=lambda bucket: bucket.refused, default=None)
+    decides = most is not None and 2 * most.refused >= lost > allowed(metric) / 2 * total
+    return most if decides else None
 
 
 def _concerns(limit: Limit, term: str) -> bool:

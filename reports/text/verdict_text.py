@@ -251,7 +251,7 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> s
 
 
 def _half_words(half: float) -> str:
-    return f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"within a factor of {1 + half:.2g}"
+    return f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"within a factor of {float(f'{1 + half:.2g}'):,g}"
 
 
 # Whose SLO is met, in words: that of the fleet, and those of its tenants.

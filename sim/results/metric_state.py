@@ -117,7 +117,9 @@ class State:
             return f"run about {self.requests:,} requests"
         if self.times_longer and self.times_longer > MANY_TIMES:
             return f"run more than {MANY_TIMES} times as long"
-        return f"run about {self.times_longer:.2g} times as long" if self.times_longer else "run more requests"
+        if not self.times_longer:
+            return "run more requests"
+        return f"run about {max(1.1, self.times_longer):.2g} times as long"
 
     @property
     def note(self) -> str:

@@ -110,6 +110,16 @@ def test_strategies_without_a_clear_difference_are_not_ranked() -> None:
     assert "SLO met at every point, but up to about 8,510 stale answers" in samples.build_report(run)
 
 
+def test_the_others_meet_the_slo_where_some_that_are_left_out_do_not() -> None:
+    run = samples.strategies()
+    slow = replace(run.points[1].metrics["e2e_p99_s"], value=99.0, lo=98.0, hi=100.0)
+    missing = replace(run.points[1], metrics={**run.points[1].metrics, "e2e_p99_s": slow})
+    new_name = samples.changed_point({"rollouts.0.strategy": "new-name"}, harmed=222, harm={"slow": 222})
+    said = sweep_answer([run.points[0], missing, *run.points[2:], new_name], {"e2e_p99_s": 50.0}).headline
+    assert said.startswith("Avoid lazy-reread: ")
+    assert " With the others that meet the SLO, 220 to 222." in said
+
+
 def test_small_differences_do_not_matter_next_to_large_ones() -> None:
     said = sweep_answer(samples.strategies().points, TERMS).headline
     assert said == (
@@ -271,6 +281,10 @@ def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
     )
     assert said.details[0].startswith("Loads per request: lowest with affinity-residency, 0.01 (")
     assert said.details[1].startswith("Load skew of replicas: lowest with round-robin, 1 (")
+    unsure = replace(run.points[2], set={"router.policy": "random"}, metrics={**run.points[2].metrics})
+    wide = replace(unsure.metrics["ttft_p99_s"], value=0.9, lo=0.01, hi=2.0, parts=[0.01, 0.9, 2.0])
+    unsure.metrics["ttft_p99_s"] = wide
+    assert sweep_answer([*run.points, unsure], TERMS).headline == said.headline, "slower by chance, but not advice"
     same = [
         replace(point, metrics={**point.metrics, "ttft_p99_s": run.points[0].metrics["ttft_p99_s"]})
         for point in run.points

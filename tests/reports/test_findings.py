@@ -275,7 +275,7 @@ def test_the_one_combination_that_misses_is_named() -> None:
         for name, admission, p99 in (("lru", "skip", 0.4), ("lru", "wait", 0.4), ("sieve", "skip", 2.0))
     ]
     assert sweep_answer(points, {"e2e_p99_s": 1.0}).headline == (
-        "All combinations meet the SLO but eviction policy sieve, admission policy skip."
+        "Only eviction policy sieve, admission policy skip misses the SLO."
     )
 
 

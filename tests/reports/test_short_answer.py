@@ -10,9 +10,9 @@ import samples
 from reports.tables.slice_tables import memory_table
 from reports.text.headroom_text import first_limit
 from reports.text.setup_text import bill
-from sim.results.model import BatchSlotUse, Capacity, GpuShare, LoaderUse, MemoryUse, Setup, SlotUse
+from sim.results.model import BatchSlotUse, BucketUse, Capacity, GpuShare, LoaderUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point, Usage
-from sim.results.run_directory.study_records import ALWAYS, FOUND, NEVER, Headroom
+from sim.results.run_directory.study_records import ALWAYS, BUCKETS, FOUND, NEVER, Headroom
 from sim.studies.run.findings import sweep_answer
 
 USE = MemoryUse(
@@ -73,6 +73,15 @@ def failing(**capacity: object) -> Point:
     return replace(samples.make_point(), capacity=found, breakdown={"decode_s": 1.0})
 
 
+def refusing(requests: int) -> Point:
+    """Return a point at which a token bucket refuses requests out of 20,000."""
+    bucket = BucketUse("free", 10.0, 9.9, requests / 20_000, requests, refuses=True)
+    point = failing(slots=SlotUse(0.3), buckets=(bucket,))
+    point.metrics["completed"] = Metric(20_000 - requests, unit="requests")
+    point.metrics["refused"] = Metric(requests, unit="requests")
+    return point
+
+
 SLOTS = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", failing=failing(slots=SlotUse(0.3)))
 BUSY = LoaderUse(0.95, 0.95, 1)
 
@@ -96,6 +105,15 @@ BUSY = LoaderUse(0.95, 0.95, 1)
             replace(SLOTS, failing=failing(loader=replace(BUSY, host_holds_all=True))),
             "Loader, at 1.4 times today's traffic; then add GPU slots",
         ),
+        (
+            replace(SLOTS, multiple=0.5, term=BUCKETS, failing=failing(buckets=(BucketUse("free", 10.0, 10.1, 0.02),))),
+            "Token bucket: the SLO holds only up to 0.5 times today's traffic; then raise the bucket of free",
+        ),
+        (
+            replace(SLOTS, failing=refusing(400)),
+            "Token bucket, at 1.4 times today's traffic; then raise the bucket of free",
+        ),
+        (replace(SLOTS, failing=refusing(40)), "Adapter slots, at 1.4 times today's traffic"),
         (Headroom(ALWAYS, lo=64.0), "Nothing, up to 64 times today's traffic, the most that was tried."),
         (Headroom(NEVER, hi=0.01, term="e2e_p99_s"), "otherwise"),
         (None, "otherwise"),

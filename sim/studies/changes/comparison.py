@@ -193,7 +193,8 @@ def _recommend(
     found = rank_impact(some, axes)
     name, least = found.name, value_of(found.best[0], found.name) or 0.0
     within = any((value_of(point, name) or 0.0) < least for point in left)
-    said = [_recommendation(found, axes, step, within=within), *_what_differs(found, axes)]
+    others = "the others that meet the SLO" if left else "the others"
+    said = [_recommendation(found, axes, step, others, within=within), *_what_differs(found, axes)]
     if left:
         where = f"With {step}, the" if step else "The"
         phrases = [f"{label_of(p, axes)}, which affects {with_bounds(p.metrics[name])} requests" for p in left]
@@ -203,9 +204,10 @@ def _recommend(
     return said
 
 
-def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: bool) -> str:
+def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, others: str, *, within: bool) -> str:
     """Return the designs with the least impact, and how much more the others have.
 
+    :param others: what those are called that are not to be avoided.
     :param within: whether designs that miss the SLO have less, so that they need to be excluded in words.
     """
     first, cause = found.best[0], cause_of((*found.best, *found.rest))
@@ -232,7 +234,7 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, *, within: 
         worst = _in_brackets(composition(found.others[-1])) if len(found.others) == 1 else ""
         avoid, harm = _listed([label_of(p, axes) for p in found.others]), _listed(counts)
         return (
-            f"Avoid {avoid}: {harm} affected requests per {cause.per}{beyond}{worst}. With the others, {spread}.{least}"
+            f"Avoid {avoid}: {harm} affected requests per {cause.per}{beyond}{worst}. With {others}, {spread}.{least}"
         )
     return f"{capital(_listed(labels, 'or'))}: {between}{more}.{least}"
 
@@ -347,7 +349,11 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     first, *others = sorted(known, key=lambda p: value_of(p, name) or 0.0)
     near = _AS_FAST * (value_of(first, name) or 0.0)
     slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
-    best, words = [p for p in (first, *others) if p not in slower], metric_words(name)
+    words = metric_words(name)
+    best = [p for p in (first, *others) if p not in slower]
+    if slower:  # those that are slower than one of these may be so by chance, but nobody would choose them
+        least = value_of(slower[0], name) or 0.0
+        best = [p for p in best if (value_of(p, name) or 0.0) <= least]
     low, high = (show(name, value_of(point, name)) for point in (first, best[-1]))
     range_ = low if low == high else f"{low} to {high}"
     if not slower:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from reports.axes import make_axis
 from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
 from reports.text.headroom_text import first_limit, headroom_sentences
-from reports.text.limit_text import largest_stage, limit_line, limit_sentence, limits, stage_words
+from reports.text.limit_text import (
+    BLOCKED_FOR_P99,
+    blocked,
+    largest_stage,
+    limit_line,
+    limit_sentence,
+    limits,
+    stage_words,
+)
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust
@@ -360,6 +368,8 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
     record, point = read.record, read.edge or read.chosen
     limit, *_ = limits(point)
+    if limit.name == "none" and any("p99" in term for term in read.missed(point)):
+        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     name, sentence = limit.name, limit_sentence(limit, point)
     stage = largest_stage(point) if limit.name == "none" else None
     if stage is not None and stage[0] in ("decode_s", "prefill_s"):

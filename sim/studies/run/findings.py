@@ -18,7 +18,7 @@ from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
-from sim.studies.changes.comparison import compare, recommended
+from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import Answer, Rank, answer, by_rank
 
@@ -280,8 +280,9 @@ def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -
 
 
 def _setting(focus: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
-    """Return what to set for the point to choose; of traffic there is nothing to set."""
-    chosen = {axis.key: axis.point_label(focus) for axis in axes if axis.key.rsplit(".", 1)[-1] not in _DEMANDED}
+    """Return what to set for the point to choose; of traffic, and of how bad a fault is, there is nothing to set."""
+    given = {axis.key for axis in (*growing(axes), *(a for a in axes if a.key.rsplit(".", 1)[-1] in _DEMANDED))}
+    chosen = {axis.key: axis.point_label(focus) for axis in axes if axis.key not in given}
     values = ", ".join(f"{key}: {label}" for key, label in chosen.items())
     if not values:
         return "No change." if verdict(focus, slo_terms) == MET else ""
@@ -357,7 +358,7 @@ def _many_axes(
     some = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}"
     if good == len(points) - 1 and not unsure:
         missing = next(point for point in points if verdict(point, slo_terms) != MET)
-        some = f"All combinations meet the SLO but {point_words(missing, axes)}"
+        some = f"Only {point_words(missing, axes)} misses the SLO"
     said = {Rank.VERDICT: [f"{some}."]}
     if len(axes) != 2:
         return said
