@@ -37,7 +37,7 @@ from sim.world.memory.replica_caches import (
     unified_cache,
     vllm_cache,
 )
-from sim.world.replica.continuous import BatchServer, FrontEndServer, PriorityServer, bands_of
+from sim.world.replica.continuous import BatchServer, FrontEndServer, PriorityServer, SpeculativeServer, bands_of
 from sim.world.replica.copies import OffloadServer
 from sim.world.replica.host_fill import FetchListener, HostFill
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
@@ -201,31 +201,19 @@ def make_server(
     )
     # Replicas for whole models have other queues, and plain rules.
     if fleet.kv_check == "ratio" and isinstance(mode.waiting, RejoiningQueue):
-        blocks = pool.kv_tokens // fleet.block_size
-        sglang = SglangScheduler(
-            limits,
-            RadixMemory(blocks, fleet.block_size, caches=fleet.prefix_caching),
-            mode.waiting,
-            pool.ranks,
-            costs,
-            conservativeness=fleet.schedule_conservativeness,
-            overlapped=fleet.overlap_schedule,
-            ignores_end=scenario.workload.tokens.ignore_eos or scenario.workload.client is not None,
-            longest_prefix_first=fleet.scheduling == "lpm",
-        )
-        return wrap_server(BatchServer)(parts, sglang, mode)
+        return wrap_server(BatchServer)(parts, _sglang(pool, mode.waiting, limits, costs), mode)
     if pool.asynchronous:
         mode.copy_s = tier_times(scenario, pool.profile, pool.population)[1].mean_s
     if fleet.speculation is not None and fleet.speculation.tokens:
-        return wrap_server(BatchServer)(parts, _speculative(pool, mode, limits, costs, draws), mode)
+        return wrap_server(SpeculativeServer)(parts, _speculative(pool, mode, limits, costs, draws), mode)
     if fleet.kv_offload is not None:
         return _offload_server(pool, parts, mode, limits, costs, wrap_server)
-    if pool.role != "both":
+    if pool.role == "prefill":
         store = _kv_store(pool, pool.kv_tokens)
-        if pool.role == "prefill":
-            keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
-            return wrap_server(PrefillServer)(parts, keeps, mode)
-        reads, memory = PromptReads(), pool.profile.memory
+        keeps = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, hands_over=True)
+        return wrap_server(PrefillServer)(parts, keeps, mode)
+    if pool.role == "decode":
+        store, reads, memory = _kv_store(pool, pool.kv_tokens), PromptReads(), pool.profile.memory
         reading = TransferScheduler(limits, store, mode.waiting, pool.ranks, costs, reads)
         block_bytes = memory.kv_bytes_per_token * fleet.block_size / pool.profile.tensor_parallel
         return wrap_server(DecodeServer)(parts, reading, mode, reads, link, block_bytes, draws.shared_key("kv-reads"))
@@ -241,6 +229,24 @@ def make_server(
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))
     return wrap_server(FrontEndServer)(parts, scheduler, mode, front_end)
+
+
+def _sglang(pool: Pool, waiting: RejoiningQueue, limits: Limits, costs: StepCosts) -> SglangScheduler:
+    """Return SGLang's scheduler with its radix tree."""
+    scenario = pool.scenario
+    fleet, workload = scenario.fleet, scenario.workload
+    assert pool.kv_tokens is not None, "checked by build_world"
+    return SglangScheduler(
+        limits,
+        RadixMemory(pool.kv_tokens // fleet.block_size, fleet.block_size, caches=fleet.prefix_caching),
+        waiting,
+        pool.ranks,
+        costs,
+        conservativeness=fleet.schedule_conservativeness,
+        overlapped=fleet.overlap_schedule,
+        ignores_end=workload.tokens.ignore_eos or workload.client is not None,
+        longest_prefix_first=fleet.scheduling == "lpm",
+    )
 
 
 def _speculative(

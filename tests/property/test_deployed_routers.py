@@ -14,18 +14,8 @@ from strategies import build
 
 from sim.policies.placement import Demand, Placement, PlacerContext, make_placer
 from sim.policies.routing import RouterContext, View
-from sim.policies.routing.dynamo import (
-    ActiveBlocks,
-    Dynamo,
-    KvIndex,
-    adapter_name,
-    choice_weights,
-    copies_by_share,
-    home_scores,
-    placed_by_flow,
-    rankings,
-    worker_cost,
-)
+from sim.policies.routing.dynamo import ActiveBlocks, Dynamo, KvIndex, choice_weights, worker_cost
+from sim.policies.routing.dynamo_placement import adapter_name, copies_by_share, home_scores, placed_by_flow, rankings
 from sim.policies.routing.gateways import ChunkTrie, by_match, cache_aware, match_percent
 from sim.policies.routing.prefixes import SentText, TextTree, in_characters, text_of
 from sim.results.records import COMPLETED, FAILED

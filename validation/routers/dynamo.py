@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sim.policies.routing.dynamo import (
-    ActiveBlocks,
-    KvIndex,
-    choice_weights,
+from sim.policies.routing.dynamo import ActiveBlocks, KvIndex, choice_weights, worker_cost
+from sim.policies.routing.dynamo_placement import (
     copies_by_share,
     home_scores,
     placed_by_flow,
@@ -17,7 +15,6 @@ from sim.policies.routing.dynamo import (
     rankings,
     smoothed_load,
     whole_load,
-    worker_cost,
 )
 from validation.routers import Judge, Judged, largest_error
 

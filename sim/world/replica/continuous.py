@@ -68,9 +68,6 @@ class BatchServer(Server):
         totals = super().totals()
         totals.kv_peak_share = self.scheduler.kv.peak_share()
         totals.prefix_blocks_evicted = self.scheduler.kv.evicted_blocks
-        scheduler = self.scheduler
-        if isinstance(scheduler, SpeculativeScheduler):
-            totals.verified, totals.drafted, totals.accepted = scheduler.verified, scheduler.drafted, scheduler.accepted
         return totals
 
     def cached_tokens(self, request: Request) -> int:
@@ -428,6 +425,20 @@ def bands_of(priorities: Sequence[int]) -> list[int]:
     """Return how many lower values there are than each; lower values go first."""
     order = sorted(set(priorities))
     return [order.index(priority) for priority in priorities]
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class SpeculativeServer(BatchServer):
+    """Continuous batching with drafts, which are counted."""
+
+    def __init__(self, parts: ReplicaParts, scheduler: SpeculativeScheduler, mode: AdapterMode) -> None:
+        super().__init__(parts, scheduler, mode)
+        self._drafting = scheduler
+
+    def totals(self) -> ReplicaTotals:
+        totals, scheduler = super().totals(), self._drafting
+        totals.verified, totals.drafted, totals.accepted = scheduler.verified, scheduler.drafted, scheduler.accepted
+        return totals
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
