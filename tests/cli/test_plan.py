@@ -207,7 +207,7 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     assert ended.code == 0
     assert "Not certain either way: " in ended.out
     assert re.search(
-        r"Whether \d+ GPU slots.* would do stayed open \(raise .*\); the recommendation is not in doubt\.", ended.out
+        r"It is open whether \d+ GPU slots.* would do \(raise .*\); the recommendation is not in doubt\.", ended.out
     )
     found = answered(loraplan("plan", name, "--json"))
     assert not found["certain"]
@@ -295,6 +295,26 @@ def test_levers_that_cost_no_gpu_are_tried_where_replicas_wait_for_adapters(
     (tmp_path / "quick.yaml").write_text(text.replace("60 ms", "1 ms"))
     assert loraplan("plan", "quick.yaml", "--out", "quick").code == 0
     assert read_run(tmp_path / "quick").what_if == []
+
+
+def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: CommandLine, tmp_path: Path) -> None:
+    slow = "storage: {loaders: 1, load: {law: fixed, value: 80 ms}}\nrouter: {policy: random}\n"
+    rest = slow + "slo: {ttft_p99: 800 ms}\nplan: {minimize: fleet.replicas, range: [2, 8]}"
+    text = Path(write(tmp_path, rest)).read_text().replace("slots: 24", "slots: 12").replace("20/s", "60/s")
+    (tmp_path / "small.yaml").write_text(text)
+    ended = loraplan("plan", "small.yaml", "--no-headroom")
+    assert "Use 4 replicas" in ended.out
+    found = re.search(
+        r"With router ([\w-]+), 3 replicas would probably do: .* add (--set router.policy=\1)\.", ended.out
+    )
+    assert found, ended.out
+    data = read_run(tmp_path / "runs/small-plan")
+    assert data.what_if == [], "nothing is tried at the answer"
+    assert {row.group for row in data.levers} == {"router", "eviction"}
+    again = loraplan("plan", "small.yaml", "--no-headroom", *found[2].split(), "--json")
+    assert answered(again)["answer"] == {"fleet.replicas": 3}
+    none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=20%")
+    assert "No other router, eviction or copies in host memory would make 3 replicas enough." in none.out
 
 
 def test_what_if_changes_one_thing_at_a_time(loraplan: CommandLine, tmp_path: Path) -> None:
