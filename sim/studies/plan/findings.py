@@ -402,7 +402,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
     record, point = read.record, read.edge or read.chosen
     limit, *_ = limits(point)
-    if limit.name == "none" and any("p99" in term for term in read.missed(point)):
+    if limit.name == "none" and any("_p9" in term for term in read.missed(point)):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     name, sentence = limit.name, limit_sentence(limit, point)
     stage = largest_stage(point) if limit.name == "none" else None
