@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import is_counted, key_words, number, percent
+from reports.formatting import is_counted, key_words, number, percent, singular
 from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
@@ -112,8 +112,8 @@ class Axis:
         if value is None and "." not in self.words:
             return f"no {self.words}"
         if self.counted:
-            label = "no" if label == "0" and self.words.endswith(" replicas") else label
-            return f"{label} {self.words.removesuffix('s') if label == '1' else self.words}"
+            label = "no" if label == "0" and self.words.startswith("replicas of ") else label
+            return f"{label} {singular(self.words) if label == '1' else self.words}"
         return f"{self.words} {label}"
 
     def tick(self, place: float) -> str:

@@ -274,11 +274,9 @@ def replica_prices(scenario: Scenario) -> dict[str, float]:
 
 
 def profiles_digest(scenario: Scenario) -> str:
-    """Return the SHA-256 of a scenario's profile, or of those of its pools together; empty where it has none."""
-    if not scenario.pools:
-        return profile_of(scenario)[1]
-    digests = "".join(profile_of(pool)[1] for pool in scenario.pools)
-    return hashlib.sha256(digests.encode()).hexdigest() if digests else ""
+    """Return the SHA-256 of a scenario's profile, or of its pools' profiles together; empty where it has none."""
+    digests = dict.fromkeys(profile_of(each)[1] for each in scenario.pools or (scenario,))
+    return "".join(digests) if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _check_gpus(given: int | None, profile: Profile) -> None:

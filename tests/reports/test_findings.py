@@ -242,6 +242,17 @@ def test_the_key_numbers_are_of_the_point_to_choose() -> None:
     assert sweep_focus(slots, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32}
 
 
+def test_an_engine_that_nobody_can_deploy_is_not_recommended() -> None:
+    """The idealised engine is the fastest, and alone in meeting the tighter SLO."""
+    p99s = {"continuous": 0.3, "sglang": 0.9, "vllm-0.32": 0.5}
+    points = [samples.make_point({"fleet.engine": name}, p99=p99) for name, p99 in p99s.items()]
+    assert sweep_answer(points, {"e2e_p99_s": 1.0}).setting == "fleet.engine: vllm-0.32."
+    tight = sweep_answer(points, {"e2e_p99_s": 0.4})
+    assert tight.setting == "fleet.engine: vllm-0.32, the nearest to the SLO."
+    assert "met with engine continuous (idealised engine)" in tight.headline
+    assert sweep_focus(points[:1], {"e2e_p99_s": 1.0}) is points[0], "there is no other"
+
+
 @pytest.mark.parametrize("key", ["cache.gpu.slots", "router.policy"])
 def test_where_nothing_meets_the_slo_the_key_numbers_are_of_the_nearest_point(key: str) -> None:
     """Each misses one of two targets: the first its latency twice over, the others their misses three times over."""

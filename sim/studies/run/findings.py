@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reports.answers.points import is_changed
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
-from reports.formatting import metric_words
+from reports.formatting import metric_words, singular
 from reports.text.limit_text import Evidence, limit_line, limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import bill, cheapest_sentence
@@ -18,6 +18,7 @@ from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
+from sim.spec.engines import is_deployable
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import Answer, Rank, answer, by_rank
@@ -114,8 +115,10 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
 
     That is the edge of the SLO: of several keys the least that serves the most demand. Of rollouts and faults it is the
     design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
-    SLO. Where no point meets it, that is the one least far from its targets.
+    SLO. Where no point meets it, that is the one least far from its targets. An engine that is no product is chosen
+    only where no other was tried.
     """
+    points = [point for point in points if is_deployable(point.set.get("fleet.engine", ""))] or points
     axes = make_axes(points)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
@@ -218,7 +221,7 @@ def _other_words(found: Boundary, axis: Axis) -> str:
 def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:
     """Return values with their key in words: ``16, 32 and 64 GPU slots``, ``arrival rate 25/s and 26/s``."""
     text = _labels(axis, points, last)
-    words = axis.words.removesuffix("s") if text == "1" else axis.words
+    words = singular(axis.words) if text == "1" else axis.words
     return f"{text} {words}" if axis.counted else f"{words} {text}"
 
 
