@@ -103,7 +103,7 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
     draft.add(_derived(loaded, memory))
     draft.complete()
     chosen = [f"{key} {flow_text(draft.settings[key].value)}" for key in _CHOSEN if key in draft.settings]
-    draft.comments.append(f"Chosen without asking you: {', '.join(chosen)}. Change in the scenario what you know better.")
+    draft.comments.append(f"Chosen without asking you: {', '.join(chosen)}. Change what you know better.")
 
 
 def _settings(question: Question, text: str) -> list[str]:
