@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import is_counted, key_words, number, percent, singular
+from reports.formatting import is_counted, key_words, listed, number, percent, singular
 from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
@@ -18,7 +18,7 @@ _PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
     ("bytes", parse_bytes),
     ("seconds", parse_seconds),
 )
-_NAMING = ("law", "process", "policy", "name")
+_NAMING = ("law", "process", "policy", "name", "serve")
 _SEPARATORS = "/-_. ,:"
 _LOG_SPAN = 20.0
 """An axis whose values span more than this factor is logarithmic."""
@@ -79,7 +79,8 @@ class Axis:
             return number(value) if abs(value) < 1e15 and number(value) == f"{value:,}" else f"{value:,.6g}"
         if isinstance(value, Mapping):
             # A law's name says what it is; its parameters need theirs.
-            return ", ".join(self.label(v) if k in _NAMING else f"{k} {self.label(v)}" for k, v in value.items())
+            name, *rest = [self.label(v) if k in _NAMING else f"{k} {self.label(v)}" for k, v in value.items()] or [""]
+            return f"{name} with {listed(rest)}" if rest else name
         if isinstance(value, (list, tuple)):
             return ", ".join(self.label(item) for item in value)
         return str(value)

@@ -105,7 +105,7 @@ def test_the_answer_is_one_sentence() -> None:
         "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"
-    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected beyond the usual 220 → 4,000")
+    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected by the change 220 → 4,000")
 
 
 def test_the_headline_says_what_differs() -> None:
