@@ -151,12 +151,20 @@ def make_axis(key: str, points: Sequence[Point]) -> Axis:
     """Build the axis of one swept key from the points that were run."""
     distinct = {_identity(point.set.get(key)): point.set.get(key) for point in points}
     values = list(distinct.values())
-    quantities = _quantities(values)
+    quantities, words = _quantities(values), key_words(_by_name(key, points))
     if quantities is None:
-        return Axis(key, key_words(key), "category", tuple(values), tuple(float(i) for i in range(len(values))))
+        return Axis(key, words, "category", tuple(values), tuple(float(i) for i in range(len(values))))
     kind, numbers = quantities
     order = sorted(range(len(values)), key=lambda i: numbers[i])
-    return Axis(key, key_words(key), kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
+    return Axis(key, words, kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
+
+
+def _by_name(key: str, points: Sequence[Point]) -> str:
+    """Return a key of a tenant with its name instead of its number."""
+    parts, tenants = key.split("."), points[0].tenants if points else []
+    if parts[0] == "tenants" and len(parts) > 2 and parts[1].isdigit() and int(parts[1]) < len(tenants):
+        parts[1] = tenants[int(parts[1])].name
+    return ".".join(parts)
 
 
 def make_axes(points: Sequence[Point]) -> list[Axis]:

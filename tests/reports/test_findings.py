@@ -167,12 +167,23 @@ def test_overload_is_never_met_and_never_sure() -> None:
     assert said.headline.startswith("Overloaded: the queue grows without limit")
 
 
+def test_an_open_headline_is_about_the_term_that_is_least_likely_met() -> None:
+    """Else it could say that the SLO is probably missed, and give a value that is probably within its target."""
+    made = samples.make_point(settled=False, p99=0.85)
+    wide = {"lo": 0.91, "hi": 1.3, "settled": False, "unit": "s"}
+    made.metrics["ttft_p99_s"] = Metric(1.1, **wide)  # type: ignore[arg-type]
+    said = answer(made, {"e2e_p99_s": 1.0, "ttft_p99_s": 1.0})
+    assert said.verdict == "unclear"
+    assert "SLO is probably not met: p99 TTFT is 1.1 s" in said.headline
+    assert "probably above the 1 s target" in said.headline
+
+
 def test_unsettled_and_missing_values_are_called_so() -> None:
     made = samples.make_point(settled=False, p99=0.85)
     said = answer(made, {"e2e_p99_s": 1.0})
     assert "probably met" in said.headline
     assert said.trust.sentence.startswith("p99 E2E is unsettled: ")
-    assert said.setting == "Open, until more requests are simulated."
+    assert said.setting == "Nothing yet; simulate more requests first."
     made.metrics["e2e_p99_s"] = Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, 40, 1000))
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"

@@ -263,9 +263,9 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         details,
         NO_SLO if words == {NO_SLO} else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET,
         limit_words(binding),
-        f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}",
+        _at(point_words(worst, axes), limit_sentence(binding, worst)),
         "",
-        replace(trust, choice=f"At {point_words(focus, axes)}: {_lower(trust.choice)}"),
+        replace(trust, choice=_at(point_words(focus, axes), trust.choice)),
         _setting(focus, axes, slo_terms),
         _limit(worst, axes, slo_terms),
         bill(focus),
@@ -304,9 +304,10 @@ def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:
     }
 
 
-def _lower(sentence: str) -> str:
-    """Return a sentence that can follow a colon."""
-    return sentence if sentence[:2].isupper() else sentence[:1].lower() + sentence[1:]
+def _at(point: str, sentence: str) -> str:
+    """Return a sentence with the point that it is about, in words."""
+    lower = sentence if sentence[:2].isupper() else sentence[:1].lower() + sentence[1:]
+    return f"At {point}{':' if ',' in point else ','} {lower}"
 
 
 def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) -> str:
