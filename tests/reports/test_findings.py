@@ -170,8 +170,7 @@ def test_overload_is_never_met_and_never_sure() -> None:
 def test_an_open_headline_is_about_the_term_that_is_least_likely_met() -> None:
     """Else it could say that the SLO is probably missed, and give a value that is probably within its target."""
     made = samples.make_point(settled=False, p99=0.85)
-    wide = {"lo": 0.91, "hi": 1.3, "settled": False, "unit": "s"}
-    made.metrics["ttft_p99_s"] = Metric(1.1, **wide)  # type: ignore[arg-type]
+    made.metrics["ttft_p99_s"] = Metric(1.1, 0.95, 1.25, "s")
     said = answer(made, {"e2e_p99_s": 1.0, "ttft_p99_s": 1.0})
     assert said.verdict == "unclear"
     assert "SLO is probably not met: p99 TTFT is 1.1 s" in said.headline
