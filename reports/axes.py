@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ _PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
     ("seconds", parse_seconds),
 )
 _NAMING = ("law", "process", "policy", "name", "serve")
+_TENANT = re.compile(r"(?<=^tenants\.)\d+(?=\.)")
 _SEPARATORS = "/-_. ,:"
 _LOG_SPAN = 20.0
 """An axis whose values span more than this factor is logarithmic."""
@@ -151,20 +153,13 @@ def make_axis(key: str, points: Sequence[Point]) -> Axis:
     """Build the axis of one swept key from the points that were run."""
     distinct = {_identity(point.set.get(key)): point.set.get(key) for point in points}
     values = list(distinct.values())
-    quantities, words = _quantities(values), key_words(_by_name(key, points))
+    names = {str(place): tenant.name for place, tenant in enumerate(points[0].tenants)} if points else {}
+    quantities, words = _quantities(values), key_words(_TENANT.sub(lambda it: names.get(it[0], it[0]), key))
     if quantities is None:
         return Axis(key, words, "category", tuple(values), tuple(float(i) for i in range(len(values))))
     kind, numbers = quantities
     order = sorted(range(len(values)), key=lambda i: numbers[i])
     return Axis(key, words, kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
-
-
-def _by_name(key: str, points: Sequence[Point]) -> str:
-    """Return a key of a tenant with its name instead of its number."""
-    parts, tenants = key.split("."), points[0].tenants if points else []
-    if parts[0] == "tenants" and len(parts) > 2 and parts[1].isdigit() and int(parts[1]) < len(tenants):
-        parts[1] = tenants[int(parts[1])].name
-    return ".".join(parts)
 
 
 def make_axes(points: Sequence[Point]) -> list[Axis]:

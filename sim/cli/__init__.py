@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import itertools
 import os
 import signal
 import sys
@@ -25,9 +24,6 @@ from sim.errors import InputError, LoraplanError, did_you_mean
 from sim.timing import begin, end
 
 INTERRUPTED = 130
-_A_TYPO = 0.65
-"""How alike a word and an option are for it to be meant."""
-_ASSIGNING = ("--set", "--over", "--minimize", "--maximize")
 
 ANSWER, SCENARIOS, OBSERVE, COSTS = (
     "Answer a question",
@@ -203,10 +199,10 @@ def _explain_usage(error: Any) -> None:
     if option and (hint := flag_hint(option)):
         # What a scenario has for an option of an engine that loraplan itself doesn't have.
         problem = f"{error.message}; {hint}; values of a scenario are changed with --set KEY=VALUE"
-    elif near := did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known or ()], _A_TYPO):
+    elif near := did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known or ()], 0.65):
         near = near.replace("'", "'--", 1)
         problem = f"{error.message}; {near}"
-    elif option and (keys := _settable(option, error.ctx)):
+    elif option and any(each.name == "set_" for each in error.ctx.command.params) and (keys := _keys(option)):
         problem = f"{error.message}; did you mean --set {keys[0]}=VALUE?"
     elif known:
         problem = error.message
@@ -214,22 +210,16 @@ def _explain_usage(error: Any) -> None:
         from sim.spec.files.problems import value_problem
 
         problem = problem.replace(error.message, value_problem(error.__cause__))
-    if bare := [f"{a} {b}" for a, b in itertools.pairwise(sys.argv) if a in _ASSIGNING and "=" not in b]:
-        problem = f"{problem.rstrip('.')}; write {bare[0]}=VALUE"
     message(f"error: {problem}", quiet=False)
     message(f"{command} --help shows how to call it", quiet=False)
 
 
-def _settable(option: str, context: Any) -> list[str]:
-    """Return the values of a scenario that a command which has ``--set`` may set where an option has their name."""
-    from sim.spec.files.problems import IN_LISTS, keys_ending, known_keys
+def _keys(option: str) -> list[str]:
+    """Return the keys of a scenario that have the name of an option, the likeliest first."""
+    from sim.spec.files.problems import keys_ending, known_keys
     from sim.spec.scenario import Scenario
 
-    known = known_keys(Scenario)
-    sections = {key.rpartition(".")[0] for key in known}
-    values = [key for key in known if key not in sections and not key.startswith(IN_LISTS)]
-    takes = any(each.name == "set_" for each in context.command.params)
-    return keys_ending(option.lstrip("-").replace("-", "_"), values) if takes else []
+    return keys_ending(option.lstrip("-").replace("-", "_"), known_keys(Scenario))
 
 
 def _explain(error: Exception) -> int:

@@ -48,10 +48,9 @@ def parse_range(text: str) -> KeyRange | None:
 
 @contextmanager
 def naming(option: str, place: str, section: str = "") -> Iterator[None]:
-    """Let errors name an option as it was typed, instead of the place where its values went.
+    """Let errors at a place name an option as it was typed, if it was given.
 
-    :param option: with what followed it; empty: it was not given.
-    :param place: as errors name it; ``section``: start of the keys that only the option sets, which errors then omit.
+    :param section: start of the keys that only the option sets; errors leave them out.
     """
     try:
         yield

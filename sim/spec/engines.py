@@ -429,11 +429,6 @@ def schedulings_of(engine: str) -> tuple[str, ...]:
     return ("fcfs",) if versioned and not is_vllm_since(engine, _PRIORITY_FROM) else ENGINES[engine].schedulings
 
 
-def is_deployable(name: str) -> bool:
-    """Return whether the name of an engine may stand for a product: only the idealised ones of loraplan do not."""
-    return name not in ("continuous", "fixed")
-
-
 def engine_words(name: str) -> str:
     """Return an engine's name as a scenario has it, with whose rules it stands for if it is not a preset's.
 

@@ -162,10 +162,9 @@ class LoadedScenario:
 
         Of a file that can't be read, that is where the scenario names it.
         """
-        named = {path: key for key, path in files_of(self.data)}
-        if error.file in named and error.line is None and error.key is None and error.got is None:
-            error = copy.copy(error)
-            error.key, error.got, error.file = named[error.file or ""], error.file, None
+        key = next((key for key, path in files_of(self.data) if path == error.file and error.line is None), None)
+        if key and error.got is None:
+            error = type(error)(error.problem, key=key, got=error.file, hint=error.hint)
         return _located(error, self.origins)
 
     def rows(self) -> list[tuple[str, str, str]]:

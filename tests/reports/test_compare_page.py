@@ -353,7 +353,7 @@ def test_keys_of_tenants_and_pools_are_named_not_numbered() -> None:
     )
     faster = [tenants[0], {**tenants[1], "bucket": {"rate": "400/s"}}]
     said = changed({"tenants": bounded}, {"tenants": faster})
-    assert said == ("token rate of batch 400/s instead of 300/s", "tenants.batch.bucket.rate: 300/s → 400/s.")
+    assert said == ("token rate of batch 400/s instead of 300/s", "token rate of batch 300/s → 400/s.")
 
 
 def test_prefill_and_decode_apart_are_judged_by_itl_too() -> None:

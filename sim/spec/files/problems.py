@@ -20,7 +20,7 @@ from sim.spec.engine_flags.options import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
-IN_LISTS = ("tenants.", "fleet.pools.", "adapters.mix.", "faults.", "rollouts.", "plan.fleets.")
+_IN_LISTS = ("tenants.", "fleet.pools.", "adapters.mix.", "faults.", "rollouts.", "plan.fleets.")
 """Starts of keys of which there may be several, each in an entry of a list."""
 _A_TYPO = 0.9
 """How alike a word and a key of the section are that a hint prefers to the same word in another section."""
@@ -104,7 +104,7 @@ def keys_ending(word: str, known: Iterable[str]) -> list[str]:
     """Return the keys whose last part is this word, or what stands for it here, the likeliest first."""
     words = (word, SYNONYMS.get(word, word))
     found = [(words.index(leaf), path) for path in known if (leaf := path.rpartition(".")[2]) in words]
-    found.sort(key=lambda each: (each[0], each[1].startswith(IN_LISTS), each[1].count(".")))
+    found.sort(key=lambda each: (each[0], each[1].startswith(_IN_LISTS), each[1].count(".")))
     return [path for _, path in found]
 
 

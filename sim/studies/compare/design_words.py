@@ -23,11 +23,8 @@ _ENTRY_WORDS = {
     "adapters.mix": ("kind of adapter", "kinds of adapters"),
 }
 """What an entry of a list is called, and several."""
-_SECTION_WORDS = {
-    "fleet.autoscale": ("no autoscaler", "an autoscaler"),
-    "router.controller": ("no placement controller", "a placement controller"),
-}
-"""What it is called that an optional section is missing, and what it sets up."""
+_SECTION_WORDS = {"fleet.autoscale": "an autoscaler", "router.controller": "a placement controller"}
+"""What an optional section sets up, where that has an article."""
 
 
 def change_phrase(comparison: Comparison) -> str:
@@ -36,17 +33,6 @@ def change_phrase(comparison: Comparison) -> str:
     if len(said) > _PHRASED:
         said = [*said[: _PHRASED - 1], f"{len(said) - _PHRASED + 1} more changes"]
     return listed(said)
-
-
-def changed_words(comparison: Comparison) -> list[str]:
-    """Return the differences by key, such as ``cache.gpu.slots: 32 → 64``; a section that one side lacks is one."""
-    found: dict[str, str] = {}
-    for key, a, b in comparison.changed:
-        part = comparison.parts.part_of(key)
-        name = part or key
-        if name not in found:
-            found[name] = _part_change(comparison, part).arrow if part else f"{by_name(comparison, key)}: {a} → {b}"
-    return list(found.values())
 
 
 def side_names(comparison: Comparison) -> tuple[str, str]:
@@ -136,8 +122,8 @@ def valued(key: str, value: str) -> str:
 def _part_change(comparison: Comparison, part: str) -> _Change:
     """Return the change of a list's length, or of a section that one of both lacks."""
     if part in comparison.parts.sections:
-        words = key_words(by_name(comparison, part))
-        one, other = _SECTION_WORDS.get(part, (f"no {words}", words))
+        other = _SECTION_WORDS.get(part, key_words(by_name(comparison, part)))
+        one = f"no {other.removeprefix('an ').removeprefix('a ')}"
         if comparison.parts.sections[part]:
             return _Change(one, other, f"{other} instead of none", f"{one} → {other}")
         return _Change(other, one, one, f"{other} → {one}")

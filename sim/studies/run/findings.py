@@ -18,7 +18,6 @@ from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
-from sim.spec.engines import is_deployable
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import Answer, Rank, answer, by_rank
@@ -27,6 +26,8 @@ _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
+_NO_PRODUCTS = ("continuous", "fixed")
+"""Engines that nobody can deploy."""
 _DEMANDED = ("rate", "concurrency", "count", "cv")
 """Last words of keys that traffic demands: for these the question is how much can be served."""
 
@@ -118,7 +119,7 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     SLO. Where no point meets it, that is the one least far from its targets. An engine that is no product is chosen
     only where no other was tried.
     """
-    points = [point for point in points if is_deployable(point.set.get("fleet.engine", ""))] or points
+    points = [point for point in points if point.set.get("fleet.engine") not in _NO_PRODUCTS] or points
     axes = make_axes(points)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
