@@ -42,7 +42,7 @@ KEY_WORDS = {
     "fleet.max_num_batched_tokens": "token budget of a step (max_num_batched_tokens)",
     "fleet.kv_tokens": "KV tokens",
     "fleet.kv_offload": "KV offload",
-    "fleet.kv_offload.size": "host memory for KV",
+    "fleet.kv_offload.size": "KV offload",
     "fleet.speculation": "speculation",
     "fleet.speculation.tokens": "drafted tokens",
     "fleet.engine": "engine",
