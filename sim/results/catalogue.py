@@ -274,7 +274,7 @@ _ROWS = (
        "Affected requests: those with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, "
        "and those that a rollout refused, that failed, or were [late](statistics.md#who-is-late).",
        lambda m: m.changes.affected(), (CHANGE,)),
-    _M("harmed_excess", "requests", "affected beyond the usual", "lower", "measured", "count",
+    _M("harmed_excess", "requests", "affected by the change", "lower", "measured", "count",
        "Affected requests beyond those of the same traffic without rollouts and faults "
        "([how](statistics.md#beyond-the-usual)). It can be below 0.",
        needs=(CHANGE, BASELINE)),

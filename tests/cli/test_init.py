@@ -535,7 +535,8 @@ def test_what_follows_from_answers_leaves_no_trap(
 ) -> None:
     draft = Draft("mine")
     ask(draft, lambda question, default: answers.get(question.keys[0], ""), lambda error: pytest.fail(str(error)))
-    assert write_draft(draft, tmp_path / "mine.yaml") == []
+    (note,) = write_draft(draft, tmp_path / "mine.yaml")
+    assert note.startswith(f"Chosen without asking you: cache.gpu.slots {draft.settings['cache.gpu.slots'].value}, ")
     assert {key: draft.settings[key].value for key in values} == values
     page = (Path(__file__).parents[2] / "docs" / "init.md").read_text(encoding="utf-8")
     assert "\n".join(f"{each.text} [{each.default}]:" for each in QUESTIONS) in page

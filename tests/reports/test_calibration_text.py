@@ -79,7 +79,7 @@ def test_only_more_measurements_decide_what_only_the_draws_leave_open() -> None:
     assert said.verdict == "unclear"
     assert "a longer run does not help" in said.trust.choice
     assert "known to ±20 %" in said.trust.number
-    assert said.setting == "Open: only a better profile decides (loraplan profiles adjust --anchor)."
+    assert said.setting == "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
 
 
 def test_draws_in_overload_leave_nothing_met() -> None:
