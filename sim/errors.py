@@ -116,7 +116,6 @@ SYNONYMS = {
     "path": "file",
     "qps": "rate",
     "rps": "rate",
-    "tpot_p99": "itl_p99",
 }
 """What users write, and the key that says it here."""
 
