@@ -17,12 +17,17 @@ STEP: dict[str, Any] = {
 HOST_S = 0.0013
 
 
-def twin_sections(random: Random) -> dict[str, Any]:
+def twin_sections(random: Random, *, ahead: bool = False) -> dict[str, Any]:
+    """Return the sections of a random fleet.
+
+    :param ahead: whether it schedules ahead. Some of its answers then end by a stop token, and some fleets have requests
+        that nearly fill the longest context.
+    """
     size, tokens = random.choice([1, 4, 16]), random.randint(1, 6)
     seqs, longest = random.randint(1, 6), 160
     adapters = random.randint(2, 6)
     profile = {**STEP, "host_s": HOST_S}
-    return {
+    sections = {
         "workload": {
             "requests": 40,
             "arrivals": {"process": "poisson", "rate": f"{random.choice([2, 15, 200])}/s"},
@@ -48,7 +53,7 @@ def twin_sections(random: Random) -> dict[str, Any]:
             "max_num_batched_tokens": max(random.choice([16, 64, 512]), seqs * (1 + tokens)),
             "kv_tokens": random.choice([longest + 16, 208, 2000]) // 16 * 16,  # a block is vLLM's own
             "max_model_len": random.choice([longest, 151]),
-            "async_scheduling": False,
+            "async_scheduling": ahead,
             "front_end_time": 0.0,
             "prefix_caching": random.random() < 0.5,
             "speculation": {
@@ -60,3 +65,12 @@ def twin_sections(random: Random) -> dict[str, Any]:
         },
         "run": {"seed": random.randrange(1 << 30), "warmup": 0.0},
     }
+    if ahead:
+        sections["fleet"]["speculation"]["method"] = random.choice(["eagle3", "draft_model"])
+        lengths = sections["workload"]["tokens"]
+        if random.random() < 0.4:
+            sections["fleet"]["max_model_len"] = lengths["prompt"]["high"] + lengths["output"]["high"]
+            for law in (lengths["prompt"], lengths["output"]):
+                law["low"] = max(1, law["high"] - 3)
+        lengths["stop"] = random.choice([0.0, 0.5, 1.0])
+    return sections
