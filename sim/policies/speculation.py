@@ -135,6 +135,7 @@ class SpeculativeScheduler(Scheduler):
         self._drafts = drafts
         self._ends = self._walked = WalkedEnds(overruns=limits.asynchronous)
         self._dropped: list[tuple[Request, int]] = []  # sequences that have ended by it, and accepted drafts behind
+        self._known: dict[Request, int] = {}  # with asynchronous scheduling, tokens before the step that ended last
         self.verified = self.drafted = self.accepted = 0
 
     def compose(self, now: float) -> Step:
@@ -163,6 +164,7 @@ class SpeculativeScheduler(Scheduler):
 
     def complete(self, steps: int, now: float) -> list[Request]:
         self._dropped = []
+        self._known = {request: request.generated + 1 for request in self._passed_by}
         for request in self._passed_by:
             self._drafting.settle(request, request.context, 0)
         if self.decided.decoding:
@@ -186,7 +188,9 @@ class SpeculativeScheduler(Scheduler):
             self.accepted += accepted
             extra = min(accepted, left - 1)
             if ahead:
-                kv.settle(request, held_tokens(request, before), drafted - extra)
+                self._known[request] = request.output_tokens - left
+                held = held_tokens(request, before) + int(request in self.late)  # its last one is known, too, if late
+                kv.settle(request, held, drafted - extra)
             if extra:
                 request.last_step -= extra
                 kv.accept(extra)
@@ -199,7 +203,7 @@ class SpeculativeScheduler(Scheduler):
     def tokens_so_far(self, request: Request) -> int:
         if not self._asynchronous or request.last_step == -1:
             return super().tokens_so_far(request)
-        return self._drafting.known_answer(request)
+        return self._known.get(request, request.generated)
 
     def details(self) -> StepDetails:
         sequences, tokens, attended, rank_tokens, passed = super().details()

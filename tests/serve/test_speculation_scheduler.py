@@ -27,7 +27,7 @@ def recorded(number: int, ahead: bool) -> dict[str, Any]:
     """Simulate a random fleet; return what it decided in each step, and how many drafts were lucky."""
     random = Random(number)
     sections = twin_sections(random, ahead=ahead)
-    sections["fleet"]["block_size"] = random.choice([4, 16])
+    sections["fleet"]["block_size"] = random.choice([1, 4, 16])
     world = build_world(build(**sections))
     steps: list[tuple[float, dict[int, int], int]] = []
     luck: dict[str, int] = {}

@@ -52,15 +52,10 @@ class DraftingStore(BlockStore):
         """Return whether a decoding sequence would reach the longest context without a further step."""
         return self._reach(request) >= self._longest - 1
 
-    def known_answer(self, request: Request) -> int:
-        """Return, with ``lags``, the tokens of an answer that are known when a step is decided."""
-        known = self._known_tokens.get(request.index, request.context - 1)
-        return known + 1 - request.prompt_tokens
-
     def settle(self, request: Request, known: int, rejected: int) -> None:
-        """Note, with ``lags``, what others may find of a sequence until the next step has ended, and what that rejects.
+        """Note, with ``lags``, what a sequence is until the step ends that is decided next.
 
-        :param known: the tokens that it held before its step; those of the step are on their way.
+        :param known: its first tokens, of which others may find the blocks; ``rejected``: drafts, by its last step.
         """
         self._known_tokens[request.index] = known
         self._rejected[request.index] = rejected
