@@ -520,26 +520,26 @@ def test_any_fleet_conserves_requests_tokens_and_blocks(number: int) -> None:
     sections = fleet_of(random, prefix_caching=random.random() < 0.7, replicas=random.randint(1, 3))
     tokens = random.randint(1, 4)
     sections["fleet"] |= {
-        "async_scheduling": False,
         "speculation": {"tokens": tokens, "acceptance": [0.7, 0.4], "draft": 0.05, "method": "draft_model"},
     }
     recording, times = simulate_checked(build_world(build(**sections)), 1)
     assert times
-    assert_tokens_add_up(recording, tokens)
+    assert_tokens_add_up(recording, tokens, sections["fleet"]["async_scheduling"])
 
 
-def assert_tokens_add_up(recording: Recording, tokens: int) -> None:
+def assert_tokens_add_up(recording: Recording, tokens: int, ahead: bool) -> None:
     requests = recording.requests
     done = requests["status"] == COMPLETED
     assert done.any()
     answers = int(np.sum(requests["output_tokens"][done]))
-    prompts = int(np.sum(done)) + int(np.sum(requests["preemptions"]))  # each gives one token
-    facts = recording.facts
-    assert facts["drafts_verified"] == recording.gap_counts.sum() - np.sum(requests["preemptions"])
+    facts, preemptions = recording.facts, int(np.sum(requests["preemptions"]))
+    again = int(recording.gap_counts.sum() - facts["drafts_verified"])  # prompts computed after a preemption
+    assert again <= preemptions if ahead else again == preemptions  # ahead, the last token may be on its way
+    prompts = int(np.sum(done)) + again  # each gives one token
     assert facts["drafted_tokens"] <= facts["drafts_verified"] * tokens
     given = prompts + facts["drafts_verified"] + facts["accepted_tokens"]
     assert answers <= given  # what is accepted behind the end of an answer is dropped
-    assert given - answers <= np.sum(done) * tokens + np.sum(requests["preemptions"])
+    assert given - answers <= np.sum(done) * tokens + again
     assert chances([0.7, 0.4], tokens)[0] == 0.7
 
 
