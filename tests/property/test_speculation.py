@@ -144,9 +144,10 @@ class Twin:
         while self.waiting and budget and not preempted and len(self.running) < self.scenario.fleet.max_num_seqs:
             job = self.waiting[0]
             found = self.find(job)
-            new = min(job.tokens - len(found) * self.size, budget)
+            left = job.tokens - len(found) * self.size
+            new = min(left, budget)
             job.padding = 0
-            if job.tokens - len(found) * self.size == 1 and not prompts and (decodes or found) and job.tokens + self.spec.tokens < self.longest:
+            if left == 1 and not prompts and (decodes or found) and job.tokens + self.spec.tokens < self.longest:
                 job.padding = self.spec.tokens
                 new += self.spec.tokens
                 if new > budget:
@@ -364,11 +365,18 @@ LIGHT: dict[str, Any] = {
 }
 
 
-def light(speculation: dict[str, Any] | None, *, adapters: dict[str, Any] | None = None, **workload: Any) -> World:
+def light(
+    speculation: dict[str, Any] | None,
+    *,
+    adapters: dict[str, Any] | None = None,
+    ahead: bool = False,
+    host_s: float = 0.0,
+    **workload: Any,
+) -> World:
     fleet = {
         "engine": "vllm",
-        "profile": write_profile(step=STEP),
-        "async_scheduling": False,
+        "profile": write_profile(step={**STEP, "host_s": host_s}),
+        "async_scheduling": ahead,
         "max_model_len": 4000,
         **({} if speculation is None else {"speculation": speculation}),
     }
@@ -388,9 +396,12 @@ def steps_needed(reached: list[float], longest: int) -> tuple[list[float], list[
     return mean, [s - m * m for m, s in zip(mean, square, strict=True)]
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "ahead"])
 @pytest.mark.parametrize(("tokens", "acceptance"), [(1, [0.7]), (3, [0.8, 0.6, 0.5]), (5, [0.6]), (4, [0.9, 0.0])])
-def test_accepted_tokens_and_steps_are_those_of_the_closed_form(tokens: int, acceptance: list[float]) -> None:
-    recording = simulate(light({"tokens": tokens, "acceptance": acceptance, "draft": 0.05}), 0, 1)
+def test_accepted_tokens_and_steps_are_those_of_the_closed_form(
+    tokens: int, acceptance: list[float], ahead: bool
+) -> None:
+    recording = simulate(light({"tokens": tokens, "acceptance": acceptance, "draft": 0.05}, ahead=ahead), 0, 1)
     steps, accepted = recording.facts["drafts_verified"], recording.facts["accepted_tokens"]
     reached = [float(np.prod([*acceptance, *[acceptance[-1]] * tokens][: i + 1])) for i in range(tokens)]
     mean = sum(reached)
@@ -441,6 +452,19 @@ def test_free_drafts_that_are_never_accepted_cost_their_verification_alone() -> 
     drafted = simulate(light({"tokens": 3, "acceptance": 0.0, "draft": 0.0}, **one), 0, 1)
     longer = drafted.requests["finished_s"] - plain.requests["finished_s"]
     np.testing.assert_allclose(longer, 49 * 3 * (1e-4 + 3e-6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.7, 1.0])
+def test_ahead_the_host_is_waited_for_once_and_not_in_every_step(acceptance: float) -> None:
+    """One request at a time: the GPU computes a step while the host prepares the next."""
+    one: dict[str, Any] = {"requests": 20, "arrivals": {"process": "poisson", "rate": "1/min"}}
+    drafts = {"tokens": 3, "acceptance": acceptance, "draft": 0.1}
+    by_step, ahead = (simulate(light(drafts, ahead=each, host_s=HOST_S, **one), 0, 1) for each in (False, True))
+    steps = by_step.facts["drafts_verified"]
+    assert steps == ahead.facts["drafts_verified"] > 0
+    np.testing.assert_allclose(ahead.requests["first_token_s"], by_step.requests["first_token_s"], rtol=1e-12)
+    sooner = by_step.requests["finished_s"] - ahead.requests["finished_s"]
+    assert float(sooner.sum()) == pytest.approx(steps * HOST_S, rel=1e-6)
 
 
 def test_a_token_has_the_same_luck_in_every_design() -> None:
