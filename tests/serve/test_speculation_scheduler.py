@@ -1,4 +1,4 @@
-"""Speculation against vLLM's own scheduler: the tokens of each request and the free blocks of every step."""
+"""Speculation against vLLM's own schedulers: tokens of each request, free blocks and preemptions of every step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recorded(number: int, ahead: bool) -> dict[str, Any]:
     sections = twin_sections(random, ahead=ahead)
     sections["fleet"]["block_size"] = random.choice([1, 4, 16])
     world = build_world(build(**sections))
-    steps: list[tuple[float, dict[int, int], int]] = []
+    steps: list[tuple[float, dict[int, int], int, int]] = []
     luck: dict[str, int] = {}
 
     def watching(server: type[BatchServer]) -> Callable[..., BatchServer]:
@@ -37,8 +37,9 @@ def recorded(number: int, ahead: bool) -> dict[str, Any]:
             def _next_leap(self, now: float) -> float:
                 end: float = super()._next_leap(now)
                 if self._steps:
-                    steps.append((now, self.scheduler.scheduled(), self.scheduler.kv.free_blocks()))
-                    note(self.scheduler)
+                    scheduler = self.scheduler
+                    steps.append((now, scheduler.scheduled(), scheduler.kv.free_blocks(), scheduler.preempted))
+                    note(scheduler)
                 return end
 
         return Watching

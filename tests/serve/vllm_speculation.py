@@ -1,8 +1,8 @@
 """Replays fleets that speculate with vLLM's own scheduler, without a model; run by vLLM's Python.
 
-Reads cases as JSON: limits, requests, the chances of their drafts, and of each step the time, the tokens by request and
-the free blocks that loraplan has. Prints of each case its steps, its preemptions, and the first step that vLLM decides
-otherwise.
+Reads cases as JSON: limits, requests, the chances of their drafts, and of each step the time, and what loraplan has:
+tokens by request, free blocks and preemptions so far. Prints of each case its steps, its preemptions, and the first
+step that vLLM decides otherwise.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def replay(case: dict[str, Any], model: str) -> dict[str, Any]:
 
     under_way: list[tuple[SchedulerOutput, list[tuple[Request, bool, int]]]] = []
     to_come = sorted(case["requests"], key=lambda request: request["arrival_s"])
-    for place, (now, tokens, free) in enumerate(case["steps"]):
+    for place, (now, *expected) in enumerate(case["steps"]):
         while len(under_way) > int(case["asynchronous"]):
             process(*under_way.pop(0))
         while to_come and to_come[0]["arrival_s"] <= now:
@@ -125,9 +125,10 @@ def replay(case: dict[str, Any], model: str) -> dict[str, Any]:
             scheduler.add_request(Request(each["id"], fresh(each["prompt"]), limit, None, block_hasher=hasher))
         step = scheduler.schedule()
         preempted += len(step.preempted_req_ids or ())
-        found = step.num_scheduled_tokens, scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        if found != (tokens, free):
-            return {"step": place, "vllm": found, "loraplan": (tokens, free)}
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        found = [step.num_scheduled_tokens, free, preempted]
+        if found != expected:
+            return {"step": place, "vllm": found, "loraplan": expected}
         drafts = step.scheduled_spec_decode_tokens
         scheduled = [
             (request, request.num_computed_tokens >= request.num_tokens, len(drafts.get(request.request_id, ())))
