@@ -1,6 +1,6 @@
 """Speculative decoding: a draft guesses the next tokens of each sequence, and a step verifies them.
 
-Source: vLLM 0.33 ``v1/core/sched/scheduler.py``. A step computes one token and the drafts of each decoding sequence,
+Source: vLLM 0.33 ``v1/core/sched/scheduler.py``, and ``async_scheduler.py`` there. A step computes one token and the drafts of each decoding sequence,
 which get the accepted ones, up to the first that is rejected, and one more from the model itself.
 """
 
