@@ -1,7 +1,8 @@
 """Speculative decoding: a draft guesses the next tokens of each sequence, and a step verifies them.
 
-Source: vLLM 0.33 ``v1/core/sched/scheduler.py``, and ``async_scheduler.py`` there. A step computes one token and the drafts of each decoding sequence,
-which get the accepted ones, up to the first that is rejected, and one more from the model itself.
+Source: vLLM 0.33 ``v1/core/sched/scheduler.py`` and ``async_scheduler.py``. A step computes one token and the drafts of
+each decoding sequence, which get the accepted ones, up to the first that is rejected, and one more from the model
+itself.
 """
 
 from __future__ import annotations
