@@ -79,7 +79,6 @@ BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
         "cache.eviction lru, fleet.batching mixed, fleet.kv_check whole-prompt, fleet.uncached_blocks first",
         SPECULATION,
     ),
-    ("speculation", "fleet.async_scheduling", "true", {**VLLM, "fleet.async_scheduling": True, **SPECULATION}),
     ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
     ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
     ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
