@@ -165,7 +165,8 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)
     )
-    listed = ", ".join(allowed) if 0 < len(allowed) <= _MOST_KEYS else None
+    most = _MOST_KEYS if hint else 2 * _MOST_KEYS
+    listed = ", ".join(allowed) if 0 < len(allowed) <= most else None
     return UnknownKeyError("unknown key", key=spot.key, allowed=listed, hint=hint)
 
 
