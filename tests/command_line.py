@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,22 @@ class CommandLine:
             cli.main()
         out, err = self._capsys.readouterr()
         return Ended(int(stopped.value.code or 0), out, err)
+
+    def succeeds(self, *arguments: str) -> Ended:
+        """Call a command that must end well."""
+        ended = self(*arguments)
+        assert ended.code == 0, ended.err
+        return ended
+
+    def refused(self, *arguments: str) -> str:
+        """Return what is said of a command that must be refused: one that has no result."""
+        ended = self(*arguments)
+        assert (ended.code, ended.out) == (2, ""), ended.err
+        return ended.err
+
+    def data(self, *arguments: str) -> Any:
+        """Return what a command, which must end well, prints with ``--json``."""
+        return json.loads(self.succeeds(*arguments, "--json").out)
 
 
 def without_headroom(arguments: Sequence[str]) -> list[str]:

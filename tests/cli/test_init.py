@@ -42,29 +42,19 @@ VLLM = (
 
 
 def drafted(loraplan: CommandLine, *arguments: str) -> Scenario:
-    ended = loraplan("init", "--out", "mine.yaml", *arguments)
-    assert ended.code == 0, ended.err
-    checked = loraplan("check", "mine.yaml")
-    assert checked.code == 0, checked.err
+    loraplan.succeeds("init", "--out", "mine.yaml", *arguments)
+    loraplan.succeeds("check", "mine.yaml")
     return load_scenario("mine.yaml").scenario
 
 
 def test_a_command_line_becomes_a_scenario_that_runs(loraplan: CommandLine) -> None:
-    ended = loraplan("init", "--out", "mine.yaml", "--from-vllm", VLLM)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-vllm", VLLM)
     assert ended.out.splitlines() == ["scenario mine.yaml", "next     loraplan run mine.yaml"]
     scenario = load_scenario("mine.yaml").scenario
     keys = ("cache.gpu.slots", "cache.host.slots", "adapters.rank", "fleet.max_model_len", "fleet.prefix_caching")
     assert [value_of(scenario, key) for key in keys] == [12, 64, 32, 8000, False]
     assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
     assert loraplan("run", "mine.yaml", "--set", "workload.requests=200", "--set", "run.replications=1").code == 0
-
-
-def test_every_value_says_where_it_comes_from(loraplan: CommandLine) -> None:
-    drafted(loraplan, "--from-vllm", VLLM)
-    for line in Path("mine.yaml").read_text(encoding="utf-8").splitlines():
-        table_or_head = re.fullmatch(r"\s*[\w-]+:", line) or line.startswith(("#", "schema_version", "name"))
-        assert table_or_head or re.search(r"   # \S", line), line
 
 
 def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> None:
@@ -338,8 +328,7 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     rows = [f"{1741078800 + 3 * n},{'ab'[n % 2]},{10 + n % 7},{20 + n % 5}" for n in range(60)]
     Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
     assert loraplan("adapters", "fleet", "--example").code == 0
-    ended = loraplan("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert "Guessed: time, adapter, input, output, unit" in ended.err
     scenario = load_scenario("mine.yaml").scenario
     assert scenario.workload.trace is not None
@@ -407,15 +396,8 @@ def test_a_version_without_a_preset_gets_the_nearest(loraplan: CommandLine, vers
 
 
 def test_a_command_line_without_a_model_says_which_one_is_assumed(loraplan: CommandLine) -> None:
-    ended = loraplan("init", "--from-vllm", "vllm serve --enable-lora --max-loras 4", "--out", "mine.yaml")
-    assert ended.code == 0
+    ended = loraplan.succeeds("init", "--from-vllm", "vllm serve --enable-lora --max-loras 4", "--out", "mine.yaml")
     assert "note: The command line names no model: llama-3.1-8b is assumed" in ended.err
-
-
-def test_without_a_terminal_init_needs_something_to_draft_from(loraplan: CommandLine) -> None:
-    ended = loraplan("init", "--out", "mine.yaml")
-    assert ended.code == 2
-    assert "nothing to draft a scenario from" in ended.err
 
 
 @pytest.mark.slow
@@ -512,9 +494,7 @@ def test_what_plan_ask_refuses(
     loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch, arguments: list[str], lines: list[str], said: str
 ) -> None:
     answered(monkeypatch, *lines)
-    ended = loraplan("plan", *arguments)
-    assert ended.code == 2
-    assert said in ended.err
+    assert said in loraplan.refused("plan", *arguments)
     assert not list(Path().iterdir())
 
 

@@ -14,21 +14,10 @@ from command_line import start
 
 pytestmark = pytest.mark.waits
 
-SWEEP = (
-    "sweep",
-    "cache-thrash",
-    "--out",
-    "out",
-    "--set",
-    "workload.requests=40000",
-    "--set",
-    "run.replications=1",
-    "--over",
-    "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s",
-    "--jobs",
-    "2",
-)
-POINTS = 12
+MANY = ("--set", "workload.requests=40000", "--set", "run.replications=1", "--jobs", "2", "--out", "out")
+RATES = [f"{rate}/s" for rate in range(20, 32)]
+SWEEP = ("sweep", "cache-thrash", *MANY, "--over", f"workload.arrivals.rate={','.join(RATES)}")
+POINTS = len(RATES)
 
 
 def points(folder: Path) -> dict[str, int]:
@@ -73,6 +62,5 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(after) == POINTS
     assert {name: after[name] for name in kept} == kept, "a finished point was simulated twice"
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    rates = [point["set"]["workload.arrivals.rate"] for point in summary["points"]]
-    assert rates == [f"{rate}/s" for rate in range(20, 32)]
+    assert [point["set"]["workload.arrivals.rate"] for point in summary["points"]] == RATES
     assert (tmp_path / "out/report.html").exists()

@@ -15,20 +15,11 @@ from command_line import start
 from process_tree import THERE, alive, below
 
 LONG = ("--set", "workload.requests=3000000", "--set", "run.replications=2", "--quiet")
+SLOTS = ("--minimize", "cache.gpu.slots=4..32")
 COMMANDS = {
     "sweep": ("sweep", "cache-thrash", *LONG, "--over", "cache.gpu.slots=4,8", "--jobs", "2"),
     "run": ("run", "cache-thrash", *LONG, "--jobs", "2"),
-    "plan": (
-        "plan",
-        "cache-thrash",
-        *LONG,
-        "--set",
-        "slo={ttft_p99: 2 s}",
-        "--minimize",
-        "cache.gpu.slots=4..32",
-        "--jobs",
-        "2",
-    ),
+    "plan": ("plan", "cache-thrash", *LONG, "--set", "slo={ttft_p99: 2 s}", *SLOTS, "--jobs", "2"),
     "dask": ("sweep", "cache-thrash", *LONG, "--over", "cache.gpu.slots=4,8", "--jobs", "2", "--backend", "dask"),
 }
 GONE_S = 10.0

@@ -143,8 +143,7 @@ def test_a_plan_without_any_slo_is_refused(tmp_path: Path) -> None:
 def test_the_command_answers_where_only_tenants_have_slos(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SCENARIO + TWO)
     loraplan.headroom = True
-    ended = loraplan("plan", "shared.yaml", "--jobs", "1", "--what-if", "--out", "out")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("plan", "shared.yaml", "--jobs", "1", "--what-if", "--out", "out")
     assert "The SLO of chat.a decides." in ended.out
     assert "of chat.a misses its target at about" in ended.out
     doubled = next(line for line in ended.out.splitlines() if line.startswith("half the traffic"))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_rollouts import Seen
+from recordings import run
 from strategies import GATES, ODD, STAGES, rollout_designs, seconds, with_
 from test_rollout_cases import crowd
-from test_rollout_laws import EXAMPLES, run
+from test_rollout_laws import EXAMPLES
 
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
