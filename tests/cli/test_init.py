@@ -331,7 +331,6 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert "Guessed: time, adapter, input, output, unit" in ended.err
     scenario = load_scenario("mine.yaml").scenario
-    assert scenario.workload.trace is not None
     assert scenario.workload.trace.columns is not None
     assert len(scenario.adapters.mix) > 1
     assert loraplan("check", "mine.yaml").code == 0
@@ -342,7 +341,6 @@ def test_a_log_is_read_as_the_options_say(loraplan: CommandLine) -> None:
     Path("log.csv").write_text("when,route,n,m\n1741078800,/lora/a,5,7\n1741078802,/lora/b,6,8\n1741078803,base,9,9\n")
     columns = ("--columns", "time=when,adapter=route,input=n,output=m", "--base-model", "base")
     scenario = drafted(loraplan, "--from-trace", "log.csv", *columns)
-    assert scenario.workload.trace is not None
     assert scenario.workload.trace.base_model == "base"
     pattern = ("--columns", "time=when,adapter=route,input=n,output=m", "--adapter-from", "/lora/(.+)")
     Path("mine.yaml").unlink()
@@ -354,7 +352,6 @@ def test_rows_of_the_model_that_is_served_are_requests_to_the_base_model(lorapla
     Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
     command = "vllm serve org/base --enable-lora"
     scenario = drafted(loraplan, "--from-trace", "log.csv", "--from-vllm", command)
-    assert scenario.workload.trace is not None
     assert scenario.workload.trace.base_model == "org/base"
 
 

@@ -84,7 +84,6 @@ def test_workers_without_work_end_too(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "[1, 2]\n"
         left = kill_alone(process, 3)
     assert gone(left)

@@ -32,7 +32,6 @@ def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, sampl
     assert found["metrics"]["requests_per_s"]["measured"] == pytest.approx(6)
     assert loraplan("check", "observed.yaml").code == 0
     scenario = load_scenario("observed.yaml").scenario
-    assert scenario.workload.arrivals is not None
     assert scenario.workload.arrivals.rate == pytest.approx(6)
     assert scenario.cache.gpu.slots == 8  # the base's, and the server's
     lengths = np.loadtxt("observed-lengths.csv", delimiter=",", skiprows=1)
@@ -252,7 +251,6 @@ def test_rates_of_the_bases_tenants_add_up_to_the_measured_one(loraplan: Command
     Path("m.txt").write_text(counted(1000, 1.0), encoding="utf-8")
     ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "base.yaml", "--json")
     scenario = load_scenario("observed.yaml").scenario
-    assert scenario.workload.arrivals is not None
     assert scenario.workload.arrivals.rate == pytest.approx(1000 / 600, rel=1e-4)
     rates = [tenant.rate for tenant in scenario.tenants]
     assert rates == pytest.approx([1000 / 600 * part / 11 for part in (6, 3, 2)], rel=1e-4)

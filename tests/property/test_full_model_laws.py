@@ -220,7 +220,6 @@ def test_a_pool_of_one_does_what_a_naive_one_does(trace: Rows, resident: int, tu
     chunk = next(world.traffic.chunks(0))
     chosen = np.flatnonzero(world.traffic.population.full[chunk.adapter])
     served = world.pools[-1]
-    assert served.profile is not None
     load_s = request_times(served.scenario, served.profile, served.population).load(chunk)
     jobs = [
         Job(

@@ -112,7 +112,6 @@ def test_prefill_and_decode_conserve_requests_and_blocks(number: int) -> None:
     recording, _ = simulate_checked(build_world(scenario), 1)
     assert_all_are_answered(recording)
     link = scenario.fleet.kv_transfer
-    assert link is not None
     requests, done = recording.requests, recording.requests["status"] == COMPLETED
     read = done & (requests["prompt_tokens"] >= link.min_prompt)
     rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]

@@ -56,7 +56,6 @@ def holds(gate: Gate, requests: dict[str, np.ndarray], judged: np.ndarray) -> bo
 def expected(scenario: Scenario, recording: Recording) -> list[tuple[str, float]]:
     """Return the stages and the end that the rows of requests lead to."""
     requests, rollout = recording.requests, scenario.rollouts[0]
-    assert rollout.gate is not None
     of_new = (requests["version"] == 2) & (requests["status"] == COMPLETED)
     finished_s, end_s = requests["finished_s"], scenario.workload.duration or np.inf
     events, begun_s, number = [("rollout", rollout.at)], rollout.at, 0
@@ -110,7 +109,6 @@ def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
 
 def changes_done(seen: Seen) -> bool:
     rollouts = seen.rollouts
-    assert rollouts is not None
     return not (rollouts._progress.draining or rollouts._progress.in_transition or rollouts._progress.shifting)
 
 

@@ -263,7 +263,6 @@ def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
         == "The router makes no clear difference: p99 TTFT is 685 ms with all of them."
     )
     table = side_by_side(run.points, make_axes(run.points), TERMS)
-    assert table is not None
     assert table.head == ["router policy", "round-robin", "hash", "affinity-residency"]
     assert [row[0] for row in table.rows][-2:] == ["loads per request", "load skew of replicas"]
 
@@ -294,18 +293,13 @@ def test_charts_mark_events_and_draw_versions() -> None:
     timeline = timeline_chart(run.points[0], "")
     versions = version_chart(run.points, axes)
     by_day = timeline_chart(run.points[0], "", day_s=8 * 3600)
-    assert by_day is not None
     assert "time of day" in by_day.svg
-    assert by_day.table is not None
     assert by_day.table.rows[0][0].startswith("08:00")
     assert moments_chart(run.points, axes) is None  # all lines are equal
     first, second, *others = run.points
     slow = [None if value is None else 4 * value for value in second.timeline.ttft_p99_s]
     slower = replace(second, timeline=replace(second.timeline, ttft_p99_s=slow))
     moments = moments_chart([first, slower, *others], axes)
-    assert timeline is not None
-    assert versions is not None
-    assert moments is not None
     assert "1 rollouts.0: in-place on 4 replicas (400 s)" in timeline.caption
     assert "p99 TTFT by arrival" in timeline.table.head
     assert timeline.table.rows[0][timeline.table.head.index("p99 TTFT by arrival")] == "–"

@@ -109,7 +109,6 @@ def test_charts_have_names_and_numbers(page: tuple[str, Page]) -> None:
         assert re.search(r'<svg viewBox="[\d. ]+" role="img" aria-label="[^"]{8,}" aria-describedby="', figure)
         assert re.search(r"<desc id=[^>]*>[^<]{20,}</desc>", figure)
         table = re.search(r"<details>.*<table>.*</table>.*</details>", figure, flags=re.S)
-        assert table is not None
         assert len(re.findall(r"<td", table[0])) >= 2
         assert "<svg width" not in figure
         tips = re.findall(r'<g class="tip"><rect x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"', figure)

@@ -54,13 +54,11 @@ def test_the_table_of_memory_adds_up_over_pools() -> None:
     small = replace(USE, replicas=2, weights=8 * 10**9, copies=0, host=0)
     pools = (replace(SETUP, pool="big"), Setup("vllm", pool="small", memory=small))
     table = memory_table(replace(SETUP, pools=pools))
-    assert table is not None
     assert table.head == ["", "each replica of big", "each replica of small", "all 5"]
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["weights"] == ["16 GB", "8 GB", "64 GB"], "3 × 16 + 2 × 8"
     assert rows["host memory: copies"] == ["10 GB", "0 B", "30 GB"]
     alone = memory_table(replace(SETUP, memory=replace(USE, replicas=1)))
-    assert alone is not None
     assert alone.head == ["", "each replica"]
     assert [row[0] for row in alone.rows] == [
         *("weights", "64 adapter slots", "engine", "KV cache", "host memory: copies of 100 adapters"),

@@ -320,7 +320,6 @@ def test_a_law_is_ruled_out_only_where_it_was_judged() -> None:
         "By sessions: likeliest is hot-cold (hot 12.5 %, requests 70 %), off by up to 10 % of sessions."
     )
     table = laws_table(FACTS)
-    assert table is not None
     assert [row[-1] for row in table.rows] == ["possible", "ruled out", "not judged"]
     none = replace(FACTS, laws=[LawRow("uniform", {}, 1200.0, 0.4, 0.01)])
     assert "No law fits this ranking" in laws_sentences(none)[0]

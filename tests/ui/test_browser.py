@@ -397,8 +397,6 @@ def test_pages_of_the_documentation_are_no_wider_than_a_phone(browser: Browser) 
     page.set_content(f"<style>{style}</style><main class=md-typeset><pre><code>{''.join(lines)}</code></pre></main>")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     first, second = (page.locator(f"#{prefix}-0-{at}").bounding_box() for at in (1, 2))
-    assert first is not None
-    assert second is not None
     assert first["height"] > 50
     assert second["y"] == first["y"] + first["height"], "the next line begins where this one ends"
     page.close()

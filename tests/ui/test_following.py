@@ -197,7 +197,6 @@ def test_a_target_that_moves_to_the_end_simulates_only_other_multiples_of_the_tr
         return before, first, await final("2")
 
     def multiples(answer: PointAnswer) -> set[tuple[float, int]]:
-        assert answer.headroom is not None
         return {(probe.multiple, probe.requests) for probe in answer.headroom.probes if probe.multiple != 1}
 
     before, first, second = run(broker, work)
@@ -304,7 +303,6 @@ def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path)
         ("workload.arrivals.rate", "workload.arrivals.rate"),
     ):
         control = following.curve_control(opened, moved)
-        assert control is not None
         assert control.key == along
 
 
