@@ -55,8 +55,7 @@ def test_a_trace_without_adapters_draws_them_with_a_note(loraplan: CommandLine, 
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
-    [("-1", "out of range (got -1, allowed: at least 0)"), ("x", "must be a whole number (got x)")],
+    ("value", "says"), [("-1", "out of range (got -1, allowed: at least 0)"), ("x", "must be a whole number (got x)")]
 )
 def test_a_value_outside_a_scenario_is_explained_like_one_inside(value: str, says: str) -> None:
     with pytest.raises(ValidationError) as caught:

@@ -126,11 +126,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a module": ("python -m vllm.entrypoints.openai.api_server --max-loras=3", "vllm", {"cache.gpu.slots": 3}),
     "lines": ("HF_TOKEN=x vllm serve m \\\n  --max-loras 3 \\\n  --block-size 32", "vllm", {"fleet.block_size": 32}),
-    "blocks": (
-        "vllm serve m --num-gpu-blocks-override 100 --block-size 32",
-        "vllm",
-        {"fleet.kv_tokens": 3200},
-    ),
+    "blocks": ("vllm serve m --num-gpu-blocks-override 100 --block-size 32", "vllm", {"fleet.kv_tokens": 3200}),
     "chunks checked alone": (
         "vllm serve m --no-scheduler-reserve-full-isl --device-memory-utilization 0.8 --max-loras 2",
         "vllm",
@@ -141,11 +137,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "vllm",
         {"fleet.async_scheduling": True, "cache.gpu.slots": 2},
     ),
-    "steps one by one": (
-        "vllm serve --no-async-scheduling m",
-        "vllm",
-        {"fleet.async_scheduling": False},
-    ),
+    "steps one by one": ("vllm serve --no-async-scheduling m", "vllm", {"fleet.async_scheduling": False}),
     "prompts every third step": (
         "vllm serve m --prefill-schedule-interval 3",
         "vllm",

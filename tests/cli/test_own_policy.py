@@ -143,12 +143,7 @@ def test_the_script_of_the_page_runs(example: Path) -> None:
 def test_a_what_if_tries_what_a_call_gives(policy: type) -> None:
     values = {**SMALL, "workload.requests": 3000}
     found = sim.plan(
-        "quickstart",
-        values,
-        minimize={"cache.gpu.slots": (32, 64, 32)},
-        what_if=True,
-        jobs=1,
-        evictions={NAME: policy},
+        "quickstart", values, minimize={"cache.gpu.slots": (32, 64, 32)}, what_if=True, jobs=1, evictions={NAME: policy}
     )
     rows = found.what_if.set_index(["change", "metric"])
     assert rows.loc[(f"eviction {NAME}", "miss_ratio"), "word"] == "same" or (

@@ -89,16 +89,8 @@ MEANS: dict[str, Statistic] = {
     "tpot_mean_s": tpot_mean_s,
     "e2e_mean_s": e2e_mean_s,
 }
-MEDIANS: dict[str, Statistic] = {
-    "queue_p50_s": queue_p50_s,
-    "ttft_p50_s": ttft_p50_s,
-    "e2e_p50_s": e2e_p50_s,
-}
-P99S: dict[str, Statistic] = {
-    "queue_p99_s": queue_p99_s,
-    "ttft_p99_s": ttft_p99_s,
-    "e2e_p99_s": e2e_p99_s,
-}
+MEDIANS: dict[str, Statistic] = {"queue_p50_s": queue_p50_s, "ttft_p50_s": ttft_p50_s, "e2e_p50_s": e2e_p50_s}
+P99S: dict[str, Statistic] = {"queue_p99_s": queue_p99_s, "ttft_p99_s": ttft_p99_s, "e2e_p99_s": e2e_p99_s}
 RATIOS: dict[str, Statistic] = {
     "miss_ratio": miss_ratio,
     "delayed_hit_ratio": delayed_hit_ratio,

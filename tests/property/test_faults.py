@@ -18,16 +18,7 @@ from strategies import SPEED, crashes, designs, faulty_scenarios, fixed_time, ma
 import sim.world.replication
 from sim.policies.adapter_cache import ABSENT
 from sim.results.recording.recorder import Recorder
-from sim.results.records import (
-    COMPLETED,
-    FAILED,
-    LOAD_FAILED,
-    LOST,
-    REFUSED,
-    REROUTED,
-    UNFINISHED,
-    Recording,
-)
+from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REFUSED, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
 from sim.world.build import build_world

@@ -172,10 +172,7 @@ def test_a_seed_repeats_byte_for_byte_and_another_differs(scenario: Scenario) ->
     assume(scenario.workload.trace is None)
     arrivals = traffic_of(scenario)["arrival_s"]
     assume(np.any(arrivals > 0))  # very bursty ones may all come at once, at the start
-    for other in (
-        traffic_of(with_(scenario, "run", seed=scenario.run.seed + 1)),
-        traffic_of(scenario, replication=1),
-    ):
+    for other in (traffic_of(with_(scenario, "run", seed=scenario.run.seed + 1)), traffic_of(scenario, replication=1)):
         assert len(other["arrival_s"]) != len(arrivals) or np.any(other["arrival_s"] != arrivals)
 
 

@@ -49,11 +49,7 @@ def test_a_pool_may_know_the_future_beside_one_that_does_not() -> None:
     split = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 2}]
     pooled = scenario({"pools": split}, requests=600, cache=future)
     assert tables(simulate(build_world(pooled), 0, 4)) == tables(simulate(build_world(one), 0, 4))
-    calm = {
-        "requests": 2000,
-        "arrivals": {"process": "poisson", "rate": "1/s"},
-        "popularity": {"law": "uniform"},
-    }
+    calm = {"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}, "popularity": {"law": "uniform"}}
     loads = []
     for eviction in ("belady", "lru"):
         own = [

@@ -61,7 +61,7 @@ def test_the_table_of_memory_adds_up_over_pools() -> None:
     alone = memory_table(replace(SETUP, memory=replace(USE, replicas=1)))
     assert alone.head == ["", "each replica"]
     assert [row[0] for row in alone.rows] == [
-        *("weights", "64 adapter slots", "engine", "KV cache", "host memory: copies of 100 adapters"),
+        *("weights", "64 adapter slots", "engine", "KV cache", "host memory: copies of 100 adapters")
     ]
     assert memory_table(Setup("fixed")) is None
 
@@ -95,10 +95,7 @@ BUSY = LoaderUse(0.95, 0.95, 1)
         (replace(SLOTS, multiple=0.7), "Adapter slots: the SLO holds only up to 0.7 times today's traffic; then add "),
         (replace(SLOTS, term="miss_ratio"), "Adapter cache, at 1.4 times today's traffic; then add GPU slots"),
         (replace(SLOTS, failing=failing()), "Compute, at 1.4 times today's traffic; then add replicas (fleet.rep"),
-        (
-            replace(SLOTS, failing=failing(loader=BUSY)),
-            "Loader, at 1.4 times today's traffic; then keep more copies",
-        ),
+        (replace(SLOTS, failing=failing(loader=BUSY)), "Loader, at 1.4 times today's traffic; then keep more copies"),
         (
             replace(SLOTS, failing=failing(loader=replace(BUSY, host_holds_all=True))),
             "Loader, at 1.4 times today's traffic; then add GPU slots",

@@ -23,10 +23,7 @@ from sim.studies.trace.facts import (
     TraceFacts,
 )
 from sim.studies.trace.findings import closed_gap, headline, laws_sentences, lengths_sentences, sentences
-from sim.studies.trace.report import (
-    laws_table,
-    trace_report,
-)
+from sim.studies.trace.report import laws_table, trace_report
 
 TOKENS = {"mean": 600.0, "p50": 400.0, "p90": 1500.0, "p99": 5400.0, "max": 9000.0}
 CURVE = MissCurve(

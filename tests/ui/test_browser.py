@@ -272,10 +272,7 @@ def test_scenarios_are_chosen_from_the_list_or_as_a_file_and_a_bad_file_says_whe
 
 
 def test_a_file_is_dropped(page: Page) -> None:
-    transfer = page.evaluate_handle(
-        DROPPED,
-        TINY.replace("name: tiny", "name: dropped"),
-    )
+    transfer = page.evaluate_handle(DROPPED, TINY.replace("name: tiny", "name: dropped"))
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
     shows(page, "h1", "dropped")
     answered(page)
