@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONWARNINGS": "default"},
     )
+
+
+def wait_until(there: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait for something that a process does before it ends."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.05)

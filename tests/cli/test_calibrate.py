@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, start
+from command_line import CommandLine, start, wait_until
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
@@ -70,11 +69,7 @@ def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLi
 def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signals) -> None:
     samples = tmp_path / "runs/cal/steps.jsonl"
     process = start(tmp_path, *ALL)
-    deadline = time.monotonic() + 200
-    while not samples.exists() or samples.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline, "no samples"
-        time.sleep(0.05)
+    wait_until(lambda: samples.exists() and samples.read_bytes().count(b"\n") >= 5, process, 200)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
@@ -85,11 +80,7 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
         assert "Traceback" not in err
     kept = samples.read_bytes()
     again = start(tmp_path, *ALL)
-    deadline = time.monotonic() + 200
-    while len(samples.read_bytes()) <= len(kept):
-        assert again.poll() is None, again.stderr.read() if again.stderr else ""
-        assert time.monotonic() < deadline, "it does not go on"
-        time.sleep(0.05)
+    wait_until(lambda: len(samples.read_bytes()) > len(kept), again, 200)
     os.killpg(again.pid, signal.SIGKILL)
     again.communicate(timeout=60)
     whole = kept[: kept.rfind(b"\n") + 1]

@@ -6,11 +6,10 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from command_line import start
+from command_line import start, wait_until
 
 pytestmark = pytest.mark.waits
 
@@ -27,11 +26,7 @@ def points(folder: Path) -> dict[str, int]:
 def stop_midway(folder: Path, number: signal.Signals) -> tuple[subprocess.Popen[str], dict[str, int], str]:
     """Start the sweep, send a signal to the whole group once two points are there, and wait for its end."""
     process = start(folder, *SWEEP)
-    deadline = time.monotonic() + 120
-    while len(points(folder)) < 2:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline, "no point within two minutes"
-        time.sleep(0.05)
+    wait_until(lambda: len(points(folder)) >= 2, process)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     kept = points(folder)
