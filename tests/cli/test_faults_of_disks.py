@@ -158,4 +158,6 @@ def test_a_plan_that_goes_on_in_a_changed_folder_names_it(loraplan: CommandLine,
         data = json.loads(file.read_text())
         data["point"]["timeline"]["t_s"].pop()
         file.write_text(json.dumps(data))
-    assert loraplan.refused(*line).startswith("error: out: something in this run directory is not what loraplan writes")
+    ended = loraplan(*line)
+    assert ended.code == 2
+    assert ended.err.startswith("error: out: something in this run directory is not what loraplan writes")
