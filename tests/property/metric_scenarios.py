@@ -128,10 +128,7 @@ def _workload(
         "tokens": {
             "prompt": {"law": "uniform", "low": 1, "high": most_prompt},
             "output": draw.choice(
-                (
-                    {"law": "uniform", "low": 1, "high": most_output},
-                    {"law": "geometric", "mean": most_output / 2 + 0.5},
-                )
+                ({"law": "uniform", "low": 1, "high": most_output}, {"law": "geometric", "mean": most_output / 2 + 0.5})
             ),
         },
     }

@@ -90,16 +90,8 @@ MEANS: dict[str, Statistic] = {
     "tpot_mean_s": tpot_mean_s,
     "e2e_mean_s": e2e_mean_s,
 }
-MEDIANS: dict[str, Statistic] = {
-    "queue_p50_s": queue_p50_s,
-    "ttft_p50_s": ttft_p50_s,
-    "e2e_p50_s": e2e_p50_s,
-}
-P99S: dict[str, Statistic] = {
-    "queue_p99_s": queue_p99_s,
-    "ttft_p99_s": ttft_p99_s,
-    "e2e_p99_s": e2e_p99_s,
-}
+MEDIANS: dict[str, Statistic] = {"queue_p50_s": queue_p50_s, "ttft_p50_s": ttft_p50_s, "e2e_p50_s": e2e_p50_s}
+P99S: dict[str, Statistic] = {"queue_p99_s": queue_p99_s, "ttft_p99_s": ttft_p99_s, "e2e_p99_s": e2e_p99_s}
 LEAST = {"p90": (100, 10), "p95": (200, 20), "p99": (1000, 100)}
 """Requests that a percentile takes, in all and in a section: ten, and one, that are slower."""
 ASKED = [f"{stage}_{tail}_s" for stage in ("ttft", "e2e") for tail in ("p90", "p95")]

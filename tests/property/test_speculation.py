@@ -66,7 +66,6 @@ class Twin:
     def __init__(self, world: World) -> None:
         self.scenario = scenario = world.scenario
         spec = scenario.fleet.speculation
-        assert spec is not None
         self.spec, self.size = spec, scenario.fleet.block_size
         self.ahead = 0 if spec.method == "ngram" else spec.tokens
         tokens = world.pools[0].kv_tokens

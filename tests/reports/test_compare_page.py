@@ -201,7 +201,6 @@ def test_charts_share_axes() -> None:
     assert charts_of(swept(other=(0.3, 0.3, 0.3))) == []
     many = ALL["many"]
     dots = points_chart(many, many.axes, "ttft_p99_s")
-    assert dots is not None
     assert "24 of 60 points" in dots.caption
     assert len(dots.table.rows) == 60
 
@@ -276,8 +275,6 @@ def test_sweeps_show_tenants_along_the_swept_key() -> None:
     assert chart.ident == "curves-ttft-p99-s-0"
     assert "p99 TTFT of chat" in chart.title
     drawn = points_chart(found, found.axes, "tenants.chat.ttft_p99_s")
-    assert drawn is not None
-    assert drawn.table is not None
     assert drawn.table.rows[-1][1:3] == ["200 ms", "5 s"]
 
 

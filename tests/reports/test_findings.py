@@ -137,6 +137,13 @@ def test_fixed_engine_is_limited_by_its_server() -> None:
         (Metric(22.2, 11.9, 32.5, "s", state=State(Cause.WIDE)), "not met"),
         (Metric(1.10, 0.90, 1.30, "s", state=State(Cause.WIDE)), "unclear"),
         (Metric(0.45, 0.10, 0.80, "s", state=State(Cause.WIDE)), "unclear"),
+        # Of a profile with draws, both errors count.
+        (Metric(0.90, 0.88, 0.92, "s", calibration_lo=0.85, calibration_hi=0.95), "met"),
+        (Metric(0.90, 0.88, 0.92, "s", calibration_lo=0.70, calibration_hi=1.15), "unclear"),
+        (Metric(0.90, 0.82, 0.98, "s", calibration_lo=0.82, calibration_hi=0.98), "unclear"),  # 0.08 · √2 above 0.9
+        (Metric(1.20, 1.10, 1.30, "s", calibration_lo=1.05, calibration_hi=1.40), "not met"),
+        (Metric(1.20, 1.10, 1.30, "s", calibration_lo=0.90, calibration_hi=1.60), "unclear"),
+        (Metric(0.30, 0.20, 0.40, "s", state=State(Cause.WIDE), calibration_lo=0.25, calibration_hi=0.35), "met"),
     ],
 )
 def test_verdict_by_interval(metric: Metric | None, verdict: str) -> None:

@@ -18,11 +18,19 @@ from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, TenantResult
 
+BOTH = Metric(0.3, 0.295, 0.305, "s")
+
 
 @pytest.mark.parametrize(
     ("name", "metric", "text"),
     [
-        ("e2e_p99_s", Metric(0.3, 0.295, 0.305, "s"), "300 ms (295 to 305)"),
+        ("e2e_p99_s", BOTH, "300 ms (295 to 305)"),
+        (
+            "e2e_p99_s",
+            replace(BOTH, calibration_lo=0.28, calibration_hi=0.32),
+            "300 ms (295 to 305; calibration 280 to 320)",
+        ),
+        ("e2e_p99_s", replace(BOTH, calibration_lo=0.29999, calibration_hi=0.30001), "300 ms (295 to 305)"),
         ("e2e_p99_s", Metric(1.0004, 0.95, 1.05, "s"), "1 s (0.95 to 1.05)"),
         ("e2e_p99_s", Metric(0.98, 0.9, 1.06, "s"), "980 ms (900 ms to 1.06 s)"),
         ("e2e_p99_s", Metric(0.5, 0.02, 0.98, "s"), "500 ms (20 to 980)"),

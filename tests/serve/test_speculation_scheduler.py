@@ -56,7 +56,6 @@ def recorded(number: int, ahead: bool) -> dict[str, Any]:
     names = ("index", "arrival_s", "prompt_tokens", "output_tokens")
     rows = zip(*(requests[name].tolist() for name in names), strict=True)
     fleet, pool = world.scenario.fleet, world.pools[0]
-    assert fleet.speculation is not None
     assert pool.kv_tokens is not None
     return {
         "tokens": fleet.speculation.tokens,
