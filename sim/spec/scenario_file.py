@@ -236,7 +236,8 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
     path = folder / Path(source).expanduser()
     if path.is_file():
         return path, str(path)
-    if Path(source).suffix in (".yaml", ".yml") or "/" in source or path.is_dir():
+    is_bundled = (bundled_folder() / f"{source}.yaml").is_file()  # a run's folder may have the same name
+    if Path(source).suffix in (".yaml", ".yml") or "/" in source or (path.is_dir() and not is_bundled):
         hint = "give the YAML file inside it" if path.is_dir() else "'loraplan scenarios list' shows bundled ones"
         if (bundled_folder() / source).is_file():
             hint = f"the bundled scenario is called {path.stem}"

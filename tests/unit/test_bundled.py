@@ -26,6 +26,14 @@ def test_a_source_that_is_no_file_is_refused(base: Path) -> None:
     assert refusal(base.parent).startswith(f"{base.parent}: is a folder")
 
 
+def test_a_folder_of_results_does_not_hide_the_bundled_scenario_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert load_scenario("quickstart").scenario.name == "quickstart"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands in for the bundled scenarios."""

@@ -89,8 +89,9 @@ class PlanReading:
             self.mix_price = next((row.price for row in record.frontier if row.set == record.answer), None)
 
     def phrase(self, set_: Mapping[str, Any], joint: str = ", ") -> str:
-        """Return values in words: ``64 GPU slots, 2 replicas``."""
-        return joint.join(make_axis(key, self.points).phrase(value) for key, value in set_.items())
+        """Return values in words: ``64 GPU slots, 2 replicas``; of several pools those that have replicas."""
+        some = {key: value for key, value in set_.items() if value or not _POOL_COUNT.fullmatch(key)} or set_
+        return joint.join(make_axis(key, self.points).phrase(value) for key, value in some.items())
 
     def missed(self, point: Point) -> list[str]:
         """Return the terms that a point does not certainly meet, those that it certainly misses first."""
