@@ -200,7 +200,6 @@ def test_a_scenario_that_does_not_meet_a_need_is_refused(
 ) -> None:
     name, key, got, values = case
     refused = refusal(values)
-    assert refused is not None
     assert need[0].name == name
     assert (refused["key"], words_of(refused["got"]), refused["problem"]) == (key, got, need[1].why)
     assert refused["allowed"]

@@ -319,7 +319,6 @@ def test_a_study_says_their_share_and_its_scenario_keeps_it(tmp_path: Path) -> N
     written = load_scenario(path, ["fleet.engine=vllm-0.32", "cache.gpu.slots=4"]).scenario
     assert written.adapters.base_share == pytest.approx(share, abs=1e-6)
     assert [kind.rank for kind in written.adapters.of_adapters] == [16]
-    assert written.workload.arrivals is not None
     assert written.workload.arrivals.rate == pytest.approx(facts.rate_rps, rel=0.1)
     made = traffic(written)["adapter"]
     assert abs((made == -1).mean() - share) < 4 * np.sqrt(share * (1 - share) / len(made))
@@ -638,14 +637,11 @@ def test_there_are_groups_of_the_base_model_and_of_adapters() -> None:
     for key in ("ttft_p50_s", "ttft_p99_s", "e2e_p99_s"):
         assert 0 < base[key] < adapters[key], "no load precedes its first token"
     table = groups_table(point, "")
-    assert table is not None
     assert [row[0] for row in table.rows[:2]] == ["base model", "adapters"]
     short = base_model_table(point)
-    assert short is not None
     assert [row[:4] for row in short.rows] == [row[:4] for row in table.rows[:2]]
     assert traffic_sentence([point]).startswith(f"Traffic: {100 * base['request_share']:.1f} % of the requests are for")
     shown = traffic_table(point)
-    assert shown is not None
     assert ["requests for the base model", f"{100 * base['request_share']:.1f} %"] in shown.rows
 
 

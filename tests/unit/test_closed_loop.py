@@ -77,7 +77,6 @@ def point() -> Point:
 
 
 def test_no_load_is_offered_in_a_closed_loop(point: Point) -> None:
-    assert point.capacity.loader.utilization is not None
     assert point.capacity.loader.utilization > 0.95
     assert point.capacity.offered_load is None
     assert "rate_rps" not in point.traffic

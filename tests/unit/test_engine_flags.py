@@ -65,7 +65,6 @@ def test_an_option_has_a_key_that_exists_or_says_why_not(engine: str, flag: Flag
 @pytest.mark.parametrize(("engine", "flag"), EVERY)
 def test_an_option_is_known_in_every_spelling(engine: str, flag: Flag) -> None:
     hint = flag_hint(flag.name)
-    assert hint is not None
     assert all(setting in hint for setting in flag.sets)
     assert engine in hint
     word = flag.name.strip("-")
@@ -117,7 +116,6 @@ def test_what_is_no_option_has_no_answer(word: str) -> None:
 def test_an_answer_stays_short_and_names_no_option_twice() -> None:
     everything = {name: 1 for engine in flag_tables() for flag in engine.flags for name in (flag.name, *flag.also)}
     hint = flag_hint("args", everything)
-    assert hint is not None
     assert len(hint) < 800
     assert flag_hint("args", {"max_loras": 1, "--max-loras": 2}) == flag_hint("max_loras")
 

@@ -38,9 +38,6 @@ def error_of(folder: Path, content: bytes | str, **settings: object) -> str:
 
 
 def rows(data: TraceData) -> list[tuple[float, str, int, int]]:
-    assert data.adapter is not None
-    assert data.prompt_tokens is not None
-    assert data.output_tokens is not None
     names = [data.names[index] if index >= 0 else "" for index in data.adapter.tolist()]
     return list(
         zip(data.arrival_s.tolist(), names, data.prompt_tokens.tolist(), data.output_tokens.tolist(), strict=True)
@@ -113,7 +110,6 @@ def test_json_records_may_begin_with_failures_that_have_no_token_counts(tmp_path
 def test_units_since_1970_are_told_apart(seconds: int, unit: str) -> None:
     """From 2001 to 2286, all four."""
     style = style_of(["", "now", str(seconds * {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit])])
-    assert style is not None
     assert style.unit == unit
 
 

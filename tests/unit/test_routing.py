@@ -153,7 +153,6 @@ def test_a_current_view_shares_the_live_lists() -> None:
     inside = [{0: 1}, {1: 2}]
     sources = Sources([1, 2], Residency(3, 2), InFlightActivity(10, batches), lambda: inside)
     reads = frozenset({"loads", "resident", "running", "inside"})
-    assert sources.residency is not None
     ViewRefresher(clock, view, sources, reads, 0.0, lambda: math.inf)
     assert view.loads is sources.loads
     assert view.resident is sources.residency.masks

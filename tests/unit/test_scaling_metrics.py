@@ -145,7 +145,6 @@ def test_the_answer_says_what_starts_did() -> None:
 def test_a_report_draws_replicas_over_time() -> None:
     point = evaluate_scenario(scenario(), EvaluationOptions()).point
     chart = timeline_chart(point, "")
-    assert chart is not None
     assert "provisioned" in chart.svg
     assert "serving" in chart.svg
     assert "replicas" in chart.desc

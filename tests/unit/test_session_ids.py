@@ -229,7 +229,6 @@ def test_more_users_have_sessions_of_their_own(
 ) -> None:
     whole = read_trace(Trace(file=file, population_scale=scale))
     found = recorded(file, requests, duration, population_scale=scale)
-    assert whole.session is not None
     np.testing.assert_array_equal(found.sessions, whole.session[: len(found.sessions)])
     assert found.sessions.tolist() == by_appearance(found.sessions)
     pairs = np.unique(np.stack((found.sessions, found.prompts)), axis=1)

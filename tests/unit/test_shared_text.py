@@ -44,7 +44,6 @@ def refusal(folder: Path, content: str, **options: Any) -> str:
 
 
 def runs(text: SharedText | None) -> list[tuple[tuple[int, int], ...]]:
-    assert text is not None
     return [found for found, _ in text.of_requests()]
 
 
@@ -115,7 +114,6 @@ def test_a_prompt_is_the_last_prompt_its_answer_and_new_tokens(
     history: dict[int, tuple[int, int]] = {}  # tokens and key, by session
     keys, starts_over = set(), 0
     for before, chunk in zip(plain, found, strict=True):
-        assert chunk.session is not None
         np.testing.assert_array_equal(before.arrival_s, chunk.arrival_s)
         np.testing.assert_array_equal(before.output_tokens, chunk.output_tokens)
         rows = zip(
@@ -182,7 +180,6 @@ timestamp_s,adapter_id,input_tokens,output_tokens,prefix_id,prefix_tokens
 def test_prefixes_of_a_trace_are_texts(tmp_path: Path) -> None:
     data = read(tmp_path, PREFIXES)
     assert runs(data.text) == [((400, 0),), (), ((450, 0),), ((64, 1),), ()]
-    assert data.text is not None
     assert set(data.text.rest.tolist()) == {UNSHARED}
     assert data.notes == ()
     twice = read(tmp_path, PREFIXES, population_scale=2)
@@ -255,8 +252,6 @@ def test_block_hashes_are_texts_of_a_block_each(tmp_path: Path) -> None:
 
 def test_copies_of_a_trace_are_other_users_with_other_blocks(tmp_path: Path) -> None:
     one, twice = read(tmp_path, HASHES), read(tmp_path, HASHES, population_scale=2)
-    assert one.text is not None
-    assert twice.text is not None
     assert len(twice.text.keys) == 2 * len(one.text.keys)
     assert len(set(twice.text.keys.tolist())) == 2 * len(set(one.text.keys.tolist()))
 

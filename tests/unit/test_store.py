@@ -96,7 +96,6 @@ def test_a_finished_run_lacks_no_file(tmp_path: Path) -> None:
         assert read_finished(out) is None
         store.finish([a_point()])
     found = read_finished(out)
-    assert found is not None
     assert found.points == [a_point()]
     for name in ("summary.json", "points.csv", "requests.parquet"):
         kept = (out / name).read_bytes()
@@ -305,7 +304,6 @@ def test_a_second_process_is_told_that_the_folder_is_in_use(tmp_path: Path) -> N
         [sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         for overwrite in (False, True):
             with pytest.raises(OutputError, match="another loraplan works in this folder"):

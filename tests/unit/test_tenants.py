@@ -61,7 +61,6 @@ def refusal(folder: Path, text: str, *overrides: str) -> str:
 
 def requests_of(traffic: Traffic, replication: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the arrival and the tenant of every request."""
-    assert traffic.tenant_of is not None
     chunks = list(traffic.chunks(replication))
     adapter = np.concatenate([chunk.adapter for chunk in chunks])
     return np.concatenate([chunk.arrival_s for chunk in chunks]), traffic.tenant_of[adapter]
