@@ -86,15 +86,6 @@ def test_texts_are_equally_likely_and_a_session_keeps_its_own() -> None:
     assert pairs.shape[1] == len(np.unique(chunk.session))
 
 
-def test_too_many_texts_and_too_long_ones_are_refused() -> None:
-    with pytest.raises(
-        ScenarioError, match=r"workload.prefix.texts: there would be too many texts .*1,000,000 for each"
-    ):
-        traffic(100, 50, prefix={**PREFIX, "texts": 1_000_000})
-    with pytest.raises(ScenarioError, match=r"workload.prefix.tokens: prefix, prompt and output together are too long"):
-        traffic(100, prefix={"tokens": {"law": "fixed", "value": 10_000_000}})
-
-
 # Conversations --------------------------------------------------------------------------------------------------------
 
 

