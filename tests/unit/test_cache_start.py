@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ import pytest
 from strategies import GRID, build, fixed_time, write_profile, write_trace
 
 from sim.errors import ScenarioError
-from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
+from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache
 from sim.policies.eviction import EvictionContext, make_eviction
 from sim.results.records import Recording
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
-from sim.traffic.request import DELAYED_HIT, FROM_HOST, HIT, MISS
+from sim.traffic.request import DELAYED_HIT, HIT, MISS
 from sim.world.build import build_world
 from sim.world.replication import assemble, simulate
 
@@ -80,30 +79,6 @@ def test_prefetch_leaves_alone_what_others_in_the_queue_wait_for() -> None:
     assert ticks(recording.loads["started_s"]) == [0, 7, 31]
 
 
-def test_what_was_loaded_ahead_and_nobody_uses_gives_its_place_to_a_load_that_waits_for_room() -> None:
-    # 0 and 1 come to host memory and are driven out of the three slots; 4 is in use from 86 to 166, and one of its two
-    # batch slots is free from 105 on. 1 is loaded ahead from host memory (20 ticks) from 87 on; 0 finds that loader
-    # busy; 5 is loaded ahead from storage from 103 to 109. At 105 the requests for 1 and 0 are considered and ask, and
-    # that for 5 is over the limit. At 107 nothing may leave for 0, at 109 5 may.
-    rows = [
-        (0, 0, 1),
-        (20, 1, 1),
-        (40, 2, 1),
-        (60, 3, 1),
-        (80, 4, 80),
-        (80, 4, 19),
-        (87, 1, 60),
-        (88, 0, 1),
-        (103, 5, 1),
-    ]
-    cache = {"prefetch": "queued", "host": {"slots": 6}}
-    slow = {"host_load": fixed_time(20 * GRID)}
-    recording = run(ticking(rows, cache, slots=3, count=6, max_num_seqs=2, storage=slow))
-    loads = sorted(zip(ticks(recording.loads["started_s"]), recording.loads["adapter"].tolist(), strict=True))
-    assert loads[5:8] == [(87, 1), (103, 5), (109, 0)]
-    assert recording.loads["tier"].tolist().count(FROM_HOST) >= 2
-
-
 def test_the_first_use_after_a_warm_start_counts_with_the_load() -> None:
     # 0 is there from the start, and used once; 1 is loaded, and used once. LFU: of as many uses, the first leaves.
     recording = run(ticking([(0, 0, 1), (20, 1, 1), (40, 2, 1), (60, 0, 1)], {"warm": 1, "eviction": "lfu"}))
@@ -154,59 +129,6 @@ def test_pinned_adapters_must_leave_room_in_host_memory_too() -> None:
 
 def test_all_adapters_may_be_pinned_where_they_fit() -> None:
     assert outcomes(run(ticking(ROWS, {"pinned": 4}, slots=4))) == [HIT, HIT, HIT]
-
-
-class RecordingPolicy:
-    """An eviction policy that records its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, int]] = []
-        self.free: list[int] = []
-        self.touched = None
-
-    def idle(self, adapter: int) -> None:
-        self.free.append(adapter)
-
-    def busy(self, adapter: int) -> None:
-        self.free.remove(adapter)
-
-    def coming(self, adapter: int) -> None:
-        self.calls.append(("coming", adapter))
-
-    def loaded(self, adapter: int) -> None:
-        """Not taken down."""
-
-    def victim(self, spared: Collection[int] = ()) -> int | None:
-        self.calls.append(("victim", self.free[0]))
-        return self.free.pop(0)
-
-    def __len__(self) -> int:
-        return len(self.free)
-
-
-def unified(slots: int) -> tuple[UnifiedCache, RecordingPolicy]:
-    """0 (4 blocks) and 1 (1 block) are there, of 6 blocks for adapters."""
-    policy = RecordingPolicy()
-    cache = UnifiedCache(slots, policy, [4, 1, 3], lambda: 6)
-    cache.warm_up([1, 0])
-    return cache, policy
-
-
-def test_adapters_in_the_kv_cache_leave_after_the_policy_heard_of_the_load() -> None:
-    cache, policy = unified(slots=3)
-    cache.acquire(2)
-    assert cache.reserve(2)
-    assert policy.calls == [("coming", 2), ("victim", 0)]
-    cache.check_integrity()
-
-
-def test_nothing_leaves_the_kv_cache_for_a_load_that_finds_no_slot() -> None:
-    cache, policy = unified(slots=2)
-    for adapter in (0, 1):
-        cache.acquire(adapter)
-    assert not cache.reserve(2)
-    assert policy.calls == []
-    assert cache.evictions == 0
 
 
 def test_every_policy_lets_an_adapter_be_taken_out_by_name() -> None:

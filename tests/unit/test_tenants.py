@@ -35,7 +35,6 @@ tenants:
   - {name: noisy, adapters: 10, share: 60%, slo: {e2e_p99: 20 s}}
   - {name: quiet, adapters: 20, share: 40%, slo: {ttft_p99: 1 s}}
 """
-COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions")
 
 
 def written(folder: Path, text: str) -> str:
@@ -112,23 +111,6 @@ def test_tenants_without_shares_leave_the_run_as_it_is(tmp_path: Path) -> None:
     assert len(shared.tenants) == 2
     assert "tenants" not in plain.to_json()
     assert not tenants_csv([plain])
-
-
-def test_tenants_add_up_to_the_fleet(tmp_path: Path) -> None:
-    mix = "adapters: {count: 30, base_model: llama-3.1-8b, mix: [{kind: base, share: 20%}, {share: 80%}]}"
-    text = SCENARIO.replace("adapters: {count: 30, base_model: llama-3.1-8b}", mix)
-    text += TENANTS + "  - {name: base, base_model: true}\n"
-    point = point_of(tmp_path, text, "fleet.max_model_len=1000")
-    for name in COUNTS:
-        assert sum(tenant.metrics[name].value for tenant in point.tenants) == point.metrics[name].value
-    assert point.metrics["refused"].value > 0, "some are longer than the engine takes"
-    assert sum(tenant.token_share for tenant in point.tenants) == pytest.approx(1)
-    for name in ("throughput_rps", "output_tokens_per_s"):
-        total = sum(tenant.metrics[name].value for tenant in point.tenants)
-        assert total == pytest.approx(point.metrics[name].value, rel=1e-12)
-    means = [(tenant.metrics["completed"].value, tenant.metrics["e2e_mean_s"].value) for tenant in point.tenants]
-    weighted = sum(count * mean for count, mean in means) / sum(count for count, _ in means)
-    assert weighted == pytest.approx(point.metrics["e2e_mean_s"].value, rel=1e-9)
 
 
 def test_one_tenant_has_the_metrics_of_the_fleet(tmp_path: Path) -> None:
