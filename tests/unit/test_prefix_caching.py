@@ -137,32 +137,6 @@ def test_a_hit_saves_the_time_of_its_tokens() -> None:
     assert np.all(np.asarray(slow["first_token_s"] - slow["admitted_s"])[1:] > ttft[1:] * 2)
 
 
-@pytest.mark.parametrize("workload", [{}, {"sessions": {**HISTORY, "history": False, "max_context": 32768}}])
-def test_without_shared_text_the_tables_are_the_same_to_the_byte(workload: dict[str, Any]) -> None:
-    if "sessions" in workload:
-        workload["sessions"].pop("max_context")
-    on, off = (
-        run(world(workload, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 60_000}))
-        for caching in (True, False)
-    )
-    assert not off.requests["preemptions"].any()
-    assert on.requests.keys() == off.requests.keys()
-    for name, column in on.requests.items():
-        np.testing.assert_array_equal(column, off.requests[name])
-    assert on.prefix_blocks_evicted is None
-
-
-def test_without_shared_text_preempted_requests_compute_less_again() -> None:
-    on, off = (
-        run(world({}, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 3000}))
-        for caching in (True, False)
-    )
-    assert on.requests.keys() == off.requests.keys(), "no column of cached tokens: those count at the first admission"
-    assert min(recording.requests["preemptions"].sum() for recording in (on, off)) > 100
-    last = [float(np.max(recording.requests["finished_s"])) for recording in (on, off)]
-    assert 0.9 * last[1] < last[0] < last[1]
-
-
 def test_off_is_the_same_as_requests_of_that_length_that_share_nothing(tmp_path: Path) -> None:
     shared = world({"prefix": PREFIX, "sessions": HISTORY}, 800, fleet={"prefix_caching": False})
     (chunk,) = shared.traffic.chunks(0)

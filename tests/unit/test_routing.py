@@ -87,60 +87,43 @@ def test_a_current_view_shares_the_live_lists() -> None:
     assert clock.now == 0
 
 
-def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_happens_then() -> None:
-    clock, view, loads = Clock(), View(), [0]
-    seen: list[tuple[float, int]] = []
+def loads_seen(times: list[float], clock: Clock, loads: list[int]) -> list[int]:
+    """Return what arrivals see in a view that is read every 0.1 s, if each of them adds one to the load."""
+    view, seen = View(), list[int]()
 
     def arrive(event: Call) -> None:
-        seen.append((clock.now, view.loads[0]))
+        seen.append(view.loads[0])
         loads[0] += 1
 
-    times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
     for time in times:
         clock.call_at(time, ARRIVAL, arrive)
     ViewRefresher(
         clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: next(iter(times[len(seen) :]), math.inf)
     )
     clock.run()
+    return seen
+
+
+def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_happens_then() -> None:
+    clock = Clock()
     # The third reading is at 3 * 0.1, which lies just above 0.3.
-    assert seen == [(0.05, 0), (0.1, 1), (0.1, 1), (0.15, 1), (0.3, 4), (0.30000000000000004, 5), (0.35, 5)]
+    times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
+    assert loads_seen(times, clock, [0]) == [0, 1, 1, 1, 4, 5, 5]
     assert clock.now == pytest.approx(0.4)  # one more reading, which finds that no request is to come
-
-
-def test_the_nth_reading_is_at_n_intervals_exactly() -> None:
-    clock, view, loads = Clock(), View(), [0]
-    seen: list[int] = []
-
-    def arrive(event: Call) -> None:
-        seen.append(view.loads[0])
-        loads[0] += 1
-
     just_before = 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1
     assert just_before < 1.0 == 10 * 0.1
-    for time in (just_before, 1.0):
-        clock.call_at(time, ARRIVAL, arrive)
-    ViewRefresher(
-        clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: (just_before, 1.0, math.inf)[len(seen)]
-    )
-    clock.run()
-    assert seen == [0, 1]
+    assert loads_seen([just_before, 1.0], Clock(), [0]) == [0, 1]
 
 
 def test_a_reading_that_no_arrival_would_see_is_left_out() -> None:
-    clock, view, loads, readings = Clock(), View(), [0], []
-    times = [0.05, 7.77, 7.79]
+    clock, readings = Clock(), list[float]()
 
     class Noted(list[int]):
         def copy(self) -> list[int]:
             readings.append(clock.now)
             return list(self)
 
-    arrived: list[float] = []
-    for time in times:
-        clock.call_at(time, ARRIVAL, lambda event: arrived.append(clock.now))
-    next_s = lambda: next(iter(times[len(arrived) :]), math.inf)  # noqa: E731
-    ViewRefresher(clock, view, Sources(Noted(loads)), frozenset({"loads"}), 0.1, next_s)
-    clock.run()
+    loads_seen([0.05, 7.77, 7.79], clock, Noted([0]))
     assert readings == pytest.approx([0.0, 0.1, 7.7, 7.8])
 
 
