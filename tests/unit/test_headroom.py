@@ -164,12 +164,8 @@ def with_bucket(full: str, slo: dict[str, str] | None = None, counts: str = "tok
         ("queue", {}, 1.25, "tokens"),  # the queue in front of the bucket grows from 3,000 tokens/s on
         ("queue", {}, 1.25, "requests"),
         ("refuse", {}, 70 / 16, "tokens"),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant
-        (
-            "queue",
-            {"e2e_p99": "1 h"},
-            70 / 16,
-            "tokens",
-        ),  # no objective of the tenant's or the fleet's says that it may not wait
+        # No objective of the tenant's or the fleet's says that it may not wait.
+        ("queue", {"e2e_p99": "1 h"}, 70 / 16, "tokens"),
     ],
 )
 def test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas(

@@ -38,9 +38,6 @@ __all__ = ["base"]  # a fixture, used by its name
 GRID = parts.GRID
 
 
-# What a scenario may say
-
-
 # Whom they lead where
 
 
