@@ -202,15 +202,8 @@ def test_more_users_have_sessions_of_their_own(
     found = recorded(file, requests, duration, population_scale=scale)
     np.testing.assert_array_equal(found.sessions, whole.session[: len(found.sessions)])
     assert found.sessions.tolist() == by_appearance(found.sessions)
-    pairs = np.unique(np.stack((found.sessions, found.prompts)), axis=1)
-    assert pairs.shape[1] == len(np.unique(found.sessions))  # no number has requests of two
-    if requests is None and duration is None:
-        of_sessions = np.bincount(found.sessions)
-        named = np.unique(found.sessions[found.prompts <= 200])
-        assert set(of_sessions[named].tolist()) == {4}
-        assert set(np.delete(of_sessions, named).tolist()) == {1}
-    elif requests is not None:
-        assert len(found.sessions) == min(requests, len(whole))
+    if duration is None:
+        assert len(found.sessions) == min(requests or len(whole), len(whole))
 
 
 def test_sessions_of_a_trace_without_adapters_ask_for_drawn_ones(tmp_path: Path) -> None:
