@@ -394,6 +394,22 @@ def test_in_sglang_the_base_model_takes_the_place_of_an_idle_adapter() -> None:
     assert columns(sglang(without, slots=2))["outcome"] == [MISS, MISS, HIT, HIT]
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"fleet": {"engine": "continuous"}, "cache": {"gpu": {"slots": 4}, "eviction": "belady"}},
+        {"fleet": {"engine": "vllm-0.8", "front_end": "vllm-0.8-scraped"}},
+    ],
+    ids=["belady", "front end"],
+)
+def test_who_counts_requests_by_adapter_leaves_it_out(way: dict[str, Any]) -> None:
+    recording = run(scenario(**way))
+    requests = recording.requests
+    assert (requests["status"] == COMPLETED).all()
+    assert set(requests["outcome"][requests["adapter"] == BASE_MODEL].tolist()) == {HIT}
+    assert set(recording.loads["adapter"].tolist()) <= set(range(20))
+
+
 # Fleets
 
 
