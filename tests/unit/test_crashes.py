@@ -105,14 +105,15 @@ def test_a_stall_holds_up_loads_under_way() -> None:
     assert [(event.time_s, event.kind) for event in recording.events] == [(0.25, "fault"), (10.25, "over")]
 
 
-def test_sglang_keeps_no_place_for_a_load_that_failed() -> None:
+@pytest.mark.parametrize(("engine", "gpu"), [("sglang", {}), ("s-lora", {"unified": True})])
+def test_no_place_is_kept_for_a_load_that_failed(engine: str, gpu: dict[str, Any]) -> None:
     """A place that is not given back would stop every later request. Other caches: tests/property/test_faults.py."""
     rows = [(0.0, 0), (0.01, 1), (0.02, 2), (0.3, 1)] + [(40.0 + number, number % 3) for number in range(9)]
     scenario = build(
         workload={"trace": {"file": write_trace([(second, adapter, 8, 4) for second, adapter in rows])}},
         adapters={"size": "1 MB"},
-        cache={"gpu": {"slots": 1}, "host": {"fill": "load", "slots": 1}},
-        fleet={"engine": "sglang"},
+        cache={"gpu": {"slots": 1, **gpu}, "host": {"fill": "load", "slots": 1}},
+        fleet={"engine": engine},
         storage={"load": fixed_time(0.25), "host_load": fixed_time(0.01)},
         faults=[{"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.1 s", "lasts": "20 s"}],
     )
