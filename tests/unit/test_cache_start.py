@@ -16,7 +16,7 @@ from sim.policies.eviction import EvictionContext, make_eviction
 from sim.results.records import Recording
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
-from sim.traffic.request import DELAYED_HIT, HIT, MISS
+from sim.traffic.request import DELAYED_HIT, FROM_HOST, HIT, MISS
 from sim.world.build import build_world
 from sim.world.replication import assemble, simulate
 
@@ -77,6 +77,30 @@ def test_prefetch_leaves_alone_what_others_in_the_queue_wait_for() -> None:
     recording = run(ticking(ROWS, {"prefetch": "queued"}, slots=2))
     assert outcomes(recording) == [MISS, HIT, DELAYED_HIT]
     assert ticks(recording.loads["started_s"]) == [0, 7, 31]
+
+
+def test_what_was_loaded_ahead_and_nobody_uses_gives_its_place_to_a_load_that_waits_for_room() -> None:
+    # 0 and 1 come to host memory and are driven out of the three slots; 4 is in use from 86 to 166, and one of its two
+    # batch slots is free from 105 on. 1 is loaded ahead from host memory (20 ticks) from 87 on; 0 finds that loader
+    # busy; 5 is loaded ahead from storage from 103 to 109. At 105 the requests for 1 and 0 are considered and ask, and
+    # that for 5 is over the limit. At 107 nothing may leave for 0, at 109 5 may.
+    rows = [
+        (0, 0, 1),
+        (20, 1, 1),
+        (40, 2, 1),
+        (60, 3, 1),
+        (80, 4, 80),
+        (80, 4, 19),
+        (87, 1, 60),
+        (88, 0, 1),
+        (103, 5, 1),
+    ]
+    cache = {"prefetch": "queued", "host": {"slots": 6}}
+    slow = {"host_load": fixed_time(20 * GRID)}
+    recording = run(ticking(rows, cache, slots=3, count=6, max_num_seqs=2, storage=slow))
+    loads = sorted(zip(ticks(recording.loads["started_s"]), recording.loads["adapter"].tolist(), strict=True))
+    assert loads[5:8] == [(87, 1), (103, 5), (109, 0)]
+    assert recording.loads["tier"].tolist().count(FROM_HOST) >= 2
 
 
 def test_the_first_use_after_a_warm_start_counts_with_the_load() -> None:

@@ -288,6 +288,8 @@ def test_loads_peak_over_ten_seconds() -> None:
     assert found["before_peak_loads_per_s"].value == pytest.approx(0.1)
     far = [(4.0 + i * 6.0, 0) for i in range(3)]  # 4, 10, 16: two within ten seconds
     assert metrics(recording(loads=far))["before_peak_loads_per_s"].value == pytest.approx(0.2)
+    each_second = [(4.0 + second, 0) for second in range(11)]  # the last is ten seconds after the first
+    assert metrics(recording(loads=each_second))["before_peak_loads_per_s"].value == pytest.approx(1.0)
     assert metrics(recording())["rollout_peak_loads_per_s"].value == 0
 
 
@@ -331,6 +333,7 @@ def test_sessions_that_saw_both_and_went_back() -> None:
     assert sessions([(0, 0, 2, 2), (0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 1, 1)]) == (1, 1)  # goes back twice, counts once
     assert sessions([(0, 0, 1, 2)]) == (1, 0)  # one response of both
     assert sessions([(0, 0, 1, 2), (0, 0, 1, 1)]) == (1, 1)
+    assert sessions([(0, 0, 2, 2), (0, 0, 1, 2)]) == (1, 1)  # which begins with the old one
     assert sessions([(0, 0, 1, 1), (0, 1, 2, 2)]) == (0, 0)  # other adapters have versions of their own
     assert sessions([(0, 0, 2, 2), (1, 0, 1, 1)]) == (0, 0)
     assert sessions([(0, 0, 3, 3), (0, 0, 2, 2), (0, 1, 1, 1), (0, 1, 2, 2)]) == (2, 1)
