@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import is_counted, key_words, number, percent
+from reports.formatting import is_counted, key_words, listed, number, percent, singular
 from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
@@ -18,7 +19,8 @@ _PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
     ("bytes", parse_bytes),
     ("seconds", parse_seconds),
 )
-_NAMING = ("law", "process", "policy", "name")
+_NAMING = ("law", "process", "policy", "name", "serve")
+_TENANT = re.compile(r"(?<=^tenants\.)\d+(?=\.)")
 _SEPARATORS = "/-_. ,:"
 _LOG_SPAN = 20.0
 """An axis whose values span more than this factor is logarithmic."""
@@ -79,7 +81,8 @@ class Axis:
             return number(value) if abs(value) < 1e15 and number(value) == f"{value:,}" else f"{value:,.6g}"
         if isinstance(value, Mapping):
             # A law's name says what it is; its parameters need theirs.
-            return ", ".join(self.label(v) if k in _NAMING else f"{k} {self.label(v)}" for k, v in value.items())
+            name, *rest = [self.label(v) if k in _NAMING else f"{k} {self.label(v)}" for k, v in value.items()] or [""]
+            return f"{name} with {listed(rest)}" if rest else name
         if isinstance(value, (list, tuple)):
             return ", ".join(self.label(item) for item in value)
         return str(value)
@@ -112,8 +115,8 @@ class Axis:
         if value is None and "." not in self.words:
             return f"no {self.words}"
         if self.counted:
-            label = "no" if label == "0" and self.words.endswith(" replicas") else label
-            return f"{label} {self.words.removesuffix('s') if label == '1' else self.words}"
+            label = "no" if label == "0" and self.words.startswith("replicas of ") else label
+            return f"{label} {singular(self.words) if label == '1' else self.words}"
         return f"{self.words} {label}"
 
     def tick(self, place: float) -> str:
@@ -150,12 +153,13 @@ def make_axis(key: str, points: Sequence[Point]) -> Axis:
     """Build the axis of one swept key from the points that were run."""
     distinct = {_identity(point.set.get(key)): point.set.get(key) for point in points}
     values = list(distinct.values())
-    quantities = _quantities(values)
+    names = {str(place): tenant.name for place, tenant in enumerate(points[0].tenants)} if points else {}
+    quantities, words = _quantities(values), key_words(_TENANT.sub(lambda it: names.get(it[0], it[0]), key))
     if quantities is None:
-        return Axis(key, key_words(key), "category", tuple(values), tuple(float(i) for i in range(len(values))))
+        return Axis(key, words, "category", tuple(values), tuple(float(i) for i in range(len(values))))
     kind, numbers = quantities
     order = sorted(range(len(values)), key=lambda i: numbers[i])
-    return Axis(key, key_words(key), kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
+    return Axis(key, words, kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
 
 
 def make_axes(points: Sequence[Point]) -> list[Axis]:

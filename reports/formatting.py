@@ -41,6 +41,10 @@ KEY_WORDS = {
     "fleet.max_num_seqs": "batch slots (max_num_seqs)",
     "fleet.max_num_batched_tokens": "token budget of a step (max_num_batched_tokens)",
     "fleet.kv_tokens": "KV tokens",
+    "fleet.kv_offload": "KV offload",
+    "fleet.kv_offload.size": "KV offload",
+    "fleet.speculation": "speculation",
+    "fleet.speculation.tokens": "drafted tokens",
     "fleet.engine": "engine",
     "fleet.profile": "profile",
     "fleet.gpu": "GPU",
@@ -113,6 +117,7 @@ COUNTED = frozenset(
         "adapters loaded at start",
         "replicas",
         "KV tokens",
+        "drafted tokens",
         "GPU slots",
         "host slots",
         "loaders",
@@ -123,6 +128,7 @@ COUNTED = frozenset(
 _OF_POOL = re.compile(r"fleet\.pools\.([A-Za-z0-9_-]+)\.(.+)")
 _OF_TENANT = re.compile(r"tenants\.([^.]+)\.(.+)")
 _TENANT_WORDS = {"rate": "arrival rate", "share": "share of the requests", "bucket.rate": "token rate"}
+_PLURAL = re.compile(r"s(?= of |$)")
 _TINY = 1e-4
 """A ratio closer to 0 than this says no more than that."""
 _SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("ms", 0.9995e-3, 1e-3))
@@ -139,12 +145,17 @@ def key_words(key: str) -> str:
         return KEY_WORDS.get(key, key)
     own = pool[2] if pool[2].startswith(("cache.", "storage.")) else f"fleet.{pool[2]}"
     name = f"pool {pool[1]}" if pool[1].isdigit() else pool[1]
-    return f"{name} replicas" if pool[2] == "replicas" else f"{KEY_WORDS.get(own, own)} of {name}"
+    return f"{KEY_WORDS.get(own, own)} of {name}"
 
 
 def is_counted(words: str) -> bool:
     """Return whether a key in words follows its value: ``64 GPU slots``, but ``arrival rate 25/s``."""
-    return words in COUNTED or words.endswith(" replicas")
+    return words in COUNTED or words.startswith("replicas of ")
+
+
+def singular(words: str) -> str:
+    """Return the words of a counted key for one of them: ``GPU slot``, ``replica of big``."""
+    return _PLURAL.sub("", words, count=1)
 
 
 def metric_words(name: str) -> str:

@@ -107,7 +107,17 @@ class SeveralErrors(InputError):
 
 _MOST_NESTED = 5
 """Levels of lists and mappings that an error shows."""
-_SYNONYMS = {"alpha": "exponent", "completion": "output", "input": "prompt", "median": "p50"}
+SYNONYMS = {
+    "alpha": "exponent",
+    "completion": "output",
+    "gpus": "gpus_per_replica",
+    "input": "prompt",
+    "median": "p50",
+    "path": "file",
+    "qps": "rate",
+    "rps": "rate",
+}
+"""What users write, and the key that says it here."""
 
 
 def did_you_mean(word: str, known: Iterable[str], least: float = 0.6) -> str | None:
@@ -115,7 +125,9 @@ def did_you_mean(word: str, known: Iterable[str], least: float = 0.6) -> str | N
 
     :param least: how alike the two are, from 0 to 1 (``difflib``).
     """
-    words, same = {each.lower(): each for each in known}, _SYNONYMS.get(word.lower())
+    words, same = {each.lower(): each for each in known}, SYNONYMS.get(word.lower())
+    parts = sorted(word.lower().split("_"))
+    same = next((each for each in words if sorted(each.split("_")) == parts), same)  # p99_ttft
     close = [same] if same in words else difflib.get_close_matches(word.lower(), words, n=1, cutoff=least)
     return f"did you mean {words[close[0]]!r}?" if close else None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +43,22 @@ class CommandLine:
         out, err = self._capsys.readouterr()
         return Ended(int(stopped.value.code or 0), out, err)
 
+    def succeeds(self, *arguments: str) -> Ended:
+        """Call a command that must end well."""
+        ended = self(*arguments)
+        assert ended.code == 0, ended.err
+        return ended
+
+    def refused(self, *arguments: str) -> str:
+        """Return what is said of a command that must be refused: one that has no result."""
+        ended = self(*arguments)
+        assert (ended.code, ended.out) == (2, ""), ended.err
+        return ended.err
+
+    def data(self, *arguments: str) -> Any:
+        """Return what a command, which must end well, prints with ``--json``."""
+        return json.loads(self.succeeds(*arguments, "--json").out)
+
 
 def without_headroom(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of a command that doesn't search for headroom."""
@@ -58,3 +77,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONWARNINGS": "default"},
     )
+
+
+def wait_until(there: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait for something that a process does before it ends."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.05)

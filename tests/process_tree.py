@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 THERE = Path("/proc/self/stat").exists()
@@ -41,3 +42,11 @@ def alive(number: int, command: str) -> bool:
         return (Path("/proc") / str(number) / "cmdline").read_bytes().replace(b"\0", b" ").decode() == command != ""
     except OSError:
         return False
+
+
+def left_after(seconds: float, processes: dict[int, str]) -> dict[int, str]:
+    """Return those of some processes that have not ended within a time."""
+    deadline = time.monotonic() + seconds
+    while (left := {n: each for n, each in processes.items() if alive(n, each)}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left

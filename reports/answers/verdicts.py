@@ -19,7 +19,7 @@ from sim.results.verdict import (
 
 def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     """Return the metric that the answer is about: the SLO's first p99, else TTFT, else E2E."""
-    targets = [name for name in slo_terms if "_p99" in name] or list(slo_terms)
+    targets = [name for name in slo_terms if "_p9" in name] or list(slo_terms)
     for name in (*targets, "e2e_p99_s", "ttft_p99_s"):
         if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
             return name
@@ -29,8 +29,8 @@ def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
 def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> str:
     """Return the term that the headline is about.
 
-    With SLOs of tenants, that is the least likely one, the fleet's first. Where all are met, it is the fleet's main
-    one, else the one that is nearest to its target.
+    With SLOs of tenants, and where it is unclear whether they are met, that is the least likely one, the fleet's first.
+    Where all are met, it is the fleet's main one, else the one that is nearest to its target.
     """
     terms = with_tenants(slo_terms, point)
     if found == MET:
@@ -38,7 +38,7 @@ def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> s
             return main_metric([point], slo_terms)
         return max(terms, key=lambda name: strain(point, name, terms[name]))
     each = [name for name, target in terms.items() if term_verdict(point, name, target) == found]
-    if len(terms) == len(slo_terms):
+    if found != UNCLEAR and len(terms) == len(slo_terms):
         return each[0]
     return min(each, key=lambda name: term_probability(point, name, terms[name]))
 

@@ -199,7 +199,7 @@ def _failing(point: Point, term: str) -> Limit:
     if bucket is not None:
         return Limit("token bucket", Evidence.BUCKET, bucket.limited, bucket=bucket)
     limit = next((limit for limit in limits(point) if _concerns(limit, term)), Limit("none", Evidence.NOTHING))
-    if limit.name == "none" and "p99" in (term or ""):
+    if limit.name == "none" and "_p9" in (term or ""):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     return limit
 

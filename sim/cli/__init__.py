@@ -199,16 +199,27 @@ def _explain_usage(error: Any) -> None:
     if option and (hint := flag_hint(option)):
         # What a scenario has for an option of an engine that loraplan itself doesn't have.
         problem = f"{error.message}; {hint}; values of a scenario are changed with --set KEY=VALUE"
+    elif near := did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known or ()], 0.65):
+        near = near.replace("'", "'--", 1)
+        problem = f"{error.message}; {near}"
+    elif option and any(each.name == "set_" for each in error.ctx.command.params) and (keys := _keys(option)):
+        problem = f"{error.message}; did you mean --set {keys[0]}=VALUE?"
     elif known:
-        near = did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known])
-        near = near and near.replace("'", "'--", 1)
-        problem = f"{error.message}; {near}" if near else error.message
+        problem = error.message
     elif hasattr(error.__cause__, "errors"):  # of pydantic, which newer typer checks options with
         from sim.spec.files.problems import value_problem
 
         problem = problem.replace(error.message, value_problem(error.__cause__))
     message(f"error: {problem}", quiet=False)
     message(f"{command} --help shows how to call it", quiet=False)
+
+
+def _keys(option: str) -> list[str]:
+    """Return the keys of a scenario that have the name of an option, the likeliest first."""
+    from sim.spec.files.problems import keys_ending, known_keys
+    from sim.spec.scenario import Scenario
+
+    return keys_ending(option.lstrip("-").replace("-", "_"), known_keys(Scenario))
 
 
 def _explain(error: Exception) -> int:

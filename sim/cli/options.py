@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_hints
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_type_
 import typer
 
 from sim.cli.help import EXECUTION, RESULTS, SIMULATE
-from sim.errors import InputError
+from sim.errors import InputError, SeveralErrors
 from sim.timing import timed
 
 if TYPE_CHECKING:
@@ -44,6 +44,21 @@ def parse_range(text: str) -> KeyRange | None:
         return None
     step = match["step"]
     return KeyRange(match["key"].strip(), match["low"].strip(), match["high"].strip(), step.strip() if step else None)
+
+
+@contextmanager
+def naming(option: str, place: str, section: str = "") -> Iterator[None]:
+    """Let errors at a place name an option as it was typed, if it was given.
+
+    :param section: start of the keys that only the option sets; errors leave them out.
+    """
+    try:
+        yield
+    except InputError as error:
+        for each in error.errors if isinstance(error, SeveralErrors) else [error]:
+            if option and each.file == place and (each.key or "").startswith(section):
+                each.file, each.key = None, option if section else f"{option} {each.key}"
+        raise
 
 
 # What a shell can complete behind ``loraplan``: scenarios, profiles, keys; see ``loraplan --install-completion``.

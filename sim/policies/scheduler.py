@@ -236,15 +236,20 @@ class Scheduler:
             order = list(self.running)
             if self._preempt(now) is lacking and lacking is not None:
                 behind = order[order.index(lacking) + 1 :]
-                self._passed_by += [request for request in behind if request.last_step >= 0]
+                self._pass_by([request for request in behind if request.last_step >= 0], now)
                 reaches_all = False
-                for request in self._passed_by:
-                    request.generated = self._generated(request) - 1  # as if its prompt were computed again
-                    self._ends.remove(request)
-                    self._note_last_token(request, now)
-                if self._passed_by:
-                    self._hold(self._passed_by)
         return reaches_all
+
+    def _pass_by(self, requests: list[Request], now: float) -> None:
+        """Let decoding sequences hold their blocks, without a token in the step that is being decided."""
+        if not requests:
+            return
+        self._passed_by += requests
+        for request in requests:
+            request.generated = self._generated(request) - 1  # as if its prompt were computed again
+            self._ends.remove(request)
+            self._note_last_token(request, now)
+        self._hold(requests)
 
     def _first_that_lacks(self) -> Request | None:
         """Return the first decoding sequence that finds no block for its next token."""
@@ -432,8 +437,8 @@ class Scheduler:
     def _note_last_token(self, request: Request, now: float) -> None:
         """Note when a sequence got its last token that does not get one in this step."""
         if request in self.late:
-            self.late.remove(request)
-        if self._asynchronous:
+            self.late.remove(request)  # it was passed by, and its last token came before
+        elif self._asynchronous:
             self._in_flight.append(request)
         else:
             request.last_token_s = now

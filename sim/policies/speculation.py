@@ -1,7 +1,8 @@
 """Speculative decoding: a draft guesses the next tokens of each sequence, and a step verifies them.
 
-Source: vLLM 0.33 ``v1/core/sched/scheduler.py``. A step computes one token and the drafts of each decoding sequence,
-which get the accepted ones, up to the first that is rejected, and one more from the model itself.
+Source: vLLM 0.33 ``v1/core/sched/scheduler.py`` and ``async_scheduler.py``. A step computes one token and the drafts of
+each decoding sequence, which get the accepted ones, up to the first that is rejected, and one more from the model
+itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from sim.policies.admission import WaitingQueue
 from sim.policies.costs import StepCosts, StepDetails
 from sim.policies.decode_ends import NEVER, DecodeEnds, by_index
 from sim.policies.kv.drafting_store import DraftingStore
+from sim.policies.kv.kv_store import held_tokens
 from sim.policies.scheduler import Limits, Scheduler, Step
 from sim.rng import uniform_draw
 from sim.traffic.request import Request
@@ -82,20 +84,20 @@ class Drafts:
 class WalkedEnds(DecodeEnds):
     """The ends of sequences that come earlier with every accepted draft.
 
-    :ivar ended: those whose last token comes with the step under way.
+    :ivar ended: those for which the step under way is the last.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, overruns: bool) -> None:
+        super().__init__(overruns=overruns)
         self.ended: list[Request] = []
 
     def start(self, requests: list[Request], step: int) -> list[Request]:
         for request in requests:
             request.last_step = step + request.output_tokens - request.generated - 1
-        return [request for request in requests if request.last_step == step]
+        return [r for r in requests if r.last_step == step and not (self._overruns and r.stops)]
 
     def end(self, request: Request) -> None:
-        """Let a sequence end with the step under way."""
+        """Let the step under way be the last of a sequence."""
         self.ended.append(request)
         self.next_step = request.last_step
 
@@ -110,6 +112,11 @@ class WalkedEnds(DecodeEnds):
 
 class SpeculativeScheduler(Scheduler):
     """Lets each decoding sequence verify its drafts in every step. No two steps are equal, so there are no leaps.
+
+    With asynchronous scheduling a step is decided before it is known what the step ahead accepts. A sequence holds its
+    place without getting tokens if its next token is surely the last one. One that ends sooner than that, by accepted
+    drafts or by a stop token, verifies drafts once more, and these tokens are dropped. One that would reach the longest
+    context if all drafts were accepted waits for a step, until it is known which are.
 
     :ivar verified: drafts of one sequence in one step, so far; ``drafted``: their tokens; ``accepted``: those of them
         that were accepted, also behind the end of an answer.
@@ -127,44 +134,77 @@ class SpeculativeScheduler(Scheduler):
         super().__init__(limits, kv, waiting, ranks, costs)
         self._drafting = kv
         self._drafts = drafts
-        self._ends = self._walked = WalkedEnds()
+        self._ends = self._walked = WalkedEnds(overruns=limits.asynchronous)
+        self._dropped: list[tuple[Request, int]] = []  # sequences that have ended by it, and accepted drafts behind
+        self._known: dict[Request, int] = {}  # with asynchronous scheduling, tokens before the step that ended last
         self.verified = self.drafted = self.accepted = 0
 
     def compose(self, now: float) -> Step:
         kv = self._drafting
+        if self._asynchronous:
+            self._pass_by([r for r in self.running if r.last_step >= 0 and kv.is_full(r)], now)
         kv.pads = self._partial is None
         step = super().compose(now)
         if step.tokens:
             sequences, prompt_tokens, attended, _, _ = self.details()
             details, kv_tokens = (sequences, prompt_tokens, attended, 0, 0), kv.tokens + step.decoding + kv.drafted
-            step.first_s += self._drafts.seconds(step.tokens, kv_tokens, details)
+            dropped = sum([tokens for request, tokens in self._dropped if request.last_step >= 0])  # the GPU has them
+            step.first_s += self._costs.per_kv_token_s * dropped
+            step.first_s += self._drafts.seconds(step.tokens, kv_tokens + dropped, details)
         return step
 
     def _equal_steps(self) -> int:
         return 1
 
+    def _preempt(self, now: float) -> Request:
+        newest = next(reversed(self.running))
+        if newest in self._passed_by:
+            self._passed_by.remove(newest)
+            self._resume([newest])
+        return super()._preempt(now)
+
     def complete(self, steps: int, now: float) -> list[Request]:
+        self._dropped = []
+        self._known = {request: request.generated + 1 for request in self._passed_by}
+        for request in self._passed_by:
+            self._drafting.settle(request, request.context, 0)
         if self.decided.decoding:
             self._accept()
         return super().complete(steps, now)
 
     def _accept(self) -> None:
         """Let sequences end earlier by the drafts that are accepted."""
-        kv, drafts, before = self._drafting, self._drafts, self.decode_steps
-        self.verified += kv.decoding
-        self.drafted += kv.drafted
+        kv, drafts, before, ahead = self._drafting, self._drafts, self.decode_steps, self._asynchronous
         for request in self.running:
             if request.last_step < 0:
                 continue
             left = request.last_step - before
-            accepted = drafts.accepted(request, request.output_tokens - left, kv.drafts(request))
+            if not left:  # the step ahead has ended it
+                self._walked.end(request)
+                continue
+            drafted = kv.drafts(request)
+            accepted = drafts.accepted(request, request.output_tokens - left, drafted)
+            self.verified += 1
+            self.drafted += drafted
             self.accepted += accepted
             extra = min(accepted, left - 1)
+            if ahead:
+                self._known[request] = request.output_tokens - left
+                held = held_tokens(request, before) + int(request in self.late)  # its last one is known, too, if late
+                kv.settle(request, held, drafted - extra)
             if extra:
                 request.last_step -= extra
                 kv.accept(extra)
             if extra == left - 1:
-                self._walked.end(request)
+                if not ahead or (left == 1 and not request.stops):
+                    self._walked.end(request)
+                else:
+                    self._dropped.append((request, accepted - extra))
+
+    def tokens_so_far(self, request: Request) -> int:
+        if not self._asynchronous or request.last_step == -1:
+            return super().tokens_so_far(request)
+        return self._known.get(request, request.generated)
 
     def details(self) -> StepDetails:
         sequences, tokens, attended, rank_tokens, passed = super().details()

@@ -6,7 +6,7 @@ from ``sim.results.metrics.Measured``, which is not imported: words about metric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -106,6 +106,36 @@ TENANT = frozenset({"tenant"})
 POOL, GROUP = TENANT | {"pool"}, TENANT | {"group"}
 ALL = POOL | GROUP | {"replica"}
 
+
+def _has_target(name: str) -> Need:
+    return Need(lambda m: any(name in slo for slo in m.facts.slos))
+
+
+def _asked(stage: str, words: str, *percents: int, needs: tuple[Need, ...] = ()) -> Iterator[Definition]:
+    """Yield the rows of percentiles that are measured only where an SLO has a target for them."""
+    gaps = stage == "itl"
+    for percent in percents:
+        name = f"{stage}_p{percent}_s"
+
+        def estimate(m: Measured, q: float = percent / 100) -> Metric:
+            if gaps:
+                return m.itl_quantile(q)
+            return (m.tpots if stage == "tpot" else m.latency(stage)).quantile(q, "s")
+
+        yield Definition(
+            name,
+            "s",
+            f"p{percent} {words}",
+            "lower",
+            "gaps" if gaps else "completed",
+            "histogram" if gaps else "p99",
+            "The same.",
+            estimate,
+            (_has_target(name), *needs),
+            slices=frozenset() if gaps else TENANT,
+        )
+
+
 # fmt: off
 # A row is what it is about in one line and how it is made in another; one line for each value would take six times the
 # room and hide the columns.
@@ -151,21 +181,25 @@ _ROWS = (
        lambda m: m.latency("ttft").mean("s"), slices=POOL),
     _M("ttft_p50_s", "s", "median TTFT", "lower", "completed", "quantile", "The same.",
        lambda m: m.latency("ttft").quantile(0.5, "s"), slices=GROUP),
+    *_asked("ttft", "TTFT", 90, 95),
     _M("ttft_p99_s", "s", "p99 TTFT", "lower", "completed", "p99", "The same.",
        lambda m: m.latency("ttft").quantile(0.99, "s"), slices=POOL | GROUP, shown={"tile": 1, "key": 1}),
     _M("tpot_mean_s", "s", "mean TPOT", "lower", "completed", "mean",
        "(Last token − first token) / (output tokens − 1); requests with one output token are left out.",
-       lambda m: m.tpot(), (TOKENS,), slices=TENANT, shown={"tile": 3}),
+       lambda m: m.tpots.mean("s"), (TOKENS,), slices=TENANT, shown={"tile": 3}),
+    *_asked("tpot", "TPOT", 90, 95, 99, needs=(TOKENS,)),
     _M("itl_mean_s", "s", "mean ITL", "lower", "gaps", "ratio",
-       "Gap between consecutive tokens, all requests pooled. The p99 is from a histogram with bins 0.1 % wide.",
+       "Gap between consecutive tokens, all requests pooled. Percentiles are from a histogram with bins 0.1 % wide.",
        lambda m: m.itl_mean(), (TOKENS,)),
+    *_asked("itl", "ITL", 90, 95, needs=(TOKENS,)),
     _M("itl_p99_s", "s", "p99 ITL", "lower", "gaps", "histogram",
        "The same.",
-       lambda m: m.itl_p99(), (TOKENS,)),
+       lambda m: m.itl_quantile(0.99), (TOKENS,)),
     _M("e2e_mean_s", "s", "mean E2E", "lower", "completed", "mean", "Arrival to last token.",
        lambda m: m.latency("e2e").mean("s"), slices=POOL),
     _M("e2e_p50_s", "s", "median E2E", "lower", "completed", "quantile", "The same.",
        lambda m: m.latency("e2e").quantile(0.5, "s"), slices=TENANT),
+    *_asked("e2e", "E2E", 90, 95),
     _M("e2e_p99_s", "s", "p99 E2E", "lower", "completed", "p99", "The same.",
        lambda m: m.latency("e2e").quantile(0.99, "s"), slices=ALL, shown={"tile": 2, "key": 2}),
     _M("throughput_rps", "1/s", "throughput", "higher", "time", "ratio",
@@ -240,7 +274,7 @@ _ROWS = (
        "Affected requests: those with a mixed or stale answer, a wrong answer that was not noticed, or an old prefix, "
        "and those that a rollout refused, that failed, or were [late](statistics.md#who-is-late).",
        lambda m: m.changes.affected(), (CHANGE,)),
-    _M("harmed_excess", "requests", "affected beyond the usual", "lower", "measured", "count",
+    _M("harmed_excess", "requests", "affected by the change", "lower", "measured", "count",
        "Affected requests beyond those of the same traffic without rollouts and faults "
        "([how](statistics.md#beyond-the-usual)). It can be below 0.",
        needs=(CHANGE, BASELINE)),

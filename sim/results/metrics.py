@@ -25,6 +25,7 @@ from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
     ENOUGH_REPLICATIONS,
     MIN_FOR_P99,
+    Sampled,
     estimate,
     histogram_quantile,
     kept,
@@ -187,11 +188,12 @@ class Measured(MeasuredRequests):
 
     # Of tokens ------------------------------------------------------------------------------------------------------
 
-    def tpot(self) -> Metric:
-        """Return the mean TPOT of the requests with several output tokens."""
+    @cached_property
+    def tpots(self) -> Sampled:
+        """TPOT of the requests with several output tokens."""
         several = self.completed & (self.column("output_tokens") > 1)
         decode = (self.column("finished_s") - self.column("first_token_s"))[several]
-        return self.sampled(decode / (self.column("output_tokens")[several] - 1), several).mean("s")
+        return self.sampled(decode / (self.column("output_tokens")[several] - 1), several)
 
     @cached_property
     def _gap_counts(self) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], Floats]:
@@ -206,14 +208,14 @@ class Measured(MeasuredRequests):
         sums = np.concatenate([r.gap_sum_s for r in self.recordings])
         return self.ratio(sums, self._gap_counts[0].sum(axis=1).astype(np.float64), "s")
 
-    def itl_p99(self) -> Metric:
-        """Return the 99 % quantile of the gaps."""
+    def itl_quantile(self, q: float) -> Metric:
+        """Return a quantile of the gaps."""
         counts, edges = self._gap_counts
         by_replication = counts.reshape(self.replications, len(counts) // self.replications, -1).sum(axis=1)
         return estimate(
-            histogram_quantile(counts.sum(axis=0), edges, 0.99),
-            np.array([histogram_quantile(row, edges, 0.99) for row in counts]),
-            np.array([histogram_quantile(row, edges, 0.99) for row in by_replication]),
+            histogram_quantile(counts.sum(axis=0), edges, q),
+            np.array([histogram_quantile(row, edges, q) for row in counts]),
+            np.array([histogram_quantile(row, edges, q) for row in by_replication]),
             "s",
         )
 

@@ -307,10 +307,10 @@ class MeasuredRequests:
     def good(self) -> NDArray[np.bool_] | None:
         """Which requests completed within every per-request target; None without such targets.
 
-        The targets of p99 TTFT, E2E and queue wait, and of mean TPOT, are applied to each single request: those of the
-        fleet, and those of its tenant.
+        The targets of p99 TTFT, E2E and queue wait (else of p95, else of p90), and of TPOT, are applied to each single
+        request: those of the fleet, and those of its tenant.
         """
-        if not any(name in slo for slo in self.facts.slos for name in SINGLE):
+        if not any(single_target(slo, stage) < math.inf for slo in self.facts.slos for stage in _SINGLE):
             return None
         return np.asarray(self.completed & _in_time({name: self.column(name) for name in _JUDGED}, self.facts))
 
@@ -464,38 +464,39 @@ def _overlap(start: Floats, end: Floats, bounds: Floats) -> Floats:
 
 _JUDGED = ("adapter", "arrival_s", "admitted_s", "first_token_s", "finished_s", "output_tokens")
 """Columns that say whether a request was in time."""
-_TERMS = (("ttft_p99_s", "first_token_s"), ("e2e_p99_s", "finished_s"), ("queue_p99_s", "admitted_s"))
+_SINGLE = {stage: [f"{stage}_{what}_s" for what in ("p99", "p95", "p90")] for stage in (*STAMPS, "tpot")}
+_SINGLE["tpot"].append("tpot_mean_s")
+"""By stage, the terms of an SLO of which the first one given is also applied to each single request."""
 
 
-SINGLE = (*(name for name, _ in _TERMS), "tpot_mean_s")
-"""Terms of an SLO that are also applied to each single request."""
+def single_target(slo: Mapping[str, float], stage: str) -> float:
+    """Return what single requests are to keep in a stage; infinite where an SLO has no such term."""
+    return next((slo[name] for name in _SINGLE[stage] if name in slo), math.inf)
 
 
 def request_targets(facts: ScenarioFacts, adapter: NDArray[Any]) -> dict[str, Floats]:
-    """Return the per-request targets by metric name: (n,), of each request the tightest, infinite where it has none.
+    """Return the per-request targets by stage: (n,), of each request the tightest, infinite where it has none.
 
     :param adapter: (n,) of each request.
     """
     found = {}
-    for name in SINGLE:
-        if not any(name in slo for slo in facts.slos):
-            continue
-        targets = np.full(len(adapter), facts.slo.get(name, math.inf))
-        own = np.array([tenant.slo.get(name, math.inf) for tenant in facts.tenants])
+    for stage in _SINGLE:
+        targets = np.full(len(adapter), single_target(facts.slo, stage))
+        own = np.array([single_target(tenant.slo, stage) for tenant in facts.tenants])
         if facts.tenant_of is not None and len(own):
             targets = np.minimum(targets, own[facts.tenant_of[adapter.astype(np.int64)]])
         if np.isfinite(targets).any():
-            found[name] = targets
+            found[stage] = targets
     return found
 
 
 def _in_time(requests: Mapping[str, NDArray[Any]], facts: ScenarioFacts) -> NDArray[np.bool_]:
     targets = request_targets(facts, requests["adapter"])
     good = np.ones(len(requests["arrival_s"]), dtype=bool)
-    for name, stamp in _TERMS:
-        if name in targets:
-            good &= requests[stamp] - requests["arrival_s"] <= targets[name]
-    if "tpot_mean_s" in targets and not facts.fixed:
+    for stage, stamp in STAMPS.items():
+        if stage in targets:
+            good &= requests[stamp] - requests["arrival_s"] <= targets[stage]
+    if "tpot" in targets and not facts.fixed:
         later = np.maximum(requests["output_tokens"] - 1, 1)
-        good &= requests["finished_s"] - requests["first_token_s"] <= targets["tpot_mean_s"] * later
+        good &= requests["finished_s"] - requests["first_token_s"] <= targets["tpot"] * later
     return good

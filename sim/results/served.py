@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from sim.results.point import LateShare, Metric
 from sim.results.records import FAILED, LIMITED, REFUSED, UNFINISHED
-from sim.results.sample_data import MeasuredRequests, request_targets
+from sim.results.sample_data import STAMPS, MeasuredRequests, request_targets
+from sim.results.slo_terms import quantile_of
 from sim.results.statistics import share_of_requests
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-_STAMPS = {"ttft": "first_token_s", "e2e": "finished_s", "queue": "admitted_s"}
 _RARE = 0.01
 """Where fewer requests are late, the slowest ones up to this share show how much requests depend on each other."""
 
@@ -56,9 +56,9 @@ def is_served(m: MeasuredRequests) -> bool:
         return False
     waiting = m.column("status") == UNFINISHED
     return not waiting.any() or not any(
-        np.any(waiting & (_wait(m, stamp) > target))
+        np.any(waiting & (_seconds(m, name.partition("_")[0]) > target))
         for name, target in m.facts.slo.items()
-        if (stamp := _quantile_stamp(name)) is not None
+        if _is_quantile(name)
     )
 
 
@@ -82,20 +82,27 @@ def late_shares(m: MeasuredRequests) -> dict[str, LateShare]:
 
 
 def _late_share(m: MeasuredRequests, name: str, target: float) -> Metric:
-    lost, stamp = unserved(m), _quantile_stamp(name)
+    lost = unserved(m)
     # A rollout or a fault is one event: it meets some sections and not others.
     sections = 1 if m.facts.strategies or m.facts.faults else m.sections
-    if stamp is None:
+    if not _is_quantile(name):
         return _share(m, lost, np.ones_like(lost), lost.astype(np.float64), sections)
-    wait = _wait(m, stamp)
+    wait = _seconds(m, name.partition("_")[0])
     late = lost | (wait > target)
     return _share(m, late, (m.column("status") != UNFINISHED) | late, np.where(lost, np.inf, wait), sections)
 
 
-def _quantile_stamp(name: str) -> str | None:
-    """Return up to which stamp a term takes a quantile of latencies; None for other terms."""
-    stage, _, statistic = name.removesuffix("_s").partition("_")
-    return _STAMPS.get(stage) if statistic in ("p50", "p99") else None
+def _is_quantile(name: str) -> bool:
+    """Return whether a term is about a quantile of what requests take; gaps are not recorded by request."""
+    return quantile_of(name) is not None and not name.startswith("itl")
+
+
+def _seconds(m: MeasuredRequests, stage: str) -> Floats:
+    """Return the seconds that each request takes in a stage, or for a token after the first (``tpot``)."""
+    if stage != "tpot":
+        return _wait(m, STAMPS[stage])
+    gaps = np.maximum(m.column("output_tokens") - 1, 1)
+    return np.asarray((_wait(m, "finished_s") - _wait(m, "first_token_s")) / gaps, dtype=np.float64)
 
 
 def _wait(m: MeasuredRequests, stamp: str) -> Floats:
@@ -107,14 +114,9 @@ def _wait(m: MeasuredRequests, stamp: str) -> Floats:
 def _times_target(m: MeasuredRequests) -> Floats:
     """Return how many times its tightest target for single requests each request takes; infinite without an answer."""
     found = np.where(unserved(m), np.inf, 0.0)
-    for name, targets in request_targets(m.facts, m.column("adapter")).items():
-        stamp = _quantile_stamp(name)
-        if stamp is not None:
-            found = np.maximum(found, _wait(m, stamp) / np.maximum(targets, 1e-9))
-        elif name == "tpot_mean_s" and not m.facts.fixed:
-            decode = _wait(m, "finished_s") - _wait(m, "first_token_s")
-            gaps = np.maximum(m.column("output_tokens") - 1, 1)
-            found = np.maximum(found, decode / gaps / np.maximum(targets, 1e-9))
+    for stage, targets in request_targets(m.facts, m.column("adapter")).items():
+        if stage != "tpot" or not m.facts.fixed:
+            found = np.maximum(found, _seconds(m, stage) / np.maximum(targets, 1e-9))
     return np.asarray(found, dtype=np.float64)
 
 

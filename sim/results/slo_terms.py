@@ -31,6 +31,12 @@ def split_term(name: str) -> tuple[str, str]:
     return tenant, metric
 
 
+def quantile_of(name: str) -> float | None:
+    """Return the quantile of a metric, such as 0.95 of ``ttft_p95_s``; None of a mean or a ratio."""
+    _, _, percent = name.removesuffix("_s").rpartition("_p")
+    return int(percent) / 100 if percent.isdigit() else None
+
+
 def all_terms(scenario: Scenario) -> dict[str, float]:
     """Return the targets of a scenario, those of its tenants included."""
     own = scenario.slo.terms()

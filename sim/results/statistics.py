@@ -272,6 +272,14 @@ class _Parts:
     all: Floats
 
 
+def by_rarity(q: float, of_p99: int, least: int) -> int:
+    """Return how many values a quantile takes, if a p99 takes so many: with as many of them beyond it.
+
+    :param least: what the median takes, and every quantile at least.
+    """
+    return least if q <= 0.5 else max(least, round(of_p99 * 0.01 / (1 - q)))
+
+
 def _merged(parts: list[Floats]) -> Floats:
     """Return sorted arrays as one. NumPy's vectorised sort is faster than merging them."""
     return parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
@@ -316,15 +324,15 @@ class Sampled:
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
-        tail = q >= 0.99
-        least = self._least_for_p99 if tail else MIN_FOR_REST
+        least = by_rarity(q, self._least_for_p99, MIN_FOR_REST)
         metric, by_section = self._estimate(self._sorted, lambda part: quantile_of_sorted(part, q), unit, least)
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
-        metric = by_size(metric, by_section, beyond, ENOUGH_FOR_P99 if tail else ENOUGH)
-        if tail and metric.settled and np.diff(self._edges).min() < MIN_SECTION_P99:
-            return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=MIN_SECTION_P99))
+        metric = by_size(metric, by_section, beyond, by_rarity(q, ENOUGH_FOR_P99, ENOUGH))
+        of_section = by_rarity(q, MIN_SECTION_P99, 0)
+        if metric.settled and np.diff(self._edges).min() < of_section:
+            return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=of_section))
         return metric
 
     def by_replication(self) -> list[Floats]:

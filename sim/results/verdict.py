@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 from sim.results.intervals import NORMAL, wilson
 from sim.results.point import Metric, Point
-from sim.results.slo_terms import judged, metric_of, with_tenants
+from sim.results.slo_terms import judged, metric_of, quantile_of, with_tenants
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 PROBABLY_MET, PROBABLY_NOT = "probably met", "probably not met"
@@ -99,8 +99,9 @@ def _chance_of_no_overload(point: Point) -> float:
 
 
 def allowed(name: str) -> float:
-    """Return the share of the measured requests that may be late for a term: half for a median, else 1 %."""
-    return 0.5 if name.endswith("_p50_s") else 0.01
+    """Return the share of the measured requests that may be late for a term: what its quantile leaves, else 1 %."""
+    q = None if name.startswith("itl") else quantile_of(name)
+    return 0.01 if q is None else round(1 - q, 2)
 
 
 def late_share(point: Point, name: str, target: float) -> Metric | None:
@@ -156,9 +157,9 @@ def is_lacking(point: Point) -> bool:
 
 def _share_beyond(point: Point, name: str, target: float) -> float:
     """Return which share of the completed requests is beyond the target of a quantile, by their distribution."""
-    stage, _, statistic = name.removesuffix("_s").partition("_")
+    stage = name.partition("_")[0]
     curve = point.cdf.get(f"{stage}_s") or (point.cdf.get("e2e_s") if stage == "ttft" else None)
-    if statistic not in ("p50", "p99") or not curve:
+    if quantile_of(name) is None or not curve:
         return 0.0
     within = bisect_right(curve, target)
     return 1 - point.cdf["q"][within - 1] if within else 1.0

@@ -126,10 +126,22 @@ AHEAD_SINCE = (0, 14)
 """The first version of vLLM that schedules steps ahead on GPUs by default."""
 
 
+_DRAFT_MODEL_AHEAD_SINCE = (0, 28)
+"""The same with a small model that drafts (vllm#48341)."""
+
+
 def schedules_ahead(name: str) -> bool:
     """Return whether a name is of a version of vLLM that schedules steps ahead on GPUs by default."""
     row = versions_of(name)
     return row is not None and row in VERSIONS["vLLM"] and row.first >= AHEAD_SINCE
+
+
+def drafts_ahead(name: str, method: str) -> bool:
+    """Return whether a version of vLLM that schedules ahead by default does so with drafts of a method as well.
+
+    Source: ``config/vllm.py``, ``VllmConfig.__post_init__``.
+    """
+    return method != "ngram" and (method != "draft_model" or is_vllm_since(name, _DRAFT_MODEL_AHEAD_SINCE))
 
 
 def has_version(name: str) -> bool:
@@ -357,6 +369,9 @@ def fill(data: Any) -> Any:
 def _leave_out_of_vllm(filled: dict[str, Any], cache: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Leave out what vLLM's preset says of steps and adapters where a scenario chooses other rules for them."""
     ahead = filled.get("batching", "mixed") == "mixed" and filled["kv_check"] in ("whole-prompt", "first-chunk")
+    drafts = given.get("speculation")
+    if isinstance(drafts, dict) and drafts.get("tokens"):
+        ahead &= drafts_ahead(filled.get("engine", DEFAULT_ENGINE), drafts.get("method", "eagle3"))
     if not ahead and given.get("async_scheduling") is None:
         filled.pop("async_scheduling", None)
     if cache.get("eviction") != "vllm-lru" and given.get("adapter_limit") is None:

@@ -274,11 +274,9 @@ def replica_prices(scenario: Scenario) -> dict[str, float]:
 
 
 def profiles_digest(scenario: Scenario) -> str:
-    """Return the SHA-256 of a scenario's profile, or of those of its pools together; empty where it has none."""
-    if not scenario.pools:
-        return profile_of(scenario)[1]
-    digests = "".join(profile_of(pool)[1] for pool in scenario.pools)
-    return hashlib.sha256(digests.encode()).hexdigest() if digests else ""
+    """Return the SHA-256 of a scenario's profile, or of its pools' profiles together; empty where it has none."""
+    digests = dict.fromkeys(profile_of(each)[1] for each in scenario.pools or (scenario,))
+    return "".join(digests) if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _check_gpus(given: int | None, profile: Profile) -> None:
@@ -346,13 +344,15 @@ def engine_notes(engine: str, profile: Profile) -> list[str]:
     versions = versions_of(engine)
     if versions is not None and engine != preset.name and has_version(engine):
         notes.append(f"engine {engine} has the rules of {versions.words} (preset {preset.name})")
-    of = engine if versions is None else f"{preset.name.partition('-')[0]} {versions.words}, whose rules are simulated"
+    rules = engine if versions is None else f"{preset.name.partition('-')[0]} {versions.words}"
+    why = ""
     if profile.conditions is None and profile.status == "assumed":
-        what = f"step and load costs are assumed, for no engine in particular (profile {profile.name})"
-        notes += [f"{what}, not measured under {of}"] if preset.preset else []
-    elif preset.preset and profile.conditions and not is_same_engine(engine, profile.conditions.engine):
-        made = profile.conditions.engine
-        notes.append(f"step and load costs are those of {made} (profile {profile.name}), not of {of}")
+        why = "are assumed, for no engine in particular"
+    elif profile.conditions and not is_same_engine(engine, profile.conditions.engine):
+        why = f"come from {profile.conditions.engine}"
+    if preset.preset and why:
+        off = f"latencies may be off: the rules simulated are those of {rules}"
+        notes.append(f"{off}, but step and load times {why} (profile {profile.name})")
     return notes
 
 

@@ -504,6 +504,18 @@ ONE_KIND: tuple[Row, ...] = (
         lambda s: s.fleet.speculation is not None and _not_with_speculation(s),
         allowed="scheduling fcfs, front_end none, no kv_offload, no invocation_tokens",
     ),
+    Rule(
+        "fleet.async_scheduling: vLLM refuses it with drafts of method ngram, which need the tokens of the step ahead",
+        lambda s: (
+            s.fleet.async_scheduling
+            and s.fleet.speculation
+            and s.fleet.speculation.tokens
+            and s.fleet.speculation.method == "ngram"
+            and "true"
+        ),
+        allowed="false",
+        hint="remove it, or choose another fleet.speculation.method",
+    ),
     AUTOSCALER,
     CONTROLLER,
     *SCHEDULING,

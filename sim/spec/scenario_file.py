@@ -17,7 +17,7 @@ from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, Un
 from sim.spec.engine_flags.options import flag_hint
 from sim.spec.engines import preset_value
 from sim.spec.files import tree
-from sim.spec.files.problems import known_keys, misplaced_flags, problems
+from sim.spec.files.problems import keys_ending, known_keys, misplaced_flags, problems
 from sim.spec.files.tree import Node, Origin, files_of, plain, without_indexes
 from sim.spec.files.yaml_tree import parse_yaml, read_yaml, yaml_mapping
 from sim.spec.policies import Given
@@ -158,7 +158,13 @@ class LoadedScenario:
         return replace(_checked(root, self.source, self.scenario.given), confines=self.confines)
 
     def locate(self, error: InputError) -> InputError:
-        """Return the error with the place where its key, or the section around it, was written."""
+        """Return the error with the place where its key, or the section around it, was written.
+
+        Of a file that can't be read, that is where the scenario names it.
+        """
+        key = next((key for key, path in files_of(self.data) if path == error.file and error.line is None), None)
+        if key and error.got is None:
+            error = type(error)(error.problem, key=key, got=error.file, hint=error.hint)
         return _located(error, self.origins)
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -232,6 +238,8 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
         return path, str(path)
     if Path(source).suffix in (".yaml", ".yml") or "/" in source or path.is_dir():
         hint = "give the YAML file inside it" if path.is_dir() else "'loraplan scenarios list' shows bundled ones"
+        if (bundled_folder() / source).is_file():
+            hint = f"the bundled scenario is called {path.stem}"
         raise ScenarioError("is a folder" if path.is_dir() else "no such file", file=str(path), hint=hint)
     bundled = bundled_path(source)
     return bundled, str(bundled)
@@ -428,8 +436,7 @@ def _suggest(key: str, known: set[str]) -> str | None:
     leaf, hint = key.rpartition(".")[2], flag_hint(key)
     if hint and ".".join(key.split(".")[-2:]) in hint:  # an option with its section, as in kv_cache_config.max_tokens
         return hint
-    same = [path for path in known if path.rpartition(".")[2] == leaf]
-    same.sort(key=lambda path: (path.startswith("fleet.pools."), path))  # those of a pool come last
+    same = keys_ending(leaf, sorted(known))
     return f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known))
 
 

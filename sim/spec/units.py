@@ -38,6 +38,8 @@ _SALE = re.compile(
     re.IGNORECASE,
 )
 _RATE = re.compile(rf"\s*{_NUMBER}\s*/\s*([A-Za-zµ]+)\s*")
+_RATE_IN_WORDS = re.compile(rf"\s*{_NUMBER}\s*(?:(?:r|q|req\w*|quer\w*)?\s*(?:/|p|per )\s*([smh])\w*\s*)?", re.I)
+"""``25 rps``, ``25 req/s``, ``25 requests per second``, ``90 rpm``."""
 
 
 def _refuse(problem: str, got: object, allowed: str, hint: str = "") -> PydanticCustomError:
@@ -94,11 +96,11 @@ def parse_rate(value: object) -> float:
     """Return a rate per second: ``"12/s"`` → 12.0, ``"90/min"`` → 1.5."""
     allowed = "a rate such as 12/s, 90/min or 500/h"
     match = _RATE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        hint = f"write {value}/s" if isinstance(value, (int, float)) else ""
-        raise _refuse("not a rate", value, allowed, hint)
-    if match[2] not in SECONDS:
-        raise _refuse(f"unknown unit {match[2]!r}", value, allowed)
+    if match is None or match[2] not in SECONDS:
+        meant = _RATE_IN_WORDS.fullmatch(str(value))
+        unit = ((meant and meant[2]) or "s").lower()
+        hint = f"write {meant[1]}/{'min' if unit == 'm' else unit}" if meant else ""
+        raise _refuse("not a rate" if match is None else f"unknown unit {match[2]!r}", value, allowed, hint)
     rate = float(match[1]) / SECONDS[match[2]]
     if not rate > 0:
         raise _refuse("a rate must be above zero", value, allowed)

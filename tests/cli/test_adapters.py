@@ -25,7 +25,7 @@ def test_json_has_every_adapter(loraplan: CommandLine, tmp_path: Path) -> None:
     add(tmp_path, "fleet/b", 16, "all-linear", mark=1)
     (tmp_path / "fleet" / "c").mkdir()
     (tmp_path / "fleet" / "c" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
-    data = json.loads(loraplan("adapters", "fleet", "--json").out)
+    data = loraplan.data("adapters", "fleet")
     assert (data["count"], data["max_rank"], data["base_model"]) == (2, 16, BASE)
     per_rank = parameters_per_rank(SHAPES[MODEL], ("q", "v"))
     first = data["adapters"][0]
@@ -54,11 +54,10 @@ def test_a_written_scenario_passes_check_with_true_sizes(
 ) -> None:
     chosen = () if engine is None else ("--engine", engine)
     assert loraplan("adapters", "--example", "fleet", *chosen, "--write", "mine.yaml", "--quiet").code == 0
-    checked = loraplan("check", "mine.yaml")
-    assert checked.code == 0, checked.err
+    loraplan.succeeds("check", "mine.yaml")
     adapters = load_scenario("mine.yaml", []).scenario.adapters
     assert adapters.count == 15, "the one of another base model is left out"
-    data = json.loads(loraplan("adapters", "fleet", "--json").out)
+    data = loraplan.data("adapters", "fleet")
     served = sorted(a["bytes"] for a in data["adapters"] if a["base_model"] == BASE)
     written = sorted(size for kind in adapters.mix for size in [kind.size] * round(kind.share * 15))
     assert written == served
@@ -68,8 +67,7 @@ def test_a_written_scenario_passes_check_with_true_sizes(
 
 def test_what_no_profile_covers_is_said(loraplan: CommandLine, tmp_path: Path) -> None:
     add(tmp_path, "fleet/a", 512, "all-linear")
-    ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
-    assert ended.code == 0
+    ended = loraplan.succeeds("adapters", "fleet", "--write", "mine.yaml")
     assert "note: the scenario is written, but can't be simulated as it stands: mine.yaml" in ended.err
     assert "adapters.rank: more than twice what the profile" in ended.err
     assert loraplan("check", "mine.yaml").code == 2
@@ -77,8 +75,7 @@ def test_what_no_profile_covers_is_said(loraplan: CommandLine, tmp_path: Path) -
 
 def test_a_base_model_without_a_profile_is_said(loraplan: CommandLine, tmp_path: Path) -> None:
     add(tmp_path, "fleet/a", base="someone/Strange-9B")
-    ended = loraplan("adapters", "fleet", "--write", "mine.yaml")
-    assert ended.code == 0
+    ended = loraplan.succeeds("adapters", "fleet", "--write", "mine.yaml")
     assert "note: no bundled profile is of someone/Strange-9B" in ended.err
     assert loraplan("check", "mine.yaml").code == 0
 
@@ -98,8 +95,7 @@ def test_strangers_folders_leave_no_traceback(loraplan: CommandLine, tmp_path: P
     os.mkdir(os.fsencode(tmp_path) + b"/fleet/\xff\x1b[2J")
     add(tmp_path / "fleet", os.fsdecode(b"\xff\x1b[2J"), mark=3)
     for extra in ((), ("--json",), ("--engine", "vllm-0.32"), ("--write", "mine.yaml")):
-        ended = loraplan("adapters", "fleet", *extra)
-        assert ended.code == 0, ended.err
+        ended = loraplan.succeeds("adapters", "fleet", *extra)
         assert "note: 4 folders could not be read" in ended.err
         for text in (ended.out, ended.err):
             assert "Traceback" not in text
@@ -111,9 +107,7 @@ def test_strangers_folders_leave_no_traceback(loraplan: CommandLine, tmp_path: P
 
 def test_nothing_that_can_be_counted(loraplan: CommandLine, tmp_path: Path) -> None:
     (add(tmp_path, "bad/a") / "adapter_model.safetensors").write_bytes(b"")
-    ended = loraplan("adapters", "bad")
-    assert ended.code == 2
     assert (
         "bad: none of 1 folder holds a LoRA adapter that can be read; a: adapter_model.safetensors: too short"
-        in ended.err
+        in loraplan.refused("adapters", "bad")
     )

@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, start
+from command_line import CommandLine, start, wait_until
 
 pytest.importorskip("torch", reason="needs the gpu extra: pip install -e '.[gpu]'")
 
@@ -29,8 +28,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Path, loraplan: CommandLine) -> None:
-    ended = loraplan(*ALL)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds(*ALL)
     assert "leave one configuration out" in ended.out
     assert "Traceback" not in ended.err
     for stage in ("timing steps", "timing loads"):
@@ -42,19 +40,8 @@ def test_from_nothing_to_a_simulation_and_then_with_another_backend(tmp_path: Pa
     assert profile["conditions"]["lora_backend"] == "grouped_mm"
     assert {line["form"] for line in profile["hold_out"]} == {"additive", "multiplicative", "law"}
     assert profile["provenance"]["device"]["torch"]
-    ran = loraplan(
-        "run",
-        "quickstart",
-        "--set",
-        "fleet.profile=runs/cal/profile.json",
-        "--set",
-        "workload.requests=500",
-        "--json",
-        "--out",
-        "run",
-    )
-    assert ran.code == 0, ran.err
-    metrics = json.loads(ran.out)["points"][0]["metrics"]
+    settings = ("--set", "fleet.profile=runs/cal/profile.json", "--set", "workload.requests=500")
+    metrics = loraplan.data("run", "quickstart", *settings, "--out", "run")["points"][0]["metrics"]
     assert metrics["ttft_p50_s"]["calibration_lo"] <= metrics["ttft_p50_s"]["value"]
     assert not (tmp_path / "runs/cal/adapters").exists()
     is_fitted_where_it_was_timed("bmm", tmp_path, loraplan)
@@ -70,8 +57,7 @@ def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLi
     assert loraplan("calibrate", "loads", *tiny).code == 0
     assert (folder / "cal/loads.jsonl").read_bytes() == loads, "a finished run has nothing left to do"
     assert loraplan("calibrate", "steps", *tiny, "--backend", backend, "--layers", "1").code == 0
-    ended = loraplan("calibrate", "fit", "cal", "--out", "cal/profile.json")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("calibrate", "fit", "cal", "--out", "cal/profile.json")
     profile = json.loads((folder / "cal/profile.json").read_text())
     assert profile["conditions"]["lora_backend"] == backend
     assert profile["conditions"]["layers_timed"] == 1
@@ -83,11 +69,7 @@ def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLi
 def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signals) -> None:
     samples = tmp_path / "runs/cal/steps.jsonl"
     process = start(tmp_path, *ALL)
-    deadline = time.monotonic() + 200
-    while not samples.exists() or samples.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline, "no samples"
-        time.sleep(0.05)
+    wait_until(lambda: samples.exists() and samples.read_bytes().count(b"\n") >= 5, process, 200)
     os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
@@ -98,11 +80,7 @@ def test_a_broken_off_run_keeps_its_samples(tmp_path: Path, number: signal.Signa
         assert "Traceback" not in err
     kept = samples.read_bytes()
     again = start(tmp_path, *ALL)
-    deadline = time.monotonic() + 200
-    while len(samples.read_bytes()) <= len(kept):
-        assert again.poll() is None, again.stderr.read() if again.stderr else ""
-        assert time.monotonic() < deadline, "it does not go on"
-        time.sleep(0.05)
+    wait_until(lambda: len(samples.read_bytes()) > len(kept), again, 200)
     os.killpg(again.pid, signal.SIGKILL)
     again.communicate(timeout=60)
     whole = kept[: kept.rfind(b"\n") + 1]
@@ -117,9 +95,9 @@ def test_steps_of_which_a_kind_is_missing_are_not_fitted(loraplan: CommandLine, 
     ended = loraplan("calibrate", "loads", "whole", *tiny)
     assert ended.code == 1
     assert (tmp_path / "cal/adapters").exists(), "the same command continues with them"
-    ended = loraplan("calibrate", "fit", "cal", "--out", "p.json")
-    assert ended.code == 2
-    assert "steps.parquet: no base decode steps were timed" in ended.err
+    assert "steps.parquet: no base decode steps were timed" in loraplan.refused(
+        "calibrate", "fit", "cal", "--out", "p.json"
+    )
     manifest = json.loads((tmp_path / "cal/loads.json").read_text())
     assert manifest["slow_down"] is None
 
@@ -129,9 +107,7 @@ def test_without_a_gpu_cuda_is_refused(loraplan: CommandLine) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    ended = loraplan("calibrate", "all", "--out", "out")
-    assert ended.code == 2
-    assert "--device cpu measures this machine's processor" in ended.err
+    assert "--device cpu measures this machine's processor" in loraplan.refused("calibrate", "all", "--out", "out")
 
 
 def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +115,6 @@ def test_without_torch_the_extra_is_named(loraplan: CommandLine, monkeypatch: py
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name, *rest))
-    ended = loraplan("calibrate", "steps", "--device", "cpu", "--model", "tiny")
-    assert ended.code == 2
-    assert "torch is not installed" in ended.err
-    assert "run pip install -e '.[gpu]' in your clone of loraplan" in ended.err
+    said = loraplan.refused("calibrate", "steps", "--device", "cpu", "--model", "tiny")
+    assert "torch is not installed" in said
+    assert "run pip install -e '.[gpu]' in your clone of loraplan" in said

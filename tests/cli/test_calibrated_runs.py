@@ -20,12 +20,8 @@ def profile(tmp_path: Path) -> str:
     return "fleet.profile=drawn.json"
 
 
-def test_run_shows_both_intervals_side_by_side(loraplan: CommandLine, tmp_path: Path, profile: str) -> None:
-    ended = loraplan("run", "quickstart", "--all", *FEW, "--set", profile, "--out", "out")
-    assert ended.code == 0, ended.err
-    head = next(line for line in ended.out.splitlines() if line.startswith("metric"))
-    assert head.split()[:6] == ["metric", "value", "95", "%", "interval", "calibration"]
-    assert "; calibration " in ended.out.splitlines()[0]
+def test_a_run_has_both_intervals_side_by_side(loraplan: CommandLine, tmp_path: Path, profile: str) -> None:
+    assert loraplan("run", "quickstart", *FEW, "--set", profile, "--out", "out").code == 0
     metrics = json.loads((tmp_path / "out/summary.json").read_text())["points"][0]["metrics"]
     ttft = metrics["ttft_p99_s"]
     assert ttft["calibration_lo"] < ttft["value"] < ttft["calibration_hi"]
@@ -33,10 +29,6 @@ def test_run_shows_both_intervals_side_by_side(loraplan: CommandLine, tmp_path: 
     with (tmp_path / "out/points.csv").open() as file:
         rows = {row["metric"]: row for row in csv.DictReader(file)}
     assert float(rows["ttft_p99_s"]["calibration_hi"]) == ttft["calibration_hi"]
-    page = (tmp_path / "out/report.html").read_text()
-    assert "How the calibration intervals are made" in page
-    assert "It holds 3 bootstrap draws" in page
-    assert '<th scope="col">calibration</th>' in page
     assert json.loads((tmp_path / "out/manifest.json").read_text())["profile"]["draws"] == 3
 
 

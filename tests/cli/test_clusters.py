@@ -5,28 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, start
-from process_tree import THERE, alive, below, workers
+from command_line import CommandLine, start, wait_until
+from process_tree import THERE, below, left_after, workers
 
 pytestmark = pytest.mark.waits
 
-SWEEP = (
-    "sweep",
-    "cache-thrash",
-    "--set",
-    "workload.requests=4000",
-    "--set",
-    "run.replications=1",
-    "--jobs",
-    "2",
-    "--over",
-    "workload.arrivals.rate=20/s,21/s,22/s,23/s,24/s,25/s,26/s,27/s,28/s,29/s,30/s,31/s",
-)
+FEW = ("--set", "workload.requests=4000", "--set", "run.replications=1", "--jobs", "2")
+RATES = ",".join(f"{rate}/s" for rate in range(20, 32))
+SWEEP = ("sweep", "cache-thrash", *FEW, "--over", f"workload.arrivals.rate={RATES}")
 
 
 @pytest.fixture(params=["dask", "ray"])
@@ -39,11 +29,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def wait_for_points(process: subprocess.Popen[str], folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(list((folder / "points").glob("*.json"))) < count:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline, "too few points within two minutes"
-        time.sleep(0.02)
+    wait_until(lambda: len(list((folder / "points").glob("*.json"))) >= count, process)
 
 
 @pytest.mark.slow
@@ -73,10 +59,6 @@ def test_a_signal_leaves_no_worker_behind_and_any_backend_goes_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "interrupted: finished points are kept; run the same command to resume"
-    deadline = time.monotonic() + 20
-    while left := [command for number, command in started.items() if alive(number, command)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-    again = loraplan(*SWEEP, "--out", "out")  # on this machine
-    assert again.code == 0
+    assert not left_after(20, started)
+    again = loraplan.succeeds(*SWEEP, "--out", "out")  # on this machine
     assert "of 12 points come from an earlier run" in again.err

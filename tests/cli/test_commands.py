@@ -17,40 +17,41 @@ from sim.cli.output import progress_bar
 from sim.results.catalogue import ALWAYS_THERE
 
 SMALL = ("--set", "workload.requests=1100", "--set", "run.replications=2")
+FEW = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
 
 
-def test_run_leaves_a_run_directory_and_prints_the_answer(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan("run", "quickstart", *SMALL)
-    assert ended.code == 0, ended.err
-    run = tmp_path / "runs" / "quickstart"
-    assert {"manifest.json", "summary.json", "points.csv", "requests.parquet", "report.html"} <= {
-        file.name for file in run.iterdir()
-    }
-    assert "p99 TTFT" in ended.out
-    assert "report.html" in ended.out
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["status"] == "finished"
-    assert manifest["profile"]["status"] == "derived"
-    assert manifest["scenario"]["workload"]["requests"] == 1100
-    html = (run / "report.html").read_text()
-    assert "loraplan run quickstart --set workload.requests=1100" in html
+@pytest.fixture
+def finished(loraplan: CommandLine, tmp_path: Path) -> Path:
+    """The folder of a run of ``FEW``."""
+    assert loraplan(*FEW).code == 0
+    return tmp_path / "out"
 
 
-def test_a_run_says_how_much_more_traffic_fits(loraplan: CommandLine) -> None:
+def test_a_run_leaves_a_run_directory_with_a_row_for_each_request(finished: Path) -> None:
+    """What its command and its page say stands in tools/same."""
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert (manifest["status"], manifest["profile"]["status"]) == ("finished", "derived")
+    assert manifest["scenario"]["workload"]["requests"] == 300
+    requests = pd.read_parquet(finished / "requests.parquet")
+    assert list(requests["index"]) == list(range(300))
+    assert (requests["status"] == "completed").all()
+    assert (requests["arrival_s"] <= requests["admitted_s"]).all()
+    assert (requests["admitted_s"] < requests["first_token_s"]).all()
+    assert (requests["first_token_s"] <= requests["finished_s"]).all()
+    assert set(requests["outcome"]) <= {"hit", "delayed_hit", "miss"}
+    assert {"adapter", "version", "replica", "tier", "load_wait_s"} <= set(requests.columns)
+
+
+def test_a_run_has_its_headroom_unless_it_is_not_searched(loraplan: CommandLine) -> None:
     loraplan.headroom = True
-    run = ("run", "cache-thrash", "--set", "workload.requests=2000")
-    ended = loraplan(*run, "--all")
-    assert "times the traffic. What limits it there: loader. " in ended.out
-    assert re.search(r"First limit  Loader, at [\d.]+ times today's traffic; then ", ended.out)
-    assert json.loads(loraplan(*run, "--json").out)["headroom"]["term"] == "e2e_p99_s"
-    skipped = loraplan(*run, "--no-headroom", "--overwrite", "--json")
-    assert "headroom" not in json.loads(skipped.out)
+    run = ("run", "cache-thrash", "--set", "workload.requests=2000", "--json")
+    assert json.loads(loraplan(*run).out)["headroom"]["term"] == "e2e_p99_s"
+    assert "headroom" not in json.loads(loraplan(*run, "--no-headroom", "--overwrite").out)
 
 
 def test_a_run_shows_the_base_model_beside_the_adapters(loraplan: CommandLine, tmp_path: Path) -> None:
     mix = 'adapters.mix=[{"share": "30%", "kind": "base"}, {"share": "70%", "rank": 16}]'
-    ended = loraplan("run", "quickstart", *SMALL, "--set", mix, "--quiet", "--all")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("run", "quickstart", *SMALL, "--set", mix, "--quiet", "--all")
     assert " of the requests are for the base model; of the others, the hottest 1 / 10 / 20 % of " in ended.out
     lines = ended.out.splitlines()
     place = lines.index("Requests to the base model and to adapters")
@@ -59,33 +60,6 @@ def test_a_run_shows_the_base_model_beside_the_adapters(loraplan: CommandLine, t
     assert 0.25 < requests["adapter"].isna().mean() < 0.35
     assert (requests["outcome"].isna() == requests["adapter"].isna()).all()
     assert "Groups of requests" in (tmp_path / "runs/quickstart/report.html").read_text()
-
-
-def test_summary_holds_every_metric_with_its_interval(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan("run", "quickstart", *SMALL, "--json", "--quiet")
-    summary = json.loads(ended.out)
-    assert summary == json.loads((tmp_path / "runs/quickstart/summary.json").read_text())
-    assert summary["schema_version"] == 1
-    assert summary["scenario"] == "quickstart"
-    (point,) = summary["points"]
-    assert list(point["metrics"]) == list(ALWAYS_THERE)
-    ttft = point["metrics"]["ttft_p99_s"]
-    assert ttft["lo"] < ttft["value"] < ttft["hi"]
-    assert ttft["unit"] == "s"
-    assert ended.err == ""
-
-
-def test_requests_have_one_row_each_with_every_stamp_in_order(loraplan: CommandLine, tmp_path: Path) -> None:
-    loraplan("run", "quickstart", *SMALL)
-    requests = pd.read_parquet(tmp_path / "runs/quickstart/requests.parquet")
-    assert len(requests) == 1100
-    assert list(requests["index"]) == list(range(1100))
-    assert (requests["status"] == "completed").all()
-    assert (requests["arrival_s"] <= requests["admitted_s"]).all()
-    assert (requests["admitted_s"] < requests["first_token_s"]).all()
-    assert (requests["first_token_s"] <= requests["finished_s"]).all()
-    assert set(requests["outcome"]) <= {"hit", "delayed_hit", "miss"}
-    assert {"adapter", "version", "replica", "tier", "load_wait_s"} <= set(requests.columns)
 
 
 def test_one_seed_repeats_byte_for_byte_and_two_differ(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -105,37 +79,9 @@ def test_worker_processes_change_nothing(loraplan: CommandLine, tmp_path: Path) 
     assert (tmp_path / "one/requests.parquet").read_bytes() == (tmp_path / "two/requests.parquet").read_bytes()
 
 
-def test_a_run_that_is_there_already_is_not_simulated_again(loraplan: CommandLine, tmp_path: Path) -> None:
-    loraplan("run", "quickstart", *SMALL)
-    point = next((tmp_path / "runs/quickstart/points").glob("*.json"))
-    before = point.stat().st_mtime_ns
-    again = loraplan("run", "quickstart", *SMALL)
-    assert point.stat().st_mtime_ns == before
-    assert "from an earlier run" in again.err
-    assert loraplan("run", "quickstart", *SMALL, "--overwrite").code == 0
-    assert point.stat().st_mtime_ns > before
-
-
-def test_another_scenario_of_the_same_name_gets_a_folder_of_its_own(loraplan: CommandLine, tmp_path: Path) -> None:
-    loraplan("run", "quickstart", *SMALL)
-    loraplan("run", "quickstart", *SMALL, "--set", "cache.gpu.slots=8")
-    assert (tmp_path / "runs/quickstart/report.html").exists()
-    assert (tmp_path / "runs/quickstart-2/report.html").exists()
-
-
 def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan(
-        "sweep",
-        "quickstart",
-        *SMALL,
-        "--over",
-        "cache.gpu.slots=16,64",
-        "--set",
-        "fleet.engine=continuous",
-        "--over",
-        "storage.loaders=1,2",
-    )
-    assert ended.code == 0, ended.err
+    over = ("--over", "cache.gpu.slots=16,64", "--over", "storage.loaders=1,2")
+    loraplan.succeeds("sweep", "quickstart", *SMALL, *over, "--set", "fleet.engine=continuous")
     summary = json.loads((tmp_path / "runs/quickstart-sweep/summary.json").read_text())
     assert [point["set"] for point in summary["points"]] == [
         {"cache.gpu.slots": slots, "storage.loaders": loaders} for slots in (16, 64) for loaders in (1, 2)
@@ -148,28 +94,12 @@ def test_sweep_runs_all_combinations_on_the_same_traffic(loraplan: CommandLine, 
     assert misses[64, 1] < misses[16, 1]
 
 
-def test_sweep_uses_the_block_of_the_scenario(loraplan: CommandLine) -> None:
-    ended = loraplan("sweep", "quickstart", "--set", "workload.requests=300", "--set", "run.replications=1", "--json")
-    slots = [point["set"]["cache.gpu.slots"] for point in json.loads(ended.out)["points"]]
-    assert slots == [8, 16, 32, 64, 128]
-
-
-def test_report_draws_again_without_simulating(loraplan: CommandLine, tmp_path: Path) -> None:
-    loraplan("run", "quickstart", *SMALL)
-    page = tmp_path / "runs/quickstart/report.html"
+def test_report_draws_again_without_simulating(loraplan: CommandLine, finished: Path) -> None:
+    page = finished / "report.html"
     before = page.read_text()
     page.unlink()
-    ended = loraplan("report", "runs/quickstart")
-    assert ended.code == 0
-    assert ended.out.strip() == str(Path("runs/quickstart/report.html"))
+    assert loraplan("report", "out").out.strip() == "out/report.html"
     assert page.read_text() == before
-
-
-@pytest.mark.parametrize(("target", "code"), [("1 h", 0), ("1 ms", 1)])
-def test_check_exits_by_the_slo(loraplan: CommandLine, target: str, code: int) -> None:
-    enough = ("--set", "workload.requests=3000", "--set", "run.replications=2")  # for a p99 E2E that is settled
-    ended = loraplan("run", "quickstart", *enough, "--set", f"slo={{ttft_p50: {target}}}", "--check")
-    assert ended.code == code
 
 
 def test_check_says_ok_and_shows_where_values_come_from(loraplan: CommandLine) -> None:
@@ -182,30 +112,9 @@ def test_check_says_ok_and_shows_where_values_come_from(loraplan: CommandLine) -
     assert rows["fleet.max_num_seqs"].split()[1:] == ["256", "engine", "vllm"]
 
 
-def test_scenarios_are_listed_and_a_copy_runs(loraplan: CommandLine, tmp_path: Path) -> None:
-    listed = loraplan("scenarios", "list").out
-    for name in ("quickstart", "cache-thrash", "thousand-adapters", "burst", "two-gpus", "tenants-trace"):
-        assert name in listed
+def test_a_copy_of_a_scenario_finds_its_trace(loraplan: CommandLine) -> None:
     assert loraplan("scenarios", "copy", "tenants-trace", "mine.yaml").code == 0
-    assert loraplan("run", "mine.yaml", "--set", "workload.requests=500").code == 0
-    assert (tmp_path / "runs/tenants-trace/report.html").exists()
-
-
-def test_schema_is_json(loraplan: CommandLine) -> None:
-    assert json.loads(loraplan("schema").out)["$schema"].startswith("https://json-schema.org/")
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; sys.argv = ['loraplan', '--help']\n"
-        "from sim.cli import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('pandas', 'matplotlib', 'scipy', 'torch', 'numpy', 'pyarrow', 'simpy', 'joblib', 'dask', 'ray')\n"
-        "print([m for m in heavy if m in sys.modules])"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.splitlines()[-1] == "[]"
-    assert "sweep" in printed
+    assert loraplan("check", "mine.yaml").code == 0
 
 
 def test_requests_are_always_those_of_the_first_point(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -250,17 +159,8 @@ def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan
 
 
 def test_a_run_is_doubled_until_its_interval_is_narrow(loraplan: CommandLine) -> None:
-    ended = loraplan(
-        "run",
-        "cache-thrash",
-        "--set",
-        "workload.requests=1000",
-        "--set",
-        "run.replications=2",
-        "--set",
-        "run.half_width=8%",
-        "--json",
-    )
+    few = ("--set", "workload.requests=1000", "--set", "run.replications=2", "--set", "run.half_width=8%")
+    ended = loraplan("run", "cache-thrash", *few, "--json")
     metrics = json.loads(ended.out)["points"][0]["metrics"]
     assert metrics["completed"]["value"] > 2 * 950
     p99 = metrics["e2e_p99_s"]
@@ -279,7 +179,9 @@ def imported_by(*arguments: str) -> set[str]:
     return set(printed.splitlines()[-1].split())
 
 
-def test_check_imports_nothing_heavy() -> None:
+def test_help_and_check_import_nothing_heavy() -> None:
+    heavy = {"numpy", "pandas", "scipy", "matplotlib", "pyarrow", "simpy", "joblib", "jinja2", "torch", "dask", "ray"}
+    assert not heavy & imported_by("--help")
     heavy = {"pandas", "scipy", "matplotlib", "pyarrow", "joblib", "jinja2", "torch", "rich.console"}
     heavy |= {"sim.studies.evaluate", "sim.studies.plan.command", "calibrate.command"}
     assert not heavy & imported_by("check", "quickstart")
@@ -295,38 +197,38 @@ def test_profiles_and_their_fits_need_no_torch() -> None:
     assert printed == "False\n"
 
 
-@pytest.mark.parametrize("out", [("--out", "out"), ()])
+@pytest.mark.parametrize("few", [FEW, FEW[:-2]])
 def test_a_run_needs_no_pandas_and_a_finished_one_no_simulator(
-    out: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = ("run", "quickstart", "--set", "workload.requests=300", *out)
     assert not {"pandas", "scipy", "matplotlib"} & imported_by(*few)
     heavy = {"pandas", "scipy", "matplotlib", "jinja2", "numpy", "pyarrow", "simpy", "joblib", "sim.studies.sweep"}
     assert not heavy & imported_by(*few)
 
 
-def test_a_finished_run_is_read_and_not_written_again(loraplan: CommandLine, tmp_path: Path) -> None:
-    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
-    first = loraplan(*few).out
-    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    again = loraplan(*few, "--jobs", "1")
-    assert again.out == first
-    assert "come from an earlier run" in again.err
-    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
+def test_a_finished_run_is_read_and_not_written_again(loraplan: CommandLine, finished: Path) -> None:
+    def files() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in finished.rglob("*.*") if file.name != ".lock"}
+
+    before = files()
+    again = [loraplan(*FEW, *jobs) for jobs in ((), ("--jobs", "1"))]
+    assert again[0].out == again[1].out
+    assert "come from an earlier run" in again[1].err
+    assert files() == before
+    assert loraplan(*FEW, "--overwrite").code == 0
+    assert all(time > before[file] for file, time in files().items()), "all of it is simulated and written anew"
 
 
-def test_a_finished_run_gets_back_what_was_deleted(loraplan: CommandLine, tmp_path: Path) -> None:
-    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
-    loraplan(*few)
+def test_a_finished_run_gets_back_what_was_deleted(loraplan: CommandLine, finished: Path) -> None:
     for name in ("report.html", "points.csv", "requests.parquet"):
-        (tmp_path / "out" / name).unlink()
-        loraplan(*few)
-        assert (tmp_path / "out" / name).exists()
-    summary = tmp_path / "out/summary.json"
+        (finished / name).unlink()
+        loraplan(*FEW)
+        assert (finished / name).exists()
+    summary = finished / "summary.json"
     whole = summary.read_bytes()
     summary.write_bytes(whole[:-20])  # torn
-    assert loraplan(*few).code == 0
+    assert loraplan(*FEW).code == 0
     assert summary.read_bytes() == whole
 
 
@@ -337,8 +239,7 @@ def test_a_finished_run_is_simulated_again_if_a_file_that_it_read_changes(
     weights.write_text("3\n2\n1\n")
     popularity = f"workload.popularity={{law: weights, file: {weights}}}"
     few = ("run", "quickstart", "--set", "workload.requests=300", "--set", popularity, "--set", "adapters.count=null")
-    first = loraplan(*few)
-    assert first.code == 0, first.err
+    loraplan.succeeds(*few)
     assert "from an earlier run" in loraplan(*few).err
     weights.write_text("3\n2\n1\n1\n")
     assert "from an earlier run" not in loraplan(*few).err
@@ -347,21 +248,17 @@ def test_a_finished_run_is_simulated_again_if_a_file_that_it_read_changes(
     assert "weights.txt" in loraplan(*few).err
 
 
-def test_versions_in_the_manifest_are_those_of_the_last_command(loraplan: CommandLine, tmp_path: Path) -> None:
-    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
-    loraplan(*few)
-    file = tmp_path / "out/manifest.json"
+def test_versions_in_the_manifest_are_those_of_the_last_command(loraplan: CommandLine, finished: Path) -> None:
+    file = finished / "manifest.json"
     manifest = json.loads(file.read_text())
     file.write_text(json.dumps({**manifest, "versions": {**manifest["versions"], "python": "2.7.18"}}))
-    assert "from an earlier run" in loraplan(*few).err
+    assert "from an earlier run" in loraplan(*FEW).err
     assert json.loads(file.read_text())["versions"] == manifest["versions"]
 
 
-def test_an_older_report_is_drawn_again(loraplan: CommandLine, tmp_path: Path) -> None:
-    few = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
-    loraplan(*few)
-    report = tmp_path / "out/report.html"
+def test_an_older_report_is_drawn_again(loraplan: CommandLine, finished: Path) -> None:
+    report = finished / "report.html"
     report.write_text("of an older version")
     os.utime(report, (0, 0))
-    loraplan(*few)
+    loraplan(*FEW)
     assert "of an older version" not in report.read_text()

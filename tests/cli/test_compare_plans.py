@@ -90,9 +90,13 @@ def test_numbers_are_those_of_the_plans(loraplan: CommandLine, plans: Path, tmp_
         ),
         ("today", "impossible", ["B: No value of GPU slots from 4 to 8 meets the SLO", "with the nearest design of B"]),
         ("impossible", "impossible", ["A: No value of GPU slots from 4", " B: No value of GPU slots from 4"]),
-        ("pools", "more", ["2 → 1 small replica with 1 → 2 big replicas", "small replicas in B (1, the default)"]),
+        (
+            "pools",
+            "more",
+            ["2 → 1 replica of small with 1 → 2 replicas of big", "replicas of small in B (1, the default)"],
+        ),
         ("replicas", "fleets", ["  Not planned  ", "batch slots (max_num_seqs) in A (256, the default)"]),
-        ("pools", "replicas", ["small replicas → 1 replica"]),
+        ("pools", "replicas", ["replicas of small → 1 replica"]),
     ],
 )
 def test_any_two_plans_can_be_compared(

@@ -23,15 +23,8 @@ from sim.studies.deploy.emission import KINDS
 
 SCHEMAS = Path(__file__).with_name("manifest_schemas")
 QUICK = (
-    "--set",
-    "workload.requests=300",
-    "--set",
-    "run.replications=1",
-    "--set",
-    "run.warmup=0",
-    "--jobs",
-    "1",
-    "--quiet",
+    *("--set", "workload.requests=300", "--set", "run.replications=1", "--set", "run.warmup=0"),
+    *("--jobs", "1", "--quiet"),
 )
 ROUTED = ("--set", "fleet.replicas=2", "--set", "router.policy=affinity-activity")
 
@@ -67,17 +60,9 @@ def emitted(request: pytest.FixtureRequest, loraplan: CommandLine, tmp_path: Pat
         add_adapters(tmp_path / "adapters")
         run = (*run, *ROUTED, "--set", "adapters.count=3", "--adapters", "adapters")
     elif request.param == "two GPUs":
-        run = (
-            "run",
-            "plan-70b-tensor-parallel",
-            *QUICK,
-            "--set",
-            "fleet.replicas=1",
-            "--set",
-            "fleet.tensor_parallel=2",
-        )
-    ended = loraplan(*run, *kinds)
-    assert ended.code == 0, ended.err
+        gpus = ("--set", "fleet.replicas=1", "--set", "fleet.tensor_parallel=2")
+        run = ("run", "plan-70b-tensor-parallel", *QUICK, *gpus)
+    loraplan.succeeds(*run, *kinds)
     return tmp_path
 
 
@@ -146,8 +131,7 @@ def test_sglang_has_manifests_of_its_own(loraplan: CommandLine, tmp_path: Path) 
     add_adapters(tmp_path / "adapters")
     engine = ("--set", "fleet.engine=sglang", "--set", "cache.host=", "--set", "adapters.count=3")
     emits = [part for kind in ("sglang", "compose", "k8s", "kserve") for part in ("--emit", f"{kind}={kind}")]
-    ended = loraplan("run", "quickstart", *QUICK, *engine, "--adapters", "adapters", *emits)
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("run", "quickstart", *QUICK, *engine, "--adapters", "adapters", *emits)
     for kind in ("compose", "k8s", "kserve"):
         found = documents(tmp_path / kind)
         assert [problem for document in found for problem in problems(document)] == []
@@ -167,8 +151,7 @@ def test_sglang_has_manifests_of_its_own(loraplan: CommandLine, tmp_path: Path) 
 
 def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path) -> None:
     assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=k8s").code == 0
-    ended = loraplan("init", "--out", "back.yaml", "--from-manifest", "k8s/deployment.yaml", "--gpu", "h100-64gb")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("init", "--out", "back.yaml", "--from-manifest", "k8s/deployment.yaml", "--gpu", "h100-64gb")
     back, given = load_scenario("back.yaml").scenario, load_scenario("quickstart").scenario
     assert (back.cache.gpu.slots, back.cache.host.slots) == (given.cache.gpu.slots, given.cache.host.slots)  # type: ignore[union-attr]
     assert back.fleet.max_num_seqs == given.fleet.max_num_seqs
@@ -177,11 +160,10 @@ def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path)
 def test_a_plan_emits_its_answer_and_says_so(loraplan: CommandLine, tmp_path: Path) -> None:
     question = ("plan", "quickstart", *QUICK, "--minimize", "cache.gpu.slots=8..128:40")
     loose = ("--set", "slo.ttft_p99=60 s", "--set", "slo.e2e_p99=300 s", "--set", "slo.miss_ratio=100%")
-    ended = loraplan(*question, *loose, "--emit", "k8s=k8s")
-    assert ended.code == 0, ended.err
-    text = (tmp_path / "k8s/deployment.yaml").read_text()
+    assert loraplan(*question, *loose, "--emit", "k8s=k8s").code == 0
     digest = json.loads((tmp_path / "runs/quickstart-plan/manifest.json").read_text())["scenario_hash"]
-    assert f"--max-loras=8 # cache.gpu.slots; plan quickstart {digest}, SLO met" in text
+    answer = f"--max-loras=8 # cache.gpu.slots; plan quickstart {digest}, SLO met"
+    assert answer in (tmp_path / "k8s/deployment.yaml").read_text()
     tight = ("--set", "slo.ttft_p99=1 ms", "--emit", "k8s=other")
     none = loraplan(*[word for word in question if word != "--quiet"], *tight)
     assert (none.code, (tmp_path / "other").exists()) == (1, False)
@@ -189,19 +171,15 @@ def test_a_plan_emits_its_answer_and_says_so(loraplan: CommandLine, tmp_path: Pa
 
 
 def test_a_second_emit_overwrites_its_own_files_only(loraplan: CommandLine, tmp_path: Path) -> None:
-    first = loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out")
-    assert first.code == 0
+    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out").code == 0
     assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out", "--set", "cache.gpu.slots=16").code == 0
     assert "--max-loras=16" in (tmp_path / "out/deployment.yaml").read_text()
     kept = (tmp_path / "out/deployment.yaml").read_text()
     for name, kind in (("notes.txt", "k8s"), ("deployment.yaml", "k8s"), ("deployment.yaml", "llm-d")):
-        if name == "notes.txt" or kind == "k8s":
-            (tmp_path / "out" / name).write_text("mine")
-        else:
-            (tmp_path / "out" / name).write_text(kept)
-        ended = loraplan("run", "quickstart", *QUICK, "--emit", f"{kind}=out")
-        assert ended.code == 2
-        assert f"this folder holds a file that --emit {kind} did not write (got {name})" in ended.err
+        (tmp_path / "out" / name).write_text("mine" if kind == "k8s" else kept)
+        assert f"this folder holds a file that --emit {kind} did not write (got {name})" in loraplan.refused(
+            "run", "quickstart", *QUICK, "--emit", f"{kind}=out"
+        )
         (tmp_path / "out/notes.txt").unlink(missing_ok=True)
         (tmp_path / "out/deployment.yaml").write_text(kept)
 
@@ -209,20 +187,17 @@ def test_a_second_emit_overwrites_its_own_files_only(loraplan: CommandLine, tmp_
 def test_a_folder_that_is_a_link_is_refused_as_one(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    ended = loraplan("run", "quickstart", *QUICK, "--emit", "k8s=link")
-    assert ended.code == 2
-    assert "link: is a link; give the folder itself, or another DIR" in ended.err
+    assert "link: is a link; give the folder itself, or another DIR" in loraplan.refused(
+        "run", "quickstart", *QUICK, "--emit", "k8s=link"
+    )
 
 
 def test_paths_of_models_are_written_as_they_are(loraplan: CommandLine, tmp_path: Path) -> None:
-    for number, path in enumerate(
-        ("./models/Llama-3.1-8B", "/root/.cache/hub/Llama-3.1-8B/", "meta-llama/Llama-3.1-8B")
-    ):
-        model = ("--set", f"adapters.base_model={path}")
-        ended = loraplan(
-            "run", "quickstart", *QUICK, *model, "--emit", f"k8s=k{number}", "--emit", f"compose=c{number}"
+    paths = ("./models/Llama-3.1-8B", "/root/.cache/hub/Llama-3.1-8B/", "meta-llama/Llama-3.1-8B")
+    for number, path in enumerate(paths):
+        loraplan.succeeds(
+            "run", "quickstart", *QUICK, "--set", f"adapters.base_model={path}", "--emit", f"k8s=k{number}"
         )
-        assert ended.code == 0, ended.err
         assert documents(tmp_path / f"k{number}")[0]["spec"]["template"]["spec"]["containers"][0]["args"][0] == path
 
 
@@ -268,8 +243,7 @@ def test_the_script_finds_the_adapters_beside_itself(loraplan: CommandLine, tmp_
 
 
 def test_a_replica_of_more_gpus_than_its_profile_asks_for_all_of_them(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan("run", "quickstart", *QUICK, "--set", "fleet.gpus_per_replica=4", "--emit", "k8s=k8s")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("run", "quickstart", *QUICK, "--set", "fleet.gpus_per_replica=4", "--emit", "k8s=k8s")
     text = (tmp_path / "k8s/deployment.yaml").read_text()
     assert "nvidia.com/gpu: 4 # fleet.gpus_per_replica; run quickstart " in text
     assert "# Not in this file: the options that spread a replica over its 4 GPUs." in text

@@ -14,8 +14,7 @@ KEDA = "fleet.autoscale={policy: keda, metric: waiting, target: 4, min: 0, max: 
 
 
 def emitted(loraplan: CommandLine, folder: Path, *more: str) -> list[Path]:
-    ended = loraplan(*SCALED, "--emit", "k8s=k8s", *(part for text in more for part in ("--set", text)))
-    assert ended.code == 0, ended.err
+    loraplan.succeeds(*SCALED, "--emit", "k8s=k8s", *(part for text in more for part in ("--set", text)))
     return sorted((folder / "k8s").iterdir())
 
 
@@ -98,8 +97,7 @@ def test_a_fixed_fleet_removes_the_autoscaler_of_before(loraplan: CommandLine, t
 
 
 def test_other_kinds_say_that_they_lack_it(loraplan: CommandLine, tmp_path: Path) -> None:
-    ended = loraplan(*SCALED, "--set", HPA, "--emit", "compose=c", "--emit", "vllm=v")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds(*SCALED, "--set", HPA, "--emit", "compose=c", "--emit", "vllm=v")
     for file in ("c/compose.yaml", "v/serve.sh"):
         text = (tmp_path / file).read_text(encoding="utf-8")
         assert "Not in this file: the autoscaler (fleet.autoscale)." in text

@@ -92,85 +92,39 @@ def write(record: dict[str, Any], name: str = "r.json.gz") -> str:
     return name
 
 
-def test_a_record_that_is_met_says_so(loraplan: CommandLine) -> None:
-    ended = loraplan("fidelity", "--record", write(RECORD))
-    assert ended.code == 0, ended.err
-    lines = ended.out.splitlines()
-    assert lines[0] == "r.json.gz: every step is met: tokens, preemptions, loads and evictions"
-    cells = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in lines[2:]}
-    assert cells == {
-        "engine": "vllm 0.32.0 (cpu)",
-        "preset": "vllm-0.32",
-        "requests": "2",
-        "steps": "4",
-        "equal steps": "4",
-        "loads": "1",
-        "predicted loads": "1",
-        "equal loads": "1",
-        "preemptions": "0",
-        "ends within one step": "2 of 2 requests",
-    }
-
-
-def test_a_record_with_prefix_caching_compares_what_was_cached(loraplan: CommandLine) -> None:
-    ended = loraplan("fidelity", "--record", write(TURNS))
-    assert ended.code == 0, ended.err
-    lines = ended.out.splitlines()
-    met = "tokens, cached tokens, blocks overwritten, preemptions, loads and evictions"
-    assert lines[0] == f"r.json.gz: every step is met: {met}"
-    cells = {line.rsplit("  ", 1)[0].strip(): line.rsplit("  ", 1)[1].strip() for line in lines[2:]}
-    assert (cells["cached tokens"], cells["predicted cached tokens"]) == ("8", "8")
-    ended = loraplan("fidelity", "--record", write(changed("steps.4.cached", {"2": 4}, TURNS)), "--json")
-    result = json.loads(ended.out)
-    assert (result["equal_steps"], result["cached_tokens"], result["predicted_cached_tokens"]) == (4, 4, 8)
-    assert result["first_difference"].startswith("step 4 (at 0.400 s): cached tokens by request: replay {2: 8}")
-    ended = loraplan("fidelity", "--record", write(changed("steps.1.overwritten", 1, TURNS)), "--json")
-    assert json.loads(ended.out)["first_difference"] == ("step 1 (at 0.100 s): blocks overwritten: replay 0, record 1")
+@pytest.mark.parametrize(
+    ("record", "equal_steps", "first"),
+    [
+        (RECORD, 4, None),
+        (changed("steps.2.scheduled", {"0": 1, "1": 3}), 3, "step 2 (at 0.025 s): tokens by request: "),
+        (changed("steps.0.loads", []), 3, "step 0 (at 0.000 s): loads: replay [1], record []"),
+        (TURNS, 5, None),
+        (changed("steps.4.cached", {"2": 4}, TURNS), 4, "step 4 (at 0.400 s): cached tokens by request: replay {2: 8}"),
+        (changed("steps.1.overwritten", 1, TURNS), 4, "step 1 (at 0.100 s): blocks overwritten: replay 0, record 1"),
+    ],
+)
+def test_the_first_step_that_differs_is_told_and_is_no_failure(
+    loraplan: CommandLine, record: dict[str, Any], equal_steps: int, first: str | None
+) -> None:
+    """What a terminal shows of such records stands in tools/same."""
+    found = loraplan.data("fidelity", "--record", write(record))
+    assert (found["steps"], found["equal_steps"]) == (len(record["steps"]), equal_steps)
+    assert found["first_difference"] == first or found["first_difference"].startswith(first)
 
 
 def test_an_offline_record_may_be_plain_json(loraplan: CommandLine) -> None:
     Path("r.json").write_text(json.dumps(changed("mode", "offline")))
-    ended = loraplan("fidelity", "--record", "r.json")
-    assert ended.code == 0
+    ended = loraplan.succeeds("fidelity", "--record", "r.json")
     assert "every step is met" in ended.out
     assert "within one step" not in ended.out
 
 
-def test_a_difference_is_told_and_is_no_failure(loraplan: CommandLine) -> None:
-    ended = loraplan("fidelity", "--record", write(changed("steps.2.scheduled", {"0": 1, "1": 3})))
-    assert ended.code == 0
-    first = ended.out.splitlines()[0]
-    assert first.startswith("r.json.gz: 1 of 4 steps differ; the first: step 2 (at 0.025 s): tokens by request: ")
-    assert "{1: 4}" in first
-    assert "{1: 3}" in first
-
-
-def test_json_has_the_counts(loraplan: CommandLine) -> None:
-    ended = loraplan("fidelity", "--record", write(RECORD), "--json")
-    assert json.loads(ended.out) == {
-        "steps": 4,
-        "equal_steps": 4,
-        "loads": 1,
-        "predicted_loads": 1,
-        "equal_loads": 1,
-        "cached_tokens": 0,
-        "predicted_cached_tokens": 0,
-        "first_difference": None,
-        "late_steps_max": 0,
-    }
-    ended = loraplan("fidelity", "--record", write(changed("steps.0.loads", [])), "--json")
-    told = json.loads(ended.out)
-    assert (told["equal_steps"], told["loads"], told["predicted_loads"]) == (3, 0, 1)
-    assert told["first_difference"] == "step 0 (at 0.000 s): loads: replay [1], record []"
-
-
 def test_costs_of_one_record_predict_another(loraplan: CommandLine) -> None:
     arguments = "fidelity", "--record", write(RECORD), "--fit-on", write(RECORD, "other.json.gz")
-    ended = loraplan(*arguments)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds(*arguments)
     assert "Predicted with costs from other.json.gz" in ended.out
     assert "p99 TTFT" in ended.out
-    metrics = json.loads(loraplan(*arguments, "--json", "--quiet").out)["prediction"]["metrics"]
+    metrics = loraplan.data(*arguments, "--quiet")["prediction"]["metrics"]
     # By hand: first tokens at 15 and 38 ms after arrivals at 0 and 20 ms.
     assert metrics["ttft_p50_s"]["measured"] == pytest.approx((0.015 + 0.018) / 2)
     assert metrics["e2e_p50_s"]["measured"] == pytest.approx((0.046 + 0.026) / 2)
@@ -238,11 +192,10 @@ def test_what_is_wrong_with_a_record_is_one_line(loraplan: CommandLine, record: 
 )
 def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: bytes, says: str) -> None:
     Path("r.json.gz").write_bytes(content)
-    ended = loraplan("fidelity", "--record", "r.json.gz")
-    assert ended.code == 2
-    assert ended.err.startswith("error: r.json.gz: ")
-    assert says in ended.err
-    assert len(ended.err.splitlines()) == 1
+    said = loraplan.refused("fidelity", "--record", "r.json.gz")
+    assert said.startswith("error: r.json.gz: ")
+    assert says in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -273,7 +226,6 @@ def test_what_can_not_be_compared_is_one_line(loraplan: CommandLine, arguments: 
     base = copy.deepcopy(RECORD)
     base["requests"][1]["adapter"] = None
     write(base, "base.json.gz")
-    ended = loraplan("fidelity", *arguments)
-    assert ended.code == 2
-    assert says in ended.err
-    assert len(ended.err.splitlines()) == 1
+    said = loraplan.refused("fidelity", *arguments)
+    assert says in said
+    assert len(said.splitlines()) == 1

@@ -89,18 +89,6 @@ def test_a_group_without_a_command_shows_its_help(loraplan: CommandLine) -> None
     assert ended.err.startswith("Example: loraplan scenarios list\n\nList and copy the bundled scenarios.\n")
 
 
-def test_a_wrong_call_says_where_the_options_are(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "quickstart", "--bogus")
-    assert ended.err == "error: No such option: --bogus\nloraplan run --help shows how to call it\n"
-
-
-def test_check_says_on_what_a_scenario_runs_and_what_is_assumed(loraplan: CommandLine) -> None:
-    lines = loraplan("check", "quickstart").out.splitlines()
-    assert lines[0] == "quickstart: ok"
-    assert lines[1].startswith("  NVIDIA H100 64GB · llama-3.1-8b · vllm ")
-    assert lines[1].endswith("base model assumed (set adapters.base_model)")
-
-
 def test_a_path_is_a_link_on_a_terminal_that_shows_links(
     loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,29 +42,19 @@ VLLM = (
 
 
 def drafted(loraplan: CommandLine, *arguments: str) -> Scenario:
-    ended = loraplan("init", "--out", "mine.yaml", *arguments)
-    assert ended.code == 0, ended.err
-    checked = loraplan("check", "mine.yaml")
-    assert checked.code == 0, checked.err
+    loraplan.succeeds("init", "--out", "mine.yaml", *arguments)
+    loraplan.succeeds("check", "mine.yaml")
     return load_scenario("mine.yaml").scenario
 
 
 def test_a_command_line_becomes_a_scenario_that_runs(loraplan: CommandLine) -> None:
-    ended = loraplan("init", "--out", "mine.yaml", "--from-vllm", VLLM)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-vllm", VLLM)
     assert ended.out.splitlines() == ["scenario mine.yaml", "next     loraplan run mine.yaml"]
     scenario = load_scenario("mine.yaml").scenario
     keys = ("cache.gpu.slots", "cache.host.slots", "adapters.rank", "fleet.max_model_len", "fleet.prefix_caching")
     assert [value_of(scenario, key) for key in keys] == [12, 64, 32, 8000, False]
     assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
     assert loraplan("run", "mine.yaml", "--set", "workload.requests=200", "--set", "run.replications=1").code == 0
-
-
-def test_every_value_says_where_it_comes_from(loraplan: CommandLine) -> None:
-    drafted(loraplan, "--from-vllm", VLLM)
-    for line in Path("mine.yaml").read_text(encoding="utf-8").splitlines():
-        table_or_head = re.fullmatch(r"\s*[\w-]+:", line) or line.startswith(("#", "schema_version", "name"))
-        assert table_or_head or re.search(r"   # \S", line), line
 
 
 def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> None:
@@ -136,11 +126,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "a module": ("python -m vllm.entrypoints.openai.api_server --max-loras=3", "vllm", {"cache.gpu.slots": 3}),
     "lines": ("HF_TOKEN=x vllm serve m \\\n  --max-loras 3 \\\n  --block-size 32", "vllm", {"fleet.block_size": 32}),
-    "blocks": (
-        "vllm serve m --num-gpu-blocks-override 100 --block-size 32",
-        "vllm",
-        {"fleet.kv_tokens": 3200},
-    ),
+    "blocks": ("vllm serve m --num-gpu-blocks-override 100 --block-size 32", "vllm", {"fleet.kv_tokens": 3200}),
     "chunks checked alone": (
         "vllm serve m --no-scheduler-reserve-full-isl --device-memory-utilization 0.8 --max-loras 2",
         "vllm",
@@ -151,11 +137,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "vllm",
         {"fleet.async_scheduling": True, "cache.gpu.slots": 2},
     ),
-    "steps one by one": (
-        "vllm serve --no-async-scheduling m",
-        "vllm",
-        {"fleet.async_scheduling": False},
-    ),
+    "steps one by one": ("vllm serve --no-async-scheduling m", "vllm", {"fleet.async_scheduling": False}),
     "prompts every third step": (
         "vllm serve m --prefill-schedule-interval 3",
         "vllm",
@@ -338,11 +320,9 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     rows = [f"{1741078800 + 3 * n},{'ab'[n % 2]},{10 + n % 7},{20 + n % 5}" for n in range(60)]
     Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
     assert loraplan("adapters", "fleet", "--example").code == 0
-    ended = loraplan("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert "Guessed: time, adapter, input, output, unit" in ended.err
     scenario = load_scenario("mine.yaml").scenario
-    assert scenario.workload.trace is not None
     assert scenario.workload.trace.columns is not None
     assert len(scenario.adapters.mix) > 1
     assert loraplan("check", "mine.yaml").code == 0
@@ -353,7 +333,6 @@ def test_a_log_is_read_as_the_options_say(loraplan: CommandLine) -> None:
     Path("log.csv").write_text("when,route,n,m\n1741078800,/lora/a,5,7\n1741078802,/lora/b,6,8\n1741078803,base,9,9\n")
     columns = ("--columns", "time=when,adapter=route,input=n,output=m", "--base-model", "base")
     scenario = drafted(loraplan, "--from-trace", "log.csv", *columns)
-    assert scenario.workload.trace is not None
     assert scenario.workload.trace.base_model == "base"
     pattern = ("--columns", "time=when,adapter=route,input=n,output=m", "--adapter-from", "/lora/(.+)")
     Path("mine.yaml").unlink()
@@ -365,7 +344,6 @@ def test_rows_of_the_model_that_is_served_are_requests_to_the_base_model(lorapla
     Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
     command = "vllm serve org/base --enable-lora"
     scenario = drafted(loraplan, "--from-trace", "log.csv", "--from-vllm", command)
-    assert scenario.workload.trace is not None
     assert scenario.workload.trace.base_model == "org/base"
 
 
@@ -407,15 +385,8 @@ def test_a_version_without_a_preset_gets_the_nearest(loraplan: CommandLine, vers
 
 
 def test_a_command_line_without_a_model_says_which_one_is_assumed(loraplan: CommandLine) -> None:
-    ended = loraplan("init", "--from-vllm", "vllm serve --enable-lora --max-loras 4", "--out", "mine.yaml")
-    assert ended.code == 0
+    ended = loraplan.succeeds("init", "--from-vllm", "vllm serve --enable-lora --max-loras 4", "--out", "mine.yaml")
     assert "note: The command line names no model: llama-3.1-8b is assumed" in ended.err
-
-
-def test_without_a_terminal_init_needs_something_to_draft_from(loraplan: CommandLine) -> None:
-    ended = loraplan("init", "--out", "mine.yaml")
-    assert ended.code == 2
-    assert "nothing to draft a scenario from" in ended.err
 
 
 @pytest.mark.slow
@@ -512,9 +483,7 @@ def test_what_plan_ask_refuses(
     loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch, arguments: list[str], lines: list[str], said: str
 ) -> None:
     answered(monkeypatch, *lines)
-    ended = loraplan("plan", *arguments)
-    assert ended.code == 2
-    assert said in ended.err
+    assert said in loraplan.refused("plan", *arguments)
     assert not list(Path().iterdir())
 
 
@@ -535,7 +504,8 @@ def test_what_follows_from_answers_leaves_no_trap(
 ) -> None:
     draft = Draft("mine")
     ask(draft, lambda question, default: answers.get(question.keys[0], ""), lambda error: pytest.fail(str(error)))
-    assert write_draft(draft, tmp_path / "mine.yaml") == []
+    (note,) = write_draft(draft, tmp_path / "mine.yaml")
+    assert note.startswith(f"Chosen without asking you: cache.gpu.slots {draft.settings['cache.gpu.slots'].value}, ")
     assert {key: draft.settings[key].value for key in values} == values
     page = (Path(__file__).parents[2] / "docs" / "init.md").read_text(encoding="utf-8")
     assert "\n".join(f"{each.text} [{each.default}]:" for each in QUESTIONS) in page

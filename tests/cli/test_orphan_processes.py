@@ -11,38 +11,24 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import start
-from process_tree import THERE, alive, below
+from command_line import start, wait_until
+from process_tree import THERE, below, left_after
 
 LONG = ("--set", "workload.requests=3000000", "--set", "run.replications=2", "--quiet")
+SLOTS = ("--minimize", "cache.gpu.slots=4..32")
 COMMANDS = {
     "sweep": ("sweep", "cache-thrash", *LONG, "--over", "cache.gpu.slots=4,8", "--jobs", "2"),
     "run": ("run", "cache-thrash", *LONG, "--jobs", "2"),
-    "plan": (
-        "plan",
-        "cache-thrash",
-        *LONG,
-        "--set",
-        "slo={ttft_p99: 2 s}",
-        "--minimize",
-        "cache.gpu.slots=4..32",
-        "--jobs",
-        "2",
-    ),
+    "plan": ("plan", "cache-thrash", *LONG, "--set", "slo={ttft_p99: 2 s}", *SLOTS, "--jobs", "2"),
     "dask": ("sweep", "cache-thrash", *LONG, "--over", "cache.gpu.slots=4,8", "--jobs", "2", "--backend", "dask"),
 }
-GONE_S = 10.0
 
 pytestmark = [pytest.mark.waits, pytest.mark.skipif(not THERE, reason="finds processes in /proc")]
 
 
 def kill_alone(process: subprocess.Popen[str], least: int) -> dict[int, str]:
     """Kill a process, and only it, once it has so many descendants; return these."""
-    deadline = time.monotonic() + 60
-    while len(below(process.pid)) < least:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline, "no workers within a minute"
-        time.sleep(0.05)
+    wait_until(lambda: len(below(process.pid)) >= least, process)
     time.sleep(1.0)  # until they compute
     left = below(process.pid)
     process.kill()
@@ -52,11 +38,7 @@ def kill_alone(process: subprocess.Popen[str], least: int) -> dict[int, str]:
 
 def gone(left: dict[int, str]) -> bool:
     """Say whether all of them have ended in time; whatever has not is ended here."""
-    deadline = time.monotonic() + GONE_S
-    while (still := [number for number, command in left.items() if alive(number, command)]) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
+    still = left_after(10, left)
     for number in still:
         os.kill(number, signal.SIGKILL)
     return not still
@@ -93,7 +75,6 @@ def test_workers_without_work_end_too(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "[1, 2]\n"
         left = kill_alone(process, 3)
     assert gone(left)

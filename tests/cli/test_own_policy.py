@@ -143,12 +143,7 @@ def test_the_script_of_the_page_runs(example: Path) -> None:
 def test_a_what_if_tries_what_a_call_gives(policy: type) -> None:
     values = {**SMALL, "workload.requests": 3000}
     found = sim.plan(
-        "quickstart",
-        values,
-        minimize={"cache.gpu.slots": (32, 64, 32)},
-        what_if=True,
-        jobs=1,
-        evictions={NAME: policy},
+        "quickstart", values, minimize={"cache.gpu.slots": (32, 64, 32)}, what_if=True, jobs=1, evictions={NAME: policy}
     )
     rows = found.what_if.set_index(["change", "metric"])
     assert rows.loc[(f"eviction {NAME}", "miss_ratio"), "word"] == "same" or (
@@ -201,9 +196,7 @@ def test_compare_reads_a_run_whose_policy_is_gone(policy: type, loraplan: Comman
     sim.run("quickstart", SMALL, jobs=1, out=tmp_path / "one")
     mine = {**SMALL, "cache.eviction": NAME}
     sim.run("quickstart", mine, jobs=1, out=tmp_path / "two", evictions={NAME: policy})
-    ended = loraplan("compare", "one", "two", "--json")
-    assert ended.code == 0, ended.err
-    assert [each["key"] for each in json.loads(ended.out)["differs"]] == ["cache.eviction"]
+    assert [each["key"] for each in loraplan.data("compare", "one", "two")["differs"]] == ["cache.eviction"]
 
 
 # Installed.
@@ -219,8 +212,7 @@ def test_the_commands_of_the_page(installed: Path, loraplan: CommandLine, monkey
     for line in block.splitlines():
         words = shlex.split(line)
         simulates = words[1] in ("run", "sweep", "plan")
-        ended = loraplan(*words[1:], *(short if simulates else []), *(["--out", words[1]] if simulates else []))
-        assert ended.code == 0, ended.err
+        loraplan.succeeds(*words[1:], *(short if simulates else []), *(["--out", words[1]] if simulates else []))
     misses = {
         point.set["cache.eviction"]: point.metrics["miss_ratio"].value for point in read_run(Path("sweep")).points
     }
@@ -232,9 +224,9 @@ def test_the_commands_of_the_page(installed: Path, loraplan: CommandLine, monkey
 
 
 def test_an_installed_policy_stands_in_errors_and_in_the_schema(installed: Path, loraplan: CommandLine) -> None:
-    ended = loraplan("check", "quickstart", "--set", "cache.eviction=small-of-oldst")
-    assert ended.code == 2
-    assert f"cycle, {NAME}); did you mean '{NAME}'?" in ended.err
+    assert f"cycle, {NAME}); did you mean '{NAME}'?" in loraplan.refused(
+        "check", "quickstart", "--set", "cache.eviction=small-of-oldst"
+    )
     schema = json.loads(loraplan("schema").out)
     assert NAME in schema["$defs"]["Cache"]["properties"]["eviction"]["enum"]
 

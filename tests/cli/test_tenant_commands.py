@@ -26,18 +26,10 @@ run: {replications: 2}
 
 def test_a_run_shows_what_each_tenant_gets(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "10 s"))
-    result = loraplan("run", "shared.yaml", "--all", "--jobs", "1", "--check", "--out", "out")
-    assert result.code == 0, result.err
-    lines = result.out.splitlines()
-    start = lines.index("Tenants")
-    assert lines[start + 1].split()[:3] == ["tenant", "SLO", "requests"]
-    assert [line.split()[:2] for line in lines[start + 2 : start + 4]] == [["chat", "met"], ["batch", "met"]]
-    assert "out/tenants.csv" in result.out
+    loraplan.succeeds("run", "shared.yaml", "--jobs", "1", "--check", "--out", "out")
     with (tmp_path / "out" / "tenants.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["tenant"] for row in rows} == {"chat", "batch"}
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "What did each tenant get?" in page
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     tenants = summary["points"][0]["tenants"]
     assert [tenants[name]["slo"] for name in ("chat", "batch")] == ["met", "met"]
@@ -68,22 +60,13 @@ def test_a_sweep_says_that_one_tenant_misses_its_own_slo(loraplan: CommandLine, 
     assert "The cheapest point that meets the SLO" not in result.out
 
 
-def test_a_policy_that_the_engine_lacks_is_an_error(loraplan: CommandLine, tmp_path: Path) -> None:
-    (tmp_path / "shared.yaml").write_text(SCENARIO.replace("TARGET", "1 s"))
-    result = loraplan("check", "shared.yaml", "--set", "fleet.scheduling=vtc")
-    assert result.code == 2
-    assert "engine vllm has no scheduling policy vtc, or its rules are not known here" in result.err
-    assert "vtc is simulated for continuous, s-lora" in result.err
-
-
 def test_a_bucket_that_is_too_small_for_one_tenant_is_no_overload_of_another(
     loraplan: CommandLine, tmp_path: Path
 ) -> None:
     bucket = "bucket: {rate: 200/s, burst: 12288, full: queue}"
     text = SCENARIO.replace("TARGET", "1 s").replace("slo: {ttft_p50: 1 s}", bucket)
     (tmp_path / "shared.yaml").write_text(text)
-    result = loraplan("run", "shared.yaml", "--all", "--jobs", "1", "--quiet", "--no-headroom")
-    assert result.code == 0, result.err
+    result = loraplan.succeeds("run", "shared.yaml", "--all", "--jobs", "1", "--quiet", "--no-headroom")
     table = result.out.splitlines()
     start = table.index("Tenants")
     assert [line.split()[:2] for line in table[start + 2 : start + 4]] == [["chat", "met"], ["batch", "–"]]

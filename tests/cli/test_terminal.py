@@ -245,18 +245,6 @@ def test_marks_and_colours_need_a_terminal_that_takes_them(
         assert not set("✓✗\x1b") & set(piped)
 
 
-def test_a_point_without_a_limit_names_the_term_that_it_misses(
-    loraplan: CommandLine, tmp_path: Path, terminal: CommandLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams._Guard, "isatty", lambda guard: False)
-    ended = loraplan("sweep", "small.yaml", "--all", "--over", "cache.gpu.slots=8,60")
-    missed, met = (line for line in ended.out.splitlines() if re.match(r"(8|60) +(not )?met", line))
-    assert re.match(r"8 +not met: miss ratio ", missed)
-    assert re.match(r"60 +met ", met)
-    assert missed.endswith(" –")
-    assert met.endswith(" –")
-
-
 def test_a_headline_about_an_impact_has_no_mark(terminal: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A green mark next to thousands of stale answers would say that all is well."""
     monkeypatch.setenv("COLUMNS", "120")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,24 +37,10 @@ def recorded(tmp_path: Path) -> str:
     return file.name
 
 
-def facts(loraplan: CommandLine, *arguments: str) -> dict[str, Any]:
-    ended = loraplan("trace", *arguments, "--json")
-    assert ended.code == 0, ended.err
-    found: dict[str, Any] = json.loads(ended.out)
-    return found
-
-
-def test_it_says_what_the_trace_is_like_and_writes_a_page_and_a_scenario(loraplan: CommandLine, recorded: str) -> None:
-    ended = loraplan("trace", recorded)
-    assert ended.code == 0, ended.err
-    folder = Path("runs/trace-recorded")
-    assert {path.name for path in folder.iterdir()} >= {"report.html", "traffic.yaml", "trace.json", "lengths.csv"}
-    assert "of the same ones shuffled" in ended.out
-    assert "ruled out" in ended.out
-    assert "\\x" not in ended.out, "a no-break space comes out as an escape"
-    assert ended.out.splitlines()[-3].split() == ["scenario", str(folder / "traffic.yaml")]
-    written = json.loads((folder / "trace.json").read_text(encoding="utf-8"))
-    assert written == facts(loraplan, recorded)
+def test_what_is_written_is_what_json_says(loraplan: CommandLine, recorded: str) -> None:
+    assert loraplan("trace", recorded).code == 0
+    written = json.loads(Path("runs/trace-recorded/trace.json").read_text(encoding="utf-8"))
+    assert written == loraplan.data("trace", recorded)
     assert written["requests"] == 3000
     assert written["adapters"] == len(read_trace(Trace(file=recorded)).names)
     assert written["rate_rps"] == pytest.approx(0.1, rel=0.15)
@@ -86,8 +71,7 @@ def test_a_log_with_a_burst_that_is_not_fitted_is_planned_with_its_replay(lorapl
         f"{time},a{each},50,5" for time, each in zip((times - times[0] + 1741078800).tolist(), adapters, strict=True)
     ]
     Path("log.csv").write_text("\n".join(["ts,adapter,prompt_tokens,completion_tokens", *rows, ""]), encoding="utf-8")
-    ended = loraplan("trace", "log.csv")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("trace", "log.csv")
     assert re.match(r"From 09:[45]\d:\d\d to 09:5\d:\d\d UTC, requests come at [\d.]+/s", ended.out), ended.out
     assert "Fitted traffic lacks the burst: size with replay.yaml" in ended.out
     assert "next     loraplan plan runs/trace-log/replay.yaml --minimize fleet.replicas=1..8 --set" in ended.out
@@ -97,14 +81,13 @@ def test_shared_text_is_not_fitted_and_that_is_said(loraplan: CommandLine) -> No
     rows = [f"{n},{'ab'[n % 2]},100,5,{n % 2},60" for n in range(400)]  # two adapters with a prompt of 60 tokens each
     header = "timestamp_s,adapter_id,input_tokens,output_tokens,prefix_id,prefix_tokens"
     Path("shared.csv").write_text("\n".join([header, *rows, ""]), encoding="utf-8")
-    ended = loraplan("trace", "shared.csv")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("trace", "shared.csv")
     # 398 of 400 prompts repeat 60 of their 100 tokens.
     note = (
         "59.7% of its prompt tokens repeat the beginning of an earlier prompt for the same adapter; requests of the "
         "fitted scenario share no text: to keep what they share, replay the trace (workload.trace)"
     )
-    assert note in facts(loraplan, "shared.csv")["notes"]
+    assert note in loraplan.data("trace", "shared.csv")["notes"]
     assert note in " ".join(ended.err.split())
     written = Path("runs/trace-shared/traffic.yaml").read_text(encoding="utf-8")
     assert "# The trace's requests share text, and these share none" in written
@@ -112,46 +95,42 @@ def test_shared_text_is_not_fitted_and_that_is_said(loraplan: CommandLine) -> No
 
 
 def test_json_writes_nothing_unless_told_where(loraplan: CommandLine, recorded: str, tmp_path: Path) -> None:
-    facts(loraplan, recorded)
+    loraplan.data("trace", recorded)
     assert [path.name for path in tmp_path.iterdir()] == [recorded]
-    facts(loraplan, recorded, "--out", "here")
+    loraplan.data("trace", recorded, "--out", "here")
     assert (tmp_path / "here" / "traffic.yaml").exists()
 
 
 def test_all_of_it_fitted_leaves_nothing_to_check(loraplan: CommandLine, recorded: str) -> None:
-    ended = loraplan("trace", recorded, "--fit", "100%")
-    assert ended.code == 0
+    ended = loraplan.succeeds("trace", recorded, "--fit", "100%")
     assert "nothing is left to check" in ended.err
     assert "checked on nothing" in Path("runs/trace-recorded/traffic.yaml").read_text(encoding="utf-8")
-    assert facts(loraplan, recorded, "--fit", "25%")["fit"]["share"] == 0.25
+    assert loraplan.data("trace", recorded, "--fit", "25%")["fit"]["share"] == 0.25
 
 
 def test_a_few_requests_are_described_but_not_fitted(loraplan: CommandLine) -> None:
     Path("few.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,5,5\n1,b,5,5\n4,a,9,2\n")
-    ended = loraplan("trace", "few.csv")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("trace", "few.csv")
     assert "no traffic is fitted" in ended.err
     assert not Path("runs/trace-few/traffic.yaml").exists()
-    found = facts(loraplan, "few.csv")
+    found = loraplan.data("trace", "few.csv")
     assert (found["requests"], found["longest_gap_s"], found["fit"]) == (3, 3.0, None)
     assert found["gap_cv"] == pytest.approx(0.5)  # gaps of 1 and 3 s
 
 
 def test_requests_at_one_instant_have_no_rate(loraplan: CommandLine) -> None:
     Path("burst.csv").write_text("timestamp_s,adapter_id,input_tokens,output_tokens\n" + "5,a,5,5\n" * 300)
-    ended = loraplan("trace", "burst.csv")
-    assert ended.code == 0, ended.err
-    assert facts(loraplan, "burst.csv")["gap_cv"] is None
+    loraplan.succeeds("trace", "burst.csv")
+    assert loraplan.data("trace", "burst.csv")["gap_cv"] is None
 
 
 def test_a_trace_without_adapters_gives_arrivals_and_lengths(loraplan: CommandLine) -> None:
     times, _ = drawn(traffic(2000))
     rows = [f"{int(1000 * time)},10,{20 + place % 7}" for place, time in enumerate(times.tolist())]
     Path("mooncake.csv").write_text("\n".join(["timestamp,input_length,output_length", *rows, ""]))
-    ended = loraplan("trace", "mooncake.csv")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("trace", "mooncake.csv")
     assert loraplan("check", "runs/trace-mooncake/traffic.yaml").code == 0
-    found = facts(loraplan, "mooncake.csv")
+    found = loraplan.data("trace", "mooncake.csv")
     assert found["curve"] is None
     assert found["fit"]["chosen"] == "independent"
 
@@ -164,19 +143,16 @@ def log_of(file: str, count: int = 300) -> None:
 def test_a_log_is_read_and_the_replay_reads_it_without_guessing(loraplan: CommandLine) -> None:
     log_of("gateway.csv")
     columns = ("--columns", "input=n_in,output=n_out", "--base-model", "base")
-    ended = loraplan("trace", "gateway.csv", *columns)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("trace", "gateway.csv", *columns)
     said = " ".join(ended.err.split())
     assert "read as a log with time = ts, adapter = model, input = n_in, output = n_out; times are seconds" in said
     assert "Guessed: time, adapter, unit; --columns changes that" in said
     replay = load_scenario("runs/trace-gateway/replay.yaml").scenario
-    assert replay.workload.trace is not None
     assert replay.workload.trace.columns is not None
     read = read_trace(replay.workload.trace)
     assert read.notes == ()
     assert (len(read), read.names, read.base_share) == (300, ("a", "b"), pytest.approx(1 / 3))
-    few = loraplan("trace", "gateway.csv", *columns, "--requests", "60", "--out", "few")
-    assert few.code == 0
+    loraplan.succeeds("trace", "gateway.csv", *columns, "--requests", "60", "--out", "few")
     assert loraplan("check", "few/replay.yaml").code == 0
     assert loraplan("run", "few/replay.yaml").code == 0
 
@@ -186,8 +162,7 @@ def test_several_logs_without_lengths_give_a_replay_that_runs(loraplan: CommandL
     for day in ("1", "2"):
         stamps = [f"2025-03-0{day} 10:{n // 60:02}:{n % 60:02},{'ab'[n % 2]}" for n in range(120)]
         (tmp_path / "logs" / f"{day}.csv").write_text("\n".join(["when,lora", *stamps, ""]))
-    ended = loraplan("trace", "logs/2.csv", "logs/1.csv", "--columns", "time=when,input=none,output=none")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("trace", "logs/2.csv", "logs/1.csv", "--columns", "time=when,input=none,output=none")
     text = Path("runs/trace-2/replay.yaml").read_text(encoding="utf-8")
     assert 'file: ["../../logs/2.csv", "../../logs/1.csv"]' in text
     assert loraplan("check", "runs/trace-2/replay.yaml").code == 0
@@ -211,10 +186,8 @@ def test_bad_rows_are_refused_by_line_or_left_out_and_counted(loraplan: CommandL
     lines[10] = lines[10].replace('"a,', '"').rsplit(",", 1)[0] + ",-4"
     lines[20] = "nan" + lines[20][lines[20].index(",") :]
     Path("bad.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    ended = loraplan("trace", "bad.csv")
-    assert ended.code == 2
-    assert "bad.csv:11: output_tokens" in ended.err
-    found = facts(loraplan, "bad.csv", "--skip-bad")
+    assert "bad.csv:11: output_tokens" in loraplan.refused("trace", "bad.csv")
+    found = loraplan.data("trace", "bad.csv", "--skip-bad")
     assert sum(found["skipped"].values()) == 2
     assert found["requests"] == 2998
 
@@ -224,9 +197,8 @@ def test_requests_to_the_base_model_are_counted_and_kept(loraplan: CommandLine, 
     head, rows = lines[0], [line.split('"') for line in lines[1:]]
     mixed = [f"{a}{c}" if number % 4 == 0 else f'{a}"{b}"{c}' for number, (a, b, c) in enumerate(rows)]
     Path("mixed.csv").write_text("\n".join([head, *mixed]) + "\n", encoding="utf-8")
-    ended = loraplan("trace", "mixed.csv")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("trace", "mixed.csv")
     assert re.search(r"for the base model +25 % +of requests: they name no adapter", ended.out)
-    assert facts(loraplan, "mixed.csv")["base_share"] == 0.25
+    assert loraplan.data("trace", "mixed.csv")["base_share"] == 0.25
     adapters = load_scenario("runs/trace-mixed/traffic.yaml", []).scenario.adapters
     assert adapters.base_share == 0.25

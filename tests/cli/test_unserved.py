@@ -67,8 +67,7 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
 
 def test_an_slo_on_misses_still_says_what_is_refused(loraplan: CommandLine) -> None:
     other = ("--set", "slo.ttft_p99=null", "--set", "slo.miss_ratio=50%")
-    ended = loraplan("run", "rf.yaml", "--all", "--jobs", "1", "--check", *other)
-    assert ended.code == 0
+    ended = loraplan.succeeds("run", "rf.yaml", "--all", "--jobs", "1", "--check", *other)
     assert ended.out.startswith("rf: The SLO is met: miss ratio is 0 %")
     assert re.search(REFUSED, ended.out)
 
@@ -104,22 +103,22 @@ def test_a_sweep_marks_points_that_refuse(loraplan: CommandLine) -> None:
 
 def test_a_plan_finds_the_least_that_serves_everybody(loraplan: CommandLine) -> None:
     question = ("plan", "rf.yaml", "--jobs", "1", "--minimize", "fleet.kv_tokens=2048..65536:2048", "--out", "planned")
-    ended = loraplan(*question, "--all")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds(*question, "--all")
     assert ended.out.startswith("rf: Use 4,096 KV tokens: ")
     assert re.search(rf"With 2,048 KV tokens, {REFUSED}; at the answer every request is served\.", ended.out)
     assert re.search(rf"At 2,048 KV tokens, {REFUSED}: {LONGEST}, and the KV cache of a replica holds 2,048", ended.out)
     assert re.search(r"kv_tokens 2048: not met \(4\d\.?\d? % of the requests refused or failed; ", ended.err)
-    assert json.loads(loraplan(*question, "--json").out)["binding"] == "refusals"
+    assert loraplan.data(*question)["binding"] == "refusals"
     assert ">refused or failed<" in Path("planned/report.html").read_text(encoding="utf-8")
 
 
 def test_where_every_request_is_refused_a_plan_goes_on(loraplan: CommandLine) -> None:
     # At 16 tokens none completes, so there is no p99; that is no reason to give up.
     question = ("plan", "rf.yaml", "--jobs", "1", "--minimize")
-    ended = loraplan(*question, "fleet.kv_tokens=16..8208:1024", "--json", "--out", "planned")
-    assert ended.code == 0, ended.err
-    assert json.loads(ended.out)["answer"]["fleet.kv_tokens"] == 4112
+    assert (
+        loraplan.data(*question, "fleet.kv_tokens=16..8208:1024", "--out", "planned")["answer"]["fleet.kv_tokens"]
+        == 4112
+    )
     assert loraplan(*question, "fleet.kv_tokens=16..1024:16", "--out", "none").code == 1
 
 
@@ -142,5 +141,5 @@ def test_what_if_and_compare_judge_alike(loraplan: CommandLine) -> None:
     strict = ("run", "rf.yaml", "--jobs", "1", "--set", "slo.ttft_p99=1 ms")
     loraplan(*strict, "--set", "fleet.kv_tokens=65536", "--out", "strict")
     loraplan(*strict, "--out", "strict-refusing")
-    both = json.loads(loraplan("compare", "strict", "strict-refusing", "--json").out)
+    both = loraplan.data("compare", "strict", "strict-refusing")
     assert "better" not in both["answer"], "quick, for half of the requests are refused"

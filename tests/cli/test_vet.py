@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -42,13 +41,13 @@ def test_check_fails_what_cannot_be_judged(loraplan: CommandLine, stuck: Path) -
     (stuck / "trainer_state.json").unlink()
     assert loraplan("vet", "stuck").code == 0
     assert loraplan("vet", "stuck", "--check").code == 1
-    (one,) = json.loads(loraplan("vet", "stuck", "--json").out)
+    (one,) = loraplan.data("vet", "stuck")
     assert (one["passes"], one["judged"]) == (False, False)
 
 
 def test_json_has_everything(loraplan: CommandLine, stuck: Path) -> None:
     write_log(stuck, history(lambda at: 2.0 if at < 0.5 else math.nan))
-    (one,) = json.loads(loraplan("vet", "stuck", "--json", "--base-bits", "4").out)
+    (one,) = loraplan.data("vet", "stuck", "--base-bits", "4")
     assert set(one) == {"path", "passes", "judged", "adapter", "findings", "unjudged", "notes"}
     assert one["passes"] is False
     assert one["adapter"]["rank"] == 4
@@ -73,16 +72,8 @@ def test_bad_files_among_many_are_notes(loraplan: CommandLine, stuck: Path) -> N
         (stuck.parent / name / "trainer_state.json").write_text(text)
     (stuck.parent / "listed" / "adapter_config.json").write_text("[]")
     (stuck / "adapter_model.safetensors").write_bytes(b"\x80\x02")
-    found = {one["path"]: one for one in json.loads(loraplan("vet", ".", "--json").out)}
+    found = {one["path"]: one for one in loraplan.data("vet", ".")}
     assert found["broken"]["notes"][-1].startswith("the log can't be used: broken/trainer_state.json: this log is not")
     assert found["listed"]["notes"][-1].startswith("the configuration can't be used: ")
     assert found["stuck"]["findings"][0]["mode"] == "underfitting"
     assert found["stuck"]["notes"][0].startswith("the weights can't be used: ")
-
-
-def test_names_with_odd_characters_are_printed_safely(loraplan: CommandLine, tmp_path: Path) -> None:
-    folder = tmp_path / "a\x1b[31m"
-    write_config(folder, 4, ["q_proj"], base_model_name_or_path="\x1b]0;4bit")
-    write_log(folder, history(lambda at: 2.0 if at < 0.5 else math.nan))
-    ended = loraplan("vet", str(folder))
-    assert "\x1b" not in ended.out + ended.err

@@ -11,29 +11,18 @@ from stuck_adapter import LEARNED, write_adapter
 
 QUICK = ("--set", "workload.requests=400", "--set", "run.replications=2", "--set", "cache.host=null")
 
-RUN = "runs/retrain-1000-adapters-cures"
-
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
 
 
-def test_prices_are_printed_and_kept(loraplan: CommandLine) -> None:
+def test_prices_are_kept(loraplan: CommandLine) -> None:
     write_adapter(Path("stuck"))
-    ended = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK)
-    assert ended.code == 0
-    assert ended.out.startswith("stuck: underfitting (likely)\n")
-    assert "\nretrain-1000-adapters: Rank 16, same layers, for one adapter: 64 → 32 slots, " in ended.out
-    for title in ("Rank 16, same layers", "Rank 32, same layers", "Rank 16, all linear layers"):
-        assert f"\n{title}\n" in ended.out
-    assert ended.out.endswith(f"report  {RUN}/report.html\n")
-    assert "stuck: underfitting, likely: the training loss was " in Path(RUN, "report.html").read_text()
-
-    again = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK, "--json")
-    found = json.loads(again.out)
+    ended = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK, "--json")
+    found = json.loads(ended.out)
     assert [one["path"] for one in found["vetted"]] == ["stuck"]
-    assert found["priced"]["run"] == RUN
+    assert found["priced"]["run"] == "runs/retrain-1000-adapters-cures"
     assert [(row["who"], row["memory"]["slots"]) for row in found["priced"]["changes"][-2:]] == [
         ("one adapter", [64, 32]),
         ("all adapters", [64, 32]),
@@ -43,11 +32,10 @@ def test_prices_are_printed_and_kept(loraplan: CommandLine) -> None:
 
 def test_a_healthy_adapter_costs_nothing(loraplan: CommandLine) -> None:
     write_adapter(Path("fine"), LEARNED)
-    ended = loraplan("vet", "fine", "--scenario", "retrain-1000-adapters")
-    assert ended.code == 0
+    ended = loraplan.succeeds("vet", "fine", "--scenario", "retrain-1000-adapters")
     assert ended.out.endswith("None of the remedies changes what serving costs, so there is nothing to price.\n")
     assert not Path("runs").exists()
-    assert json.loads(loraplan("vet", "fine", "--scenario", "retrain-1000-adapters", "--json").out)["priced"] is None
+    assert loraplan.data("vet", "fine", "--scenario", "retrain-1000-adapters")["priced"] is None
 
 
 def test_a_gated_run_says_what_was_held(loraplan: CommandLine) -> None:
@@ -56,8 +44,7 @@ def test_a_gated_run_says_what_was_held(loraplan: CommandLine) -> None:
         "schema_version: 1\nextends: quickstart\nname: gated\nworkload: {requests: 2000}\nrun: {replications: 1}\n"
         "rollouts: [{strategy: in-place, at: 2 min, adapter: 0, weights: v2, require: vet}]\n"
     )
-    ended = loraplan("run", "gated.yaml")
-    assert ended.code == 0
+    ended = loraplan.succeeds("run", "gated.yaml")
     assert ended.out.startswith("gated: Held back: rollouts.0, v2 shows underfitting (likely). The version held back ")
     assert "note: rollouts.0 is held back: v2 shows underfitting (likely): the training loss was " in ended.err
     assert loraplan("check", "gated.yaml", "--set", "rollouts.0.weights=v3").err.startswith(

@@ -43,11 +43,6 @@ def answer(values: Mapping[float, str]) -> str:
     return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}})
 
 
-def answer_of(series: Any) -> str:
-    """An answer with one series."""
-    return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": [series]}})
-
-
 def lora(running: str, at_s: float) -> str:
     return (
         f'vllm:lora_requests_info{{max_lora="4",running_lora_adapters="{running}",waiting_lora_adapters=""}} {at_s}\n'

@@ -51,7 +51,6 @@ def test_vllm_bench_in_a_closed_loop(samples: Path) -> None:
 def test_vllm_bench_in_an_open_loop(samples: Path) -> None:
     run = run_of(samples / "vllm-open.json")
     assert run.load == OpenLoad(3.0)
-    assert run.rows is not None
     assert run.rows.start_s[0] == 0
     assert (np.diff(run.rows.start_s) >= 0).all()
     assert len(run.rows.start_s) / run.rows.start_s[-1] == pytest.approx(3, rel=0.3)
@@ -128,7 +127,6 @@ def test_inference_perf(samples: Path) -> None:
     assert stage.measured["ttft_p50_s"] == data["time_to_first_token"]["median"]
     assert (stage.completed, rows.completed) == (45, 30)
     first = data_of(samples, "inference-perf-requests.json")[0]
-    assert rows.rows is not None
     assert rows.rows.ttft_s[0] == pytest.approx(first["computed_metrics"]["time_to_first_token"], abs=1e-3)
     assert rows.measured["ttft_mean_s"] == pytest.approx(stage.measured["ttft_mean_s"], rel=0.3)
 
@@ -215,7 +213,6 @@ def test_lists_are_checked_at_once(samples: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(JsonFields, "_number", counted)
     run = run_of(samples / "vllm-closed.json")
-    assert run.rows is not None
     assert len(run.rows.gaps_s) > 500
     assert len(looked) < 20
     data = data_of(samples, "vllm-closed.json")

@@ -92,8 +92,7 @@ def test_runs_that_predict_nothing_here_are_refused(
 def test_files_lie_beside_the_scenario_and_stay(loraplan: CommandLine, finished: Path, samples: Path) -> None:
     Path("fixed.yaml").write_text(FIXED, encoding="utf-8")
     words = ["observe", "--prometheus", str(samples / "vllm-after.txt"), "--window", "60 s", "--base", "fixed.yaml"]
-    ended = loraplan(*words, "--dashboard", str(finished), "--out", "o.yaml")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds(*words, "--dashboard", str(finished), "--out", "o.yaml")
     assert "watch    loraplan-rules.yaml, loraplan-dashboard.json" in ended.out
     again = loraplan(*words, "--dashboard", str(finished), "--out", "p.yaml")
     assert (again.code, again.err[:35]) == (2, "error: loraplan-rules.yaml: already")

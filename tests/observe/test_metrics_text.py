@@ -56,8 +56,7 @@ def test_quantiles_are_those_of_promql() -> None:
 
 
 @given(
-    st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(lambda counts: sum(counts) > 0),
-    st.floats(0.02, 0.98),
+    st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(lambda counts: sum(counts) > 0), st.floats(0.02, 0.98)
 )
 def test_spread_values_have_the_counts_and_the_mean(counts: list[int], place: float) -> None:
     bounds = (10.0, 20.0, 50.0, math.inf)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import CommandLine
-from metric_pages import START_S, answer, answer_of, counted, lora, page
+from metric_pages import START_S, answer, counted, lora, page
 
 from sim.spec.scenario_file import load_scenario
 from sim.studies.observe.readings import readings_of
@@ -27,15 +26,12 @@ from sim.world.build import build_world
 
 def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, samples: Path) -> None:
     pages = [word for name in ("before", "after") for word in ("--prometheus", str(samples / f"vllm-{name}.txt"))]
-    ended = loraplan("observe", *pages, "--window", "7 s", "--base", "serve-tiny", "--json")
-    assert ended.code == 0, ended.err
-    found = json.loads(ended.out)
+    found = loraplan.data("observe", *pages, "--window", "7 s", "--base", "serve-tiny")
     assert (found["engine"], found["servers"], found["requests"]) == ("vllm", 1, 42)
     assert found["offered_rps"] == pytest.approx(6)
     assert found["metrics"]["requests_per_s"]["measured"] == pytest.approx(6)
     assert loraplan("check", "observed.yaml").code == 0
     scenario = load_scenario("observed.yaml").scenario
-    assert scenario.workload.arrivals is not None
     assert scenario.workload.arrivals.rate == pytest.approx(6)
     assert scenario.cache.gpu.slots == 8  # the base's, and the server's
     lengths = np.loadtxt("observed-lengths.csv", delimiter=",", skiprows=1)
@@ -54,48 +50,11 @@ def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, sampl
     assert lengths.mean(axis=0) == pytest.approx([grown[0], grown[1]], rel=0.01)
 
 
-def test_without_a_base_every_value_says_where_it_comes_from(loraplan: CommandLine, samples: Path) -> None:
-    command = "vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras 4 --max-lora-rank 32"
-    file = str(samples / "vllm-after.txt")
-    ended = loraplan(
-        "observe", "--prometheus", file, "--window", "30min", "--from-vllm", command, "--gpu", "h100", "--out", "o.yaml"
-    )
-    assert ended.code == 0, ended.err
-    lines = Path("o.yaml").read_text(encoding="utf-8").splitlines()
-    values = [line for line in lines if ":" in line and not line.lstrip().startswith("#")]
-    sections = (
-        "workload:",
-        "tokens:",
-        "adapters:",
-        "fleet:",
-        "cache:",
-        "gpu:",
-        "slo:",
-        "schema_version",
-        "name:",
-        "host:",
-    )
-    for line in values:
-        said = re.search(r"# .*(measured|assumed|--[a-z]|command line|choose|put your own|the default of)", line)
-        assert said or line.strip().startswith(sections), line
-    assert any("slots: 4" in line and "--max-loras 4" in line for line in lines)  # a command line comes first
-    assert any("exponent: 0.9" in line and "assumed" in line for line in lines)
-    assert any("kv_tokens: 524288" in line and "measured" in line for line in lines)
-    assert loraplan("check", "o.yaml").code == 0
-    assert "p50 TTFT" in ended.out
-    assert "…" in ended.out  # bounds of the bucket
-    # with 4 slots and no copies most loads come from storage, so host memory comes before slots
-    count = load_scenario("o.yaml").scenario.adapters.count
-    assert f"next     loraplan plan o.yaml --minimize cache.gpu.slots=1..16 --set cache.host.slots={count}" in ended.out
-
-
 def test_a_profile_is_corrected_by_what_was_measured(loraplan: CommandLine, samples: Path) -> None:
     pages = [word for name in ("before", "after") for word in ("--prometheus", str(samples / f"vllm-{name}.txt"))]
-    ended = loraplan(
-        "observe", *pages, "--window", "7 s", "--base", "serve-tiny", "--fit-profile", "fitted.json", "--json"
-    )
-    assert ended.code == 0, ended.err
-    metrics = json.loads(ended.out)["metrics"]
+    metrics = loraplan.data(
+        "observe", *pages, "--window", "7 s", "--base", "serve-tiny", "--fit-profile", "fitted.json"
+    )["metrics"]
     # by itself, the profile is a third too fast for that machine
     assert metrics["itl_mean_s"]["simulated"] == pytest.approx(metrics["itl_mean_s"]["measured"], rel=0.05)
     assert metrics["ttft_mean_s"]["simulated"] == pytest.approx(metrics["ttft_mean_s"]["measured"], rel=0.1)
@@ -128,13 +87,6 @@ def test_requests_in_flight_count_as_offered() -> None:
     ]
     found = observed_service(readings_of(pages))
     assert found.offered == 140
-
-
-def test_aborted_requests_are_no_answers() -> None:
-    text = counted(100, 1.0) + 'vllm:request_success_total{finished_reason="abort"} 30\n'
-    found = observed_service(readings_of([page(text)], 10))
-    assert (found.finished, found.aborted) == (100, 30)
-    assert found.offered_rps == pytest.approx(13)  # but they came, and took the server's time
 
 
 def test_old_and_new_names_give_the_same() -> None:
@@ -176,8 +128,7 @@ def test_range_queries_show_means_and_popularity(loraplan: CommandLine) -> None:
     assert found.adapters.shares == pytest.approx(dict(zip("ab", loads / loads.sum(), strict=True)))
     assert found.adapters.always == ("a",)
     assert found.adapters.slots == 4
-    ended = loraplan("observe", "--prometheus", "q.json")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("observe", "--prometheus", "q.json")
     scenario = load_scenario("observed.yaml").scenario
     assert (scenario.fleet.replicas, scenario.adapters.count, scenario.cache.gpu.slots) == (2, 2, 4)
     assert scenario.workload.popularity.law == "groups"
@@ -187,8 +138,7 @@ def test_range_queries_show_means_and_popularity(loraplan: CommandLine) -> None:
 def test_one_server_is_not_the_fleet_of_the_base(loraplan: CommandLine) -> None:
     Path("base.yaml").write_text("extends: quickstart\nfleet: {replicas: 2}\n", encoding="utf-8")
     Path("m.txt").write_text(counted(100, 1.0), encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10 s", "--base", "base.yaml")
-    assert ended.code == 0, ended.err
+    loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10 s", "--base", "base.yaml")
     written = Path("observed.yaml").read_text(encoding="utf-8")
     assert "The metrics are of 1 server; fleet.replicas of base.yaml is 2." in " ".join(
         written.replace("#", "").split()
@@ -199,8 +149,7 @@ def test_prefix_hits_become_a_shared_text(loraplan: CommandLine) -> None:
     config = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="4096",enable_prefix_caching="True"} 1\n'
     hits = "vllm:prefix_cache_queries_total 4000\nvllm:prefix_cache_hits_total 2000\n"
     Path("m.txt").write_text(counted(100, 1.0) + config + hits, encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10 s", "--json")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10 s", "--json")
     scenario = load_scenario("observed.yaml").scenario
     assert scenario.fleet.prefix_caching
     assert scenario.workload.prefix is not None
@@ -211,36 +160,14 @@ def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> No
     for name, at_s, requests in (("a.txt", START_S, 0), ("b.txt", START_S + 100, 200)):
         Path(name).write_text(counted(requests, 1.0), encoding="utf-8")
         os.utime(name, (at_s, at_s))
-    ended = loraplan("observe", "--prometheus", "a.txt", "--prometheus", "b.txt")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("observe", "--prometheus", "a.txt", "--prometheus", "b.txt")
     assert "200 requests in 100 s" in ended.out.replace("1.67 min", "100 s")
     assert "by when the files were last changed; --window corrects it" in ended.out
 
 
 @pytest.mark.parametrize(
     ("content", "arguments", "parts"),
-    [
-        ("hello\n", (), ["m.txt: has no metrics of vLLM or SGLang", "got hello", "query_range"]),
-        ("up 1\n", (), ["has no metrics of vLLM or SGLang"]),
-        ('{"status": "error", "error": "bad query"}', (), ["status: no answer of Prometheus", "got bad query"]),
-        ('{"status": "success", "data": {"resultType": "scalar"}}', (), ["data.resultType", "matrix"]),
-        (
-            answer_of({"metric": {}, "values": []}),
-            (),
-            ["data.result[0].metric.__name__", "without rate()"],
-        ),
-        ("{", (), ["is not JSON"]),
-        (
-            answer_of({"metric": {"__name__": "a"}, "values": 3}),
-            (),
-            ["data.result[0].values", "a list of pairs"],
-        ),
-        (
-            answer_of({"metric": {"__name__": "a"}, "value": ["x", 1]}),
-            (),
-            ["data.result[0].values: no point"],
-        ),
-        ("vllm:num_requests_running 1\n", ("--window", "1min"), ["the count of finished requests"]),
+    [  # files without counts are refused in tests/cli/refusals/measuring.yaml
         (counted(0, 1.0), ("--window", "1min"), ["no request ended in this time"]),
         (counted(5, 1.0), (), ["--window", "nothing says over what time"]),
         (counted(5, 1.0), ("--window", "soon"), ["--window", "soon"]),
@@ -253,10 +180,9 @@ def test_errors_name_what_is_wrong(
     loraplan: CommandLine, content: str, arguments: tuple[str, ...], parts: list[str]
 ) -> None:
     Path("m.txt").write_text(content, encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", *arguments)
-    assert ended.code == 2, ended.out
+    said = loraplan.refused("observe", "--prometheus", "m.txt", *arguments)
     for part in parts:
-        assert part in ended.err
+        assert part in said
     assert not Path("observed.yaml").exists()
 
 
@@ -309,12 +235,8 @@ def test_a_live_server_is_read_twice(loraplan: CommandLine) -> None:
 
 def test_an_address_without_metrics_says_so(loraplan: CommandLine) -> None:
     with serving(["nothing"], 404) as url:
-        ended = loraplan("observe", "--prometheus", url)
-        assert ended.code == 2
-        assert f"{url}/metrics: status 404" in ended.err
-    ended = loraplan("observe", "--prometheus", url)
-    assert ended.code == 2, "nobody listens: the address is wrong"
-    assert f"--prometheus: can't be read (got {url}" in ended.err
+        assert f"{url}/metrics: status 404" in loraplan.refused("observe", "--prometheus", url)
+    assert f"--prometheus: can't be read (got {url}" in loraplan.refused("observe", "--prometheus", url)
 
 
 def test_rates_of_the_bases_tenants_add_up_to_the_measured_one(loraplan: CommandLine) -> None:
@@ -327,10 +249,8 @@ def test_rates_of_the_bases_tenants_add_up_to_the_measured_one(loraplan: Command
     )
     Path("base.yaml").write_text(base, encoding="utf-8")
     Path("m.txt").write_text(counted(1000, 1.0), encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "base.yaml", "--json")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "base.yaml", "--json")
     scenario = load_scenario("observed.yaml").scenario
-    assert scenario.workload.arrivals is not None
     assert scenario.workload.arrivals.rate == pytest.approx(1000 / 600, rel=1e-4)
     rates = [tenant.rate for tenant in scenario.tenants]
     assert rates == pytest.approx([1000 / 600 * part / 11 for part in (6, 3, 2)], rel=1e-4)

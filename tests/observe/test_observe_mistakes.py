@@ -147,8 +147,7 @@ def test_a_shared_text_of_everything_leaves_a_token() -> None:
 def test_aborted_requests_are_offered_and_named(loraplan: CommandLine) -> None:
     aborted = 'vllm:request_success_total{finished_reason="abort"} 300\n'
     Path("m.txt").write_text(counted(600, 1.0) + aborted, encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "serve-tiny")
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10min", "--base", "serve-tiny")
     assert "900 requests (300 of them aborted) in 10 min, 1.5/s" in ended.out
     text = Path("observed.yaml").read_text(encoding="utf-8")
     assert "rate: 1.5/s" in text
@@ -167,17 +166,17 @@ def test_a_histogram_without_its_sum_has_no_mean(loraplan: CommandLine) -> None:
     assert found.in_flight is None
     assert found.histograms["ttft"].mean is None
     Path("m.txt").write_text(text, encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "serve-tiny", "--json")
-    assert ended.code == 0, ended.err
-    assert "ttft_mean_s" not in json.loads(ended.out)["metrics"]
+    assert (
+        "ttft_mean_s"
+        not in loraplan.data("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "serve-tiny")["metrics"]
+    )
     lengths = np.loadtxt("observed-lengths.csv", delimiter=",", skiprows=1)
     assert lengths.mean(axis=0) == pytest.approx([30, 30], rel=0.01)  # all between 10 and 50
-    refused = loraplan(
+    said = loraplan.refused(
         *("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "serve-tiny", "--out", "o.yaml"),
         *("--fit-profile", "p.json"),
     )
-    assert refused.code == 2
-    assert "lack latencies to correct by (got itl, ttft)" in refused.err
+    assert "lack latencies to correct by (got itl, ttft)" in said
 
 
 def test_values_without_a_mean_rise_evenly() -> None:
@@ -188,9 +187,9 @@ def test_values_without_a_mean_rise_evenly() -> None:
 def test_lengths_that_are_there_are_not_overwritten(loraplan: CommandLine) -> None:
     Path("m.txt").write_text(counted(100, 1.0), encoding="utf-8")
     Path("o-lengths.csv").write_text("mine", encoding="utf-8")
-    ended = loraplan("observe", "--prometheus", "m.txt", "--window", "100 s", "--out", "o.yaml")
-    assert ended.code == 2
-    assert "o-lengths.csv" in ended.err
+    assert "o-lengths.csv" in loraplan.refused(
+        "observe", "--prometheus", "m.txt", "--window", "100 s", "--out", "o.yaml"
+    )
     assert Path("o-lengths.csv").read_text(encoding="utf-8") == "mine"
     assert not Path("o.yaml").exists()
 
@@ -204,11 +203,10 @@ def test_a_failed_fit_leaves_no_scenario(loraplan: CommandLine) -> None:
         ("m.txt", "serve-tiny", "lack latencies to correct by (got itl)"),
         ("full.txt", "fixed.yaml", "fixed.yaml: fleet.engine: this engine has no profile to correct"),
     ):
-        ended = loraplan(
+        said = loraplan.refused(
             *("observe", "--prometheus", file, "--window", "100 s", "--base", base, "--fit-profile", "p.json")
         )
-        assert ended.code == 2, ended.err
-        assert part in ended.err
+        assert part in said
         assert not list(Path().glob("observed*"))
 
 
@@ -216,9 +214,7 @@ def test_json_of_what_cannot_be_simulated(loraplan: CommandLine) -> None:
     Path("m.txt").write_text(counted(100, 1.0, tokens=90), encoding="utf-8")
     Path("small.yaml").write_text("extends: serve-tiny\nfleet: {kv_tokens: 16}\n", encoding="utf-8")
     arguments = ("observe", "--prometheus", "m.txt", "--window", "100 s", "--base", "small.yaml")
-    ended = loraplan(*arguments, "--json")
-    assert ended.code == 0, ended.err
-    found = json.loads(ended.out)
+    found = loraplan.data(*arguments)
     assert found["metrics"] is None
     assert found["scenario"] == "observed.yaml"
     assert "not simulated" in found["notes"][0]

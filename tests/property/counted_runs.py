@@ -163,7 +163,13 @@ def replication_of(recording: Recording, rows: Rows, world: World) -> Replicatio
 def facts_from(scenario: Scenario, world: World) -> Facts:
     slo = scenario.slo
     given = {term: getattr(slo, term) for term in type(slo).model_fields if getattr(slo, term) is not None}
-    targets = {term: given[term] for term in ("ttft_p99", "e2e_p99", "queue_p99", "tpot_mean") if term in given}
+    targets = {}
+    for term in (
+        "tpot_mean",
+        *(f"{stage}_{tail}" for tail in ("p90", "p95", "p99") for stage in ("ttft", "e2e", "queue", "tpot")),
+    ):
+        if term in given:  # the last one of a stage counts
+            targets[term.partition("_")[0]] = given[term]
     return Facts(
         warmup=scenario.run.warmup,
         duration_s=scenario.workload.duration,

@@ -28,7 +28,8 @@ FAULTS = (
 )
 FAMILIES = (*ENGINES, *STRATEGIES, "faults", "crash", "full-models")
 TERMS = ("ttft_p99", "e2e_p99", "queue_p99", "tpot_mean")
-OTHER_TERMS = ("ttft_mean", "itl_p99", "e2e_p50", "queue_mean")
+OTHER_TERMS = ("ttft_mean", "itl_p99", "e2e_p50", "queue_mean", "ttft_p90", "ttft_p95", "e2e_p95", "itl_p95")
+OTHER_TERMS += ("tpot_p90", "tpot_p95", "tpot_p99")
 BLOCKING = ("vllm-0.8", "vllm-0.32", "sglang", "s-lora", "tensorrt-llm")
 ATTEMPTS = 400
 
@@ -127,10 +128,7 @@ def _workload(
         "tokens": {
             "prompt": {"law": "uniform", "low": 1, "high": most_prompt},
             "output": draw.choice(
-                (
-                    {"law": "uniform", "low": 1, "high": most_output},
-                    {"law": "geometric", "mean": most_output / 2 + 0.5},
-                )
+                ({"law": "uniform", "low": 1, "high": most_output}, {"law": "geometric", "mean": most_output / 2 + 0.5})
             ),
         },
     }
@@ -246,8 +244,8 @@ def _slo(draw: random.Random, engine: str) -> dict[str, str]:
         terms.append(draw.choice(OTHER_TERMS))
     if engine == "fixed":
         terms = [term for term in terms if "itl" not in term and "tpot" not in term]
-    targets_s = {"tpot_mean": (0.01, 0.02, 0.06), "itl_p99": (0.05,)}
-    return {term: seconds(draw.choice(targets_s.get(term, (0.05, 0.3, 1.0, 4.0)))) for term in terms}
+    targets_s = {"tpot": (0.01, 0.02, 0.06), "itl": (0.05,)}
+    return {term: seconds(draw.choice(targets_s.get(term[: term.index("_")], (0.05, 0.3, 1.0, 4.0)))) for term in terms}
 
 
 def _full_models(draw: random.Random) -> dict[str, Any]:

@@ -63,8 +63,10 @@ from naive_parts import (
     has_targets,
     is_late,
     mean,
+    quantile,
     ratio,
     sections,
+    ttft_s,
     whole,
 )
 from scipy.stats import t as student_t
@@ -75,7 +77,6 @@ MIN_REQUESTS_RATIO = 100
 MIN_REPLICATIONS_AS_SECTIONS = 5
 NORMAL = 1.959964
 RARE = 0.01
-STAGES = ("ttft", "e2e", "queue")
 MOST_BUSY = 0.95
 WIDE = 0.1
 NARROW_SHARE = 0.005
@@ -89,16 +90,13 @@ MEANS: dict[str, Statistic] = {
     "tpot_mean_s": tpot_mean_s,
     "e2e_mean_s": e2e_mean_s,
 }
-MEDIANS: dict[str, Statistic] = {
-    "queue_p50_s": queue_p50_s,
-    "ttft_p50_s": ttft_p50_s,
-    "e2e_p50_s": e2e_p50_s,
-}
-P99S: dict[str, Statistic] = {
-    "queue_p99_s": queue_p99_s,
-    "ttft_p99_s": ttft_p99_s,
-    "e2e_p99_s": e2e_p99_s,
-}
+MEDIANS: dict[str, Statistic] = {"queue_p50_s": queue_p50_s, "ttft_p50_s": ttft_p50_s, "e2e_p50_s": e2e_p50_s}
+P99S: dict[str, Statistic] = {"queue_p99_s": queue_p99_s, "ttft_p99_s": ttft_p99_s, "e2e_p99_s": e2e_p99_s}
+LEAST = {"p90": (100, 10), "p95": (200, 20), "p99": (1000, 100)}
+"""Requests that a percentile takes, in all and in a section: ten, and one, that are slower."""
+ASKED = [f"{stage}_{tail}_s" for stage in ("ttft", "e2e") for tail in ("p90", "p95")]
+ASKED += ["tpot_p90_s", "tpot_p95_s", "tpot_p99_s"]
+"""Percentiles that are only there where the SLO has a target for them."""
 RATIOS: dict[str, Statistic] = {
     "miss_ratio": miss_ratio,
     "delayed_hit_ratio": delayed_hit_ratio,
@@ -212,7 +210,16 @@ def is_narrow(name: str, half: float | None, value: float) -> bool:
 
 def values_of(name: str, section: Part) -> list[float]:
     """The values that a mean or quantile of requests is taken of."""
-    return tpots([section]) if name == "tpot_mean_s" else [e2e_s(request) for request in completed([section])]
+    if name.startswith("tpot"):
+        return tpots([section])
+    of = ttft_s if name.startswith("ttft") else e2e_s
+    return [of(request) for request in completed([section])]
+
+
+def percentile(name: str) -> Statistic:
+    """How a percentile is taken of requests."""
+    share = int(name.removesuffix("_s")[-2:]) / 100
+    return lambda parts: quantile([value for part in parts for value in values_of(name, part)], share)
 
 
 class SecondCount:
@@ -243,8 +250,8 @@ class SecondCount:
             low, high = max(1.0, low), min(float(self.facts.base_replicas), high)
         settled = is_narrow(name, half, value) and not self.is_saturated(name)
         for section in self.sections:
-            least = 100 if name in P99S else 1
-            if name in (MEANS | MEDIANS | P99S) and len(values_of(name, section)) < least:
+            least = LEAST[name[-5:-2]][1] if name in P99S or name in ASKED else 1
+            if (name in MEANS | MEDIANS | P99S or name in ASKED) and len(values_of(name, section)) < least:
                 settled = False
         return Counted(value, in_sections, in_replications, low, high, settled, of_sections)
 
@@ -267,12 +274,12 @@ class SecondCount:
         """Refused and failed ones, and those beyond the target of a quantile; its sections are whole replications
         with rollouts or faults."""
         stage, _, statistic = term.partition("_")
-        of_quantile = stage in STAGES and statistic in ("p50", "p99")
+        of_quantile = stage != "itl" and statistic.startswith("p")
 
         def slowness(request: Request) -> float:
             if is_lost(request):
                 return math.inf
-            return waited_s(request, stage, self.facts) / target_s if of_quantile else 0.0
+            return self.seconds(request, stage) / target_s if of_quantile else 0.0
 
         def late(request: Request) -> bool:
             return slowness(request) > 1.0
@@ -299,13 +306,17 @@ class SecondCount:
         if is_lost(request):
             return math.inf
         times = [0.0]
-        for term, target_s in self.facts.targets.items():
-            if term in ("ttft_p99", "e2e_p99", "queue_p99"):
-                times.append(waited_s(request, term.removesuffix("_p99"), self.facts) / target_s)
-            elif term == "tpot_mean" and not self.facts.fixed_engine:
-                decode_s = waited_s(request, "e2e", self.facts) - waited_s(request, "ttft", self.facts)
-                times.append(decode_s / max(request.output_tokens - 1, 1) / target_s)
+        for stage, target_s in self.facts.targets.items():
+            if stage != "tpot" or not self.facts.fixed_engine:
+                times.append(self.seconds(request, stage) / target_s)
         return max(times)
+
+    def seconds(self, request: Request, stage: str) -> float:
+        """What a request takes in a stage, or for each token after the first."""
+        if stage != "tpot":
+            return waited_s(request, stage, self.facts)
+        decode_s = waited_s(request, "e2e", self.facts) - waited_s(request, "ttft", self.facts)
+        return decode_s / max(request.output_tokens - 1, 1)
 
     def tail(
         self,
@@ -418,6 +429,10 @@ class SecondCount:
             counted[name] = self.of_sections(name, statistic, here >= MIN_REQUESTS_MEAN)
         for name, statistic in P99S.items():
             counted[name] = self.of_sections(name, statistic, here >= MIN_REQUESTS_P99)
+        for name in ASKED:
+            if name.removesuffix("_s") in self.facts.terms:
+                values = sum(len(values_of(name, part)) for part in self.wholes)
+                counted[name] = self.of_sections(name, percentile(name), values >= LEAST[name[-5:-2]][0])
         for name, statistic in (RATIOS | HISTOGRAMS).items():
             if self.facts.fixed_engine and name in OF_TOKENS:
                 continue

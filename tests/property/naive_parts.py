@@ -108,7 +108,7 @@ class Broken:
 class Facts:
     """What of the scenario the metrics depend on.
 
-    ``targets``: those for single requests; ``terms``: all of latencies.
+    ``targets``: those for single requests, by stage; ``terms``: all of latencies.
     """
 
     warmup: float
@@ -324,14 +324,14 @@ def is_late(request: Request, facts: Facts) -> bool:
         last_s = stop_s
     else:
         return False
-    for term, target_s in facts.targets.items():
-        if term == "ttft_p99" and first_s - request.arrival_s > target_s:
+    for stage, target_s in facts.targets.items():
+        if stage == "ttft" and first_s - request.arrival_s > target_s:
             return True
-        if term == "e2e_p99" and last_s - request.arrival_s > target_s:
+        if stage == "e2e" and last_s - request.arrival_s > target_s:
             return True
-        if term == "queue_p99" and admitted_s - request.arrival_s > target_s:
+        if stage == "queue" and admitted_s - request.arrival_s > target_s:
             return True
-        if term == "tpot_mean" and not facts.fixed_engine and request.output_tokens > 1:
+        if stage == "tpot" and not facts.fixed_engine and request.output_tokens > 1:
             if (last_s - first_s) / (request.output_tokens - 1) > target_s:
                 return True
     return False
@@ -339,7 +339,4 @@ def is_late(request: Request, facts: Facts) -> bool:
 
 def has_targets(facts: Facts) -> bool:
     """Whether the SLO has a target for single requests."""
-    for term in facts.targets:
-        if term in ("ttft_p99", "e2e_p99", "queue_p99") or (term == "tpot_mean" and not facts.fixed_engine):
-            return True
-    return False
+    return any(stage != "tpot" or not facts.fixed_engine for stage in facts.targets)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,6 @@ from strategies import GRID, ODD, build, scenarios, write_file, write_profile, w
 from test_leaping import compare, tell
 from test_tenant_twins import with_tenants
 
-from sim.policies.scheduler import Scheduler
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import simulate
@@ -86,19 +84,6 @@ def test_leaps_equal_steps_ahead_with_priorities(data: st.DataObject) -> None:
     scenario = with_tenants(data, data.draw(ahead()), scheduling="priority", engine="vllm-0.32")
     tell(scenario)
     compare(scenario, AsyncFleet)
-
-
-@settings(max_examples=150)
-@given(ahead())
-def test_leaps_ahead_equal_single_steps(scenario: Scenario) -> None:
-    tell(scenario)
-    world = build_world(scenario)
-    leaping = simulate(world, 0, 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scheduler, "_equal_steps", lambda self: 1)
-        stepping = simulate(world, 0, 1)
-    for name, column in leaping.requests.items():
-        np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def times_of(stop: float, gpu: int, host: int, **fleet: Any) -> tuple[list[float], list[float]]:

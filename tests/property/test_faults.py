@@ -12,22 +12,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
+from recordings import ends_of, marked, run, tables
 from strategies import SPEED, crashes, designs, faulty_scenarios, fixed_time, may_fail, seconds, storage_faults, with_
 
 import sim.world.replication
 from sim.policies.adapter_cache import ABSENT
 from sim.results.recording.recorder import Recorder
-from sim.results.records import (
-    COMPLETED,
-    FAILED,
-    LOAD_FAILED,
-    LOST,
-    REFUSED,
-    REROUTED,
-    STATUS_WORDS,
-    UNFINISHED,
-    Recording,
-)
+from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REFUSED, REROUTED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import FROM_STORAGE, HIT, MISS, Request
 from sim.world.build import build_world
@@ -35,13 +26,9 @@ from sim.world.clock import Clock
 from sim.world.faults.crashes import Crashes
 from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica.server import Server
-from sim.world.replication import ReplicaMaker, Replication, assemble, simulate
+from sim.world.replication import ReplicaMaker, Replication, assemble
 
 EXAMPLES = 50
-
-
-def run(scenario: Scenario) -> Recording:
-    return simulate(build_world(scenario), 0, 1)
 
 
 def assembled(scenario: Scenario) -> tuple[Replication, Recording]:
@@ -51,18 +38,8 @@ def assembled(scenario: Scenario) -> tuple[Replication, Recording]:
     return assembly, assembly.fleet.run(world.traffic.chunks(0))
 
 
-def tables(recording: Recording) -> dict[str, bytes]:
-    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
-    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
-    return {name: column.tobytes() for name, column in columns.items()}
-
-
 def indices(where: np.ndarray) -> set[int]:
     return set(np.flatnonzero(where).tolist())
-
-
-def marked(recording: Recording, mark: int) -> np.ndarray:
-    return np.asarray((recording.requests["marks"].astype(np.int64) & mark) > 0)
 
 
 def outages(scenario: Scenario) -> list[tuple[int, float, float]]:
@@ -93,18 +70,9 @@ def watched_steps() -> Iterator[list[np.ndarray]]:
 @given(faulty_scenarios())
 def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     recording = run(scenario)
-    requests = recording.requests
-    arrived = sum(
-        int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
-        for chunk in build_world(scenario).traffic.chunks(0)
-    )
-    assert requests["index"].tolist() == list(range(arrived))
-    ends = {word: int(np.sum(requests["status"] == status)) for status, word in enumerate(STATUS_WORDS)}
-    assert sum(ends.values()) == arrived
-    assert np.all((requests["finished_s"] >= 0) == (requests["status"] == COMPLETED))
-    identity = any(fault.kind in ("misrouting", "base-model") for fault in scenario.faults)
-    if not identity:
-        assert np.all(marked(recording, LOST | LOAD_FAILED) == (requests["status"] == FAILED))
+    ends = ends_of(scenario, recording)
+    if not any(fault.kind in ("misrouting", "base-model") for fault in scenario.faults):
+        assert np.all(marked(recording, LOST | LOAD_FAILED) == (recording.requests["status"] == FAILED))
     if all(end < np.inf for _, _, end in outages(scenario)) and scenario.workload.duration is None:
         assert ends["unfinished"] == 0
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
+from recordings import ends_of, run, tables
 from strategies import engine_scenarios, scenarios
 
 from sim.results.point_summary import summarise
-from sim.results.records import COMPLETED, REFUSED, UNFINISHED, Recording
+from sim.results.records import COMPLETED, REFUSED
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
@@ -24,19 +25,9 @@ EXAMPLES = 100
 anything = st.one_of(scenarios(), scenarios(), engine_scenarios())
 
 
-def run(scenario: Scenario, replication: int = 0, sections: int = 1) -> Recording:
-    return simulate(build_world(scenario), replication, sections)
-
-
 def with_(scenario: Scenario, section: str, **values: Any) -> Scenario:
     sections = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return Scenario.model_validate(sections | {section: sections.get(section, {}) | values})
-
-
-def bytes_of(recording: Recording) -> dict[str, bytes]:
-    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
-    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
-    return {name: column.tobytes() for name, column in columns.items()}
 
 
 def traffic_of(scenario: Scenario, replication: int = 0) -> dict[str, np.ndarray]:
@@ -61,17 +52,14 @@ def assert_same_traffic(ours: dict[str, np.ndarray], other: dict[str, np.ndarray
 @settings(max_examples=EXAMPLES)
 @given(anything)
 def test_no_request_is_lost_or_counted_twice(scenario: Scenario) -> None:
-    requests = run(scenario).requests
-    end_s = scenario.workload.duration or np.inf
-    arrived = int(np.sum(traffic_of(scenario)["arrival_s"] < end_s))
-    assert requests["index"].tolist() == list(range(arrived))
-    status, admitted = requests["status"], requests["admitted_s"] >= 0
-    assert sum(int(np.sum(status == kind)) for kind in (COMPLETED, REFUSED, UNFINISHED)) == arrived
+    recording = run(scenario)
+    ends = ends_of(scenario, recording)
+    assert ends["failed"] == 0
     if scenario.workload.duration is None:
-        assert not np.any(status == UNFINISHED), "a run without an end of its own goes on to the last token"
+        assert ends["unfinished"] == 0, "a run without an end of its own goes on to the last token"
+    status, admitted = recording.requests["status"], recording.requests["admitted_s"] >= 0
     assert np.all(admitted[status == COMPLETED])
     assert not np.any(admitted[status == REFUSED])
-    assert np.all((requests["finished_s"] >= 0) == (status == COMPLETED))
 
 
 @settings(max_examples=EXAMPLES)
@@ -180,14 +168,11 @@ def test_the_design_leaves_the_traffic_as_it_is(scenario: Scenario, replicas: in
 @settings(max_examples=EXAMPLES)
 @given(anything)
 def test_a_seed_repeats_byte_for_byte_and_another_differs(scenario: Scenario) -> None:
-    assert bytes_of(run(scenario)) == bytes_of(run(scenario))
+    assert tables(run(scenario)) == tables(run(scenario))
     assume(scenario.workload.trace is None)
     arrivals = traffic_of(scenario)["arrival_s"]
     assume(np.any(arrivals > 0))  # very bursty ones may all come at once, at the start
-    for other in (
-        traffic_of(with_(scenario, "run", seed=scenario.run.seed + 1)),
-        traffic_of(scenario, replication=1),
-    ):
+    for other in (traffic_of(with_(scenario, "run", seed=scenario.run.seed + 1)), traffic_of(scenario, replication=1)):
         assert len(other["arrival_s"]) != len(arrivals) or np.any(other["arrival_s"] != arrivals)
 
 

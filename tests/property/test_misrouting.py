@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
+from recordings import ends_of, marked, run, tables
 from strategies import MISTAKES, designs, engine_scenarios, misrouting_scenarios, mistakes, scenarios, with_
 
 from sim.results.records import (
@@ -19,7 +20,6 @@ from sim.results.records import (
     OLD_PREFIX,
     REFUSED,
     RETRIED,
-    STATUS_WORDS,
     UNFINISHED,
     WRONG_DETECTED,
     WRONG_LOAD,
@@ -33,14 +33,6 @@ from sim.world.replica.server import Server
 from sim.world.replication import simulate
 
 EXAMPLES = 100
-
-
-def run(scenario: Scenario) -> Recording:
-    return simulate(build_world(scenario), 0, 1)
-
-
-def marked(recording: Recording, mark: int) -> np.ndarray:
-    return np.asarray((recording.requests["marks"].astype(np.int64) & mark) > 0)
 
 
 def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
@@ -64,28 +56,14 @@ def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
     return recording, seen
 
 
-def tables(recording: Recording) -> dict[str, bytes]:
-    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
-    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
-    return {name: column.tobytes() for name, column in columns.items()}
-
-
 @settings(max_examples=EXAMPLES)
 @given(misrouting_scenarios())
 def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     recording = run(scenario)
-    requests = recording.requests
-    arrived = sum(
-        int(np.sum(chunk.arrival_s < (scenario.workload.duration or np.inf)))
-        for chunk in build_world(scenario).traffic.chunks(0)
-    )
-    assert requests["index"].tolist() == list(range(arrived))
-    ends = {word: int(np.sum(requests["status"] == status)) for status, word in enumerate(STATUS_WORDS)}
-    assert sum(ends.values()) == arrived
-    assert np.all((requests["finished_s"] >= 0) == (requests["status"] == COMPLETED))
+    ends = ends_of(scenario, recording)
     if scenario.workload.duration is None:
         assert not ends["unfinished"], "a run without an end of its own goes on to the last answer"
-    failed = requests["status"] == FAILED
+    failed = recording.requests["status"] == FAILED
     assert np.all(marked(recording, WRONG_DETECTED | LOST)[failed]), "nothing else fails here"
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recordings import tables
 from strategies import ODD, build, seconds, write_profile
 from test_full_model_laws import alone
 
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ByWeight, RoutedPool
-from sim.results.records import COMPLETED, REFUSED, Recording
+from sim.results.records import COMPLETED, REFUSED
 from sim.rng import stream_key
 from sim.spec.policies import ROUTERS
 from sim.spec.scenario import Scenario
@@ -41,26 +42,14 @@ def scenario(fleet: dict[str, Any], engine: str = "continuous", requests: int = 
     return build(**{**given, **more}, fleet={"engine": engine, **fleet})
 
 
-def table(recording: Recording) -> dict[str, bytes]:
-    """Return everything that a recording holds of requests, loads and time."""
-    found = {f"requests {name}": column.tobytes() for name, column in recording.requests.items()}
-    found |= {f"loads {name}": column.tobytes() for name, column in recording.loads.items()}
-    names = ("gap_counts", "gap_sum_s", "busy_s", "blocked_s", "busy_by_replica", "bounds")
-    return found | {name: getattr(recording, name).tobytes() for name in names}
-
-
 def test_a_pool_may_know_the_future_beside_one_that_does_not() -> None:
     """It misses less than with LRU; a pool of other adapters doesn't change."""
     future = {"gpu": {"slots": 5}, "eviction": "belady"}
     one = scenario({"replicas": 4}, requests=600, cache=future)
     split = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 2}]
     pooled = scenario({"pools": split}, requests=600, cache=future)
-    assert table(simulate(build_world(pooled), 0, 4)) == table(simulate(build_world(one), 0, 4))
-    calm = {
-        "requests": 2000,
-        "arrivals": {"process": "poisson", "rate": "1/s"},
-        "popularity": {"law": "uniform"},
-    }
+    assert tables(simulate(build_world(pooled), 0, 4)) == tables(simulate(build_world(one), 0, 4))
+    calm = {"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}, "popularity": {"law": "uniform"}}
     loads = []
     for eviction in ("belady", "lru"):
         own = [
@@ -85,7 +74,7 @@ def test_pools_of_equal_cards_are_one_fleet_to_the_byte(policy: str, engine: str
     one = scenario({"replicas": 5}, engine, router=router, **more)
     split = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 0}, {"name": "c", "replicas": 3}]
     pooled = scenario({"pools": split}, engine, router=router, **more)
-    assert table(simulate(build_world(pooled), 0, 4)) == table(simulate(build_world(one), 0, 4))
+    assert tables(simulate(build_world(pooled), 0, 4)) == tables(simulate(build_world(one), 0, 4))
 
 
 def test_equal_pools_give_the_same_point_with_calibration_and_in_a_closed_loop() -> None:
@@ -155,14 +144,12 @@ def test_every_request_ends_in_one_pool_that_takes_it(
             continue
         (pool,) = [pool for pool in world.pools if replica in pool.indices]
         assert pool.takes[adapter]
-        assert pool.kv_tokens is not None
         assert prompt + output <= pool.kv_tokens
     point = evaluate_scenario(one).point
     unserved = point.unserved.get("refused", 0)
     assert sum(pool.facts["requests"] for pool in point.pools) + unserved == point.traffic["requests"]
     assert sum(pool.facts["completed"] for pool in point.pools) == point.metrics["completed"].value
     assert sum(pool.facts["replicas"] for pool in point.pools) == world.replicas
-    assert point.usage is not None
     assert sum(pool.facts["gpus"] for pool in point.pools) == point.usage.gpus
     utilization = sum(pool.facts["gpu_utilization"] * pool.facts["replicas"] for pool in point.pools) / world.replicas
     assert utilization == pytest.approx(point.metrics["gpu_utilization"].value)

@@ -11,10 +11,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
 from naive_rollouts import Seen
+from recordings import ends_of, marked, run
 from strategies import DRAINING, rollout_scenarios, with_
 
 from sim.policies.adapter_cache import GpuCache
-from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED, Recording
+from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED
 from sim.spec.scenario import Scenario
 from sim.traffic.request import BASE_MODEL
 from sim.world.build import build_world
@@ -24,14 +25,6 @@ from sim.world.replication import simulate
 from sim.world.world import World
 
 EXAMPLES = 60
-
-
-def run(scenario: Scenario) -> Recording:
-    return simulate(build_world(scenario), 0, 1)
-
-
-def marked(recording: Recording, mark: int) -> np.ndarray:
-    return np.asarray((recording.requests["marks"].astype(np.int64) & mark) > 0)
 
 
 def begins(world: World) -> list[tuple[int, int, float, float]]:
@@ -55,17 +48,12 @@ def without(scenario: Scenario) -> Scenario:
 def test_every_request_ends_in_one_row_and_nothing_is_left_behind(scenario: Scenario) -> None:
     world = build_world(scenario)
     seen = Seen(world)
-    requests, rollouts = seen.recording.requests, seen.rollouts
-    end_s = scenario.workload.duration or np.inf
-    arrived = sum(int(np.sum(chunk.arrival_s < end_s)) for chunk in world.traffic.chunks(0))
-    assert requests["index"].tolist() == list(range(arrived))
-    status = requests["status"]
-    assert sum(int(np.sum(status == kind)) for kind in (COMPLETED, REFUSED, UNFINISHED)) == arrived
-    assert np.all((requests["finished_s"] >= 0) == (status == COMPLETED))
+    rollouts, ends = seen.rollouts, ends_of(scenario, seen.recording)
+    assert ends["failed"] == 0
     for server in seen.fleet.servers:
         server.check_integrity()
     if scenario.workload.duration is None:
-        assert not np.any(status == UNFINISHED), "a run without an end of its own goes on to the last token"
+        assert ends["unfinished"] == 0, "a run without an end of its own goes on to the last token"
         assert rollouts.barriers.count == 0
         assert rollouts._started == rollouts._progress.draining == {}
         assert not any(seen.fleet.inside)

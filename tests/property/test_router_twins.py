@@ -10,19 +10,27 @@ import pytest
 
 from sim.policies.routing import RouterContext, View, make_router
 from sim.policies.routing.router_policy import Following
+from sim.rng import uniform_draw
 from sim.spec.sections.control_plane import Router as RouterSpec
 from sim.traffic.request import Request
 
 FLEETS = 200
 ADAPTERS = 6
+BOUND = 1.5
+"""Of ``affinity-prefix``."""
 
 
 @dataclass
 class Past:
-    """What has happened in a fleet: the replicas of all requests, those inside, and those that ended, with times."""
+    """What has happened in a fleet: the replicas of all requests, those inside, and those that ended, with times.
+
+    :ivar texts: by request, those that it shares with others, the longest first.
+    """
 
     view: View
     homes: dict[int, tuple[int, ...]]
+    seed: int
+    texts: list[list[int]] = field(default_factory=list)
     sent: list[tuple[Request, int]] = field(default_factory=list)
     inside: list[tuple[Request, int]] = field(default_factory=list)
     ended: list[tuple[Request, int, float]] = field(default_factory=list)
@@ -98,10 +106,43 @@ def cost(past: Past, request: Request) -> list[int]:
     return least({w: prefill[w] + sum(r.prompt_tokens // 16 for r in rs) for w, rs in there.items()})
 
 
+def two(past: Past, request: Request) -> list[int]:
+    pairs = [(one, other) for one in past.view.up for other in past.view.up if one != other]
+    if not pairs:
+        return past.view.up
+    one, other = pairs[int(uniform_draw(past.seed, request.index) * len(pairs))]
+    return [other if past.view.loads[other] < past.view.loads[one] else one]
+
+
+def prefix(past: Past, request: Request) -> list[int]:
+    up, loads = past.view.up, past.view.loads
+    full = BOUND * (sum(loads[replica] for replica in up) + 1) / len(up)
+    for text in past.texts[request.index]:
+        same = [on for r, on in past.sent if r.adapter == request.adapter and text in past.texts[r.index]]
+        if same and same[-1] in up and loads[same[-1]] < full:
+            return same[-1:]
+    return by_load(past, up)
+
+
+def services(past: Past, request: Request) -> list[int]:
+    up, replicas, adapter = past.view.up, len(past.view.loads), request.adapter
+    if adapter % replicas in up:
+        return [adapter % replicas]
+    last = {r.adapter: on for r, on in past.sent}
+    moved = {each: on for each, on in last.items() if on != each % replicas}
+    if moved.get(adapter) in up:
+        return [moved[adapter]]
+    there = [each % replicas for each in range(ADAPTERS)] + [on for each, on in moved.items() if each != adapter]
+    return least({replica: there.count(replica) for replica in up})[:1]
+
+
 TWINS: dict[str, Twin] = {
     "round-robin": in_turn,
     "least-loaded": lambda past, request: by_load(past, past.view.up)[:1],
+    "power-of-two": two,
     "affinity-residency": holders,
+    "affinity-prefix": prefix,
+    "service-per-adapter": services,
     "placement": placed,
     "dynamo": cost,
     "aibrix-least-request": lambda past, request: by_load(past, past.view.up),
@@ -126,8 +167,9 @@ def test_a_router_is_its_naive_twin(policy: str) -> None:
         view = View(loads=[0] * replicas, up=list(every), kv=[0.0] * replicas, resident=[0] * (ADAPTERS + 1))
         homes = {adapter: tuple(sorted(luck.sample(every, luck.randint(1, replicas)))) for adapter in range(4)}
         spec = RouterSpec(policy=policy)
-        context = RouterContext(view, replicas, seed, ADAPTERS, homes=homes, spec=spec, tenants=True)
-        router, past = make_router(policy, context), Past(view, homes)
+        bound = BOUND if policy == "affinity-prefix" else None
+        context = RouterContext(view, replicas, seed, ADAPTERS, bound=bound, homes=homes, spec=spec, tenants=True)
+        router, past = make_router(policy, context), Past(view, homes, seed)
         for number in range(30):
             arrival_s = 15.0 * number
             request = Request(
@@ -135,6 +177,8 @@ def test_a_router_is_its_naive_twin(policy: str) -> None:
             )
             request.tenant, request.session, view.request = luck.randrange(3), None, request
             request.admitted_s = arrival_s + luck.random()
+            view.texts = luck.sample(range(5), luck.randrange(4))
+            past.texts.append(list(view.texts))
             chosen = router.choose(request.adapter, number)
             assert chosen in TWINS[policy](past, request), f"{policy}, seed {seed}, request {number}"
             past.sent.append((request, chosen))

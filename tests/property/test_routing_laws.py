@@ -192,18 +192,6 @@ def test_shares_of_the_ring_are_as_even_as_its_points_make_them() -> None:
     assert all(abs(counts[r] * replicas / adapters - 1) < 5 * deviation for r in range(replicas))
 
 
-@given(replicas=st.integers(1, 9), data=st.data())
-def test_round_robin_gives_everyone_who_is_up_the_same(replicas: int, data: Any) -> None:
-    view = View(loads=[0] * replicas, up=list(range(replicas)))
-    router = make_router("round-robin", RouterContext(view, replicas, 0, ADAPTERS))
-    for _ in range(3):
-        view.up = data.draw(ups(replicas))
-        requests = data.draw(st.integers(0, 40))
-        counts = Counter(router.choose(0, number) for number in range(requests))
-        given_ = [counts[replica] for replica in view.up]
-        assert max(given_) - min(given_) <= 1
-
-
 def check_frequencies(counts: Counter[int], expected: dict[int, float]) -> None:
     """Chi-square against expected counts, at 1 in 1,000."""
     assert set(counts) == set(expected)
@@ -244,42 +232,6 @@ def test_an_adapter_that_nobody_has_goes_to_any_of_the_least_loaded(up: range | 
     view = View(loads=[2, 1, 2, 1, 1, 1, 1, 3], up=list(up), resident=[resident])
     least = [replica for replica in up if view.loads[replica] == 1]
     check_frequencies(chosen("affinity-residency", view, 40_000), dict.fromkeys(least, 40_000 / len(least)))
-
-
-def test_at_low_load_affinity_by_activity_is_random() -> None:
-    view = View(loads=[0] * 8, up=list(range(8)), running=[0], inside=[{}] * 8, slots=4)
-    check_frequencies(chosen("affinity-activity", view, 40_000), dict.fromkeys(range(8), 5_000))
-
-
-@given(context=contexts_of())
-def test_activity_scores_as_the_scorer_does(context: RouterContext) -> None:
-    view = context.view
-
-    batches = [{a for a in range(ADAPTERS) if view.running[a] >> r & 1} for r in range(context.replicas)]
-
-    def score(replica: int, adapter: int) -> float:
-        waiting = view.inside[replica].keys() - batches[replica]
-        if adapter in batches[replica]:
-            return 1.0
-        if len(batches[replica]) + len(waiting) < view.slots:
-            return 0.8
-        return 0.6 if adapter in waiting else 0.0
-
-    router = make_router("affinity-activity", context)
-    for adapter in range(ADAPTERS):
-        scores = {replica: score(replica, adapter) for replica in view.up}
-        assert scores[router.choose(adapter, adapter)] == max(scores.values())
-
-
-@given(context=contexts_of())
-def test_residency_takes_a_holder_where_one_is_up(context: RouterContext) -> None:
-    view, router = context.view, make_router("affinity-residency", context)
-    for adapter in range(ADAPTERS):
-        holders = [replica for replica in view.up if view.resident[adapter] >> replica & 1]
-        least = min(view.loads[replica] for replica in holders or view.up)
-        replica = router.choose(adapter, adapter)
-        assert replica in (holders or view.up)
-        assert view.loads[replica] == least
 
 
 @given(context=contexts_of(), number=st.integers(0, 10**6))

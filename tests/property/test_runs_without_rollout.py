@@ -7,20 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from recordings import run, tables
 from strategies import STRATEGIES, rollout_designs, rollout_scenarios, with_
-from test_rollout_laws import EXAMPLES, run, without
+from test_rollout_laws import EXAMPLES, without
 
-from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
 from sim.world.replica.server import Server
-
-
-def tables(recording: Recording) -> dict[str, bytes]:
-    columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}
-    columns |= {"gaps": recording.gap_counts, "busy": recording.busy_s, "blocked": recording.blocked_s}
-    return {name: column.tobytes() for name, column in columns.items()}
 
 
 @settings(max_examples=EXAMPLES)

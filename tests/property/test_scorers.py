@@ -67,7 +67,6 @@ class NaiveScorers:
 
     def sums(self, adapter: int) -> dict[int, float]:
         view = self.view
-        assert view.request is not None
         self.blocks = NaiveIndex.blocks(view.request, adapter)
         self.matched = self.index.matched(self.blocks)
         self.uncached = [max(0, view.request.prompt_tokens - SIZE * matched) for matched in self.matched]
@@ -134,7 +133,6 @@ class NaiveScorers:
 
     def load_state(self, each: Any, adapter: int, r: int, among: list[int]) -> float:
         view, slots, request = self.view, self.view.slots, self.view.request
-        assert request is not None
         on_gpu = {a for a, mask in enumerate(view.resident) if mask >> r & 1}
         busy, free = on_gpu & view.listed[r].keys(), slots - len(on_gpu)
         if adapter == self.context.base_model:
@@ -239,7 +237,6 @@ def test_a_router_sees_what_the_replicas_metrics_would_show() -> None:
 
         def choose(self, adapter: int, number: int) -> int:
             view = self._view
-            assert view.request is not None
             assert view.request.index == number
             for r, server in enumerate(servers):
                 inside = server.all_requests()

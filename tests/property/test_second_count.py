@@ -14,7 +14,7 @@ import naive_capacity
 import pytest
 from counted_runs import Run, run
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
-from naive_intervals import MEANS, MEDIANS, P99S, Counted, SecondCount, is_narrow, skewed
+from naive_intervals import ASKED, MEANS, MEDIANS, P99S, Counted, SecondCount, is_narrow, skewed
 from naive_metrics import e2e_mean_s
 from naive_parts import Part, completed, has_targets, is_late, mean
 
@@ -33,7 +33,7 @@ BIN = 1.001
 ALIKE = 2.5e-4
 """Steps of a leap that differ by less than twice this are counted as equal: a quarter of a bin."""
 CAUTION = 1.3
-SIZED = {*MEANS, *MEDIANS, *P99S, "miss_ratio", "hit_ratio", "delayed_hit_ratio"}
+SIZED = {*MEANS, *MEDIANS, *P99S, *ASKED, "miss_ratio", "hit_ratio", "delayed_hit_ratio"}
 """Metrics that are settled by their effective sample size."""
 GAPS_IN_BINS = ("itl_p99_s",)
 LEAST = {
@@ -105,7 +105,7 @@ def in_bin(exact: float | None, edge: float | None) -> bool:
 
 def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iterator[str]:
     """Say where the two counts differ."""
-    for name in ALWAYS_THERE:
+    for name in [*ALWAYS_THERE, *(name for name in ASKED if name in metrics or name in counted)]:
         ours, theirs = metrics[name], counted.get(name)
         if theirs is None:
             if ours.value is not None or not (ours.state.kind is Kind.NOT_APPLICABLE or ours.state.cause in LACKING):

@@ -41,6 +41,7 @@ class Job:
     adapter: int
     prompt: int
     output: int
+    stops: bool = False
     computed: int = 0
     generated: int = 0
     drafts: bool = False
@@ -49,6 +50,9 @@ class Job:
     padding: int = 0
     decodes: bool = False
     preemptions: int = 0
+    placeholders: int = 0
+    made: int = 0
+    last_s: float = -1.0
     admitted_s: float = -1.0
     first_token_s: float = -1.0
     finished_s: float = -1.0
@@ -62,19 +66,20 @@ class Twin:
     def __init__(self, world: World) -> None:
         self.scenario = scenario = world.scenario
         spec = scenario.fleet.speculation
-        assert spec is not None
         self.spec, self.size = spec, scenario.fleet.block_size
         self.ahead = 0 if spec.method == "ngram" else spec.tokens
         tokens = world.pools[0].kv_tokens
         assert tokens is not None
         self.longest = scenario.fleet.max_model_len or tokens
         self.free = list(range(tokens // self.size))
+        self.caches = scenario.fleet.prefix_caching
         self.content: dict[int, tuple[int, int]] = {}
         self.key = stream_key(scenario.run.seed, 0, "speculation")
         self.kinds, self.kind = scenario.adapters.of_adapters, world.pools[0].population.kind
         self.waiting: list[Job] = []
         self.running: list[Job] = []
         self.verified = self.drafted = self.accepted = 0
+        self.gaps: list[float] = []
 
     def run(self, jobs: list[Job]) -> None:
         now, to_come = 0.0, list(jobs)
@@ -84,7 +89,7 @@ class Twin:
             while to_come and to_come[0].arrival_s <= now:
                 self.waiting.append(to_come.pop(0))
             scheduled = self.schedule(now)
-            now += self.seconds(scheduled)
+            now += self.seconds(scheduled) + (HOST_S if scheduled else 0.0)
             self.update(scheduled, now)
 
     def allocate(self, job: Job, new: int, whole: int) -> bool:
@@ -97,7 +102,7 @@ class Twin:
             block = self.free.pop(0)
             self.content.pop(block, None)
             job.blocks.append(block)
-        if self.scenario.fleet.prefix_caching:
+        if self.caches:
             for place in range(min(job.computed + new, job.tokens) // self.size):
                 self.content.setdefault(job.blocks[place], (job.index, place))
         return True
@@ -114,12 +119,16 @@ class Twin:
         budget, place, scheduled, preempted = self.scenario.fleet.max_num_batched_tokens, 0, list[Job](), False
         while place < len(self.running) and budget:
             job = self.running[place]
-            new = job.tokens + (self.spec.tokens if job.drafts else 0) - job.computed
+            ends = job.computed + 2 - job.placeholders >= job.prompt + job.output and not job.stops
+            new = job.tokens + (self.spec.tokens if job.drafts else 0) + job.placeholders - job.computed
             new = min(new, budget, self.longest - job.computed - 1)
+            if (job.placeholders and ends) or not new:
+                place += 1
+                continue
             while not self.allocate(job, new, 0):
                 victim = self.running.pop()
                 self.release(victim)
-                victim.computed, victim.drafts, preempted = 0, False, True
+                victim.computed, victim.placeholders, victim.drafts, preempted = 0, 0, False, True
                 victim.preemptions += 1
                 self.waiting.insert(0, victim)
                 if victim is job:
@@ -134,9 +143,10 @@ class Twin:
         while self.waiting and budget and not preempted and len(self.running) < self.scenario.fleet.max_num_seqs:
             job = self.waiting[0]
             found = self.find(job)
-            new = min(job.tokens - len(found) * self.size, budget)
+            left = job.tokens - len(found) * self.size
+            new = min(left, budget)
             job.padding = 0
-            if new == 1 and not prompts and (decodes or found) and job.tokens + self.spec.tokens < self.longest:
+            if left == 1 and not prompts and (decodes or found) and job.tokens + self.spec.tokens < self.longest:
                 job.padding = self.spec.tokens
                 new += self.spec.tokens
                 if new > budget:
@@ -170,19 +180,22 @@ class Twin:
 
         if not scheduled:
             return 0.0
-        kv = sum(job.computed + job.new for job in scheduled if job.decodes)
+        kv = sum(self.held(job) + job.new for job in scheduled if job.decodes)
         prompts = [job for job in scheduled if not job.decodes]
         pairs = sum(job.computed + 1 + i for job in prompts for i in range(job.new - job.padding))
         once = step(sum(job.new for job in scheduled), kv, pairs)
         later = (self.spec.tokens - 1) * step(len(scheduled), kv, 0)
-        return once + HOST_S + self.spec.draft * (once + later)
+        return once + self.spec.draft * (once + later)
+
+    def held(self, job: Job) -> int:
+        return job.computed
 
     def update(self, scheduled: list[Job], now: float) -> None:
         for job in scheduled:
             drafted = job.new - 1 if job.decodes else 0
             tokens = 1
             if job.decodes:
-                accepted = self.luck(job, drafted)
+                accepted = self.luck(job, job.generated, drafted)
                 self.verified += 1
                 self.drafted += drafted
                 self.accepted += accepted
@@ -194,8 +207,7 @@ class Twin:
                     continue
             job.drafts = True
             job.generated = min(job.generated + tokens, job.output)
-            if job.first_token_s < 0:
-                job.first_token_s = now
+            self.note(job, now)
             if job.generated == job.output:
                 job.finished_s = now
                 self.running.remove(job)
@@ -203,9 +215,16 @@ class Twin:
             if job.finished_s == now:
                 self.release(job)
 
-    def luck(self, job: Job, drafted: int) -> int:
+    def note(self, job: Job, now: float) -> None:
+        if job.first_token_s < 0:
+            job.first_token_s = now
+        else:
+            self.gaps.append(now - job.last_s)
+        job.last_s = now
+
+    def luck(self, job: Job, generated: int, drafted: int) -> int:
         """Follow the drafts one by one: each is accepted with its own chance, given that all before it were."""
-        luck = uniform_draw(self.key, job.index * 2**24 + job.generated)
+        luck = uniform_draw(self.key, job.index * 2**24 + generated)
         acceptance: Sequence[float] = self.spec.acceptance
         if job.adapter != BASE_MODEL:
             acceptance = self.kinds[self.kind[job.adapter]].acceptance or acceptance
@@ -218,18 +237,101 @@ class Twin:
         return accepted
 
 
-@pytest.mark.parametrize("number", range(TWINS))
-def test_every_step_is_that_of_the_naive_twin(number: int) -> None:
-    world = build_world(build(**twin_sections(Random(number))))
-    recording = simulate(world, 0, 1)
-    twin = Twin(world)
+@dataclass
+class Given:
+    """What a step gives a job: tokens that it makes, and how many of its drafts are accepted."""
+
+    job: Job
+    life: int
+    tokens: int
+    drafted: int
+    decodes: bool
+
+
+class TwinAhead(Twin):
+    """As vLLM's ``AsyncScheduler``: what is on its way is computed, and stands for placeholders, until it is there."""
+
+    def run(self, jobs: list[Job]) -> None:
+        now, ended_s, to_come = 0.0, 0.0, list(jobs)
+        under_way: list[tuple[list[Given], float]] = []
+        while to_come or self.waiting or self.running or under_way:
+            while to_come and to_come[0].arrival_s <= now:
+                self.waiting.append(to_come.pop(0))
+            if self.waiting or self.running:
+                scheduled = self.schedule(now)
+                now += HOST_S
+                ended_s = max(ended_s, now) + self.seconds(scheduled)
+                under_way.append((self.hand_over(scheduled), ended_s))
+                if len(under_way) < 2:
+                    continue
+            elif not under_way:
+                now = to_come[0].arrival_s
+                continue
+            rows, there_s = under_way.pop(0)
+            now = max(now, there_s)
+            for row in rows:
+                self.process(row, now)
+
+    def held(self, job: Job) -> int:
+        return job.prompt + job.made - 1
+
+    def hand_over(self, scheduled: list[Job]) -> list[Given]:
+        rows = []
+        for job in scheduled:
+            drafted = job.new - 1 if job.decodes else job.padding
+            job.computed += job.new
+            if job.computed < job.tokens + job.placeholders:
+                continue
+            job.placeholders += 1 + drafted
+            if not job.drafts:
+                job.drafts, job.made = True, job.generated
+            tokens = 1 + (self.luck(job, job.made, drafted) if job.decodes else 0)
+            job.made += tokens
+            rows.append(Given(job, job.preemptions, tokens, drafted, job.decodes))
+        return rows
+
+    def process(self, row: Given, now: float) -> None:
+        job, rejected = row.job, 1 + row.drafted - row.tokens
+        if job.finished_s >= 0:
+            return
+        if row.decodes:
+            self.verified += 1
+            self.drafted += row.drafted
+            self.accepted += row.tokens - 1
+        given = min(row.tokens, job.output - job.generated)
+        job.generated += given
+        if row.life == job.preemptions:
+            job.computed -= rejected
+            job.placeholders -= rejected + given
+            for place in range((job.computed - job.placeholders) // self.size if self.caches else 0):
+                self.content.setdefault(job.blocks[place], (job.index, place))
+        self.note(job, now)
+        if job.generated == job.output:
+            job.finished_s = now
+            (self.running if job in self.running else self.waiting).remove(job)
+            self.release(job)
+
+
+def jobs_of(world: World, recording: Recording) -> list[Job]:
     columns = ("index", "arrival_s", "adapter", "prompt_tokens", "output_tokens")
     rows = zip(*(recording.requests[name].tolist() for name in columns), strict=True)
-    jobs = [Job(*row) for row in rows]
+    stops = [bool(stop) for chunk in world.traffic.chunks(0) for stop in chunk.stops]
+    return [Job(*row, stops[row[0]]) for row in rows]
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "ahead"])
+@pytest.mark.parametrize("number", range(TWINS))
+def test_every_step_is_that_of_the_naive_twin(number: int, ahead: bool) -> None:
+    world = build_world(build(**twin_sections(Random(number), ahead=ahead)))
+    recording = simulate(world, 0, 1)
+    twin = TwinAhead(world) if ahead else Twin(world)
+    jobs = jobs_of(world, recording)
     twin.run(jobs)
     assert recording.requests["preemptions"].tolist() == [job.preemptions for job in jobs]
     for name in ("admitted_s", "first_token_s", "finished_s"):
         np.testing.assert_allclose(recording.requests[name], [getattr(job, name) for job in jobs], rtol=1e-9)
+    assert int(recording.gap_counts.sum()) == len(twin.gaps)
+    assert float(recording.gap_sum_s.sum()) == pytest.approx(sum(twin.gaps), rel=1e-9)
     if twin.verified:
         facts = recording.facts
         counts = facts["drafts_verified"], facts["drafted_tokens"], facts["accepted_tokens"]
@@ -262,11 +364,18 @@ LIGHT: dict[str, Any] = {
 }
 
 
-def light(speculation: dict[str, Any] | None, *, adapters: dict[str, Any] | None = None, **workload: Any) -> World:
+def light(
+    speculation: dict[str, Any] | None,
+    *,
+    adapters: dict[str, Any] | None = None,
+    ahead: bool = False,
+    host_s: float = 0.0,
+    **workload: Any,
+) -> World:
     fleet = {
         "engine": "vllm",
-        "profile": write_profile(step=STEP),
-        "async_scheduling": False,
+        "profile": write_profile(step={**STEP, "host_s": host_s}),
+        "async_scheduling": ahead,
         "max_model_len": 4000,
         **({} if speculation is None else {"speculation": speculation}),
     }
@@ -286,9 +395,12 @@ def steps_needed(reached: list[float], longest: int) -> tuple[list[float], list[
     return mean, [s - m * m for m, s in zip(mean, square, strict=True)]
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "ahead"])
 @pytest.mark.parametrize(("tokens", "acceptance"), [(1, [0.7]), (3, [0.8, 0.6, 0.5]), (5, [0.6]), (4, [0.9, 0.0])])
-def test_accepted_tokens_and_steps_are_those_of_the_closed_form(tokens: int, acceptance: list[float]) -> None:
-    recording = simulate(light({"tokens": tokens, "acceptance": acceptance, "draft": 0.05}), 0, 1)
+def test_accepted_tokens_and_steps_are_those_of_the_closed_form(
+    tokens: int, acceptance: list[float], ahead: bool
+) -> None:
+    recording = simulate(light({"tokens": tokens, "acceptance": acceptance, "draft": 0.05}, ahead=ahead), 0, 1)
     steps, accepted = recording.facts["drafts_verified"], recording.facts["accepted_tokens"]
     reached = [float(np.prod([*acceptance, *[acceptance[-1]] * tokens][: i + 1])) for i in range(tokens)]
     mean = sum(reached)
@@ -339,6 +451,19 @@ def test_free_drafts_that_are_never_accepted_cost_their_verification_alone() -> 
     drafted = simulate(light({"tokens": 3, "acceptance": 0.0, "draft": 0.0}, **one), 0, 1)
     longer = drafted.requests["finished_s"] - plain.requests["finished_s"]
     np.testing.assert_allclose(longer, 49 * 3 * (1e-4 + 3e-6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.7, 1.0])
+def test_ahead_the_host_is_waited_for_once_and_not_in_every_step(acceptance: float) -> None:
+    """One request at a time: the GPU computes a step while the host prepares the next."""
+    one: dict[str, Any] = {"requests": 20, "arrivals": {"process": "poisson", "rate": "1/min"}}
+    drafts = {"tokens": 3, "acceptance": acceptance, "draft": 0.1}
+    by_step, ahead = (simulate(light(drafts, ahead=each, host_s=HOST_S, **one), 0, 1) for each in (False, True))
+    steps = by_step.facts["drafts_verified"]
+    assert steps == ahead.facts["drafts_verified"] > 0
+    np.testing.assert_allclose(ahead.requests["first_token_s"], by_step.requests["first_token_s"], rtol=1e-12)
+    sooner = by_step.requests["finished_s"] - ahead.requests["finished_s"]
+    assert float(sooner.sum()) == pytest.approx(steps * HOST_S, rel=1e-6)
 
 
 def test_a_token_has_the_same_luck_in_every_design() -> None:
@@ -418,26 +543,26 @@ def test_any_fleet_conserves_requests_tokens_and_blocks(number: int) -> None:
     sections = fleet_of(random, prefix_caching=random.random() < 0.7, replicas=random.randint(1, 3))
     tokens = random.randint(1, 4)
     sections["fleet"] |= {
-        "async_scheduling": False,
         "speculation": {"tokens": tokens, "acceptance": [0.7, 0.4], "draft": 0.05, "method": "draft_model"},
     }
     recording, times = simulate_checked(build_world(build(**sections)), 1)
     assert times
-    assert_tokens_add_up(recording, tokens)
+    assert_tokens_add_up(recording, tokens, sections["fleet"]["async_scheduling"])
 
 
-def assert_tokens_add_up(recording: Recording, tokens: int) -> None:
+def assert_tokens_add_up(recording: Recording, tokens: int, ahead: bool) -> None:
     requests = recording.requests
     done = requests["status"] == COMPLETED
     assert done.any()
     answers = int(np.sum(requests["output_tokens"][done]))
-    prompts = int(np.sum(done)) + int(np.sum(requests["preemptions"]))  # each gives one token
-    facts = recording.facts
-    assert facts["drafts_verified"] == recording.gap_counts.sum() - np.sum(requests["preemptions"])
+    facts, preemptions = recording.facts, int(np.sum(requests["preemptions"]))
+    again = int(recording.gap_counts.sum() - facts["drafts_verified"])  # prompts computed after a preemption
+    assert again <= preemptions if ahead else again == preemptions  # ahead, the last token may be on its way
+    prompts = int(np.sum(done)) + again  # each gives one token
     assert facts["drafted_tokens"] <= facts["drafts_verified"] * tokens
     given = prompts + facts["drafts_verified"] + facts["accepted_tokens"]
     assert answers <= given  # what is accepted behind the end of an answer is dropped
-    assert given - answers <= np.sum(done) * tokens + np.sum(requests["preemptions"])
+    assert given - answers <= np.sum(done) * tokens + again
     assert chances([0.7, 0.4], tokens)[0] == 0.7
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_rollouts import Seen
+from recordings import run
 from strategies import GATES, ODD, STAGES, rollout_designs, seconds, with_
 from test_rollout_cases import crowd
-from test_rollout_laws import EXAMPLES, run
+from test_rollout_laws import EXAMPLES
 
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
@@ -55,7 +56,6 @@ def holds(gate: Gate, requests: dict[str, np.ndarray], judged: np.ndarray) -> bo
 def expected(scenario: Scenario, recording: Recording) -> list[tuple[str, float]]:
     """Return the stages and the end that the rows of requests lead to."""
     requests, rollout = recording.requests, scenario.rollouts[0]
-    assert rollout.gate is not None
     of_new = (requests["version"] == 2) & (requests["status"] == COMPLETED)
     finished_s, end_s = requests["finished_s"], scenario.workload.duration or np.inf
     events, begun_s, number = [("rollout", rollout.at)], rollout.at, 0
@@ -109,7 +109,6 @@ def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
 
 def changes_done(seen: Seen) -> bool:
     rollouts = seen.rollouts
-    assert rollouts is not None
     return not (rollouts._progress.draining or rollouts._progress.in_transition or rollouts._progress.shifting)
 
 

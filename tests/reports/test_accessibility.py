@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -97,7 +96,7 @@ def compare(file: Path) -> None:
 
 
 def plan(file: Path) -> None:
-    values = {"workload.requests": 2000, "run.replications": 2}
+    values = {"workload.requests": 800, "run.replications": 2}
     found = sim.plan("quickstart", values, minimize={"cache.gpu.slots": (16, 64, 16)}, what_if=True, jobs=1)
     shutil.copy(found.report(), file)
 
@@ -125,16 +124,6 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "compare": compare,
     "plan": plan,
 }
-
-
-@pytest.mark.parametrize("name", ["cache", "fidelity", "serve", "trace", "thousand-3", "compare", "plan"])
-def test_every_chart_asks_a_question_and_shows_values_to_the_pointer(name: str, tmp_path: Path) -> None:
-    PAGES[name](tmp_path / "report.html")
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    titles = re.findall(r"<figcaption><h3>(.*?)</h3>", text)
-    assert titles
-    assert all('<g class="tip">' in svg for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S))
-    assert all(title.count("?") == 1 and title.endswith("?") for title in titles)
 
 
 def lacking() -> str:

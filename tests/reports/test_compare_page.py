@@ -20,7 +20,7 @@ from sim.results.point import Point, TenantResult
 from sim.results.run_directory.store import RunData
 from sim.studies.compare.charts import charts_of, points_chart
 from sim.studies.compare.design_words import change_phrase, side_names
-from sim.studies.compare.findings import as_json, caution_sentences, details, headline
+from sim.studies.compare.findings import as_json, caution_sentences, details, headline, short
 from sim.studies.compare.report import compare_report, key_table, terminal_table
 from sim.studies.compare.study import Comparison, compare_runs, key_metrics, worse_terms
 
@@ -105,7 +105,7 @@ def test_the_answer_is_one_sentence() -> None:
         "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"
-    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected beyond the usual 220 → 4,000")
+    assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected by the change 220 → 4,000")
 
 
 def test_the_headline_says_what_differs() -> None:
@@ -201,7 +201,6 @@ def test_charts_share_axes() -> None:
     assert charts_of(swept(other=(0.3, 0.3, 0.3))) == []
     many = ALL["many"]
     dots = points_chart(many, many.axes, "ttft_p99_s")
-    assert dots is not None
     assert "24 of 60 points" in dots.caption
     assert len(dots.table.rows) == 60
 
@@ -276,8 +275,6 @@ def test_sweeps_show_tenants_along_the_swept_key() -> None:
     assert chart.ident == "curves-ttft-p99-s-0"
     assert "p99 TTFT of chat" in chart.title
     drawn = points_chart(found, found.axes, "tenants.chat.ttft_p99_s")
-    assert drawn is not None
-    assert drawn.table is not None
     assert drawn.table.rows[-1][1:3] == ["200 ms", "5 s"]
 
 
@@ -327,12 +324,46 @@ def test_lists_and_sections_are_one_change() -> None:
     assert phrase({"tenants": []}, {"tenants": tenants}) == "2 tenants instead of none"
     assert phrase(pools, {"fleet": {"replicas": 2}}) == "2 replicas instead of pools big and small"
     assert phrase({"fleet": {"replicas": 1}}, pools) == "pools big and small instead of 1 replica"
-    assert phrase(pools, fewer) == "1 small replica instead of 2"
+    assert phrase(pools, fewer) == "1 replica of small instead of 2"
     caching = [{"fleet": {"prefix_caching": value}} for value in (True, False)]
     assert phrase(caching[0], caching[1]) == "prefix caching false instead of true"
     scaled = {"fleet": {"autoscale": {"min": 1, "max": 6}}}
     assert phrase({"fleet": {"autoscale": None}}, scaled) == "an autoscaler instead of none"
+    assert phrase(scaled, {"fleet": {"autoscale": None}}) == "no autoscaler"
+    drafting = {"fleet": {"speculation": {"tokens": 3, "acceptance": ["70%", "60%", "50%"]}}}
+    assert phrase({"fleet": {"speculation": None}}, drafting) == "speculation instead of none"
     assert phrase({"slo": {"e2e_p99": "2 s"}}, {"slo": {"e2e_p99": "1 s"}}) == ""
+
+
+def test_keys_of_tenants_and_pools_are_named_not_numbered() -> None:
+    def changed(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, str]:
+        a, b = (run(samples.make_point(fixed=False), name=name) for name in "ab")
+        a.manifest["scenario"], b.manifest["scenario"] = ({**a.manifest["scenario"], **more} for more in (one, other))
+        found = compare_runs(a, b)
+        return change_phrase(found), dict(short(found))["Changed"]
+
+    tenants = [{"name": "chat", "adapters": 4}, {"name": "batch", "adapters": 4, "bucket": None}]
+    bounded = [tenants[0], {**tenants[1], "bucket": {"rate": "300/s"}}]
+    assert changed({"tenants": tenants}, {"tenants": bounded}) == (
+        "bucket of batch instead of none",
+        "no bucket of batch → bucket of batch.",
+    )
+    faster = [tenants[0], {**tenants[1], "bucket": {"rate": "400/s"}}]
+    said = changed({"tenants": bounded}, {"tenants": faster})
+    assert said == ("token rate of batch 400/s instead of 300/s", "token rate of batch 300/s → 400/s.")
+
+
+def test_prefill_and_decode_apart_are_judged_by_itl_too() -> None:
+    """Unless the SLO has a target between tokens already."""
+    point = samples.make_point(fixed=False)
+    point = replace(point, breakdown={**point.breakdown, "hand_over_s": 0.001})
+    point.metrics["itl_p99_s"] = replace(point.metrics["ttft_p99_s"])
+    for slo, judged in (
+        (None, ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "itl_p99_s")),
+        ({"ttft_p99": "1 s"}, ("ttft_p99_s", "itl_p99_s")),
+        ({"ttft_p99": "1 s", "tpot_mean": "50 ms"}, ("ttft_p99_s", "tpot_mean_s")),
+    ):
+        assert compare_runs(run(point, slo=slo), run(point, slo=slo)).judged == judged
 
 
 def test_what_users_write_is_escaped() -> None:

@@ -137,6 +137,13 @@ def test_fixed_engine_is_limited_by_its_server() -> None:
         (Metric(22.2, 11.9, 32.5, "s", state=State(Cause.WIDE)), "not met"),
         (Metric(1.10, 0.90, 1.30, "s", state=State(Cause.WIDE)), "unclear"),
         (Metric(0.45, 0.10, 0.80, "s", state=State(Cause.WIDE)), "unclear"),
+        # Of a profile with draws, both errors count.
+        (Metric(0.90, 0.88, 0.92, "s", calibration_lo=0.85, calibration_hi=0.95), "met"),
+        (Metric(0.90, 0.88, 0.92, "s", calibration_lo=0.70, calibration_hi=1.15), "unclear"),
+        (Metric(0.90, 0.82, 0.98, "s", calibration_lo=0.82, calibration_hi=0.98), "unclear"),  # 0.08 · √2 above 0.9
+        (Metric(1.20, 1.10, 1.30, "s", calibration_lo=1.05, calibration_hi=1.40), "not met"),
+        (Metric(1.20, 1.10, 1.30, "s", calibration_lo=0.90, calibration_hi=1.60), "unclear"),
+        (Metric(0.30, 0.20, 0.40, "s", state=State(Cause.WIDE), calibration_lo=0.25, calibration_hi=0.35), "met"),
     ],
 )
 def test_verdict_by_interval(metric: Metric | None, verdict: str) -> None:
@@ -167,12 +174,22 @@ def test_overload_is_never_met_and_never_sure() -> None:
     assert said.headline.startswith("Overloaded: the queue grows without limit")
 
 
+def test_an_open_headline_is_about_the_term_that_is_least_likely_met() -> None:
+    """Else it could say that the SLO is probably missed, and give a value that is probably within its target."""
+    made = samples.make_point(settled=False, p99=0.85)
+    made.metrics["ttft_p99_s"] = Metric(1.1, 0.95, 1.25, "s")
+    said = answer(made, {"e2e_p99_s": 1.0, "ttft_p99_s": 1.0})
+    assert said.verdict == "unclear"
+    assert "SLO is probably not met: p99 TTFT is 1.1 s" in said.headline
+    assert "probably above the 1 s target" in said.headline
+
+
 def test_unsettled_and_missing_values_are_called_so() -> None:
     made = samples.make_point(settled=False, p99=0.85)
     said = answer(made, {"e2e_p99_s": 1.0})
     assert "probably met" in said.headline
     assert said.trust.sentence.startswith("p99 E2E is unsettled: ")
-    assert said.setting == "Open, until more requests are simulated."
+    assert said.setting == "Nothing yet; simulate more requests first."
     made.metrics["e2e_p99_s"] = Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, 40, 1000))
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
@@ -240,6 +257,17 @@ def test_the_key_numbers_are_of_the_point_to_choose() -> None:
     assert sweep_focus(policies, {"e2e_p99_s": 1.0}).set == {"cache.eviction": "sieve"}
     slots = slots_sweep({16: 5.0, 32: 0.4, 64: 0.3})
     assert sweep_focus(slots, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32}
+
+
+def test_an_engine_that_nobody_can_deploy_is_not_recommended() -> None:
+    """The idealised engine is the fastest, and alone in meeting the tighter SLO."""
+    p99s = {"continuous": 0.3, "sglang": 0.9, "vllm-0.32": 0.5}
+    points = [samples.make_point({"fleet.engine": name}, p99=p99) for name, p99 in p99s.items()]
+    assert sweep_answer(points, {"e2e_p99_s": 1.0}).setting == "fleet.engine: vllm-0.32."
+    tight = sweep_answer(points, {"e2e_p99_s": 0.4})
+    assert tight.setting == "fleet.engine: vllm-0.32, the nearest to the SLO."
+    assert "met with engine continuous (idealised engine)" in tight.headline
+    assert sweep_focus(points[:1], {"e2e_p99_s": 1.0}) is points[0], "there is no other"
 
 
 @pytest.mark.parametrize("key", ["cache.gpu.slots", "router.policy"])

@@ -16,13 +16,21 @@ from reports.render.html import tied
 from reports.tables.metric_tables import traffic_sentence
 from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State
-from sim.results.point import Metric
+from sim.results.point import Metric, TenantResult
+
+BOTH = Metric(0.3, 0.295, 0.305, "s")
 
 
 @pytest.mark.parametrize(
     ("name", "metric", "text"),
     [
-        ("e2e_p99_s", Metric(0.3, 0.295, 0.305, "s"), "300 ms (295 to 305)"),
+        ("e2e_p99_s", BOTH, "300 ms (295 to 305)"),
+        (
+            "e2e_p99_s",
+            replace(BOTH, calibration_lo=0.28, calibration_hi=0.32),
+            "300 ms (295 to 305; calibration 280 to 320)",
+        ),
+        ("e2e_p99_s", replace(BOTH, calibration_lo=0.29999, calibration_hi=0.30001), "300 ms (295 to 305)"),
         ("e2e_p99_s", Metric(1.0004, 0.95, 1.05, "s"), "1 s (0.95 to 1.05)"),
         ("e2e_p99_s", Metric(0.98, 0.9, 1.06, "s"), "980 ms (900 ms to 1.06 s)"),
         ("e2e_p99_s", Metric(0.5, 0.02, 0.98, "s"), "500 ms (20 to 980)"),
@@ -89,6 +97,25 @@ def test_ticks_are_round_few_and_inside() -> None:
         assert 0 < len(nice_linear(low, high)) <= 7
         assert all(low * 0.99 <= tick <= high * 1.01 for tick in nice_log(low, high))
         assert len(nice_log(low, high)) <= 7
+
+
+def test_a_swept_section_reads_as_its_name_with_its_values() -> None:
+    """Commas stand between values: none is left within one."""
+    swap = {"serve": "swap", "resident": 2, "turn": "20 s"}
+    models = make_axis("fleet.full_models", [samples.make_point({"fleet.full_models": {"serve": "dedicated"}})])
+    assert (models.phrase({"serve": "dedicated"}), models.label(swap)) == (
+        "full models dedicated",
+        "swap with resident 2 and turn 20 s",
+    )
+    assert models.label({"turn": "20 s"}) == "turn 20 s"
+
+
+def test_a_swept_key_of_a_tenant_names_it() -> None:
+    points = [
+        replace(samples.make_point({"tenants.1.share": value}), tenants=[TenantResult(name, {}, {}) for name in "ab"])
+        for value in ("10%", "20%")
+    ]
+    assert make_axis("tenants.1.share", points).words == "share of the requests of b"
 
 
 def test_labels_keep_their_distance_and_order() -> None:

@@ -54,16 +54,14 @@ def test_the_table_of_memory_adds_up_over_pools() -> None:
     small = replace(USE, replicas=2, weights=8 * 10**9, copies=0, host=0)
     pools = (replace(SETUP, pool="big"), Setup("vllm", pool="small", memory=small))
     table = memory_table(replace(SETUP, pools=pools))
-    assert table is not None
     assert table.head == ["", "each replica of big", "each replica of small", "all 5"]
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["weights"] == ["16 GB", "8 GB", "64 GB"], "3 × 16 + 2 × 8"
     assert rows["host memory: copies"] == ["10 GB", "0 B", "30 GB"]
     alone = memory_table(replace(SETUP, memory=replace(USE, replicas=1)))
-    assert alone is not None
     assert alone.head == ["", "each replica"]
     assert [row[0] for row in alone.rows] == [
-        *("weights", "64 adapter slots", "engine", "KV cache", "host memory: copies of 100 adapters"),
+        *("weights", "64 adapter slots", "engine", "KV cache", "host memory: copies of 100 adapters")
     ]
     assert memory_table(Setup("fixed")) is None
 
@@ -97,10 +95,7 @@ BUSY = LoaderUse(0.95, 0.95, 1)
         (replace(SLOTS, multiple=0.7), "Adapter slots: the SLO holds only up to 0.7 times today's traffic; then add "),
         (replace(SLOTS, term="miss_ratio"), "Adapter cache, at 1.4 times today's traffic; then add GPU slots"),
         (replace(SLOTS, failing=failing()), "Compute, at 1.4 times today's traffic; then add replicas (fleet.rep"),
-        (
-            replace(SLOTS, failing=failing(loader=BUSY)),
-            "Loader, at 1.4 times today's traffic; then keep more copies",
-        ),
+        (replace(SLOTS, failing=failing(loader=BUSY)), "Loader, at 1.4 times today's traffic; then keep more copies"),
         (
             replace(SLOTS, failing=failing(loader=replace(BUSY, host_holds_all=True))),
             "Loader, at 1.4 times today's traffic; then add GPU slots",

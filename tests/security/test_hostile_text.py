@@ -8,26 +8,18 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from test_hostile_runs import SMALL
 
 from calibrate.loads.synthetic_adapters import write_example_fleet
 from sim.cells import one_line, plain_text
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202e\rerror: forged\nerror: forged\x7f"
-SCENARIO = """\
-schema_version: 1
-name: small
-workload: {requests: 60, arrivals: {process: poisson, rate: 5/s}}
-adapters: {count: 20}
-cache: {gpu: {slots: 8}}
-slo: {ttft_mean: 100 s}
-run: {replications: 2}
-"""
 
 
 @pytest.fixture
 def printed(loraplan: CommandLine, tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Run a command in a folder with a scenario; return its exit code and all it printed."""
-    (tmp_path / "s.yaml").write_text(SCENARIO)
+    (tmp_path / "s.yaml").write_text(SMALL)
     loraplan.headroom = True
 
     def run(*arguments: str) -> tuple[int, str]:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import CommandLine
+from test_hostile_runs import SMALL
 
 from calibrate.serve import client, http_answer, server_metrics
 from sim import reading
@@ -197,15 +198,6 @@ def test_a_pickled_type_in_parquet_is_not_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-SCENARIO = """\
-schema_version: 1
-name: small
-workload: {requests: 50, arrivals: {process: poisson, rate: 5/s}}
-adapters: {count: 20}
-cache: {gpu: {slots: 8}}
-slo: {ttft_mean: 100 s}
-run: {replications: 2}
-"""
 TRACE = "timestamp_s,adapter_id,input_tokens,output_tokens\n" + "".join(f"{i},a{i % 3},9,9\n" for i in range(60))
 COMMANDS = (
     "run s.yaml --out run --jobs 1",
@@ -234,7 +226,7 @@ def test_commands_without_an_address_use_no_network(
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("the network was asked")
 
-    (tmp_path / "s.yaml").write_text(SCENARIO)
+    (tmp_path / "s.yaml").write_text(SMALL)
     (tmp_path / "t.csv").write_text(TRACE)
     loraplan.headroom = True
     for name in ("connect", "connect_ex", "bind", "sendto"):
@@ -369,11 +361,11 @@ def test_an_error_quotes_80_characters_of_a_file_at_most(tmp_path: Path) -> None
     secret = "s3cret" * 100
     (tmp_path / "secret").write_text(f"{secret}\n{secret}\n")
     texts = (
-        SCENARIO.replace("requests: 50, arrivals: {process: poisson, rate: 5/s}", "trace: {file: secret}"),
-        SCENARIO.replace("requests: 50,", "requests: 50, popularity: {law: weights, file: secret},"),
-        SCENARIO.replace("requests: 50,", "requests: 50, tokens: {prompt: {law: empirical, file: secret, column: n}},"),
-        SCENARIO + "fleet: {profile: ./secret}\n",
-        "extends: secret\n" + SCENARIO,
+        SMALL.replace("requests: 50, arrivals: {process: poisson, rate: 5/s}", "trace: {file: secret}"),
+        SMALL.replace("requests: 50,", "requests: 50, popularity: {law: weights, file: secret},"),
+        SMALL.replace("requests: 50,", "requests: 50, tokens: {prompt: {law: empirical, file: secret, column: n}},"),
+        SMALL + "fleet: {profile: ./secret}\n",
+        "extends: secret\n" + SMALL,
     )
     from sim.world.build import build_world
 

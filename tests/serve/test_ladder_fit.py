@@ -97,7 +97,6 @@ def test_a_profile_says_what_it_is_from() -> None:
     assert profile.status == "measured"
     assert profile.load.storage.open_s == pytest.approx(5e-3, rel=0.05)
     assert profile.load.host.open_s == pytest.approx(1e-3, rel=0.05)
-    assert profile.conditions is not None
     assert profile.conditions.engine == "vllm 0.32.0 (cpu)"
     assert profile.name == "vllm-0.32.0-cpu/tiny/fitted"
     assert profile.hold_out[0].mean < 0.05

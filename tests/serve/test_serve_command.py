@@ -30,8 +30,10 @@ OUT = Path("runs/serve-short")
 SERVE = ("calibrate", "serve", "short.yaml")
 
 
-def serve(loraplan: CommandLine, server: FakeServer, *arguments: str) -> Ended:
-    return loraplan(*SERVE, "--url", server.url, "--profile", "profile.json", "--repeat", "1", *arguments)
+def serve(loraplan: CommandLine, server: FakeServer, *arguments: str, code: int = 0) -> Ended:
+    done = loraplan(*SERVE, "--url", server.url, "--profile", "profile.json", "--repeat", "1", *arguments)
+    assert done.code == code, done.err
+    return done
 
 
 def kept() -> list[dict[str, Any]]:
@@ -44,7 +46,6 @@ def kept() -> list[dict[str, Any]]:
 
 def test_a_server_is_measured_and_predicted(loraplan: CommandLine, server: FakeServer) -> None:
     done = serve(loraplan, server, "--json", "--repeat", "2")
-    assert done.code == 0, done.err
     summary = json.loads(done.out)
     assert summary == json.loads((OUT / "comparison.json").read_text())
     metrics = summary["metrics"]
@@ -79,7 +80,7 @@ def test_a_change_of_speed_is_noted_either_way() -> None:
 
 
 def test_the_server_gets_what_the_scenario_says(loraplan: CommandLine, server: FakeServer) -> None:
-    assert serve(loraplan, server).code == 0
+    serve(loraplan, server)
     before, sent = server.seen[:4], server.seen[4:]
     assert [body["model"] for body in before] == server.adapters  # each is asked for once before the traffic
     assert len(sent) == 30
@@ -94,7 +95,6 @@ def test_the_server_gets_what_the_scenario_says(loraplan: CommandLine, server: F
 
 def test_a_table_without_json(loraplan: CommandLine, server: FakeServer) -> None:
     done = serve(loraplan, server, "--quiet")
-    assert done.code == 0
     assert "p50 TTFT" in done.out
     assert "use --repeat 2 to see" in done.out
     assert "report    runs/serve-short/report.html" in done.out
@@ -103,21 +103,20 @@ def test_a_table_without_json(loraplan: CommandLine, server: FakeServer) -> None
 
 def test_a_server_that_counts_no_tokens(loraplan: CommandLine, server: FakeServer) -> None:
     server.counts = False
-    assert serve(loraplan, server).code == 0
+    serve(loraplan, server)
     assert all(row["status"] == "complete" for row in kept())
 
 
 def test_names_by_pattern_and_a_key(loraplan: CommandLine, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     server.adapters = [f"tenant{index}" for index in range(4)]
-    assert serve(loraplan, server, "--adapters", "tenant{}").code == 0
+    serve(loraplan, server, "--adapters", "tenant{}")
     assert server.authorization == "Bearer secret"
     assert "secret" not in (OUT / "comparison.json").read_text() + (OUT / "report.html").read_text()
 
 
 def test_a_page_without_credentials(loraplan: CommandLine, server: FakeServer) -> None:
     done = serve(loraplan, server, "--url", server.url.replace("//", "//me:secret@"))
-    assert done.code == 0, done.err
     page = (OUT / "report.html").read_text(encoding="utf-8")
     assert f"--url {server.url}" in page
     assert "secret" not in page + (OUT / "comparison.json").read_text() + done.err + done.out
@@ -128,10 +127,10 @@ def test_an_earlier_study_moves_aside(loraplan: CommandLine, server: FakeServer)
     names = ("requests-1.jsonl", "profile.json", "server.log", "observed.jsonl", "ladder.json")
     for name in names:
         (OUT / name).write_text(Path("profile.json").read_text(encoding="utf-8"), encoding="utf-8")
-    assert serve(loraplan, server, "--profile", f"{OUT}/profile.json").code == 0
+    serve(loraplan, server, "--profile", f"{OUT}/profile.json")
     assert sorted(file.name for file in (OUT / "earlier-1").iterdir()) == sorted({*names} - {"profile.json"})
     assert (OUT / "profile.json").exists()  # it was read
-    assert serve(loraplan, server).code == 0
+    serve(loraplan, server)
     assert not (OUT / "profile.json").exists()
     assert (OUT / "earlier-2" / "profile.json").exists()
 
@@ -158,23 +157,19 @@ def test_a_server_that_will_not_do_is_refused_and_leaves_no_folder(
     loraplan: CommandLine, server: FakeServer, adapters: int, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     server.adapters = server.adapters[:adapters]
-    done = serve(loraplan, server, *arguments)
-    assert done.code == code
+    done = serve(loraplan, server, *arguments, code=code)
     assert re.search(message, done.err)
     assert not OUT.exists()
 
 
 def test_a_server_that_refuses(loraplan: CommandLine, server: FakeServer) -> None:
     server.refuses = 503
-    done = serve(loraplan, server)
-    assert done.code == 3
-    assert "adapter-0: HTTP 503: no room for anybody" in done.err
+    assert "adapter-0: HTTP 503: no room for anybody" in serve(loraplan, server, code=3).err
 
 
 def test_a_server_that_dies_midway(loraplan: CommandLine, server: FakeServer) -> None:
     server.good_for, server.then = 4 + 12, "dies"
-    done = serve(loraplan, server)
-    assert done.code == 3
+    done = serve(loraplan, server, code=3)
     assert "the server died" in done.err
     assert "of 30 requests were served)" in done.err
     assert "those are kept in runs/serve-short/requests-1.jsonl" in done.err
@@ -186,8 +181,7 @@ def test_a_server_that_dies_midway(loraplan: CommandLine, server: FakeServer) ->
 
 def test_a_server_that_stalls(loraplan: CommandLine, server: FakeServer) -> None:
     server.good_for, server.then = 4 + 12, "stalls"
-    done = serve(loraplan, server, "--stall", "1.5")
-    assert done.code == 3
+    done = serve(loraplan, server, "--stall", "1.5", code=3)
     assert "the server stalled: no token came for" in done.err
     assert sum(row["status"] == "complete" for row in kept()) == 12
 
@@ -205,7 +199,6 @@ def test_refused_requests_are_counted(
     monkeypatch.setattr(server, "next_number", every_third_is_refused)
     server.token_s = 0.0
     done = serve(loraplan, server, "--set", "workload.arrivals.rate=20/s")
-    assert done.code == 0
     assert "requests were not served and are in no metric: HTTP 429: no room for anybody" in done.err
     refused = [row for row in kept() if row["status"] == "refused"]
     assert 5 <= len(refused) <= 15
@@ -215,7 +208,6 @@ def test_refused_requests_are_counted(
 def test_answers_that_break_off_are_counted(loraplan: CommandLine, server: FakeServer, error: Any) -> None:
     server.breaks_with = error
     done = serve(loraplan, server)
-    assert done.code == 0, done.err
     assert "10 requests were not served and are in no metric: no room" in done.err
     assert sum(row["status"] == "broken" for row in kept()) == 10
 
@@ -224,8 +216,7 @@ def test_a_full_disk_ends_the_run(loraplan: CommandLine, server: FakeServer, mon
     from calibrate.serve import serve_study
 
     monkeypatch.setattr(serve_study, "KEPT", "/dev/full")
-    done = serve(loraplan, server)
-    assert done.code == 2
+    done = serve(loraplan, server, code=2)
     assert (
         "error: /dev/full: can't write this file: No space left on device; the run has ended; 0 finished requests are "
         "kept there" in done.err
@@ -258,8 +249,7 @@ def test_a_kept_file_that_cannot_be_made(
     from calibrate.serve import serve_study
 
     monkeypatch.setattr(serve_study, "KEPT", "nowhere/requests.jsonl")
-    done = serve(loraplan, server)
-    assert done.code == 2
+    done = serve(loraplan, server, code=2)
     assert "nowhere/requests.jsonl: can't write this file: No such file or directory" in done.err
 
 

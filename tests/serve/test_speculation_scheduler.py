@@ -1,4 +1,4 @@
-"""Speculation against vLLM's own scheduler: the tokens of each request and the free blocks of every step."""
+"""Speculation against vLLM's own schedulers: tokens of each request, free blocks and preemptions of every step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from sim.world.replication import simulate
 CASES = 60
 
 
-def recorded(number: int) -> dict[str, Any]:
+def recorded(number: int, ahead: bool) -> dict[str, Any]:
     """Simulate a random fleet; return what it decided in each step, and how many drafts were lucky."""
     random = Random(number)
-    sections = twin_sections(random)
-    sections["fleet"]["block_size"] = random.choice([4, 16])
+    sections = twin_sections(random, ahead=ahead)
+    sections["fleet"]["block_size"] = random.choice([1, 4, 16])
     world = build_world(build(**sections))
-    steps: list[tuple[float, dict[int, int], int]] = []
+    steps: list[tuple[float, dict[int, int], int, int]] = []
     luck: dict[str, int] = {}
 
     def watching(server: type[BatchServer]) -> Callable[..., BatchServer]:
@@ -37,8 +37,9 @@ def recorded(number: int) -> dict[str, Any]:
             def _next_leap(self, now: float) -> float:
                 end: float = super()._next_leap(now)
                 if self._steps:
-                    steps.append((now, self.scheduler.scheduled(), self.scheduler.kv.free_blocks()))
-                    note(self.scheduler)
+                    scheduler = self.scheduler
+                    steps.append((now, scheduler.scheduled(), scheduler.kv.free_blocks(), scheduler.preempted))
+                    note(scheduler)
                 return end
 
         return Watching
@@ -46,15 +47,15 @@ def recorded(number: int) -> dict[str, Any]:
     def note(scheduler: SpeculativeScheduler) -> None:
         for request in scheduler.running:
             if request.last_step >= 0:
-                generated = scheduler.tokens_so_far(request)
+                generated = scheduler._generated(request)
                 drafts = scheduler._drafting.drafts(request)
                 luck[f"{request.index}/{generated}"] = scheduler._drafts.accepted(request, generated, drafts)
 
     requests = simulate(world, 0, 1, watching).requests
+    stops = [bool(stop) for chunk in world.traffic.chunks(0) for stop in chunk.stops]
     names = ("index", "arrival_s", "prompt_tokens", "output_tokens")
     rows = zip(*(requests[name].tolist() for name in names), strict=True)
     fleet, pool = world.scenario.fleet, world.pools[0]
-    assert fleet.speculation is not None
     assert pool.kv_tokens is not None
     return {
         "tokens": fleet.speculation.tokens,
@@ -65,7 +66,10 @@ def recorded(number: int) -> dict[str, Any]:
         "seqs": fleet.max_num_seqs,
         "budget": fleet.max_num_batched_tokens,
         "caches": fleet.prefix_caching,
-        "requests": [{"id": str(i), "arrival_s": s, "prompt": p, "output": o} for i, s, p, o in rows],
+        "asynchronous": ahead,
+        "requests": [
+            {"id": str(i), "arrival_s": s, "prompt": p, "output": o, "stops": ahead and stops[i]} for i, s, p, o in rows
+        ],
         "steps": steps,
         "luck": luck,
     }
@@ -74,11 +78,12 @@ def recorded(number: int) -> dict[str, Any]:
 @pytest.mark.nightly
 @pytest.mark.interpreted
 @needs_vllm
-def test_vllm_schedules_the_same_tokens_and_blocks() -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["step by step", "ahead"])
+def test_vllm_schedules_the_same_tokens_and_blocks(ahead: bool) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(PYTHON), str(Path(__file__).with_name("vllm_speculation.py"))],
-        input=json.dumps([recorded(number) for number in range(CASES)]),
+        input=json.dumps([recorded(number, ahead) for number in range(CASES)]),
         env=environment,
         capture_output=True,
         text=True,

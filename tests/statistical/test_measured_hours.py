@@ -61,11 +61,9 @@ def test_a_sample_of_hours_is_predicted(shared: Path) -> None:
     bounds = {"req_per_s": 0.025, "tpot_mean_ms": 0.04, "itl_p50_ms": 0.05}
     for name, bound in bounds.items():
         errors = errors_of(sample, name)
-        assert errors is not None
         assert errors["ape_p50"] < 1.5 * bound, name
     for name, bound in {"ttft_p50_ms": 0.025, "ttft_p99_ms": 0.072}.items():
         errors = errors_of(sample, name)
-        assert errors is not None
         assert errors["log10_abs_p50"] < 1.5 * bound, name
 
 

@@ -33,7 +33,6 @@ BOUNDS = {"req_per_s": 0.01, "tpot_mean_ms": 0.02, "loads_per_request": 0.02, "t
 def check_light(predictions: list[RunPrediction], bounds: dict[str, float]) -> None:
     for name, bound in bounds.items():
         errors = errors_of(predictions, name)
-        assert errors is not None
         assert errors["runs"] == len(predictions), name
         assert errors["ape_p50"] < bound, name
     short = [p.run.measured["ttft_p50_ms"] - p.predicted["ttft_p50_ms"] for p in predictions]

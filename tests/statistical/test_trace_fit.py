@@ -39,7 +39,6 @@ def checked(trace: TraceData) -> FitCheck:
 
 def second_half_curve(trace: TraceData, slots: list[int]) -> np.ndarray:
     """Miss ratios of the second half, worked out apart from the study."""
-    assert trace.adapter is not None
     late = trace.arrival_s >= trace.arrival_s[-1] / 2
     return lru_curve(trace.adapter[late]).miss_ratios(slots)
 
@@ -102,7 +101,6 @@ def test_only_the_first_requests_of_a_long_part_are_fitted_and_all_is_taken_from
     lengths = lengths + np.arange(20_000, dtype=np.int32) % 3
     trace = replace(trace, prompt_tokens=lengths, output_tokens=lengths)
     study = study_trace(trace, "trace", fit_share=0.5, seed=1)
-    assert study.facts.fit is not None
     assert (study.facts.fit.requests_fitted, study.facts.fit.requests_checked) == (2000, 2000)
     assert study.facts.fit.share == pytest.approx(0.1, rel=0.1)  # a tenth of the time
     values = {value.name: value for value in study.facts.fit.values}
@@ -135,7 +133,6 @@ def test_the_popularity_law_that_made_requests_is_the_likeliest_and_not_ruled_ou
     assert best.law.law in (law["law"], "zipf-mandelbrot")
     found = next(fit for fit in fit_popularity(np.bincount(adapters)) if fit.law.law == law["law"])
     assert found.aic <= best.aic + 2
-    assert found.p_value is not None
     assert found.p_value >= LEAST_P
     assert list(found.law.model_dump().values())[1] == pytest.approx(value, rel=0.02)
 
@@ -177,7 +174,6 @@ def test_a_moving_rate_is_met_by_the_second_and_by_the_minute() -> None:
     states = [{"level": 0.5, "time": "80 s"}, {"level": 1.5, "time": "80 s"}]
     times, _ = drawn(traffic(200_000, arrivals={"process": "mmpp", "rate": "10/s", "states": states}))
     found = fit_modulation(times, 10.0)
-    assert found is not None
     assert found.levels == pytest.approx((0.5, 1.5), abs=0.1)
     assert found.times_s == pytest.approx((80, 80), rel=0.3)
     again = [{"level": level, "time": f"{time} s"} for level, time in zip(found.levels, found.times_s, strict=True)]
@@ -222,7 +218,6 @@ def test_fitted_traffic_has_the_burst_of_the_trace_unless_it_can_not_carry_it() 
     one_by_one = np.asarray(rng.zipf(1.5, len(times)) % 40, dtype=np.int32)
     study = study_trace(TraceData(times, adapter=one_by_one, names=names), "t", fit_share=0.5, seed=1)
     assert study.facts.fit_has_bursts
-    assert study.model is not None
     assert study.part is not None
     whole = replace(study.part, bursts=study.bursts, span_s=study.facts.span_s)
     model = study.model.with_bursts(study.bursts, study.facts.span_s)

@@ -272,10 +272,7 @@ def test_scenarios_are_chosen_from_the_list_or_as_a_file_and_a_bad_file_says_whe
 
 
 def test_a_file_is_dropped(page: Page) -> None:
-    transfer = page.evaluate_handle(
-        DROPPED,
-        TINY.replace("name: tiny", "name: dropped"),
-    )
+    transfer = page.evaluate_handle(DROPPED, TINY.replace("name: tiny", "name: dropped"))
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
     shows(page, "h1", "dropped")
     answered(page)
@@ -397,8 +394,6 @@ def test_pages_of_the_documentation_are_no_wider_than_a_phone(browser: Browser) 
     page.set_content(f"<style>{style}</style><main class=md-typeset><pre><code>{''.join(lines)}</code></pre></main>")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     first, second = (page.locator(f"#{prefix}-0-{at}").bounding_box() for at in (1, 2))
-    assert first is not None
-    assert second is not None
     assert first["height"] > 50
     assert second["y"] == first["y"] + first["height"], "the next line begins where this one ends"
     page.close()

@@ -51,11 +51,7 @@ def test_the_numbers_are_those_that_plans_start_from() -> None:
 
 @pytest.mark.parametrize(
     ("load", "shown", "multiple"),
-    [
-        (math.inf, "overloaded", ""),
-        (1 / 120, "0.833 %", "120 × this traffic"),
-        (4.0, "400 %", "0.25 × this traffic"),
-    ],
+    [(math.inf, "overloaded", ""), (1 / 120, "0.833 %", "120 × this traffic"), (4.0, "400 %", "0.25 × this traffic")],
 )
 def test_loads_and_their_multiple_read_as_numbers_do_elsewhere(load: float, shown: str, multiple: str) -> None:
     found = estimate(Library(Path()).open("quickstart").design({}))

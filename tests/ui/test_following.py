@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,8 +63,19 @@ async def until(events: AsyncIterator[Event], stage: str) -> list[Event]:
     return found
 
 
-def run(broker: Broker, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     return asyncio.run(asyncio.wait_for(work(), 100))
+
+
+def followed(broker: Broker, folder: Path, request: PageRequest, stage: str = "") -> list[Event]:
+    """Return the events of a request, up to the first of a stage or all."""
+    return run(lambda: until(follow(broker, Library(folder), request), stage))
+
+
+async def last(broker: Broker, design: ChosenDesign) -> PointAnswer:
+    found = [each async for each in broker.evaluate(design)]
+    assert isinstance(found[-1], PointAnswer)
+    return found[-1]
 
 
 async def idle(broker: Broker) -> None:
@@ -82,10 +92,7 @@ def stages(events: list[Event]) -> list[str]:
 
 
 def test_answers_come_from_rough_to_final(broker: Broker, folder: Path) -> None:
-    async def work() -> list[Event]:
-        return [event async for event in follow(broker, Library(folder), asked({"cache.gpu.slots": "24"}))]
-
-    events = run(broker, work)
+    events = followed(broker, folder, asked({"cache.gpu.slots": "24"}))
     said = stages(events)
     assert said[:2] == ["estimate", "short"]
     assert said.count("tighter") == 2
@@ -102,12 +109,7 @@ def test_traffic_that_changes_slowly_has_no_short_run(broker: Broker, folder: Pa
     """It would be a few minutes of a day."""
     law = {"process": "diurnal", "rate": "20/s"}
     text = yaml_text({**load_scenario(str(folder / "tiny.yaml")).data, "workload": {"requests": 1500, "arrivals": law}})
-    opened = PageRequest(name="slow.yaml", text=text)
-
-    async def work() -> list[Event]:
-        return [event async for event in follow(broker, Library(folder), opened)]
-
-    events = run(broker, work)
+    events = followed(broker, folder, PageRequest(name="slow.yaml", text=text))
     assert stages(events)[:2] == ["estimate", "estimate"]
     assert events[1]["status"].startswith("No short run: the traffic takes 24 h to go through its phases")
     assert "short" not in stages(events)
@@ -118,15 +120,8 @@ def test_traffic_that_changes_slowly_has_no_short_run(broker: Broker, folder: Pa
 
 def test_the_final_numbers_are_those_of_loraplan_run(broker: Broker, folder: Path, tmp_path: Path) -> None:
     values = {"cache.gpu.slots": "40", "workload.arrivals.rate": "30", "slo.ttft_p99": "0.5"}
-    library = Library(folder)
-    design = library.open("tiny.yaml").design(values)
-
-    async def work() -> PointAnswer:
-        found = [each async for each in broker.evaluate(design)]
-        assert isinstance(found[-1], PointAnswer)
-        return found[-1]
-
-    final = run(broker, work)
+    design = Library(folder).open("tiny.yaml").design(values)
+    final = run(lambda: last(broker, design))
     saved = tmp_path / "scenario.yaml"
     saved.write_text(yaml_text(design.loaded.data))
     outcome = run_study(load_scenario(str(saved)), [{}], tmp_path / "run", Execution(), headroom=True)
@@ -157,7 +152,7 @@ def test_no_design_is_computed_twice(broker: Broker, folder: Path) -> None:
         await idle(broker)
         return before
 
-    before = run(broker, work)
+    before = run(work)
     assert broker._answers.simulated == before
     assert {count for (kind, _), count in broker.started.items() if kind in ("short", "final")} == {1}
 
@@ -173,7 +168,7 @@ def test_a_target_moves_without_another_simulation_of_the_same_requests(broker: 
         before = broker._answers.simulated
         return before, strict, await short({"cache.gpu.slots": "9", "slo.ttft_p99": "30"})
 
-    before, strict, lax = run(broker, work)
+    before, strict, lax = run(work)
     assert broker._answers.simulated == before
     assert strict.answer.verdict == "not met"
     assert strict.point.metrics["ttft_p99_s"] == lax.point.metrics["ttft_p99_s"]
@@ -186,10 +181,8 @@ def test_a_target_that_moves_to_the_end_simulates_only_other_multiples_of_the_tr
     library = Library(folder)
 
     async def final(target: str) -> PointAnswer:
-        design = library.open("tiny.yaml").design({"cache.gpu.slots": "26", "slo.ttft_p99": target})
-        found = [each async for each in broker.evaluate(design)]
-        assert isinstance(found[-1], PointAnswer)
-        return found[-1]
+        values = {"cache.gpu.slots": "26", "slo.ttft_p99": target}
+        return await last(broker, library.open("tiny.yaml").design(values))
 
     async def work() -> tuple[int, PointAnswer, PointAnswer]:
         first = await final("0.5")
@@ -197,10 +190,9 @@ def test_a_target_that_moves_to_the_end_simulates_only_other_multiples_of_the_tr
         return before, first, await final("2")
 
     def multiples(answer: PointAnswer) -> set[tuple[float, int]]:
-        assert answer.headroom is not None
         return {(probe.multiple, probe.requests) for probe in answer.headroom.probes if probe.multiple != 1}
 
-    before, first, second = run(broker, work)
+    before, first, second = run(work)
     assert second.point.metrics["ttft_p99_s"] == first.point.metrics["ttft_p99_s"]
     assert second.point.metrics["slo_attainment"] != first.point.metrics["slo_attainment"]
     assert multiples(first) & multiples(second), "the same traffic was tried for both"
@@ -227,18 +219,14 @@ def test_a_change_cancels_what_is_under_way(broker: Broker, folder: Path) -> Non
         await idle(broker)  # its simulations have no subscribers left
         await until(follow(broker, library, long), "short")
 
-    run(broker, work)
+    run(work)
     assert not broker._under_way
 
 
 def test_pins_are_compared_with_like(broker: Broker, folder: Path) -> None:
     pins = [{}, {"cache.gpu.slots": "8"}]
-
-    async def work() -> list[Event]:
-        events = follow(broker, Library(folder), asked({"cache.gpu.slots": "64"}, "cache.gpu.slots", pins=pins))
-        return [event async for event in events]
-
-    compared = [event["parts"]["pins"] for event in run(broker, work) if event["stage"] == "compared"]
+    events = followed(broker, folder, asked({"cache.gpu.slots": "64"}, "cache.gpu.slots", pins=pins))
+    compared = [event["parts"]["pins"] for event in events if event["stage"] == "compared"]
     assert "These are short runs" in compared[0]
     assert "These are short runs" not in compared[-1]
     assert compared[-1].count("<table>") == 2
@@ -259,12 +247,7 @@ def test_a_pin_that_fails_leaves_the_answer_alone(
 
     monkeypatch.setattr(broker, failing, tried)
     pins = [{"cache.gpu.slots": "8"}, {}]
-
-    async def work() -> list[Event]:
-        events = follow(broker, Library(folder), asked({"cache.gpu.slots": "64"}, "slo.ttft_p99", pins=pins))
-        return [event async for event in events]
-
-    events = run(broker, work)
+    events = followed(broker, folder, asked({"cache.gpu.slots": "64"}, "slo.ttft_p99", pins=pins))
     assert "final" in stages(events)
     assert "stopped" not in stages(events)
     compared = [event["parts"]["pins"] for event in events if event["stage"] == "compared"]
@@ -273,11 +256,8 @@ def test_a_pin_that_fails_leaves_the_answer_alone(
 
 
 def test_what_cannot_be_simulated_is_refused_at_its_control(broker: Broker, folder: Path) -> None:
-    async def work(values: dict[str, str], moved: str) -> list[Event]:
-        return [event async for event in follow(broker, Library(folder), asked(values, moved))]
-
     for moved, value in (("cache.gpu.slots", "100000"), ("fleet.engine", "nope")):
-        (event,) = run(broker, partial(work, {moved: value}, moved))
+        (event,) = followed(broker, folder, asked({moved: value}, moved))
         assert event["stage"] == "refused"
         assert ".yaml" not in event["problems"][0]["text"]
         assert moved.replace(".", "-") in [problem["control"] for problem in event["problems"]]
@@ -286,11 +266,7 @@ def test_what_cannot_be_simulated_is_refused_at_its_control(broker: Broker, fold
 
 def test_a_design_with_too_many_requests_stays_at_short_runs(broker: Broker, folder: Path) -> None:
     text = TINY.replace("requests: 1500", "requests: 900000")
-
-    async def work() -> list[Event]:
-        return await until(follow(broker, Library(folder), PageRequest(name="big.yaml", text=text)), "stopped")
-
-    events = run(broker, work)
+    events = followed(broker, folder, PageRequest(name="big.yaml", text=text), "stopped")
     assert stages(events)[-1] == "stopped", [each for each in events if each["stage"] == "refused"]
     assert "more than 3,000,000 requests" in events[-1]["status"]
 
@@ -304,7 +280,6 @@ def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path)
         ("workload.arrivals.rate", "workload.arrivals.rate"),
     ):
         control = following.curve_control(opened, moved)
-        assert control is not None
         assert control.key == along
 
 
@@ -317,9 +292,6 @@ def test_the_final_line_counts_the_replications_that_were_run(broker: Broker, fo
         "cache: {gpu: {slots: 16}, host: {slots: 40}}\nrun: {replications: 2}\n"
     )
 
-    async def work(text: str) -> str:
-        events = await until(follow(broker, Library(folder), PageRequest(name="mine.yaml", text=text)), "final")
-        return str(events[-1]["status"])
-
     for text, count in ((TINY, "2 replications"), (trace, "1 replication")):
-        assert f"({count}, with headroom)" in run(broker, partial(work, text))
+        events = followed(broker, folder, PageRequest(name="mine.yaml", text=text), "final")
+        assert f"({count}, with headroom)" in events[-1]["status"]

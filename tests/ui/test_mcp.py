@@ -159,8 +159,6 @@ def test_the_server_ends_with_its_client(tmp_path: Path) -> None:
         command, pipe = [sys.executable, *SERVER, "--folder", str(tmp_path)], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=ENVIRONMENT)
         if number is not None:
-            assert process.stdin is not None
-            assert process.stdout is not None
             process.stdin.write(sent)
             process.stdin.flush()
             assert process.stdout.readline() == pong

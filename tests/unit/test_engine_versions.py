@@ -133,8 +133,8 @@ def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None)
             "vllm",
             "vLLM 0.8.5, V1",
             [
-                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of vllm 0.33, whose "
-                "rules are simulated"
+                "latencies may be off: the rules simulated are those of vllm 0.33, but step and load times come from "
+                "vLLM 0.8.5, V1 (profile test)"
             ],
         ),
         ("vllm-0.16", None, ["engine vllm-0.16 has the rules of 0.14 to 0.17 (preset vllm-0.14)"]),
@@ -142,8 +142,8 @@ def test_what_is_said_of_an_engine_without_a_preset(name: str, hint: str | None)
             "sglang",
             "vLLM 0.8.5, V1",
             [
-                "step and load costs are those of vLLM 0.8.5, V1 (profile test), not of sglang "
-                "0.5.7 to 0.5.23, whose rules are simulated"
+                "latencies may be off: the rules simulated are those of sglang 0.5.7 to 0.5.23, but step and load "
+                "times come from vLLM 0.8.5, V1 (profile test)"
             ],
         ),
         ("s-lora", "S-LoRA, 2024", []),

@@ -16,7 +16,7 @@ from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json
 from sim.results.run_directory.store import read_run
 from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
-from sim.spec.profile_choice import prices_of, replica_prices
+from sim.spec.profile_choice import prices_of, profiles_digest, replica_prices
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.deploy.deployment import check_deployment
@@ -128,6 +128,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedScenario,
     return loaded, evaluate_scenario(loaded.scenario).point
 
 
+def test_pools_on_one_profile_have_the_digest_of_a_fleet_on_it(file: Path) -> None:
+    """Comparing the two, there is nothing to say of different profiles."""
+    alike = load_scenario(str(file), ["fleet.pools.small.gpu=h100-80gb"]).scenario
+    alone = load_scenario(str(file), ["fleet.pools=null", "fleet.replicas=2"]).scenario
+    assert profiles_digest(alike) == profiles_digest(alone) != profiles_digest(load_scenario(str(file)).scenario)
+
+
 def test_results_are_given_by_pool(evaluated: tuple[LoadedScenario, Point]) -> None:
     _, point = evaluated
     big, small = (pool.row for pool in point.pools)
@@ -227,4 +234,4 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         assert row.price == total
         found = plan_answer(read_run(tmp_path / small))
         assert f" for ${total:.0f} an hour, the cheapest mix: " in found.headline
-        assert "Not enough: no big replicas, 1 small replica or fewer." in found.details
+        assert "Not enough: no replicas of big, 1 replica of small or fewer." in found.details

@@ -81,6 +81,27 @@ def test_vllm_gets_its_way_of_scheduling_where_it_is_not_the_versions_default(
     assert [word for word in words if "async" in word] == written.split()
 
 
+@pytest.mark.parametrize(
+    ("engine", "method", "ahead"),
+    [
+        ("vllm", "eagle3", True),
+        ("vllm-0.23", "eagle3", True),
+        ("vllm", "draft_model", True),
+        ("vllm-0.28", "draft_model", True),
+        ("vllm-0.27.1", "draft_model", False),
+        ("vllm", "ngram", False),
+    ],
+)
+def test_drafts_are_scheduled_ahead_where_this_version_does_so_by_itself(engine: str, method: str, ahead: bool) -> None:
+    speculation = {"tokens": 3, "acceptance": 0.7, "draft": 0.1, "method": method}
+    unset = scenario(engine=engine, speculation=speculation, async_scheduling=None)
+    assert unset.fleet.async_scheduling == ahead
+    assert "async" not in engine_flags(unset, None)["vLLM"]
+    none = scenario(engine=engine, speculation={**speculation, "tokens": 0}, async_scheduling=None)
+    assert none.fleet.async_scheduling
+    assert "async" not in engine_flags(none, None)["vLLM"]
+
+
 def test_vllm_gets_its_interval_of_prefills_from_0_33_on() -> None:
     written = engine_flags(scenario(engine="vllm-0.33", prefill_schedule_interval=3), None)["vLLM"]
     assert "--prefill-schedule-interval 3" in written

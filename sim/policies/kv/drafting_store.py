@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sim.policies.kv.block_store import BlockStore, by_place
 from sim.policies.kv.kv_store import KvStore, held_tokens
-from sim.traffic.request import Request
+from sim.traffic.request import HOLDING, Request
 
 
 class DraftingStore(BlockStore):
@@ -15,6 +15,10 @@ class DraftingStore(BlockStore):
 
     What was rejected is written over by the next step, in blocks that its request keeps. Each sequence is looked at in
     every step, so there are no leaps.
+
+    With asynchronous scheduling (``lags``) a step is decided before it is known what the step ahead rejects. So a
+    sequence gets blocks, and drafts, as if all of that were accepted: ``_rejected`` says by how many tokens this is too
+    much. Others find blocks of generated tokens when their tokens are known.
 
     :param tokens: drafted for each sequence in a step.
     :param ahead: tokens for which the draft itself has KV, beyond those that are verified (vLLM's
@@ -36,11 +40,29 @@ class DraftingStore(BlockStore):
         self._tokens, self._ahead, self._longest = tokens, ahead, longest
         self.pads = False
         self.padded: set[int] = set()
-        self._known_tokens: dict[int, int] = {}  # of decoding requests by index, when their last step was decided
+        # Of decoding requests by index: tokens that others may find, and those that the step ahead rejects.
+        self._known_tokens: dict[int, int] = {}
+        self._rejected: dict[int, int] = {}
 
     def drafts(self, request: Request) -> int:
         """Return how many tokens are drafted for a decoding sequence in this step."""
-        return max(0, min(self._tokens, self._longest - held_tokens(request, self._step) - 2))
+        return max(0, min(self._tokens, self._longest - self._reach(request) - 2))
+
+    def is_full(self, request: Request) -> bool:
+        """Return whether a decoding sequence would reach the longest context without a further step."""
+        return self._reach(request) >= self._longest - 1
+
+    def settle(self, request: Request, known: int, rejected: int) -> None:
+        """Note, with ``lags``, what a sequence is until the step ends that is decided next.
+
+        :param known: its first tokens, of which others may find the blocks; ``rejected``: drafts, by its last step.
+        """
+        self._known_tokens[request.index] = known
+        self._rejected[request.index] = rejected
+
+    def _reach(self, request: Request) -> int:
+        """Return the KV tokens of a decoding sequence, if all drafts of the step ahead are accepted."""
+        return held_tokens(request, self._step) + self._rejected.get(request.index, 0)
 
     def _blocks_for(self, tokens: int) -> int:
         """Return the blocks of a sequence whose step computes up to this many tokens."""
@@ -52,14 +74,15 @@ class DraftingStore(BlockStore):
         for request in self.running:
             if request.last_step < 0:
                 continue
-            drafts, known = self.drafts(request), held_tokens(request, self._step) + 1
+            drafts, known = self.drafts(request), self._reach(request) + 1
             blocks = self._blocks[request.index]
             lacking = self._blocks_for(known + drafts) - len(blocks)
             if lacking > len(self._queue):
                 return False
             for _ in range(lacking):
                 blocks.append(self._next_block())
-            self._known_tokens[request.index] = known
+            if not self.lags:
+                self._known_tokens[request.index] = known
             self.drafted += drafts
         self._left = self._budget - self.decoding - self.drafted
         return True
@@ -79,7 +102,8 @@ class DraftingStore(BlockStore):
         return known
 
     def take(self, request: Request, tokens: int, room_for: int, cached: int = 0) -> bool:
-        pads = tokens == 1 and not request.context and self.pads and (self.decoding > 0 or cached > 0)
+        single = request.to_prefill - cached == 1
+        pads = single and not request.context and self.pads and (self.decoding > 0 or cached > 0)
         padding = self._tokens if pads and cached + self._tokens + 2 <= self._longest else 0
         if tokens + padding > self._left or not self._give(request, tokens + padding, room_for, cached):
             return False
@@ -114,6 +138,8 @@ class DraftingStore(BlockStore):
         for request in requests:
             self.tokens += request.context
             self._found_in_use.pop(request.index, None)
+            if self.lags and request.index in self.padded:
+                self._rejected[request.index] = self._tokens
         self.decoding += len(requests)
 
     def accept(self, tokens: int) -> None:
@@ -123,19 +149,33 @@ class DraftingStore(BlockStore):
     def grow(self, steps: int) -> None:
         self._step += steps
         self.tokens += steps * self.decoding
-        if self.tokens > self._peak_tokens:
+        if self.tokens + self.aside > self._peak_tokens:
             self._count_peak(self.tokens)
+
+    def hold(self, requests: list[Request]) -> None:
+        for request in requests:
+            request.context = held = held_tokens(request, self._step)
+            request.last_step = HOLDING
+            self.decoding -= 1
+            self.tokens -= held
+            self.aside += held
 
     def before_preemption(self) -> KvStore:
         return self
 
     def give_back(self, requests: list[Request], *, early: bool = False) -> None:
         for request in sorted(requests, key=by_place):
-            known = request.context
-            if request.last_step >= 0:
-                known = self._known_tokens.pop(request.index, known)
+            known, held = self._known_tokens.pop(request.index, request.context), request.context
+            if request.last_step == HOLDING:
+                self.aside -= held
+            elif request.last_step >= 0:
+                held = held_tokens(request, self._step)
                 self.decoding -= 1
-                self.tokens -= held_tokens(request, self._step)
+                self.tokens -= held
+                held -= 1  # with ``lags``, it has ended before the step that it was in
+            if self.lags and not early:
+                known = held
+            self._rejected.pop(request.index, None)
             self._fill(request, known // self.size)
             self.drop_keys(request)
             self._free_blocks(request, 0)

@@ -265,6 +265,11 @@ class RunData:
         return [from_plain(WhatIfRow, row) for row in self.manifest.get("what_if") or []]
 
     @property
+    def levers(self) -> list[WhatIfRow]:
+        """What changes that cost no GPU do to the design next to the answer of a plan, where they were tried."""
+        return [from_plain(WhatIfRow, row) for row in self.manifest.get("levers") or []]
+
+    @property
     def remedies(self) -> list[RemedyRow]:
         """What the remedies of a vetting cost, where that was asked."""
         rows = (self.manifest.get("cures") or {}).get("rows", [])

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, is_vllm_since
+from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, drafts_ahead, is_vllm_since
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import is_mixture, profile_of
@@ -167,9 +167,12 @@ def _prompt_check(replica: Replica) -> bool | None:
 
 
 def _scheduled_ahead(replica: Replica) -> bool | None:
-    """Return whether steps are scheduled ahead where this is not the default of the version."""
-    ahead = replica.scenario.fleet.async_scheduling
-    return None if ahead == _from(replica, AHEAD_SINCE) else ahead
+    """Return whether steps are scheduled ahead where this is not the default of the version, with its drafts."""
+    fleet = replica.scenario.fleet
+    default, drafts = _from(replica, AHEAD_SINCE), fleet.speculation
+    if drafts is not None and drafts.tokens:
+        default &= drafts_ahead(fleet.engine, drafts.method)
+    return None if fleet.async_scheduling == default else fleet.async_scheduling
 
 
 def _prefill_interval(replica: Replica) -> int | None:

@@ -7,19 +7,21 @@ that pydantic puts between them, and finds the model that an unknown key belongs
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from sim.errors import InputError, ScenarioError, UnknownKeyError, did_you_mean
+from sim.errors import SYNONYMS, InputError, ScenarioError, UnknownKeyError, did_you_mean
 from sim.spec.base import descriptions
 from sim.spec.engine_flags.options import flag_hint
 from sim.spec.files.tree import TAGS, join, without_indexes
 
 _MOST_KEYS = 12
+_IN_LISTS = ("tenants.", "fleet.pools.", "adapters.mix.", "faults.", "rollouts.", "plan.fleets.")
+"""Starts of keys of which there may be several, each in an entry of a list."""
 _A_TYPO = 0.9
 """How alike a word and a key of the section are that a hint prefers to the same word in another section."""
 _WANTED = {
@@ -98,6 +100,14 @@ def known_keys(model: type[BaseModel]) -> list[str]:
     return sorted((path for path, _ in _known(model)), key=lambda path: path.startswith("fleet.pools."))
 
 
+def keys_ending(word: str, known: Iterable[str]) -> list[str]:
+    """Return the keys whose last part is this word, or what stands for it here, the likeliest first."""
+    words = (word, SYNONYMS.get(word, word))
+    found = [(words.index(leaf), path) for path in known if (leaf := path.rpartition(".")[2]) in words]
+    found.sort(key=lambda each: (each[0], each[1].startswith(_IN_LISTS), each[1].count(".")))
+    return [path for _, path in found]
+
+
 def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> InputError:
     got = _value(data, spot.path)
     kind, context = detail["type"], detail.get("ctx") or {}
@@ -155,7 +165,8 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)
     )
-    listed = ", ".join(allowed) if 0 < len(allowed) <= _MOST_KEYS else None
+    most = _MOST_KEYS if hint else 2 * _MOST_KEYS
+    listed = ", ".join(allowed) if 0 < len(allowed) <= most else None
     return UnknownKeyError("unknown key", key=spot.key, allowed=listed, hint=hint)
 
 
@@ -174,8 +185,8 @@ def _elsewhere(word: str, key: str, model: type[BaseModel], *, section: bool) ->
 
     :param section: whether keys were given below it, so that a section of that name comes first.
     """
-    known = list(known_keys(model))
-    found = [path for path in known if path.rpartition(".")[2] == word and path != without_indexes(key)]
+    known = known_keys(model)
+    found = [path for path in keys_ending(word, known) if path != without_indexes(key)]
     sections = [path for path in found if any(each.startswith(f"{path}.") for each in known)]
     meant = next(iter(sections if section and sections else found), None)
     return None if meant is None else f"did you mean {meant!r}?"

@@ -125,7 +125,8 @@ class Speculation(Strict):
     """Time of drafting one token, as a share of the model's own decode step without adapters: 0% for n-gram, about 10%
     for EAGLE, and for a small model the ratio of the two sizes."""
     method: Literal["eagle3", "draft_model", "ngram"] = "eagle3"
-    """Where drafts come from. A draft with KV of its own (not ``ngram``) takes blocks for ``tokens`` more."""
+    """Where drafts come from. A draft with KV of its own (not ``ngram``) takes blocks for ``tokens`` more. By itself
+    vLLM sets ``async_scheduling`` with ``eagle3``, and with ``draft_model`` from 0.28 on."""
 
 
 class KvTransfer(Strict):
@@ -246,7 +247,8 @@ class ReplicaKeys(Strict):
     step (up to 0.32)."""
     async_scheduling: bool = False
     """Whether the next step is decided while the GPU computes the one before, as vLLM does on GPUs from 0.14 on
-    (docs/engines.md). It needs ``batching: mixed``, and vLLM's rules of ``kv_check`` and ``scheduling``."""
+    (docs/engines.md). It needs ``batching: mixed``, vLLM's rules of ``kv_check`` and ``scheduling``, and no drafts of
+    method ``ngram``."""
     admission_interval: PositiveInt = Field(default=1, le=10000)
     """Decode steps between two admissions from the queue, unless no request is running."""
     prefill_schedule_interval: PositiveInt = Field(default=1, le=10000)

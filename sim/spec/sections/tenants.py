@@ -24,24 +24,42 @@ from sim.spec.units import (
 
 
 class Slo(Strict):
-    """The service-level objective; every term must hold. In names of terms, ``p50`` is the median and ``p99`` the 99 %
+    """The service-level objective; every term must hold. In names of terms, ``p50`` is the median and ``p95`` the 95 %
     quantile."""
 
     ttft_mean: Seconds | None = None
     """Time to first token."""
     ttft_p50: Seconds | None = None
     """Time to first token."""
+    ttft_p90: Seconds | None = None
+    """Time to first token."""
+    ttft_p95: Seconds | None = None
+    """Time to first token."""
     ttft_p99: Seconds | None = None
     """Time to first token."""
     tpot_mean: Seconds | None = None
     """Time per output token after the first."""
+    tpot_p90: Seconds | None = None
+    """Time per output token after the first."""
+    tpot_p95: Seconds | None = None
+    """Time per output token after the first."""
+    tpot_p99: Seconds | None = None
+    """Time per output token after the first."""
     itl_mean: Seconds | None = None
+    """Gap between tokens."""
+    itl_p90: Seconds | None = None
+    """Gap between tokens."""
+    itl_p95: Seconds | None = None
     """Gap between tokens."""
     itl_p99: Seconds | None = None
     """Gap between tokens."""
     e2e_mean: Seconds | None = None
     """Time from arrival to last token."""
     e2e_p50: Seconds | None = None
+    """Time from arrival to last token."""
+    e2e_p90: Seconds | None = None
+    """Time from arrival to last token."""
+    e2e_p95: Seconds | None = None
     """Time from arrival to last token."""
     e2e_p99: Seconds | None = None
     """Time from arrival to last token."""
@@ -160,8 +178,8 @@ class Tenant(Strict):
                     yield located(key, "only a tenant with a number of adapters has this", hint=f"remove {key}")
         if self.steps and not any(step.level for step in self.steps):
             yield located("steps", "no level above zero")
-        for key in ("itl_mean", "itl_p99"):
-            if getattr(self.slo, key) is not None:
+        for key in self.slo.model_fields_set:
+            if key.startswith("itl") and getattr(self.slo, key) is not None:
                 yield located(
                     f"slo.{key}",
                     "gaps between tokens are measured over the fleet, not by tenant",

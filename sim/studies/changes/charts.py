@@ -74,13 +74,12 @@ def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | Table
     rows = {label: in_order(some, [axis]) for label, some in found.items() if len(some) == len(axis.values)}
     if not 1 <= len(rows) <= len(SERIES):
         return None
-    beyond = " beyond the usual" if name == "harmed_excess" else ""
     lines = [Line(label, colour, name, row) for colour, (label, row) in zip(SERIES, rows.items(), strict=False)]
     title = "How many requests does it affect?"
-    caption = f"Affected requests{beyond} in one replication. {'Bands' if axis.numeric else 'Bars'} are 95 % intervals."
+    caption = f"Affected requests in one replication. {'Bands' if axis.numeric else 'Bars'} are 95 % intervals."
     columns = [[cell(point, name) for point in row] for row in rows.values()]
     body = [list(row) for row in zip(map(axis.label, axis.values), *columns, strict=True)]
-    table = Table(f"Affected requests{beyond}", [axis.words, *rows], body)
+    table = Table("Affected requests", [axis.words, *rows], body)
     return line_chart(Heading("impact", title, caption), axis, YAxis("affected requests", "count"), lines, table)
 
 

@@ -211,17 +211,16 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, others: str
     :param within: whether designs that miss the SLO have less, so that they need to be excluded in words.
     """
     first, cause = found.best[0], cause_of((*found.best, *found.rest))
-    beyond = " beyond the usual" if found.name == "harmed_excess" else ""
     where = f"with {step}, " if step else ""
     counts = [f"{with_bounds(p.metrics[found.name])} with {label_of(p, axes)}" for p in found.others[:MANY_POINTS]]
     more = f", against {', '.join(counts)}" if counts else ""
     own, hedge = with_bounds(first.metrics[found.name]), "" if found.certain else f" {_NO_INTERVAL}"
     if len(found.choice) == 1:
         said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
-        return f"{said}{where}{cause.affects} {own} requests{beyond}{_in_brackets(composition(first))}{more}.{hedge}"
+        return f"{said}{where}{cause.affects} {own} requests{_in_brackets(composition(first))}{more}.{hedge}"
     few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
     spread = f"{where}{few if few == many else f'{few} to {many}'}"
-    between = f"{spread} affected requests per {cause.per}{beyond}"
+    between = f"{spread} affected requests per {cause.per}"
     labels = [label_of(p, axes) for p in found.choice]
     if not found.others and few != many and len(first.metrics[found.name].parts) < _FEW:
         return f"Too few replications to rank {_listed(labels)}: {between}. Set run.replications to {_FEW} or more."
@@ -233,9 +232,7 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, others: str
         counts = [with_bounds(p.metrics[found.name]) for p in found.others]
         worst = _in_brackets(composition(found.others[-1])) if len(found.others) == 1 else ""
         avoid, harm = _listed([label_of(p, axes) for p in found.others]), _listed(counts)
-        return (
-            f"Avoid {avoid}: {harm} affected requests per {cause.per}{beyond}{worst}. With {others}, {spread}.{least}"
-        )
+        return f"Avoid {avoid}: {harm} affected requests per {cause.per}{worst}. With {others}, {spread}.{least}"
     return f"{capital(_listed(labels, 'or'))}: {between}{more}.{least}"
 
 
@@ -265,14 +262,13 @@ def _compare_series(
     others = [axis for axis in axes if axis not in worse]
     worst = [each[-1] for each in series]
     said = _recommend(worst, others, slo_terms, label_of(worst[0], worse)) if len(series) > 1 else []
-    beyond = " beyond the usual" if name == "harmed_excess" else ""
     for each in series if len(series) <= MANY_POINTS else (series[0], series[-1]):
         steps = [label_of(p, worse) for p in each]
         if len(worse) == 1:  # the first says which key it is
             steps[1:] = [worse[0].point_label(p) for p in each[1:]]
         first, *more = [f"{with_bounds(p.metrics[name])} with {step}" for p, step in zip(each, steps, strict=True)]
         design = f"With {label_of(each[0], others)}, " if others else ""
-        listed = ", ".join([first.replace(" with", f" requests{beyond} with", 1), *more])
+        listed = ", ".join([first.replace(" with", " requests with", 1), *more])
         said.append(f"{capital(f'{design}{cause_of(worst).affects}')} {listed}.")
     return said
 

@@ -189,19 +189,18 @@ def impact_clause(point: Point) -> str:
     """Return what a change did: ``the rollout affected 63 (50 to 76) of 39,000 requests: 60 stale answers``."""
     cause, metric = cause_of([point]).words, point.metrics[impact_name([point])]
     total = f"{impact_of(point).requests / impact_of(point).replications:,.0f} requests"
-    beyond = " beyond the usual" if impact_name([point]) == "harmed_excess" else ""
-    if not has_clear_impact(point) and beyond:
+    if not has_clear_impact(point) and impact_name([point]) == "harmed_excess":
         if not metric.value and impact_of(point).slow is None:
             untold = "late ones aren't counted: the slo has no target for single requests"
             return f"{cause} left none of {total} without a correct answer ({untold})"
         if not metric.value:
-            return f"{cause} affected none of {total}{beyond}"
-        counted = f"{with_bounds(metric)} of {total} affected{beyond}"
+            return f"{cause} affected none of {total}"
+        counted = f"{with_bounds(metric)} of {total} were affected"
         if is_too_short(point):
             return f"{impact_of(point).replications} replications are too few to tell what {cause} did: {counted}"
         return f"{cause} had no clear impact: {counted}"
     parts = composition(point)
-    return f"{cause} affected {with_bounds(metric)} of {total}{beyond}{f': {parts}' if parts else ''}"
+    return f"{cause} affected {with_bounds(metric)} of {total}{f': {parts}' if parts else ''}"
 
 
 # What else there is to say of one point, the most important first.

@@ -33,7 +33,7 @@ _IMPACT_ROWS = {
 }
 """Kinds of impact in words, each with the metric that says whether it is possible; without one, a row is shown where
 it is not zero."""
-_AFFECTED = {"harmed": "affected in any of these ways", "harmed_excess": "affected beyond the usual"}
+_AFFECTED = {"harmed": "affected in any of these ways", "harmed_excess": "affected by the change"}
 _COUNTS = (
     "harmed_excess",
     "harmed",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.formatting import is_counted, key_words, listed
+from reports.formatting import is_counted, key_words, listed, singular
 from sim.results.run_directory.store import RunData
 from sim.studies.compare.study import ABSENT, POOLS, REPLICAS, UNSET, Comparison
 
@@ -14,6 +14,7 @@ _PHRASED = 3
 """Changes that a sentence names."""
 _SLO_KEY = re.compile(r"(tenants\.\d+\.)?slo(\.|$)")
 """Targets: they judge a design and are no part of it."""
+_NUMBERED = re.compile(r"(?P<list>fleet\.pools|tenants)\.(?P<place>\d+)\.(?P<rest>.+)")
 _ENTRY_WORDS = {
     "tenants": ("tenant", "tenants"),
     "faults": ("fault", "faults"),
@@ -22,8 +23,8 @@ _ENTRY_WORDS = {
     "adapters.mix": ("kind of adapter", "kinds of adapters"),
 }
 """What an entry of a list is called, and several."""
-_SECTION_WORDS = {"fleet.autoscale": ("an", "autoscaler"), "router.controller": ("a", "placement controller")}
-"""What an optional section sets up, with its article."""
+_SECTION_WORDS = {"fleet.autoscale": "an autoscaler", "router.controller": "a placement controller"}
+"""What an optional section sets up, where that has an article."""
 
 
 def change_phrase(comparison: Comparison) -> str:
@@ -84,18 +85,19 @@ def changes_of(comparison: Comparison, rows: Sequence[tuple[str, str, str]]) -> 
 
 
 def by_name(comparison: Comparison, key: str) -> str:
-    """Return a key with the name of its pool, where both have the same one, instead of its number."""
-    section, _, rest = key.removeprefix(f"{POOLS}.").partition(".")
-    if not key.startswith(f"{POOLS}.") or rest == "name":
+    """Return a key with the name of its pool or tenant, where both have the same one, instead of its number."""
+    found = _NUMBERED.fullmatch(key)
+    if found is None or found["rest"] == "name":
         return key
-    names = {_pool_name(run, int(section)) for run in (comparison.one, comparison.other)}
+    names = {_name_of(run, found["list"], int(found["place"])) for run in (comparison.one, comparison.other)}
     name = names.pop()
-    return f"{POOLS}.{name}.{rest}" if name and not names else key
+    return f"{found['list']}.{name}.{found['rest']}" if name and not names else key
 
 
-def _pool_name(run: RunData, index: int) -> str:
-    pools = ((run.manifest.get("scenario") or {}).get("fleet") or {}).get("pools") or []
-    return str(pools[index].get("name") or "") if index < len(pools) else ""
+def _name_of(run: RunData, key: str, place: int) -> str:
+    section = run.manifest.get("scenario") or {}
+    items = ((section.get("fleet") or {}).get("pools") if key == POOLS else section.get(key)) or []
+    return str(items[place].get("name") or "") if place < len(items) else ""
 
 
 def _value_change(key: str, a: str, b: str) -> _Change:
@@ -113,24 +115,24 @@ def valued(key: str, value: str) -> str:
     """Return a value with its key in words: ``64 GPU slots``, ``arrival rate 25/s``."""
     words, value = key_words(key), _stated(value)
     if is_counted(words):
-        return f"{value} {words.removesuffix('s') if value == '1' else words}"
+        return f"{value} {singular(words) if value == '1' else words}"
     return f"{words} {value}"
 
 
 def _part_change(comparison: Comparison, part: str) -> _Change:
     """Return the change of a list's length, or of a section that one of both lacks."""
     if part in comparison.parts.sections:
-        name = _SECTION_WORDS.get(part)
-        one, other = (f"{part} unset", f"{part} set") if name is None else (f"no {name[1]}", " ".join(name))
-        old, back = ("unset", "set") if name is None else ("none", "one")
+        other = _SECTION_WORDS.get(part, key_words(by_name(comparison, part)))
+        one = f"no {other.removeprefix('an ').removeprefix('a ')}"
         if comparison.parts.sections[part]:
-            return _Change(one, other, f"{other} instead of {old}", f"{one} → {other}")
-        return _Change(other, one, f"{one} instead of {back}", f"{other} → {one}")
+            return _Change(one, other, f"{other} instead of none", f"{one} → {other}")
+        return _Change(other, one, one, f"{other} → {one}")
     a, b = comparison.parts.counts[part]
     if part == POOLS and not (a and b):
         one, other = (_pools(comparison, side, count) for side, count in ((1, a), (2, b)))
         return _Change(one, other, f"{other} instead of {one}", f"{one} → {other}")
-    noun = _ENTRY_WORDS.get(part, (f"entry of {part}", f"entries of {part}"))
+    words = by_name(comparison, part)
+    noun = _ENTRY_WORDS.get(part, (f"entry of {words}", f"entries of {words}"))
     one, other = (f"{count or 'no'} {noun[count != 1]}" for count in (a, b))
     return _Change(one, other, f"{other} instead of {a or 'none'}", f"{one} → {other}")
 

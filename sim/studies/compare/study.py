@@ -49,9 +49,10 @@ class SettingChanges:
     def part_of(self, key: str) -> str:
         """Return the outermost list or section of these that a key is or lies in; empty where there is none.
 
-        Pools have replicas of their own: where one scenario has no pools, its replicas stand against them.
+        Pools have replicas of their own, and KV that moves between them: where one scenario has no pools, its replicas
+        stand against both.
         """
-        if key == REPLICAS and POOLS in self.counts:
+        if POOLS in self.counts and (key == REPLICAS or key.startswith("fleet.kv_transfer")):
             return POOLS
         return next((part for part in _prefixes(key) if part in self.counts or part in self.sections), "")
 
@@ -347,13 +348,18 @@ def _is_disputed(one: Point, other: Point, slo: Mapping[str, float], second: boo
 
 
 def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the metrics that decide: the SLO's, else p99 latencies and misses; with rollouts and faults the impact."""
+    """Return the metrics that decide: the SLO's, else p99 latencies and misses; with rollouts and faults the impact,
+    with prefill and decode apart the ITL.
+    """
     points = [point for pair in pairs for point in (pair.one, pair.other)]
     wanted = list(slo) or ["ttft_p99_s", "e2e_p99_s", "miss_ratio"]
     if is_changed(points):
         own = {name: target for name, target in slo.items() if not split_term(name)[0]}
         during = [f"rollout_{latency_name(points, own)}"] if has_rollout(points) else []
         wanted = [impact_name(points), *during, *(slo or ["e2e_p99_s"])]
+    apart = any("hand_over_s" in point.breakdown for point in points)  # prefill and decode: it is done for ITL
+    if apart and not any(split_term(name)[1].startswith(("itl", "tpot")) for name in slo):
+        wanted.append("itl_p99_s")
     wanted += [name for name in ("refused", "failed") if any(_is_lacking(point, name) for point in points)]
     if slo:
         return tuple(dict.fromkeys([*slo, *wanted]))

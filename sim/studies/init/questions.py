@@ -11,6 +11,7 @@ from sim.errors import InputError, SeveralErrors
 from sim.results.model import MemoryUse
 from sim.spec.engine_flags.command_lines import Setting
 from sim.spec.engines import DEFAULT_ENGINE
+from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL, is_model, profiles_of_known_gpus
 from sim.spec.scenario_file import LoadedScenario, scenario_of_text
@@ -47,6 +48,8 @@ QUESTIONS = (
     Question("SLO: p99 time to the first token; also to the last: 1 s, 20 s", "1 s", ("slo.ttft_p99", "slo.e2e_p99")),
     Question("Price of a GPU, such as 2.50 USD/h", _NOTHING, ("fleet.price",)),
 )
+_CHOSEN = ("cache.gpu.slots", "cache.host.slots", "fleet.engine", "fleet.tensor_parallel", "workload.popularity")
+"""Keys that the answer depends on, and that no question is about."""
 _P99, _MAX = 5, 15
 """99th percentile and maximum of lengths, over their mean."""
 _ENOUGH_SLOTS, _MOST_SLOTS = 16, 64
@@ -98,6 +101,9 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
         more = f"; p99 and max are assumed: {_P99} and {_MAX} times the mean" if ".tokens." in key else ""
         draft.add([Setting(key, value, whose + more)])
     draft.add(_derived(loaded, memory))
+    draft.complete()
+    chosen = [f"{key} {flow_text(draft.settings[key].value)}" for key in _CHOSEN if key in draft.settings]
+    draft.comments.append(f"Chosen without asking you: {', '.join(chosen)}. Change what you know better.")
 
 
 def _settings(question: Question, text: str) -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 from sim.errors import InputError, ScenarioError, SeveralErrors, UnknownKeyError
 from sim.results.metric_state import Cause, State
 from sim.results.run_directory.result_files import scenario_hash
-from sim.results.slo_terms import all_terms, split_term
-from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST
+from sim.results.slo_terms import all_terms, quantile_of, split_term
+from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST, by_rarity
 from sim.spec.profile_choice import profile_of
 from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
@@ -112,7 +112,8 @@ def _check_length(loaded: LoadedScenario, plan: Plan) -> None:
         tenant, metric = split_term(term)
         if tenant not in expected or metric.startswith("itl"):
             continue
-        needed = MIN_FOR_P99 if metric.endswith("_p99_s") else MIN_FOR_RATIO if metric == "miss_ratio" else MIN_FOR_REST
+        needed = by_rarity(quantile_of(metric) or 0.0, MIN_FOR_P99, MIN_FOR_REST)
+        needed = MIN_FOR_RATIO if metric == "miss_ratio" else needed
         if expected[tenant] + _SPREAD * math.sqrt(expected[tenant]) < needed:
             found = round(expected[tenant])
             of_whom = f" of {tenant}" if tenant else ""
@@ -172,7 +173,7 @@ def check_terms(loaded: LoadedScenario) -> None:
         return
     places = {tenant.name: f"tenants.{place}." for place, tenant in enumerate(scenario.tenants)}
     for tenant, name in map(split_term, terms):
-        if name in ("tpot_mean_s", "itl_mean_s", "itl_p99_s"):
+        if name.startswith(("tpot", "itl")):
             raise loaded.locate(
                 ScenarioError(
                     "engine fixed has no tokens, so this is never measured",

@@ -17,6 +17,7 @@ from sim.cli.options import (
     NoHeadroomOption,
     ScenarioArgument,
     complete_assignment,
+    naming,
     parse_range,
     takes,
 )
@@ -86,7 +87,10 @@ def plan(
     options = _with_answers(options) if ask else options
     if not options.scenario:
         raise InputError("is missing", key="SCENARIO", hint="loraplan plan --ask asks eight questions instead")
-    loaded = options.load(*_question(minimize or [], maximize or []))
+    given = {"--minimize": minimize or [], "--maximize": maximize or []}
+    typed = " ".join(f"{option} {text}" for option, texts in given.items() for text in texts)
+    with naming(typed, "--set", "plan."):
+        loaded = options.load(*_question(*given.values()))
     manifests = options.manifests(loaded)
 
     def show_evaluation(entry: EvaluationRecord) -> None:
@@ -98,7 +102,7 @@ def plan(
         message(f"  {values}: {entry.word} ({seen}; {runs})", options.quiet or options.json)
 
     quiet, asked = options.quiet, {"and_what_if": what_if, "headroom": not no_headroom}
-    with options.executing("planning") as execution:
+    with naming(typed, "--set", "plan."), options.executing("planning") as execution:
         planned = make_plan(loaded, options.out, execution, **asked, on_evaluation=show_evaluation)
     with blamed_on(planned.path) if planned.resumed else nullcontext():
         data = read_run(planned.path)

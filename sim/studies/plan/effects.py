@@ -28,10 +28,16 @@ _MOST_TICKS = 7
 _LABELS = 200
 
 
-def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | None:
+def what_if_table(
+    rows: Sequence[WhatIfRow],
+    names: Sequence[str],
+    title: str = "What if? One change at a time",
+    before: str = "As planned",
+) -> Table | None:
     """Return each change with its effect on every metric; None where nothing was tried.
 
     :param names: metrics, the most important first.
+    :param before: the design that is changed, in words.
     """
     if not rows:
         return None
@@ -48,7 +54,7 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
     notes = [f"{row.label}: {row.note}" for row in rows if row.note]
     known = [name for name in names if name in base and base[name].one is not None]
     sentences = [
-        "As planned: " + ", ".join(f"{metric_words(name)} {show(name, base[name].one)}" for name in known),
+        f"{before}: " + ", ".join(f"{metric_words(name)} {show(name, base[name].one)}" for name in known),
         "Brackets: the change and its 95 % interval, from pairs under the same traffic",
         *refused,
         *notes,
@@ -57,7 +63,7 @@ def what_if_table(rows: Sequence[WhatIfRow], names: Sequence[str]) -> Table | No
     head = ["change", "SLO", *(metric_words(name) for name in names)]
     verdicts = {(index, 1): row.verdict for index, row in enumerate(rows) if row.verdict}
     optional = tuple(range(len(head) - 1, 2, -1))
-    return Table("What if? One change at a time", head, lines, f"{note}.", (1,), verdicts, optional)
+    return Table(title, head, lines, f"{note}.", (1,), verdicts, optional)
 
 
 def what_if_cell(name: str, found: MetricChange | None) -> str:

@@ -61,6 +61,8 @@ class PlanReading:
     :ivar terms: targets of the fleet and its tenants (``sim.results.slo_terms``).
     :ivar chosen: the answer's point, or that of the best that was found; ``feasible``: whether it meets the SLO.
     :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
+    :ivar short: the neighbour on which levers that cost no GPU were tried; None where none waits for adapters.
+    :ivar how_to_decide: what would decide the open verdicts, in words.
     :ivar mix_price: what the recommended mix of two pools costs per hour; None in other plans.
     """
 
@@ -73,7 +75,15 @@ class PlanReading:
         self.edge = by_key.get(record.edge_key or "")
         self.beyond = by_key.get(record.beyond_key or "")
         self.other_edge = by_key.get(record.other_edge_key or "")
+        self.short = by_key.get(data.manifest.get("levers_key") or "")
         self.feasible = record.feasible
+        workload = (data.manifest.get("scenario") or {}).get("workload") or {}
+        longer = {"trace": "take a longer trace", "client": "let the client send more requests"}
+        longer["duration"] = "raise workload.duration"
+        how = next((words for key, words in longer.items() if workload.get(key) is not None), "raise workload.requests")
+        self.how_to_decide = f"{how} to decide it"
+        if _open_by_costs(self):
+            self.how_to_decide = "only a better profile can decide it, not a longer run"
         self.mix_price: float | None = None
         if len(record.keys) == 2 and all(_POOL_COUNT.fullmatch(key) for key in record.keys):
             self.mix_price = next((row.price for row in record.frontier if row.set == record.answer), None)
@@ -117,7 +127,7 @@ def plan_answer(data: RunData) -> Answer:
         binding_sentence=sentence,
         headroom=_headroom(read, headroom_sentences(data.headroom)),
         trust=_trust(read, assumed=data.costs_assumed),
-        setting=" ".join(filter(None, (_setting(read), _free_lever(read, data.what_if)))),
+        setting=" ".join(filter(None, (_setting(read), _free_lever(read, data)))),
         first_limit=first_limit(data.headroom, today, whose=whose) if read.feasible else sentence,
         bill=bill(read.chosen),
     )
@@ -178,10 +188,15 @@ def _setting(read: PlanReading) -> str:
     return f"{values}. All settings: {RECOMMENDED}{', or the command line below' if record.flags else ''}."
 
 
-def _free_lever(read: PlanReading, rows: Sequence[WhatIfRow]) -> str:
-    """Return which change that costs no GPU helps the recommended design most; empty where none was tried."""
+def _free_lever(read: PlanReading, data: RunData) -> str:
+    """Return what a change that costs no GPU would do: make the neighbour enough, or else help the recommended design.
+
+    Empty where none was tried.
+    """
+    if read.short is not None:
+        return _makes_enough(read, read.short, data.levers)
     name = read.decides()
-    free = [row for row in rows if row.group in ("router", "eviction") or "cache.host.slots" in row.set]
+    free = [row for row in data.what_if if row.group in ("router", "eviction") or "cache.host.slots" in row.set]
     known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
     better = [(label, found) for label, found in known if found.word == BETTER and found.other is not None]
     if not known or not read.feasible:
@@ -190,6 +205,25 @@ def _free_lever(read: PlanReading, rows: Sequence[WhatIfRow]) -> str:
         return f"No other router, eviction or copies in host memory clearly improve {metric_words(name)}."
     label, found = min(better, key=lambda pair: pair[1].other or 0.0)
     return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
+
+
+def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) -> str:
+    """Return which change would make a design enough that misses the SLO, and how to plan with it."""
+
+    def meets(row: WhatIfRow) -> bool:
+        found = [(row.metrics.get(name), target) for name, target in read.terms.items()]
+        return all(each is not None and (each.other or 0.0) <= target for each, target in found)
+
+    few, name = read.phrase(short.set), next(iter(read.missed(short)), read.tightest())
+    enough = [(row, found) for row in rows if (found := row.metrics.get(name)) is not None and meets(row)]
+    if not enough:
+        return f"No other router, eviction or copies in host memory would make {few} enough."
+    row, found = min(enough, key=lambda pair: pair[1].other or 0.0)
+    options = " ".join(f"--set {key}={'null' if value is None else value}" for key, value in row.set.items())
+    return (
+        f"With {row.label}, {few} {'would probably' if row.verdict == MET else 'may'} do: {metric_words(name)} "
+        f"{show(name, found.other)} in place of {show(name, found.one)}. To plan with it, add {options}."
+    )
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:
@@ -368,7 +402,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
     record, point = read.record, read.edge or read.chosen
     limit, *_ = limits(point)
-    if limit.name == "none" and any("p99" in term for term in read.missed(point)):
+    if limit.name == "none" and any("_p9" in term for term in read.missed(point)):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     name, sentence = limit.name, limit_sentence(limit, point)
     stage = largest_stage(point) if limit.name == "none" else None
@@ -421,12 +455,7 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
     else:
         tried = " or ".join(map(read.phrase, record.doubtful[:2])) or "others"
         sure_of = "; the recommendation is not in doubt" if read.feasible else ""
-        how = (
-            "only a better profile can decide it, not a longer run"
-            if _open_by_costs(read)
-            else "raise workload.requests to decide it"
-        )
-        choice = f"Whether {tried} would do stayed open ({how}){sure_of}."
+        choice = f"It is open whether {tried} would do ({read.how_to_decide}){sure_of}."
     return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)
 
 
@@ -436,7 +465,7 @@ def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     if not record.certain:
         if _open_by_costs(read):
             return "low", "the measurements behind the profile leave the call open, and longer runs can't decide it"
-        return "low", "the call is too close for the requests that were simulated; raise workload.requests to decide it"
+        return "low", f"the call is too close for the requests that were simulated; {read.how_to_decide}"
     level = percent(record.confidence)
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
     if not read.feasible:
@@ -447,5 +476,5 @@ def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
 def _open_by_costs(read: PlanReading) -> bool:
     """Return whether all open verdicts would be clear if the profile's costs were certain."""
     points = [point for point in read.points if point.set in read.record.doubtful]
-    settled = all(point.calibration and _metric(point, name).settled for point in points for name in read.terms)
-    return bool(points) and settled and UNCLEAR not in [verdict(p.without_calibration(), read.terms) for p in points]
+    drawn = all(point.calibration for point in points)
+    return bool(points) and drawn and UNCLEAR not in [verdict(p.without_calibration(), read.terms) for p in points]

@@ -31,7 +31,10 @@ def plan_report(data: RunData) -> Report:
     read, answer = PlanReading(data), plan_answer(data)
     record, also = read.record, read.record.flags and read.record.beyond_flags
     names = list(dict.fromkeys([*read.terms, "ttft_p99_s", "e2e_p99_s", "miss_ratio"]))
-    effects = what_if_table(data.what_if, names)
+    tables = [frontier_table(read), what_if_table(data.what_if, names)]
+    if read.short is not None:
+        few = read.phrase(read.short.set)
+        tables.append(what_if_table(data.levers, names, f"What would make {few} enough?", f"With {few}"))
     return points_report(
         data,
         answer,
@@ -42,15 +45,14 @@ def plan_report(data: RunData) -> Report:
             "How was it found, and what would change it?",
             Note(record.no_flags),
             Note(f"In addition to the command: {'; '.join(record.beyond_flags)}.") if also else None,
-            frontier_table(read),
-            effects,
+            *tables,
             search_table(read),
             formulas_table(read),
             listed="Plan",
         ),
         tornado=tornado_chart(data.what_if, main_metric([read.chosen], read_terms(data.slo))),
         data=_data(read, answer, data),
-        terminal=_terminal(read, answer, [frontier_table(read), effects], str(data.manifest.get("name"))),
+        terminal=_terminal(read, answer, tables, str(data.manifest.get("name"))),
         files=[File(RECOMMENDED, None, "scenario")] if read.feasible else (),
         closing=_closing(read),
         margin=10,
@@ -79,6 +81,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
         "no_flags": record.no_flags,
         "setup": chosen.setup.to_json() if chosen.setup else {},
         "what_if": data.manifest.get("what_if", []),
+        "levers": data.manifest.get("levers", []),
         "headroom": None if data.headroom is None else data.headroom.summary(),
     }
 

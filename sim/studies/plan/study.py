@@ -119,14 +119,31 @@ def make_plan(
         if headroom:
             _keep_headroom(store, chosen)
         assert chosen.point is not None, "it was evaluated"
-        if and_what_if or (chosen.world.replicas > 1 and _waits_for_adapters(chosen.point)):
+        short = _waits_too_long(found)
+        if short is not None:
+            rows, requests = what_if(short.loaded, store, execution, free=True)
+            levers = {"levers": [row.to_json() for row in rows], "levers_key": short.key, "levers_requests": requests}
+            store.update(json_ready(levers))
+        if and_what_if or (short is None and _waits_for_adapters(chosen)):
             rows, requests = what_if(chosen.loaded, store, execution, free=not and_what_if)
             store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
 
 
-def _waits_for_adapters(point: Point) -> bool:
-    """Return whether a router, an eviction or more copies could help: requests wait for adapters."""
+def _waits_too_long(found: SearchResult) -> PlanDesign | None:
+    """Return the design next to the answer that misses the SLO where requests wait for adapters.
+
+    A router that keeps them from waiting may make it enough. Of two variables, one less of the first saves more.
+    """
+    tried = (found.best,) if found.answer is None else (found.other_edge, found.edge)
+    return next((design for design in tried if design is not None and _waits_for_adapters(design)), None)
+
+
+def _waits_for_adapters(design: PlanDesign) -> bool:
+    """Return whether a router, an eviction or more copies could help: several replicas wait for adapters."""
+    point, world = design.point, design.world
+    if point is None or world is None or world.replicas == 1:
+        return False
     waits = sum(point.breakdown.get(stage, 0.0) for stage in ("loader_queue_s", "load_s", "decode_load_s"))
     return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 

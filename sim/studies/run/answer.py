@@ -149,8 +149,8 @@ def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -
     return found
 
 
-_BY_RUN = "Open, until more requests are simulated."
-_BY_COSTS = "Open: only a better profile decides (loraplan profiles adjust --anchor)."
+_BY_RUN = "Nothing yet; simulate more requests first."
+_BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
 _COLD = "The caches start empty, which may be why {missed}. To start with full caches: --set cache.warm=steady."
 _MISSED = {NOT_MET: "the SLO is missed", UNCLEAR: "this is unclear"}
 

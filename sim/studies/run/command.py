@@ -16,6 +16,7 @@ from sim.cli.options import (
     OverwriteOption,
     StudyOptions,
     complete_assignment,
+    naming,
     parse_range,
     takes,
 )
@@ -74,9 +75,10 @@ def sweep(
     from sim.studies.design import grid
 
     axes = _axes(over or [])
-    loaded = options.load(check_points=not axes)
-    _check_slo(loaded, check)
-    results = _simulate(options, loaded, grid(loaded, axes), overwrite=overwrite)
+    with naming("--over" if axes else "", "sweep"):
+        loaded = options.load(check_points=not axes)
+        _check_slo(loaded, check)
+        results = _simulate(options, loaded, grid(loaded, axes), overwrite=overwrite)
     _print(options, results, every=all_)
     _end(options, loaded, results, check)
 

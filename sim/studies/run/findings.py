@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reports.answers.points import is_changed
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
-from reports.formatting import metric_words
+from reports.formatting import metric_words, singular
 from reports.text.limit_text import Evidence, limit_line, limit_sentence, limit_words, limits
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import bill, cheapest_sentence
@@ -26,6 +26,8 @@ _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
+_NO_PRODUCTS = ("continuous", "fixed")
+"""Engines that nobody can deploy."""
 _DEMANDED = ("rate", "concurrency", "count", "cv")
 """Last words of keys that traffic demands: for these the question is how much can be served."""
 
@@ -114,8 +116,10 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
 
     That is the edge of the SLO: of several keys the least that serves the most demand. Of rollouts and faults it is the
     design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
-    SLO. Where no point meets it, that is the one least far from its targets.
+    SLO. Where no point meets it, that is the one least far from its targets. An engine that is no product is chosen
+    only where no other was tried.
     """
+    points = [point for point in points if point.set.get("fleet.engine") not in _NO_PRODUCTS] or points
     axes = make_axes(points)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
@@ -218,7 +222,7 @@ def _other_words(found: Boundary, axis: Axis) -> str:
 def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:
     """Return values with their key in words: ``16, 32 and 64 GPU slots``, ``arrival rate 25/s and 26/s``."""
     text = _labels(axis, points, last)
-    words = axis.words.removesuffix("s") if text == "1" else axis.words
+    words = singular(axis.words) if text == "1" else axis.words
     return f"{text} {words}" if axis.counted else f"{words} {text}"
 
 
@@ -260,9 +264,9 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         details,
         NO_SLO if words == {NO_SLO} else MET if MET in words else UNCLEAR if UNCLEAR in words else NOT_MET,
         limit_words(binding),
-        f"At {point_words(worst, axes)}: {_lower(limit_sentence(binding, worst))}",
+        _at(point_words(worst, axes), limit_sentence(binding, worst)),
         "",
-        replace(trust, choice=f"At {point_words(focus, axes)}: {_lower(trust.choice)}"),
+        replace(trust, choice=_at(point_words(focus, axes), trust.choice)),
         _setting(focus, axes, slo_terms),
         _limit(worst, axes, slo_terms),
         bill(focus),
@@ -301,9 +305,10 @@ def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:
     }
 
 
-def _lower(sentence: str) -> str:
-    """Return a sentence that can follow a colon."""
-    return sentence if sentence[:2].isupper() else sentence[:1].lower() + sentence[1:]
+def _at(point: str, sentence: str) -> str:
+    """Return a sentence with the point that it is about, in words."""
+    lower = sentence if sentence[:2].isupper() else sentence[:1].lower() + sentence[1:]
+    return f"At {point}{':' if ',' in point else ','} {lower}"
 
 
 def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) -> str:

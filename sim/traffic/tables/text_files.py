@@ -84,7 +84,7 @@ def open_table(file: str) -> Iterator[TraceTable]:
             else:
                 yield _text_table(file, _unpacked(raw, start))
     except FileNotFoundError:
-        raise TraceError("no such trace", file=file, hint="paths in a scenario are relative to its file") from None
+        raise TraceError("no such trace", file=file) from None
     except _DAMAGED as error:
         raise TraceError("the compressed file is damaged", file=file, got=str(error)) from error
     except OSError as error:
