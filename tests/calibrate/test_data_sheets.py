@@ -118,7 +118,6 @@ def test_a_profile_of_a_data_sheet_is_assumed_and_says_how_far_off() -> None:
         "assumed",
         "NVIDIA A10G",
     )
-    assert profile.provenance is not None
     assert profile.provenance.command == "loraplan profiles build --gpu a10g --model llama-2-7b"
     assert read_efficiencies().error in profile.error
     assert "published by AWS" in profile.sources["step"]

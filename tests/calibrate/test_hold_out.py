@@ -67,7 +67,6 @@ def test_closed_loops_predict_each_other(shared: Path, model: str) -> None:
     if model == "llama-3.1-8b":  # of Qwen no prefill run fills its batch
         assert by["prefill steps", ADDITIVE, LEFT_OUT + ALONE].mean <= 0.01
     decision = decide(lines)
-    assert decision is not None
     assert decision["better"] == ADDITIVE
     assert decision[ADDITIVE] < 0.8 * decision[MULTIPLICATIVE]
     corner = "far corner" + ALONE
@@ -190,7 +189,6 @@ def test_the_multiplicative_form_may_win() -> None:
 
     lines = (line(ADDITIVE, 0.04), line(MULTIPLICATIVE, 0.02))
     decision = decide(lines)
-    assert decision is not None
     assert decision["better"] == MULTIPLICATIVE
     profile, _ = load_profile(f"h100-64gb/{MODELS[0]}/vllm-0.8.5")
     sentence = closing(profile.model_copy(update={"hold_out": lines}))[0]

@@ -83,7 +83,6 @@ def test_norms_of_queries_and_keys_take_no_time_of_their_own_in_decode_steps(pac
 @EACH_PACKAGE
 def test_a_profile_says_which_tables_it_was_built_from(package: str) -> None:
     profile = build_profile(deployment("h100-80gb", "llama-3.1-8b"), "command").profile
-    assert profile.provenance is not None
     assert (tables := profile.provenance.device["tables"]).startswith(f"{package} 0.")
     step = profile.sources["step"]
     assert f"under vLLM {profile.name.rpartition('-')[2]} ({tables}, NVIDIA" in step

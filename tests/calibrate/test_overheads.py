@@ -243,7 +243,6 @@ def test_servers_are_set_up_as_their_benchmarks_did() -> None:
 
     def loop_of(**changes: str) -> Loop:
         point = point_of(2, row | changes)
-        assert point is not None
         return point.loop
 
     both = Loop(64, 1024, 1024, (0.8, 1.0), budget=2248, chunked=False, wait_steps=20, wait_tokens=0.9 * 2248)

@@ -75,7 +75,6 @@ def test_the_bundled_profile_has_what_the_tables_say(shared: Path, model: str) -
     fitted = fit_loads(read_rows(folder / "load_samples.csv", ("model",)), model).section
     # The last digit of a least-squares fit depends on the processor's matrix kernels.
     assert _numbers(profile.load) == pytest.approx(_numbers(fitted), rel=1e-12)
-    assert profile.provenance is not None
     runs = read_runs(folder / "runs.csv")
     subset = [run.name for run in calibration_subset(runs) if run.model == model]
     assert list(profile.provenance.calibration_runs) == subset

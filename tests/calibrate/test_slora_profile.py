@@ -98,7 +98,6 @@ def test_tables_that_cannot_be_fitted_are_named(tmp_path: Path) -> None:
 
 def test_the_bundled_profile_is_what_its_command_writes(shared: Path) -> None:
     bundled, _ = load_profile(NAME)
-    assert bundled.provenance is not None
     fitted = fit_slora(shared / "slora", bundled.provenance.command)
     assert fitted.provenance == bundled.provenance
     assert fitted.step.fixed_s == pytest.approx(bundled.step.fixed_s, rel=1e-6)

@@ -71,7 +71,6 @@ def test_flat_early_at_70_percent_is_underfitting_where_capacity_is_small(
 
 def test_its_cures_have_parameters_of_the_known_base(tmp_path: Path) -> None:
     one = vet(tmp_path / "a", STUCK, 4, ATTENTION)
-    assert one.current is not None
     assert (one.current.rank, one.current.targets, one.current.parameters) == (4, ("q", "v"), 4 * 425_984)
     sizes = [(remedy.rank, remedy.targets, remedy.parameters) for remedy in one.findings[0].remedies]
     wide: Targets = "all-linear"
@@ -222,7 +221,6 @@ def test_a_rising_validation_loss_on_tiny_data(tmp_path: Path, examples: int, en
 def test_the_number_of_examples_is_read_from_the_closing_entry_or_bounded(tmp_path: Path) -> None:
     one = vet(tmp_path / "a", [*memorising(), closing(batch=1)])
     assert named(one) == {"overfitting": "likely"}
-    assert one.current is not None
     assert one.current.examples == 100
     assert named(vet(tmp_path / "b", memorising(), train_batch_size=1)) == {"overfitting": "likely"}
     many = vet(tmp_path / "c", memorising(), train_batch_size=16)
@@ -418,8 +416,6 @@ def test_cures_have_bytes_where_the_weights_are(tmp_path: Path) -> None:
     )[0]
     write_log(folder, STUCK)
     (one,) = vet_path(folder)
-    assert one.adapter is not None
-    assert one.current is not None
     assert one.current.adapter_bytes == one.adapter.bytes == 2 * 2 * 67_584
     sizes = {remedy.name: remedy.adapter_bytes for remedy in one.findings[0].remedies}
     assert sizes["rank-32"] == 32 * 2 * 67_584

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from calibrate.loads.synthetic_adapters import SyntheticAdapter, adapter_bytes, synthesize
 from sim.spec.scenario import Targets
-from sim.traffic.adapters import SHAPES, ModelShape, parameters_per_rank, tensor_count
+from sim.traffic.adapters import ModelShape, parameters_per_rank, tensor_count
 from sim.training.files.adapter_folder import WEIGHTS
 from sim.training.files.census import take_census
-from sim.training.files.safetensors_header import read_header
 
 # PEFT still asks transformers by a name that it gave up.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -105,12 +103,3 @@ def test_what_peft_adds_is_found(tmp_path: Path) -> None:
     (failure,) = census.failures
     assert (failure.folder, failure.kind) == ("ia3", "not LoRA")
     assert "IA3" in failure.problem
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_files_of_noise_are_as_large_as_the_formulas_say(tmp_path: Path, dtype: str) -> None:
-    for targets in TARGETS:
-        (folder,) = synthesize(tmp_path, SyntheticAdapter(SHAPES["tiny"], "tiny", 8, targets, dtype), 1, seed=1)
-        header = read_header(folder / WEIGHTS)
-        data = sum(tensor.end - tensor.start for tensor in header.tensors)
-        assert data == adapter_bytes(SHAPES["tiny"], 8, targets, dtype) == take_census(folder).entries[0].bytes

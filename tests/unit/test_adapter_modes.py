@@ -1,17 +1,20 @@
-"""The table of adapter modes: each can be had, each need can be broken, and nothing else is refused."""
+"""The table of adapter modes: each can be had, what breaks a need is refused (refusals/), and nothing else is."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from refusal_tables import refusals
 from strategies import build
 
 from sim.spec.adapter_modes import MODES, OTHER_CHOICES, mode_of
 from sim.spec.files.problems import known_keys
-from sim.spec.needs import Choice, Need, broken, words_of
+from sim.spec.needs import broken
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import assemble
@@ -40,115 +43,6 @@ HAD: dict[str, list[dict[str, Any]]] = {
     "prefetching": [{"cache.prefetch": "queued", "fleet.load_at": "admission"}],
 }
 
-OFFLOAD: dict[str, Any] = {"fleet.kv_offload": {"size": "1 GB"}}
-SPECULATION: dict[str, Any] = {"fleet.speculation": {"tokens": 3, "acceptance": 0.7, "draft": 0.05}}
-BROKEN: list[tuple[str, str, str, dict[str, Any]]] = [
-    ("stop", "fleet.load_at", "arrival", {"fleet.admission": "stop", "fleet.load_at": "arrival"}),
-    ("reversed", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "reversed"}),
-    ("own-queue", "fleet.passed_requests", "cache.eviction lru", {"fleet.passed_requests": "own-queue"}),
-    ("running", "fleet.adapter_limit", "cache.eviction lru", {"fleet.adapter_limit": "running"}),
-    (
-        "ratio",
-        "fleet.kv_check",
-        "cache.protects running, fleet.admission_interval 1",
-        {"fleet.kv_check": "ratio"},
-    ),
-    ("overlap-schedule", "fleet.overlap_schedule", "fleet.kv_check whole-prompt", {"fleet.overlap_schedule": True}),
-    (
-        "async-scheduling",
-        "fleet.async_scheduling",
-        "fleet.batching prefill-first, fleet.kv_check whole-prompt",
-        {"fleet.async_scheduling": True, "fleet.batching": "prefill-first"},
-    ),
-    ("kv-offload", "fleet.kv_offload", "cache.eviction lru", OFFLOAD),
-    (
-        "kv-offload",
-        "fleet.kv_offload",
-        "fleet.prefix_caching false, fleet.uncached_blocks first",
-        {"fleet.engine": "vllm", **OFFLOAD},
-    ),
-    (
-        "kv-offload",
-        "fleet.kv_offload",
-        "fleet.scheduling priority, fleet.front_end none, adapters.invocation_tokens None",
-        {"fleet.engine": "vllm", "fleet.prefix_caching": True, "fleet.scheduling": "priority", **OFFLOAD},
-    ),
-    (
-        "speculation",
-        "fleet.speculation",
-        "cache.eviction lru, fleet.batching mixed, fleet.kv_check whole-prompt, fleet.uncached_blocks first",
-        SPECULATION,
-    ),
-    ("fixed", "storage.mode", "blocking", {**FIXED, "storage.mode": "blocking"}),
-    ("fixed", "cache.eviction", "vllm-lru", {**FIXED, "cache.eviction": "vllm-lru"}),
-    ("fixed", "cache.host.fill", "arrival", {**FIXED, "cache.host.fill": "arrival"}),
-    ("fixed", "cache.gpu.unified", "true", {**FIXED, "cache.gpu.unified": True}),
-    ("fixed", "cache.prefetch", "queued", {**FIXED, "cache.prefetch": "queued"}),
-    ("fixed", "adapters.base_quantization", "nf4", {**FIXED, "adapters.base_quantization": "nf4"}),
-    ("vllm-0.8-scraped", "fleet.front_end", "cache.eviction lru", {"fleet.front_end": "vllm-0.8-scraped"}),
-    ("s-lora", "fleet.front_end", "cache.gpu.unified false", {"fleet.front_end": "s-lora"}),
-    ("loads-in-steps", "storage.loaders", "2", {"storage.mode": "blocking", "storage.loaders": 2}),
-    ("loads-in-steps", "fleet.load_at", "arrival", {"storage.mode": "blocking", "fleet.load_at": "arrival"}),
-    ("vllm-lru", "cache.eviction", "storage.mode overlap, fleet.admission skip", {"cache.eviction": "vllm-lru"}),
-    ("vllm-lru", "cache.gpu.unified", "true", {**VLLM, "cache.gpu.unified": True}),
-    ("vllm-lru", "cache.gpu.base_model_slot", "true", {**VLLM, "cache.gpu": {"slots": 4, "base_model_slot": True}}),
-    ("vllm-lru", "cache.gpu.size", "1000000000", {**VLLM, "cache.gpu.size": "1 GB"}),
-    ("vllm-lru", "cache.host.fill", "start", {**VLLM, "cache.host.fill": "start"}),
-    ("vllm-lru", "cache.host.size", "1000000000", {**VLLM, "cache.host.size": "1 GB"}),
-    ("vllm-lru", "cache.host.slots", "3", {**VLLM, "cache.gpu.slots": 4, "cache.host.slots": 3}),
-    ("vllm-lru", "cache.pinned", "1", {**VLLM, "cache.pinned": 1}),
-    (
-        "batch-slots",
-        "cache.protects",
-        "fleet.load_at arrival, fleet.admission skip, storage.loaders 1",
-        {"cache.protects": "batch"},
-    ),
-    (
-        "batch-slots",
-        "cache.prefetch",
-        "queued",
-        {**SGLANG, "storage.mode": "overlap", "fleet.load_at": "admission", "cache.prefetch": "queued"},
-    ),
-    ("batch-slots", "cache.eviction", "sieve", {**SGLANG, "cache.eviction": "sieve"}),
-    ("batch-slots", "cache.gpu.size", "1000000000", {**SGLANG, "cache.gpu": {"size": "1 GB"}}),
-    ("batch-slots", "cache.gpu.unified", "true", {**SGLANG, "cache.gpu": {"slots": 4, "unified": True}}),
-    ("batch-slots", "cache.gpu.base_model_slot", "false", {**SGLANG, "cache.gpu": {"slots": 4}}),
-    (
-        "per-adapter",
-        "cache.eviction",
-        "fleet.admission per-adapter, cache.eviction lru",
-        {"fleet.admission": "per-adapter"},
-    ),
-    ("per-adapter", "storage.mode", "blocking", {**PER_ADAPTER, "storage.mode": "blocking"}),
-    ("per-adapter", "fleet.load_at", "arrival", {**PER_ADAPTER, "fleet.load_at": "arrival"}),
-    ("per-adapter", "cache.pinned", "1", {**PER_ADAPTER, "cache.pinned": 1}),
-    ("per-adapter", "cache.warm", "1", {**PER_ADAPTER, "cache.warm": 1}),
-    ("per-adapter", "cache.prefetch", "queued", {**PER_ADAPTER, "cache.prefetch": "queued"}),
-    ("unified", "cache.gpu.size", "1000000000", {**UNIFIED, "cache.gpu.size": "1 GB"}),
-    ("unified", "cache.gpu.base_model_slot", "true", {**UNIFIED, "cache.gpu.base_model_slot": True}),
-    ("unified", "cache.eviction", "cycle", {**PER_ADAPTER, "cache.gpu.unified": True}),
-    (
-        "unified",
-        "cache.gpu.unified",
-        "fleet.kv_check whole-prompt, storage.mode blocking",
-        {**UNIFIED, "fleet.kv_check": "whole-prompt"},
-    ),
-    ("unified", "cache.pinned", "1", {**UNIFIED, "cache.pinned": 1}),
-    (
-        "unified",
-        "router.controller.move",
-        "eager",
-        {**UNIFIED, "router.policy": "placement", "router.controller.move": "eager"},
-    ),
-    (
-        "prefetching",
-        "cache.prefetch",
-        "storage.mode overlap, fleet.load_at arrival",
-        {"cache.prefetch": "queued"},
-    ),
-]
-"""For each need: who has it, the key and the value that the error names, and a scenario that doesn't meet it."""
-
 
 def scenario(values: dict[str, Any]) -> Scenario:
     """Return a scenario with values by dotted key."""
@@ -165,24 +59,17 @@ def scenario(values: dict[str, Any]) -> Scenario:
     return build(**sections)
 
 
-def refusal(values: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what the error says of a scenario that is refused; None: it is accepted."""
-    try:
-        scenario(values)
-    except ValidationError as error:
-        return error.errors()[0].get("ctx", {})
-    return None
-
-
 def test_every_key_of_the_table_is_one_of_a_scenario() -> None:
     keys = {key for choice in CHOICES.values() for key in choice.set_by}
     keys |= {key for _, need in NEEDS for key in (*need.keys, need.at or next(iter(need.keys)))}
     assert keys <= set(known_keys(Scenario))
 
 
-def test_the_cases_here_are_those_of_the_table() -> None:
+def test_each_need_has_a_row_among_the_refusals() -> None:
     assert set(HAD) == set(MODES.names)
-    assert len(BROKEN) == len(NEEDS)
+    answers = [row.values[0].answer for row in refusals(Path(__file__).with_name("refusals"))]
+    needed = Counter(f"{need.at or next(iter(need.keys))}: {need.why}" for _, need in NEEDS)
+    assert [text for text, count in needed.items() if sum(text in answer for answer in answers) < count] == []
 
 
 @pytest.mark.parametrize(("name", "values"), [(name, each) for name, several in HAD.items() for each in several])
@@ -191,18 +78,6 @@ def test_a_replica_has_the_mode_that_the_scenario_chooses(name: str, values: dic
     assert mode_of(served) == name
     mode = assemble(build_world(served), 0, 1).fleet.servers[0].mode
     assert type(mode) is MODES[name].load()
-
-
-@pytest.mark.parametrize(("case", "need"), list(zip(BROKEN, NEEDS, strict=False)))
-def test_a_scenario_that_does_not_meet_a_need_is_refused(
-    case: tuple[str, str, str, dict[str, Any]], need: tuple[Choice, Need]
-) -> None:
-    name, key, got, values = case
-    refused = refusal(values)
-    assert refused is not None
-    assert need[0].name == name
-    assert (refused["key"], words_of(refused["got"]), refused["problem"]) == (key, got, need[1].why)
-    assert refused["allowed"]
 
 
 def fits(s: Scenario) -> bool:

@@ -25,11 +25,9 @@ def test_objects_need_only_names(tmp_path: Path) -> None:
     file.write_text("adapter_id,adapter_bytes\nb,5\na,7\nb,5\n")
     objects = read_adapter_sequence(str(file))
     assert (objects.adapter.tolist(), objects.names) == ([0, 1, 0], ("b", "a"))
-    assert objects.size_bytes is not None
     assert objects.size_bytes.tolist() == [5, 7]
     assert objects.notes == ()
     given = read_adapter_sequence(str(file), adapter_size=9)
-    assert given.size_bytes is not None
     assert (given.adapter.tolist(), given.size_bytes.tolist()) == ([0, 1, 0], [9, 9])
     file.write_text("tenant_id\nx\n\ny\n")
     assert read_adapter_sequence(str(file)).size_bytes is None
@@ -73,7 +71,6 @@ def test_bytes_of_all_requests_fit_in_64_bits(tmp_path: Path) -> None:
     ):
         read_adapter_sequence(str(file))
     sizes = read_adapter_sequence(str(file), skip_bad=True).size_bytes
-    assert sizes is not None
     assert sizes.tolist() == [MAX_BYTES]
     with pytest.raises(InputError, match=r"--adapter-size: no size of an adapter \(got 100000000001"):
         read_adapter_sequence(str(file), skip_bad=True, adapter_size=MAX_BYTES + 1)

@@ -135,8 +135,6 @@ def test_cold_starts_add_up_and_the_new_cache_is_empty() -> None:
 def test_weights_take_their_bytes_over_the_bandwidth() -> None:
     world = build_world(waves({"cold_start": {"weights_per_s": "2 GB"}}))
     autoscale, profile = world.scenario.fleet.autoscale, world.pools[0].profile
-    assert autoscale is not None
-    assert profile is not None
     assert mean_cold_start_s(autoscale.cold_start, world.pools[0]) == pytest.approx(
         34.0 + profile.memory.weights_bytes / 2e9
     )

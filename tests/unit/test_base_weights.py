@@ -58,10 +58,6 @@ def world(**adapters: Any) -> World:
 
 def test_the_memory_becomes_kv_cache_and_the_base_part_of_a_step_longer() -> None:
     plain, quantised = world(), world(adapters={"base_quantization": "nf4", "base_slowdown": 1.5})
-    assert plain.pools[0].profile is not None
-    assert quantised.pools[0].profile is not None
-    assert plain.pools[0].kv_tokens is not None
-    assert quantised.pools[0].kv_tokens is not None
     freed = plain.pools[0].profile.memory.weights_bytes - quantised.pools[0].profile.memory.weights_bytes
     per_token = plain.pools[0].profile.memory.kv_bytes_per_token
     assert (quantised.pools[0].kv_tokens - plain.pools[0].kv_tokens) * per_token == pytest.approx(
@@ -92,7 +88,6 @@ def test_a_profile_may_have_measured_steps(tmp_path: Path) -> None:
     data["quantized"] = {"nf4": {"weights_bytes": 5_800_000_000, "step": {"fixed_s": 0.02}}, "int8": {}}
     path = write_file(".json", json.dumps(data))
     measured = world(adapters={"base_quantization": "nf4"}, fleet={"profile": path})
-    assert measured.pools[0].profile is not None
     assert measured.pools[0].profile.step.fixed_s == 0.02
     assert measured.pools[0].profile.memory.weights_bytes == 5_800_000_000
     assert measured.pools[0].profile.draws == ()
@@ -106,10 +101,8 @@ def test_a_profile_may_have_measured_steps(tmp_path: Path) -> None:
 
 def test_draws_are_slowed_down_as_their_profile_is() -> None:
     quantised = world(adapters={"base_quantization": "nf4"}, fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"})
-    assert quantised.pools[0].profile is not None
     draw = quantised.pools[0].profile.draws[0]
     drawn = quantised.with_costs(draw).pools[0].profile
-    assert drawn is not None
     assert drawn.step.fixed_s == pytest.approx(ASSUMED_SLOWDOWN["nf4"] * draw.step.fixed_s)
 
 

@@ -159,6 +159,5 @@ def test_kinds_of_s_lora_take_turns_and_a_base_model_alone_draws_as_with_one() -
 
 def test_prompts_of_vllm_share_their_prefix() -> None:
     (chunk,) = build_world(scenario_of(VLLM | {"prefix_len": 30, "request_rate": "4/s"})).traffic.chunks(0)
-    assert chunk.text is not None
     assert set(chunk.text.ends) == {31}, "with the special token"
     assert set(chunk.prompt_tokens) == {70}

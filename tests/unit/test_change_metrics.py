@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_recordings import recording_of, scenario_facts
 
 from sim.results.baseline_impact import usual_impact, with_impact
 from sim.results.catalogue import ALWAYS_THERE
@@ -15,7 +16,6 @@ from sim.results.metrics import measure
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
-from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import (
     COMPLETED,
     FAILED,
@@ -37,7 +37,7 @@ from sim.results.records import (
 from sim.results.sample_data import FaultWindow, ScenarioFacts
 from sim.results.slices import replica_results
 from sim.results.timeline import event_cuts, timeline_latencies, version_mix
-from sim.traffic.request import FROM_STORAGE, HIT, MISS
+from sim.traffic.request import FROM_STORAGE, MISS
 
 T975 = {1: 12.7062, 2: 4.30265}
 """97.5 % quantiles of Student's t by degrees of freedom, from tables."""
@@ -52,64 +52,30 @@ def impact_of(point: Point) -> Impact:
 
 
 def facts(**changes: Any) -> ScenarioFacts:
-    given: dict[str, Any] = {
-        "slo": {"e2e_p99_s": 2.0},
-        "fixed": False,
-        "blocking": False,
-        "replicas": 2,
-        "loaders": 1,
-        "size_bytes": np.array([10, 10]),
-        "kind": np.zeros(2, dtype=np.int64),
-        "kind_names": ("all",),
-        "slots": 4,
-        "kv_tokens": 1000,
-        "max_num_seqs": 8,
-        "strategies": ("in-place",),
-    }
-    return ScenarioFacts(**given | changes)
+    two = {"replicas": 2, "size_bytes": np.array([10, 10]), "strategies": ("in-place",)}
+    return scenario_facts(**{"slo": {"e2e_p99_s": 2.0}, **two, **changes})
 
 
 def recording(**changes: Any) -> Recording:
     """Forty requests, one a second, for two adapters on two replicas by turns; each takes a second."""
     arrival = np.arange(COUNT, dtype=np.float64)
-    columns: dict[str, Any] = {
-        "index": np.arange(COUNT),
-        "arrival_s": arrival,
-        "adapter": np.arange(COUNT) % 2,
-        "prompt_tokens": np.full(COUNT, 10),
-        "output_tokens": np.full(COUNT, 3),
-        "outcome": np.full(COUNT, HIT),
-        "tier": np.zeros(COUNT, dtype=int),
-        "replica": np.arange(COUNT) % 2,
-        "preemptions": np.zeros(COUNT, dtype=int),
-        "load_queue_s": np.zeros(COUNT),
-        "load_wait_s": np.zeros(COUNT),
-        "admitted_s": arrival + 0.25,
-        "first_token_s": arrival + 0.5,
-        "finished_s": arrival + 1.0,
-        "status": np.full(COUNT, COMPLETED),
-        "marks": np.zeros(COUNT, dtype=np.int32),
-        "version": np.ones(COUNT, dtype=np.int32),
-        "last_version": np.ones(COUNT, dtype=np.int32),
-        "tokens_before": np.zeros(COUNT, dtype=np.int32),
-        "tries": np.zeros(COUNT, dtype=np.int32),
-    }
     loads = changes.pop("loads", [])
     events, told = changes.pop("events", []), changes.pop("facts", {})
-    for name, values in changes.items():
-        if isinstance(values, dict):
-            columns[name] = columns[name].copy()
-            for place, value in values.items():
-                columns[name][place] = value
-        else:
-            columns[name] = np.asarray(values)
-    for place in np.flatnonzero(columns["status"] != COMPLETED):
-        columns["finished_s"][place] = -1.0
-    bounds = np.array([float(WARM), 22.0, float(COUNT)])
-    section = np.searchsorted(bounds, columns["arrival_s"], side="right") - 1
     started = np.array([load[0] for load in loads], dtype=np.float64)
-    return Recording(
-        requests=columns,
+    bounds = np.array([float(WARM), 22.0, float(COUNT)])
+    made = recording_of(
+        {
+            "arrival_s": arrival,
+            "adapter": np.arange(COUNT) % 2,
+            "prompt_tokens": np.full(COUNT, 10),
+            "output_tokens": np.full(COUNT, 3),
+            "replica": np.arange(COUNT) % 2,
+            "admitted_s": arrival + 0.25,
+            "first_token_s": arrival + 0.5,
+            "finished_s": arrival + 1.0,
+        },
+        bounds,
+        float(COUNT + 1),
         loads={
             "started_s": started,
             "ended_s": started + 0.1,
@@ -118,16 +84,7 @@ def recording(**changes: Any) -> Recording:
             "tier": np.full(len(started), float(FROM_STORAGE)),
             "replica": np.array([float(load[1]) for load in loads]),
         },
-        bounds=bounds,
-        section_of=np.minimum(section, 1),
-        gap_counts=np.zeros((2, GAP_BINS), dtype=np.int64),
-        gap_sum_s=np.zeros(2),
-        busy_s=np.zeros(2),
-        blocked_s=np.zeros((4, 2)),
-        running_area=0.0,
-        room_short_s=0.0,
-        inside_area=0.0,
-        stopped_s=float(COUNT + 1),
+        section_of=None,
         busy_by_replica=np.array([18.0, 9.0]),
         events=events,
         facts={
@@ -139,6 +96,16 @@ def recording(**changes: Any) -> Recording:
             **told,
         },
     )
+    for name, values in changes.items():
+        if isinstance(values, dict):
+            for place, value in values.items():
+                made.requests[name][place] = value
+        else:
+            made.requests[name] = np.asarray(values)
+    made.requests["finished_s"][made.requests["status"] != COMPLETED] = -1.0
+    section = np.searchsorted(bounds, made.requests["arrival_s"], side="right") - 1
+    made.section_of = np.minimum(section, 1)
+    return made
 
 
 def metrics(*recordings: Recording, least: int = 5, **changes: Any) -> dict[str, Metric]:
@@ -321,6 +288,8 @@ def test_loads_peak_over_ten_seconds() -> None:
     assert found["before_peak_loads_per_s"].value == pytest.approx(0.1)
     far = [(4.0 + i * 6.0, 0) for i in range(3)]  # 4, 10, 16: two within ten seconds
     assert metrics(recording(loads=far))["before_peak_loads_per_s"].value == pytest.approx(0.2)
+    each_second = [(4.0 + second, 0) for second in range(11)]  # the last is ten seconds after the first
+    assert metrics(recording(loads=each_second))["before_peak_loads_per_s"].value == pytest.approx(1.0)
     assert metrics(recording())["rollout_peak_loads_per_s"].value == 0
 
 
@@ -337,8 +306,6 @@ def test_skew_is_the_busiest_replica_over_the_mean() -> None:
     other_way = 1 - three_to_one
     found = metrics(recording(replica=three_to_one), recording(replica=other_way))["replica_load_skew"]
     assert found.value == pytest.approx((27 + 27) / 36)
-    assert found.lo is not None
-    assert found.hi is not None
     assert 1 < found.lo < 1.5 < found.hi < 2
     record_unserved = recording(replica={i: -1 for i in range(4, 40) if i % 4 == 0}, status={8: REFUSED})
     assert metrics(record_unserved)["replica_load_skew"].value == pytest.approx(18 / (27 / 2))
@@ -366,6 +333,7 @@ def test_sessions_that_saw_both_and_went_back() -> None:
     assert sessions([(0, 0, 2, 2), (0, 0, 1, 1), (0, 0, 2, 2), (0, 0, 1, 1)]) == (1, 1)  # goes back twice, counts once
     assert sessions([(0, 0, 1, 2)]) == (1, 0)  # one response of both
     assert sessions([(0, 0, 1, 2), (0, 0, 1, 1)]) == (1, 1)
+    assert sessions([(0, 0, 2, 2), (0, 0, 1, 2)]) == (1, 1)  # which begins with the old one
     assert sessions([(0, 0, 1, 1), (0, 1, 2, 2)]) == (0, 0)  # other adapters have versions of their own
     assert sessions([(0, 0, 2, 2), (1, 0, 1, 1)]) == (0, 0)
     assert sessions([(0, 0, 3, 3), (0, 0, 2, 2), (0, 1, 1, 1), (0, 1, 2, 2)]) == (2, 1)

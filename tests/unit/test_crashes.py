@@ -105,52 +105,24 @@ def test_a_stall_holds_up_loads_under_way() -> None:
     assert [(event.time_s, event.kind) for event in recording.events] == [(0.25, "fault"), (10.25, "over")]
 
 
-@pytest.mark.parametrize(
-    "fleet",
-    [
-        {"load_at": "arrival"},
-        {"load_at": "admission"},
-        {"admission": "stop"},
-        {"storage.mode": "blocking"},
-        {"engine": "lorax"},
-        {"engine": "sglang"},
-        {"engine": "s-lora"},
-        {"engine": "tensorrt-llm"},
-        {"engine": "vllm-0.8"},
-        {"engine": "vllm-0.32"},
-        {"admission": "per-adapter"},
-    ],
-)
-def test_no_engine_keeps_a_place_for_a_load_that_failed(fleet: dict[str, Any]) -> None:
-    """With one slot, a place or a count that is not given back stops every later request."""
-    fleet = dict(fleet)
-    storage: dict[str, Any] = {"load": fixed_time(0.25), "host_load": fixed_time(0.01)}
-    if "storage.mode" in fleet:
-        storage["mode"] = fleet.pop("storage.mode")
-    cache: dict[str, Any] = {"gpu": {"slots": 1}}
-    if fleet.get("engine") == "s-lora":
-        cache = {"gpu": {"unified": True, "slots": 1}, "host": {"fill": "load", "slots": 1}}
-    elif fleet.get("admission") == "per-adapter":
-        cache["eviction"] = "cycle"
-    elif fleet.get("engine") == "sglang":
-        cache["host"] = {"fill": "load", "slots": 1}
-    elif fleet.get("engine") == "tensorrt-llm":
-        cache["host"] = {"fill": "arrival", "slots": 1}
+@pytest.mark.parametrize(("engine", "gpu"), [("sglang", {}), ("s-lora", {"unified": True})])
+def test_no_place_is_kept_for_a_load_that_failed(engine: str, gpu: dict[str, Any]) -> None:
+    """A place that is not given back would stop every later request. Other caches: tests/property/test_faults.py."""
     rows = [(0.0, 0), (0.01, 1), (0.02, 2), (0.3, 1)] + [(40.0 + number, number % 3) for number in range(9)]
     scenario = build(
         workload={"trace": {"file": write_trace([(second, adapter, 8, 4) for second, adapter in rows])}},
         adapters={"size": "1 MB"},
-        cache=cache,
-        fleet=fleet,
-        storage=storage,
+        cache={"gpu": {"slots": 1, **gpu}, "host": {"fill": "load", "slots": 1}},
+        fleet={"engine": engine},
+        storage={"load": fixed_time(0.25), "host_load": fixed_time(0.01)},
         faults=[{"kind": "failing-loads", "probability": 1.0, "retries": 1, "backoff": "0.1 s", "lasts": "20 s"}],
     )
     world = build_world(scenario)
-    fleet_of_one = assemble(world, 0, 1).fleet
-    requests = fleet_of_one.run(world.traffic.chunks(0)).requests
+    fleet = assemble(world, 0, 1).fleet
+    requests = fleet.run(world.traffic.chunks(0)).requests
     assert requests["status"].tolist() == [FAILED] * 4 + [COMPLETED] * 9
     assert requests["outcome"].tolist()[4] == MISS
-    fleet_of_one.servers[0].check_integrity()
+    fleet.servers[0].check_integrity()
 
 
 def test_a_fault_of_storage_that_nothing_comes_from_is_noted() -> None:
@@ -167,23 +139,6 @@ def test_a_fault_of_storage_that_nothing_comes_from_is_noted() -> None:
     )
     assert any("all adapters are in host memory from the start" in note for note in build_world(in_host).notes)
     assert not any("all adapters are in host memory" in note for note in build_world(on_disk).notes)
-
-
-@pytest.mark.parametrize("down", ["1 s", "20 s"])
-def test_routers_forget_what_a_dead_replica_had(down: str) -> None:
-    """A replica that lost an adapter isn't taken for one that has it."""
-    rows = [(0.0, 0), (2.0, 0), (2.0, 1), (10.0, 0), (30.0, 0), (30.1, 2)]
-    scenario = services(rows, [CRASH | {"at": "5 s", "down": down, "detected": "0 s"}])
-    scenario = Scenario.model_validate(
-        scenario.model_dump(mode="json", exclude_unset=True)
-        | {"router": {"policy": "affinity-residency"}, "cache": {"gpu": {"slots": 4}}}
-    )
-    world = build_world(scenario)
-    assembly = assemble(world, 0, 1)
-    assembly.fleet.run(world.traffic.chunks(0))
-    residency = assembly.router_state.residency
-    assert residency is not None
-    residency.check_integrity([server.cache.state for server in assembly.fleet.servers])
 
 
 def test_a_loader_is_held_in_the_pauses_between_attempts() -> None:

@@ -75,7 +75,6 @@ def test_draws_spread_the_reads_by_a_factor_of_two() -> None:
     assert len(set(sizes)) == world.draws == 8
     # By hand, with 2880 padded to 3072 and 2944 for Marlin: A of gate and up, A of down, B of both, B of down.
     pool = world.pools[0]
-    assert pool.experts is not None
     assert pool.experts.size == pytest.approx(128 * (2 * 3072 + 3 * 2944) / (4 * 2880 + 2 * 4096 + 2 * 512))
     assert pool.experts.passed == 4 / 128
     assert min(sizes) < pool.experts.size / 2.5 < pool.experts.size * 2.5 < max(sizes)
@@ -109,7 +108,6 @@ def test_a_shape_whose_tokens_pass_no_expert_is_refused(tmp_path: Path) -> None:
 def test_a_copy_of_experts_takes_its_bytes_over_the_bus() -> None:
     world = world_of("[q, k, v, o, experts]", "cache.host.slots=200")
     pool = world.pools[0]
-    assert pool.profile is not None
     size = int(pool.population.size_bytes[0])
     assert size == 36 * 16 * 2 * (4 * 2880 + 2 * 4096 + 2 * 512 + 128 * 5 * 2880)
     calls = pool.profile.load.host.open_s + 36 * (2 * 4 + 4) * pool.profile.load.host.per_tensor_s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +67,6 @@ def test_groups_share_the_cost_by_their_tokens() -> None:
 def test_tables_show_costs_only_with_a_price() -> None:
     for point, shown in ((ON_PAPER, True), (priced(ON_PAPER, None), False)):
         groups = groups_table(point, "")
-        assert groups is not None
         assert ("cost a month" in groups.head) == shown
         assert any("$" in cell for row in groups.rows for cell in row) == shown
         assert any("cost" in row[0] for row in metrics_table(point).rows) == shown
@@ -90,25 +88,12 @@ def test_another_price_scales_every_part_and_no_price_shows_nothing() -> None:
 
 def test_a_dearer_fleet_is_clearly_worse() -> None:
     found = difference_of(ON_PAPER, priced(ON_PAPER, 7.2), "usd_per_month")
-    assert found is not None
     assert (found.word, found.change) == ("clearly worse", pytest.approx(3.6 * 4 * 730))
-
-
-def test_a_run_adds_up() -> None:
-    point = loraplan.run("quickstart", {**SMALL, "fleet.price": "$3/h"}, jobs=1).point
-    value = {name: point.metrics[name].value or math.nan for name in point.metrics}
-    per_second = 3 / 3600
-    assert value["usd_per_request"] == pytest.approx(per_second / value["throughput_rps"])
-    assert value["usd_per_m_output_tokens"] == pytest.approx(1e6 * per_second / value["output_tokens_per_s"])
-    both = 1 / value["usd_per_m_input_tokens"] + 1 / value["usd_per_m_output_tokens"]
-    assert 1 / value["usd_per_m_tokens"] == pytest.approx(both)
-    assert sum(group.facts["usd_per_month"] for group in point.groups[-3:]) == pytest.approx(3 * 730)
 
 
 def test_replicas_over_several_gpus_pay_for_each() -> None:
     values = {**SMALL, "fleet.price": 2.0, "fleet.replicas": 3, "fleet.tensor_parallel": 2}
     point = loraplan.run("plan-70b-tensor-parallel", values, jobs=1).point
-    assert point.usage is not None
     assert (point.usage.gpus, point.metrics["usd_per_month"].value) == (6, 6 * 2.0 * 730)
 
 
@@ -178,14 +163,12 @@ def test_a_fleet_of_more_gpus_than_its_profile_is_priced_by_the_gpu(tmp_path: Pa
     found = loraplan.plan("plan-cheapest-fleet", values, out=tmp_path / "plan", jobs=1)
     count = found.found["fleet.replicas"]
     assert found.found == {"fleet": "a", "fleet.replicas": count, "price": 8.0 * count, "gpus": 4 * count}
-    assert found.point.usage is not None
     assert (found.point.usage.gpus, found.point.usage.price) == (4 * count, 2.0)
     assert found.answer.headline.startswith(f"Use {count} replica")
     assert f"${8 * count} an hour" in found.answer.headline
     month = f"{4 * count} GPUs at $2.00 an hour cost ${8 * count * 730:,} a month."
     assert month in found.answer.details
     again = loraplan.run(str(tmp_path / "plan/recommended.yaml"), SMALL, out=tmp_path / "run", jobs=1)
-    assert again.point.usage is not None
     assert (again.point.usage.gpus, again.point.usage.price) == (4 * count, 2.0)
 
 

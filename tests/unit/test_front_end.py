@@ -88,6 +88,7 @@ def test_a_request_that_the_front_end_refuses_is_not_counted_inside(monkeypatch:
     counts = fleet.count_inside()
     status = fleet.run(world.traffic.chunks(0)).requests["status"]
     assert (status == REFUSED).any()
+    assert facts_of(world).refusals.endswith(", or the client had too many requests open")
     assert counts == [{}, {}]
 
 

@@ -206,9 +206,7 @@ def test_a_report_says_what_swaps_cost(swapping: Any) -> None:
     assert limits(point)[0].name == "swaps"
     assert "spend" in limit_sentence(limits(point)[0], point)
     table, where = replicas_table(point, ""), capacity_table(point)
-    assert table is not None
     assert table.rows[2][0] == "2 (full models)"
-    assert where is not None
     assert where.rows[-1][0] == "loads of whole models"
     assert where.rows[-1][-1] == "1 replica"
     notes = " ".join(point.warnings)
@@ -284,11 +282,9 @@ def test_a_price_counts_the_replicas_of_full_models(tmp_path: Path) -> None:
 
 def test_draws_reach_full_models_too() -> None:
     world = build_world(scenario(fleet={"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"}))
-    assert world.pools[0].profile is not None
     draw = world.pools[0].profile.draws[0]
     for drawn in (world.with_costs(draw), world.with_draw(0)):
         for served in full_model_pools(drawn):
-            assert served.profile is not None
             assert served.profile.step.fixed_s == draw.step.fixed_s
             assert served.profile.step.lora.per_adapter_s == 0
             assert (
@@ -305,9 +301,7 @@ def test_costs_per_passed_request_are_those_of_lora() -> None:
 
 def test_another_way_to_serve_replaces_what_belongs_to_the_first() -> None:
     loaded = load_scenario("full-models-beside-adapters", ["fleet.full_models={serve: swap, turn: 20 s}"])
-    assert loaded.scenario.fleet.full_models is not None
     assert loaded.scenario.fleet.full_models.turn == 20
     for key, value in (("fleet.full_models", {"serve": "dedicated"}), ("fleet.full_models.serve", "dedicated")):
         back = loaded.with_values({key: value}).scenario.fleet.full_models
-        assert back is not None
         assert back.turn is None

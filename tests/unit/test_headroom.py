@@ -58,8 +58,6 @@ def test_the_search_finds_the_edge_of_a_curve(edge: float, power: float) -> None
     found = find_edge(curve(edge, power, log), LEAST, 12.0, top_fails=True)
     assert found.outcome == FOUND
     assert found.multiple == pytest.approx(edge, rel=1e-6)
-    assert found.lo is not None
-    assert found.hi is not None
     assert found.lo <= found.multiple <= found.hi <= found.lo * NARROW * (1 + 1e-6)
     assert len(log) < 20
 
@@ -113,7 +111,6 @@ def test_of_one_server_with_exponential_services_it_is_known() -> None:
     found = find_headroom(one_server("exponential", {"e2e_mean": "40 ms"}))
     assert found.multiple == pytest.approx((1 / SERVICE_S - 1 / 0.040) / RATE, rel=0.07)
     assert found.term == "e2e_mean_s"
-    assert found.failing is not None
     assert found.failing.capacity.compute.utilization == pytest.approx(0.75, abs=0.08)
 
 
@@ -167,12 +164,8 @@ def with_bucket(full: str, slo: dict[str, str] | None = None, counts: str = "tok
         ("queue", {}, 1.25, "tokens"),  # the queue in front of the bucket grows from 3,000 tokens/s on
         ("queue", {}, 1.25, "requests"),
         ("refuse", {}, 70 / 16, "tokens"),  # the bucket lets 30 requests/s pass, so 70 are left for the other tenant
-        (
-            "queue",
-            {"e2e_p99": "1 h"},
-            70 / 16,
-            "tokens",
-        ),  # no objective of the tenant's or the fleet's says that it may not wait
+        # No objective of the tenant's or the fleet's says that it may not wait.
+        ("queue", {"e2e_p99": "1 h"}, 70 / 16, "tokens"),
     ],
 )
 def test_what_a_bucket_holds_or_refuses_is_no_load_of_the_replicas(
@@ -213,7 +206,6 @@ def test_a_tenants_rare_bursts_decide() -> None:
     """For 10 s, m times the traffic brings 70 m requests/s to a server of 100/s. Its queue is then (70 m − 100) · 10
     long, a wait of 1 s at m = 1.57; 5 % of the requests of chat wait, so its p99 is 0.8 of that or more."""
     found = find_headroom(rare_bursts())
-    assert found.multiple is not None
     assert 1.54 < found.multiple < 1.64
     assert found.term == "tenants.chat.e2e_p99_s"
     for probe in found.probes[1:]:  # the first one overloads the server, so that it doesn't matter when requests come
@@ -309,16 +301,8 @@ def test_what_limits_is_said_by_a_run_at_the_headroom(slo: dict[str, str]) -> No
     """The throughput comes from a run at many times the traffic, which says nothing of how it fails."""
     found = find_headroom(one_server("fixed", slo))
     assert found.term == QUEUES
-    assert found.failing is not None
     assert found.failing.capacity.compute.utilization == pytest.approx(1.0, abs=0.03)
     assert (found.failing.capacity.compute.offered_load or 1.0) < 1.1
-
-
-def test_a_tighter_target_leaves_less() -> None:
-    multiples = [find_headroom(one_server("exponential", {"e2e_p99": f"{ms} ms"})).multiple for ms in (60, 120, 400)]
-    assert None not in multiples
-    assert multiples == sorted(multiples)  # type: ignore[type-var] # none is None
-    assert multiples[0] < 1 < multiples[2]  # type: ignore[operator]
 
 
 def test_without_a_miss_an_idle_server_can_be_too_slow() -> None:
@@ -383,9 +367,7 @@ def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     found = find_headroom(
         scenario, replace(point, metrics={**point.metrics, "e2e_mean_s": replace(metric, value=0.041)})
     )
-    assert found.multiple is not None
     assert found.multiple < found.hi == 1
-    assert found.failing is not None
     assert found.failing.metrics["e2e_mean_s"].value == 0.041
 
 

@@ -5,15 +5,15 @@ Two requests come in the warm-up, before 2 s; four are measured, the last at 10 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_recordings import recording_of, scenario_facts
 
 from sim.results.point_summary import summarise
 from sim.results.recording.leaps import GAP_BINS, gap_bins
-from sim.results.records import COMPLETED, Recording
-from sim.results.sample_data import ScenarioFacts
+from sim.results.records import Recording
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_HOST, FROM_STORAGE, HIT, MISS
 
 REQUESTS = {
@@ -41,44 +41,27 @@ REPLICATIONS = 25
 
 
 def recording() -> Recording:
-    zero = ("index", "prompt_tokens", "replica", "preemptions", "marks", "version", "last_version", "tokens_before")
-    columns: dict[str, Any] = {name: np.array(values) for name, values in REQUESTS.items()}
-    columns |= {name: np.zeros(6, dtype=np.int64) for name in (*zero, "tries")}
-    columns |= {"index": np.arange(6), "status": np.full(6, COMPLETED)}
     gap_counts = np.zeros((2, GAP_BINS), dtype=np.int64)
     # Of 100 gaps 96 take 10 ms, three 100 ms, one a second.
     np.add.at(gap_counts, (np.array([0, 1, 1, 0]), gap_bins(np.array([0.01, 0.01, 0.1, 1.0]))), [50, 46, 3, 1])
-    return Recording(
-        requests=columns,
+    return recording_of(
+        {name: np.array(values) for name, values in REQUESTS.items()},
+        np.array([2.0, 6.0, 10.0]),
+        12.0,
         loads={name: np.array(values, dtype=np.float64) for name, values in LOADS.items()},
-        bounds=np.array([2.0, 6.0, 10.0]),
         section_of=np.array([-1, -1, 0, 0, 1, 1], dtype=np.int32),
         gap_counts=gap_counts,
         gap_sum_s=np.array([1.5, 0.76]),
         busy_s=np.array([3.0, 1.0]),
         blocked_s=np.array([[1.0, 0], [1.0, 0], [0.5, 1.0], [0.5, 0]]),
-        running_area=0.0,
         room_short_s=0.5,
-        inside_area=0.0,
-        stopped_s=12.0,
         busy_by_replica=np.array([3.0, 1.0]),
     )
 
 
-FACTS = ScenarioFacts(
-    slo={"e2e_p99_s": 3.0, "itl_p95_s": 1.0, "itl_p90_s": 1.0},
-    fixed=False,
-    blocking=False,
-    replicas=2,
-    loaders=2,
-    size_bytes=np.array([10, 30, 60]),
-    kind=np.zeros(3, dtype=np.int64),
-    kind_names=("all",),
-    slots=4,
-    kv_tokens=1000,
-    max_num_seqs=8,
-)
-POINT = summarise([recording() for _ in range(REPLICATIONS)], FACTS, {}, [])
+FACTS = scenario_facts({"e2e_p99_s": 3.0}, replicas=2, loaders=2, size_bytes=np.array([10, 30, 60]))
+ASKED = replace(FACTS, slo={**FACTS.slo, "itl_p95_s": 1.0, "itl_p90_s": 1.0})
+POINT = summarise([recording() for _ in range(REPLICATIONS)], ASKED, {}, [])
 
 
 @pytest.mark.parametrize(

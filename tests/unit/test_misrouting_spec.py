@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenario_samples import base
 
-from sim.policies.adapter_cache import GpuCache
 from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
-from sim.policies.eviction import EvictionContext, make_eviction
 from sim.results.change_metrics import sessions_of_both
 from sim.results.records import (
     COMPLETED,
@@ -29,7 +27,6 @@ from sim.results.records import (
     WRONG_SERVED,
     Recording,
 )
-from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
@@ -39,19 +36,6 @@ from sim.world.routing.router_state import RouterInstances
 __all__ = ["base"]  # a fixture, used by its name
 
 GRID = parts.GRID
-
-
-# What a scenario may say
-
-
-def test_a_run_with_a_duration_may_have_named_prefixes() -> None:
-    scenario = parts.build(
-        workload={"duration": "20 s", "arrivals": {"process": "poisson", "rate": "2/s"}},
-        adapters={"count": 4},
-        rollouts=[{"strategy": "in-place", "at": "5 s"}],
-        faults=[{"kind": "named-prefixes", "share": 1.0, "lifetime": "1 min"}],
-    )
-    assert build_world(scenario).scenario.faults[0].kind == "named-prefixes"
 
 
 # Whom they lead where
@@ -93,38 +77,6 @@ def test_who_changes_places_is_as_likely_anyone() -> None:
     chosen = Counter(adapter for key in range(2000) for adapter in exchanged(10, 0.3, key * 7919))
     sigma = (2000 * 0.3 * 0.7) ** 0.5
     assert all(abs(chosen[adapter] - 600) < 4 * sigma for adapter in range(10))
-
-
-@pytest.mark.parametrize("eviction", [name for name in EVICTIONS.names if name not in ("belady", "cycle", "vllm-lru")])
-def test_an_eviction_policy_never_hears_of_the_base_model(eviction: str) -> None:
-    weights = [1] * 4
-    rng = np.random.default_rng(3)
-    plain, other = (
-        GpuCache(weights, 2, make_eviction(eviction, EvictionContext(weights, 2, np.random.default_rng(1))))
-        for _ in range(2)
-    )
-    number = other.serve_base_model()
-    assert number == 4
-    for adapter in rng.integers(0, 4, 200).tolist():
-        assert other.acquire(number), "always there"
-        for cache in (plain, other):
-            if not cache.acquire(adapter):
-                assert cache.reserve(adapter)
-                cache.loaded(adapter)
-            cache.release(adapter)
-        assert not other.release(number)
-        other.check_integrity()
-        assert (plain.state, plain.evictions) == (other.state[:4], other.evictions)
-
-
-@pytest.mark.parametrize("eviction", [name for name in EVICTIONS.names if name not in ("belady", "cycle", "vllm-lru")])
-def test_every_eviction_policy_lets_one_go_that_is_named(eviction: str) -> None:
-    weights = [1] * 4
-    cache = GpuCache(weights, 4, make_eviction(eviction, EvictionContext(weights, 4, np.random.default_rng(1))))
-    cache.warm_up([0, 1, 2, 3])
-    cache.discard(2)
-    cache.check_integrity()
-    assert [adapter for adapter in range(4) if cache.state[adapter]] == [0, 1, 3]
 
 
 # What one costs, by hand
@@ -220,27 +172,6 @@ def test_the_base_model_makes_no_step_dearer(batching: str) -> None:
     assert with_adapter["finished_s"][0] / GRID == 4 + 3 * 2
     assert alone["finished_s"][0] / GRID == 3
     assert alone["marks"][0] == MISROUTED | WRONG_SERVED
-
-
-@pytest.mark.parametrize("batching", ["mixed", "prefill-first"])
-def test_a_batch_of_both_pays_for_its_adapters_alone(batching: str) -> None:
-    window = {"kind": "base-model", "probability": 1.0, "lasts": parts.seconds(GRID / 2)}
-    rows = [(0.0, 0, 1, 60), (GRID, 1, 1, 3), (1000.0, 1, 1, 1)]
-    _, table = small(rows, [window], batching=batching, max_num_seqs=8)
-    # Loaded at 5; its prefill and two decodes then take 2 each.
-    assert table["finished_s"][1] / GRID == 5 + 3 * 2
-
-
-@pytest.mark.parametrize("engine", ["vllm-0.8", "s-lora", "lorax", "tensorrt-llm"])
-def test_who_has_no_adapter_passes_those_that_lack_a_slot(engine: str) -> None:
-    """One slot, in use by a long answer: the base model answers meanwhile, as it needs none."""
-    window = {"kind": "base-model", "probability": 1.0, "at": "900 ms", "lasts": "200 ms"}
-    rows = [(0.0, 0, 1, 400), (1.0, 1, 1, 2), (1000.0, 0, 1, 1)]
-    cache = {"gpu": {"unified": True, "slots": 1} if engine == "s-lora" else {"slots": 1}}
-    requests = requests_of(replayed(rows, fleet={"engine": engine, "max_num_seqs": 8}, cache=cache, faults=[window]))
-    assert requests["marks"].tolist() == [0, MISROUTED | WRONG_SERVED, 0]
-    assert requests["finished_s"][1] < requests["finished_s"][0]
-    assert requests["outcome"][1] == 0
 
 
 def test_routers_do_not_know_that_the_adapter_is_left_out() -> None:

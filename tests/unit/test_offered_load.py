@@ -9,6 +9,7 @@ from test_change_metrics import facts, recording
 
 from sim.results.point_summary import summarise
 from sim.results.records import Recording
+from sim.results.sample_data import ScenarioFacts
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
 from sim.world.build import build_world
@@ -32,24 +33,27 @@ def offered(*recordings: Recording, loaders: int = 1, replicas: int = 1) -> floa
     return point.capacity.loader.offered_load
 
 
-def test_misses_ask_for_loads_and_delayed_hits_do_not() -> None:
-    # Ten loads of 0.5 s each, in 36 s.
-    assert offered(with_loads(10, 0.5, misses=10, delayed_hits=20)) == pytest.approx(10 * 0.5 / MEASURED_S)
-
-
-def test_at_a_full_loader_delayed_hits_would_be_misses_without_its_queue() -> None:
-    # Four loads of 9 s keep the loader busy for all of 36 s, and 24 requests want one.
+def test_what_is_asked_is_the_seconds_of_loads_over_those_of_the_loaders() -> None:
+    ten = with_loads(10, 0.5, misses=10, delayed_hits=20)
+    assert offered(ten) == pytest.approx(10 * 0.5 / MEASURED_S), "delayed hits ask for none"
+    assert offered(ten, ten) == pytest.approx(offered(ten)), "two equal replications offer what one does"
+    assert offered(ten, loaders=3, replicas=2) == pytest.approx(10 * 0.5 / (3 * 2 * MEASURED_S))
+    assert offered(with_loads(10, 0.5, misses=10, delayed_hits=0, tier=FROM_HOST)) == 0.0
+    # Four loads of 9 s keep the loader busy for all of 36 s: without its queue, delayed hits would be misses, too.
     assert offered(with_loads(4, 9.0, misses=4, delayed_hits=20)) == pytest.approx(24 * 9 / MEASURED_S)
 
 
-def test_more_loaders_can_do_more() -> None:
-    one = with_loads(10, 0.5, misses=10, delayed_hits=0)
-    assert offered(one, loaders=3, replicas=2) == pytest.approx(10 * 0.5 / (3 * 2 * MEASURED_S))
-    assert offered(one, one) == pytest.approx(offered(one)), "two equal replications offer what one does"
-
-
-def test_loads_from_host_memory_ask_nothing_of_the_loaders() -> None:
-    assert offered(with_loads(10, 0.5, misses=10, delayed_hits=0, tier=FROM_HOST)) == 0.0
+def facts_of_eight_adapters(engine: str, **cache: dict[str, int]) -> ScenarioFacts:
+    return facts_of(
+        build_world(
+            build(
+                workload={"requests": 40, "arrivals": {"process": "poisson", "rate": "1/s"}},
+                adapters={"count": 8},
+                cache={"gpu": {"slots": 4}, **cache},
+                fleet={"engine": engine},
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,28 +62,13 @@ def test_loads_from_host_memory_ask_nothing_of_the_loaders() -> None:
 )
 def test_a_point_says_whether_its_loads_from_storage_block_steps(engine: str, blocks: bool) -> None:
     """TensorRT-LLM's loads block steps too, but only those from host memory, which is filled at arrival."""
-    world = build_world(
-        build(
-            workload={"requests": 40, "arrivals": {"process": "poisson", "rate": "1/s"}},
-            adapters={"count": 8},
-            cache={"gpu": {"slots": 4}},
-            fleet={"engine": engine},
-        )
-    )
-    point = summarise([with_loads(10, 0.5, misses=10, delayed_hits=0)], facts_of(world), {}, [])
+    loads = with_loads(10, 0.5, misses=10, delayed_hits=0)
+    point = summarise([loads], facts_of_eight_adapters(engine), {}, [])
     assert point.capacity.loader.blocks_steps == blocks
     assert point.capacity.to_json()["loader"]["blocks_steps"] == blocks
 
 
-@pytest.mark.parametrize(("host", "holds"), [(None, False), ({"slots": 7}, False), ({"slots": 8}, True)])
-def test_a_point_says_whether_host_memory_has_room_for_all_adapters(host: dict[str, int] | None, holds: bool) -> None:
-    cache = {"gpu": {"slots": 4}, **({} if host is None else {"host": host})}
-    world = build_world(
-        build(
-            workload={"requests": 40, "arrivals": {"process": "poisson", "rate": "1/s"}},
-            adapters={"count": 8},
-            cache=cache,
-            fleet={"engine": "vllm"},
-        )
-    )
-    assert facts_of(world).host_holds_all is holds
+def test_a_point_says_whether_host_memory_has_room_for_all_adapters() -> None:
+    assert not facts_of_eight_adapters("vllm").host_holds_all
+    assert not facts_of_eight_adapters("vllm", host={"slots": 7}).host_holds_all
+    assert facts_of_eight_adapters("vllm", host={"slots": 8}).host_holds_all

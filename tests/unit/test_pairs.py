@@ -60,7 +60,6 @@ def test_parts_are_paired_around_the_change_of_the_whole() -> None:
         point("e2e_p99_s", 3.25, [2.0, 3.0, 4.5], lo=1.0, hi=5.5),
         "e2e_p99_s",
     )
-    assert found is not None
     # Changes 1, 1, 1.5 around 1.25: squares add up to 3/16, standard error sqrt(3/16 / 6); t with 2 degrees 4.302653.
     half = 4.302652729911275 * math.sqrt(3 / 16 / 6)
     assert (found.change, found.relative, found.paired) == (1.25, 0.625, True)
@@ -70,16 +69,13 @@ def test_parts_are_paired_around_the_change_of_the_whole() -> None:
 
 def test_totals_are_sums_of_their_parts() -> None:
     found = difference_of(point("evictions", 6, [1.0, 2.0, 3.0]), point("evictions", 12, [3.0, 4.0, 5.0]), "evictions")
-    assert found is not None
     assert (found.change, found.lo, found.hi, found.word) == (6, 6, 6, MORE)
     wider = difference_of(point("evictions", 6, [1.0, 2.0, 3.0]), point("evictions", 12, [2.0, 4.0, 6.0]), "evictions")
-    assert wider is not None
     assert wider.hi == pytest.approx(6 + 3 * 4.302652729911275 / math.sqrt(3))
 
 
 def test_counts_of_a_change_are_means_of_their_parts() -> None:
     found = difference_of(point("harmed", 2, [1.0, 2.0, 3.0]), point("harmed", 4, [2.0, 4.0, 6.0]), "harmed")
-    assert found is not None
     assert (found.change, found.hi) == (2, pytest.approx(2 + 4.302652729911275 / math.sqrt(3)))
 
 
@@ -91,7 +87,6 @@ def test_other_traffic_or_other_parts_are_independent() -> None:
         point("miss_ratio", 0.1, [0.1, 0.1, 0.1], "", lo=0.0, hi=0.5),
     ):
         found = difference_of(one, other, "miss_ratio")
-        assert found is not None
         assert not found.paired
         # 0.1 (0 to 0.5) was cut at 0: its half-width is 0.4
         assert found.hi == pytest.approx(-0.4 + math.hypot(0.3, 0.4))
@@ -107,7 +102,6 @@ def test_words_follow_the_direction() -> None:
         total = 3 if name == "evictions" else 1
         points = [point(name, total * value, parts) for value, parts in zip(values, each, strict=True)]
         found = difference_of(*points, name)  # type: ignore[misc]
-        assert found is not None
         return found.word
 
     assert word("e2e_p99_s", 1.0, 0.5) == word("slo_attainment", 0.5, 1.0) == BETTER
@@ -126,9 +120,6 @@ def test_an_unsettled_value_doubles_the_interval() -> None:
         point("e2e_p99_s", 1.2, other, state=State(Cause.OVERLOADED)),
         "e2e_p99_s",
     )
-    assert plain is not None
-    assert hazy is not None
-    assert plain.hi is not None
     assert hazy.hi == pytest.approx(0.1 + 2 * (plain.hi - 0.1))
     assert "interval doubled: more requests arrive than are served" in hazy.note
 
@@ -136,13 +127,11 @@ def test_an_unsettled_value_doubles_the_interval() -> None:
 def test_missing_values_are_not_comparable_and_foreign_ones_not_told() -> None:
     nothing = point("e2e_p99_s", None, [], state=State(Cause.NO_REQUESTS))
     found = difference_of(point("e2e_p99_s", 1.0, [1.0, 1.0]), nothing, "e2e_p99_s")
-    assert found is not None
     assert (found.word, found.change, found.note) == (NOT_COMPARABLE, None, "not enough data")
     lost = point("lost", None, [], state=State(Cause.NO_FAULT))
     assert difference_of(lost, lost, "lost") is None
     assert difference_of(lost, lost, "no_such_metric") is None
     alone = difference_of(point("lost", 3, []), point("lost", 5, []), "lost")
-    assert alone is not None
     assert (alone.word, alone.lo, alone.note) == (UNCLEAR, None, "too few parts for an interval")
 
 
@@ -157,11 +146,6 @@ def test_the_interval_of_a_known_difference_holds() -> None:
             points.append(point("e2e_mean_s", mean, kept(values), lo=mean - half, hi=mean + half))
         found = difference_of(*points, "e2e_mean_s")  # type: ignore[misc]
         apart = difference_of(points[0], replace(points[1], traffic_ids={}), "e2e_mean_s")
-        assert found is not None
-        assert apart is not None
-        assert found.lo is not None
-        assert found.hi is not None
-        assert apart.hi is not None
         covered += found.lo <= 0.3 <= found.hi
         narrower += found.hi < apart.hi
     # 95 % of 2,000: standard deviation 0.49 points, three of them to each side.
@@ -181,12 +165,7 @@ def test_identical_runs_do_not_differ(slots_200: Point) -> None:
 def test_pairing_is_narrower_than_two_intervals(slots_200: Point, slots_210: Point) -> None:
     paired = difference_of(slots_200, slots_210, "miss_ratio")
     apart = difference_of(slots_200, replace(slots_210, traffic_ids={}), "miss_ratio")
-    assert paired is not None
-    assert apart is not None
-    assert paired.hi is not None
-    assert apart.hi is not None
     assert (paired.paired, apart.paired, paired.change) == (True, False, apart.change)
-    assert paired.change is not None
     assert paired.hi - paired.change < 0.5 * (apart.hi - paired.change)
     assert paired.word == BETTER
 

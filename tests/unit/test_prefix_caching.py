@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.errors import InputError
 from sim.policies.routing import RouterContext, View, make_router
 from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metrics import measure
@@ -77,7 +76,6 @@ def counted_by_hand(built: World) -> list[int]:
     found = []
     index = 0
     for chunk in built.traffic.chunks(0):
-        assert chunk.text is not None
         columns = zip(
             chunk.adapter.tolist(),
             chunk.prompt_tokens.tolist(),
@@ -137,32 +135,6 @@ def test_a_hit_saves_the_time_of_its_tokens() -> None:
     slow = run(off).requests
     assert "cached_tokens" not in slow
     assert np.all(np.asarray(slow["first_token_s"] - slow["admitted_s"])[1:] > ttft[1:] * 2)
-
-
-@pytest.mark.parametrize("workload", [{}, {"sessions": {**HISTORY, "history": False, "max_context": 32768}}])
-def test_without_shared_text_the_tables_are_the_same_to_the_byte(workload: dict[str, Any]) -> None:
-    if "sessions" in workload:
-        workload["sessions"].pop("max_context")
-    on, off = (
-        run(world(workload, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 60_000}))
-        for caching in (True, False)
-    )
-    assert not off.requests["preemptions"].any()
-    assert on.requests.keys() == off.requests.keys()
-    for name, column in on.requests.items():
-        np.testing.assert_array_equal(column, off.requests[name])
-    assert on.prefix_blocks_evicted is None
-
-
-def test_without_shared_text_preempted_requests_compute_less_again() -> None:
-    on, off = (
-        run(world({}, 3000, rate="90/s", fleet={"prefix_caching": caching, "kv_tokens": 3000}))
-        for caching in (True, False)
-    )
-    assert on.requests.keys() == off.requests.keys(), "no column of cached tokens: those count at the first admission"
-    assert min(recording.requests["preemptions"].sum() for recording in (on, off)) > 100
-    last = [float(np.max(recording.requests["finished_s"])) for recording in (on, off)]
-    assert 0.9 * last[1] < last[0] < last[1]
 
 
 def test_off_is_the_same_as_requests_of_that_length_that_share_nothing(tmp_path: Path) -> None:
@@ -356,7 +328,6 @@ def test_a_router_of_ones_own_may_read_texts() -> None:
     run(build_world(scenario))
     expected = []
     for chunk in built.traffic.chunks(0):
-        assert chunk.text is not None
         expected += [[rest, *(key for _, key in reversed(runs))] for runs, rest in chunk.text.of_requests()]
     assert seen == expected
 
@@ -385,22 +356,6 @@ def test_metrics_are_those_of_the_request_rows() -> None:
 
 def fixed(tokens: int) -> dict[str, Any]:
     return {"law": "fixed", "value": tokens}
-
-
-@pytest.mark.parametrize(
-    ("low", "limits", "allowed"),
-    [
-        (4096, {"max_model_len": 4096}, "less than fleet.max_model_len (4,096)"),
-        (9000, {"kv_tokens": 8192}, "less than the KV cache of a replica, in tokens (8,176)"),
-    ],
-)
-def test_a_text_that_no_prompt_can_begin_with_is_refused(low: int, limits: dict[str, int], allowed: str) -> None:
-    prefix = {"tokens": {"law": "uniform", "low": low, "high": low + 100}}
-    with pytest.raises(InputError) as error:
-        world({"prefix": prefix}, fleet=limits)
-    assert (error.value.key, error.value.got) == ("workload.prefix.tokens", f"at least {low:,} tokens")
-    assert error.value.allowed == allowed
-    assert notes(world({"prefix": {"tokens": {"law": "uniform", "low": 10, "high": 100}}}, fleet=limits)) == ()
 
 
 def test_texts_that_are_too_long_for_the_model_are_named() -> None:
@@ -470,7 +425,7 @@ def test_adapters_share_what_comes_before_their_invocation() -> None:
     assert found[140].count(1552) >= 1
 
 
-def test_activated_lora_without_effect_and_with_full_models() -> None:
+def test_activated_lora_without_effect_is_named() -> None:
     adapters = {"count": 12, "rank": 16, "invocation_tokens": 40}
     assert notes(world({}, adapters=adapters)) == (
         "adapters.invocation_tokens changes nothing here: no two requests share text",
@@ -478,9 +433,6 @@ def test_activated_lora_without_effect_and_with_full_models() -> None:
     off = notes(world({"prefix": PREFIX}, adapters=adapters, fleet={"prefix_caching": False}))
     assert off[1] == "adapters.invocation_tokens changes nothing here: fleet.prefix_caching is off"
     assert notes(world({"prefix": PREFIX}, adapters=adapters)) == ()
-    mix = [{"share": 0.5, "kind": "lora"}, {"share": 0.5, "kind": "full"}]
-    with pytest.raises(ValueError, match="full models share no blocks with the base model"):
-        world({}, adapters={"count": 12, "mix": mix, "invocation_tokens": 40})
 
 
 def what_if_rows(built: World) -> list[Change]:

@@ -96,6 +96,8 @@ def test_the_gpus_that_have_no_bundled_profile() -> None:
             "same version of the engine",
             (),
         ),
+        ({}, "h100-80gb/llama-3.1-8b/vllm-0.24.0", "", ("GPU", "base model")),
+        ({"gpu": "h100-64gb", "base_model": "llama-3.1-8b"}, "h100-64gb/llama-3.1-8b/vllm-0.8.5", "", ()),
         ({"gpu": "a100", "engine": "vllm-0.14"}, "a100-80gb/llama-3.1-8b/vllm-0.14.0", "same version", ("base model",)),
         ({"base_model": "mistral-7b"}, "h100-80gb/mistral-7b/vllm-0.24.0", "nearest version", ("GPU",)),
         ({"gpu": "h200", "base_model": "gpt-oss-120b"}, "h200/gpt-oss-120b-mxfp4/vllm-0.24.0", "nearest version", ()),
@@ -114,19 +116,6 @@ def test_gpu_model_and_engine_pick_the_profile(
     assert found.name == name
     assert found.why.startswith(why)
     assert found.assumed == assumed
-
-
-def test_a_real_engine_comes_before_an_assumption() -> None:
-    found = chosen(gpu="h100-64gb", base_model="llama-3.1-8b")
-    assert found.name == "h100-64gb/llama-3.1-8b/vllm-0.8.5"
-    assert found.others == ()
-
-
-def test_the_default_profile_is_derived() -> None:
-    found = chosen()
-    assert found.name == "h100-80gb/llama-3.1-8b/vllm-0.24.0"
-    assert load_profile(found.name)[0].status == "derived"
-    assert found.assumed == ("GPU", "base model")
 
 
 def test_exact_before_near_and_measured_before_derived(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,8 +104,6 @@ def test_slots_take_the_same_memory_and_one_more_would_not_fit(slots: int, rank:
 def test_kv_memory_stays_where_slots_give_way() -> None:
     before = build(load_scenario("retrain-1000-adapters").scenario).pools[0].kv_tokens
     after = build(design(priced(LARGER)[1].change.set).scenario).pools[0].kv_tokens
-    assert before is not None
-    assert after is not None
     assert before <= after < 1.01 * before
 
 
@@ -185,8 +183,6 @@ def test_a_base_with_more_bits_takes_memory_from_the_kv_cache() -> None:
     assert found.change.set["adapters.base_quantization"] == "bf16"
     four = build(load_scenario("retrain-1000-adapters", ["adapters.base_quantization=nf4"]).scenario).pools[0]
     sixteen = build(design(found.change.set, "adapters.base_quantization=nf4").scenario).pools[0]
-    assert four.kv_tokens is not None
-    assert sixteen.kv_tokens is not None
     assert sixteen.kv_tokens < four.kv_tokens
     (nothing,) = priced(remedy)
     assert nothing.change.set == {}
@@ -197,7 +193,6 @@ def test_a_full_fine_tune_is_priced_with_replicas_of_its_own_and_with_a_pool() -
     own, pool = priced(Remedy("full", "a full fine-tune", full_model=True), number=2)
     assert [found.change.set["fleet.full_models.serve"] for found in (own, pool)] == ["dedicated", "swap"]
     assert [build(design(found.change.set).scenario).replicas for found in (own, pool)] == [3, 2]
-    assert own.bytes_after is not None
     assert own.bytes_after > 15e9  # eight billion parameters of 16 bits
 
 
@@ -264,7 +259,6 @@ def test_a_refused_change_is_a_row_that_says_why(tmp_path: Path) -> None:
     found = price_remedies(
         [vetted(LARGER)], load_scenario("retrain-1000-adapters", sets), tmp_path / "run", Execution(Local(1))
     )
-    assert found is not None
     assert (found.rows[0].refused or "").startswith("the scenario mixes kinds")
     said = cures_answer(read_run(found.path))
     assert said.headline.startswith("Rank 16, all linear layers, for one adapter: not possible, for the scenario mixes")

@@ -111,12 +111,9 @@ def test_a_pool_of_some_adapters_has_slots_of_their_size(file: Path) -> None:
     parts = ("fleet.pools.small.gpu=null", "fleet.pools.small.cache=null", "fleet.pools.small.max_num_seqs=null")
     low = ("fleet.pools.small.serves={kinds: [1]}", *parts)
     all_, low_ranks = (build_world(load(file, *low).scenario).pools[i] for i in (0, 1))
-    assert all_.kv_tokens is not None
-    assert low_ranks.kv_tokens is not None
     assert low_ranks.kv_tokens > all_.kv_tokens, "slots for rank 8 leave more memory than slots for rank 32"
     assert int(low_ranks.population.rank.max()) == 8
     base = build_world(load(file, "fleet.pools.small.serves=base", *parts).scenario).pools[1]
-    assert base.kv_tokens is not None
     assert base.kv_tokens > low_ranks.kv_tokens, "without LoRA, slots take no memory"
     pinned = load(file, *low, "fleet.engine=continuous", "cache.pinned=3").scenario
     kind = all_.traffic.population.kind
@@ -157,9 +154,7 @@ def test_results_are_given_by_pool(evaluated: tuple[LoadedScenario, Point]) -> N
 def test_a_report_names_pools_and_both_cards(evaluated: tuple[LoadedScenario, Point]) -> None:
     _, point = evaluated
     table, replicas = pools_table(point, ""), replicas_table(point, "")
-    assert table is not None
     assert [row[0] for row in table.rows] == ["big", "small"]
-    assert replicas is not None
     assert [row[0] for row in replicas.rows] == ["0 (big)", "1 (small)", "2 (small)"]
     assert setup_line([point]).startswith("NVIDIA H100 80GB HBM3 and NVIDIA L40S · llama-3.1-8b · vllm")
     assert setup_line([Point.from_json(json.loads(json.dumps(point.to_json())))]) == setup_line([point])
@@ -190,16 +185,12 @@ def test_each_pool_takes_the_same_draw_of_its_own_profile(file: Path) -> None:
     world = make_design(load(file).scenario).world
     assert world.draws == min(len(pool.profile.draws) for pool in world.pools if pool.profile)
     for pool, drawn in zip(world.pools, world.with_draw(3).pools, strict=True):
-        assert pool.profile is not None
-        assert drawn.profile is not None
         assert drawn.profile.step == pool.profile.draws[3].step
 
 
 def test_formulas_add_up_what_pools_can_do(file: Path) -> None:
     both = screen(build_world(load(file).scenario))
     one, two = (screen(build_world(load(file, f"fleet.pools.{i}.replicas=0").scenario)) for i in (1, 0))
-    assert one.gpu_load is not None
-    assert two.gpu_load is not None
     assert both.gpu_load == pytest.approx(1 / (1 / one.gpu_load + 1 / two.gpu_load))
 
 
@@ -220,7 +211,6 @@ def test_headroom_counts_the_batch_slots_of_all_pools_and_names_no_key_of_one(
 ) -> None:
     loaded, point = evaluated
     found = find_headroom(loaded.scenario, point)
-    assert found.multiple is not None
     assert found.multiple > 1
     _, remedy = failing_limit(found)
     assert remedy

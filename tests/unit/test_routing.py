@@ -4,15 +4,11 @@ import math
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
-from strategies import build
 
 from sim.policies.routing import RouterContext, View, make_router
-from sim.spec.policies import PLACEMENTS
-from sim.spec.scenario import Scenario
 from sim.spec.sections import control_plane
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.routing.router_views import InFlightActivity, Residency, RunningNow, Sources, ViewRefresher
+from sim.world.routing.router_views import InFlightActivity, Residency, Sources, ViewRefresher
 
 
 def context(view: View, **options: Any) -> RouterContext:
@@ -22,21 +18,6 @@ def context(view: View, **options: Any) -> RouterContext:
 
 def view_of(loads: list[int], up: list[int] | None = None) -> View:
     return View(loads=loads, up=list(range(len(loads))) if up is None else up)
-
-
-def test_more_copies_than_replicas_are_refused() -> None:
-    def placed(replicas: int) -> Scenario:
-        return build(
-            workload={"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
-            adapters={"count": 8},
-            fleet={"replicas": replicas},
-            router={"policy": "service-per-adapter", "copies": 3},
-        )
-
-    assert placed(3).router.copies == 3
-    with pytest.raises(ValidationError, match="fewer replicas") as caught:
-        placed(2)
-    assert caught.value.errors()[0]["ctx"]["key"] == "router.copies"
 
 
 def test_defaults_depend_on_the_policy() -> None:
@@ -52,69 +33,12 @@ def test_defaults_depend_on_the_policy() -> None:
     assert control_plane.Router.model_validate({"policy": "hash", "bound": 2}).load_bound == 2.0
 
 
-def test_least_loaded_takes_the_first_of_equal_ones_that_is_up() -> None:
-    view = view_of([3, 1, 1, 0])
-    router = make_router("least-loaded", context(view))
-    assert router.choose(0, 0) == 3
-    view.up = [0, 1, 2]
-    assert router.choose(0, 0) == 1
-
-
-def test_round_robin_goes_on_after_a_replica_that_is_down() -> None:
-    view = view_of([0] * 4)
-    router = make_router("round-robin", context(view))
-    assert [router.choose(0, i) for i in range(3)] == [0, 1, 2]
-    view.up = [0, 1]
-    assert [router.choose(0, i) for i in range(3)] == [0, 1, 0]
-    view.up = [0, 1, 2, 3]
-    assert [router.choose(0, i) for i in range(4)] == [1, 2, 3, 0]
-
-
-def test_residency_takes_the_least_loaded_holder_then_the_least_loaded_of_all() -> None:
-    view = view_of([5, 9, 4, 0])
-    view.resident = [0b0011, 0b0010, 0]
-    router = make_router("affinity-residency", context(view))
-    assert [router.choose(adapter, 0) for adapter in (0, 1, 2)] == [0, 1, 3]
-    view.up = [1, 2]
-    assert [router.choose(adapter, 0) for adapter in (0, 1, 2)] == [1, 1, 2]
-
-
 def test_residency_with_a_bound_leaves_a_full_holder_and_copies_the_adapter() -> None:
     view = view_of([4, 2])
     view.resident = [0b01]
     # With this request 7 are inside; a bound of 1.1 lets a replica hold ceil(1.1 * 7 / 2) = 4 of them.
     assert make_router("affinity-residency", context(view, bound=1.1)).choose(0, 0) == 1
     assert make_router("affinity-residency", context(view, bound=1.2)).choose(0, 0) == 0
-
-
-@pytest.mark.interpreted
-def test_activity_prefers_running_then_room_then_waiting() -> None:
-    view = view_of([0] * 4)
-    view.slots = 2
-    batches: list[Any] = [{1, 2}, {3, 4}, {5}, {6, 7}]
-    view.running = RunningNow(InFlightActivity(10, batches))
-    view.inside = [{1, 2}, {3, 4, 9}, {5}, {6, 7}]
-    router = make_router("affinity-activity", context(view))
-    assert router.choose(3, 0) == 1
-    assert router.choose(8, 0) == 2
-    assert router.choose(9, 0) == 2  # room (0.8) before waiting (0.6)
-    batches[2] = view.inside[2] = {5, 8}
-    assert router.choose(9, 0) == 1
-    assert {router.choose(0, number) for number in range(100)} == {0, 1, 2, 3}
-
-
-def test_bin_pack_fills_slots_one_replica_after_the_other() -> None:
-    view = view_of([0] * 3)
-    view.slots = 2
-    homes = PLACEMENTS["bin-pack"].load()(context(view, adapters=8))
-    assert homes == [(0,), (0,), (1,), (1,), (2,), (2,), (0,), (1,)]
-
-
-def test_popular_adapters_get_as_many_copies_as_shares() -> None:
-    view = view_of([0] * 4)
-    homes = PLACEMENTS["popularity"].load()(context(view, adapters=4, weights=[60.0, 20.0, 15.0, 5.0]))
-    # 60 % is the load of 2.4 replicas: three copies of 0.8 each; 0.8, 0.6 and 0.2 go to the least loaded, in order.
-    assert homes == [(0, 1, 2), (3,), (0,), (1,)]
 
 
 def test_an_adapter_whose_replicas_are_down_moves_and_comes_back() -> None:
@@ -153,7 +77,6 @@ def test_a_current_view_shares_the_live_lists() -> None:
     inside = [{0: 1}, {1: 2}]
     sources = Sources([1, 2], Residency(3, 2), InFlightActivity(10, batches), lambda: inside)
     reads = frozenset({"loads", "resident", "running", "inside"})
-    assert sources.residency is not None
     ViewRefresher(clock, view, sources, reads, 0.0, lambda: math.inf)
     assert view.loads is sources.loads
     assert view.resident is sources.residency.masks
@@ -164,60 +87,43 @@ def test_a_current_view_shares_the_live_lists() -> None:
     assert clock.now == 0
 
 
-def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_happens_then() -> None:
-    clock, view, loads = Clock(), View(), [0]
-    seen: list[tuple[float, int]] = []
+def loads_seen(times: list[float], clock: Clock, loads: list[int]) -> list[int]:
+    """Return what arrivals see in a view that is read every 0.1 s, if each of them adds one to the load."""
+    view, seen = View(), list[int]()
 
     def arrive(event: Call) -> None:
-        seen.append((clock.now, view.loads[0]))
+        seen.append(view.loads[0])
         loads[0] += 1
 
-    times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
     for time in times:
         clock.call_at(time, ARRIVAL, arrive)
     ViewRefresher(
         clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: next(iter(times[len(seen) :]), math.inf)
     )
     clock.run()
+    return seen
+
+
+def test_a_stale_view_is_read_at_multiples_of_the_interval_before_anything_else_happens_then() -> None:
+    clock = Clock()
     # The third reading is at 3 * 0.1, which lies just above 0.3.
-    assert seen == [(0.05, 0), (0.1, 1), (0.1, 1), (0.15, 1), (0.3, 4), (0.30000000000000004, 5), (0.35, 5)]
+    times = [0.05, 0.1, 0.1, 0.15, 0.3, 0.30000000000000004, 0.35]
+    assert loads_seen(times, clock, [0]) == [0, 1, 1, 1, 4, 5, 5]
     assert clock.now == pytest.approx(0.4)  # one more reading, which finds that no request is to come
-
-
-def test_the_nth_reading_is_at_n_intervals_exactly() -> None:
-    clock, view, loads = Clock(), View(), [0]
-    seen: list[int] = []
-
-    def arrive(event: Call) -> None:
-        seen.append(view.loads[0])
-        loads[0] += 1
-
     just_before = 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1
     assert just_before < 1.0 == 10 * 0.1
-    for time in (just_before, 1.0):
-        clock.call_at(time, ARRIVAL, arrive)
-    ViewRefresher(
-        clock, view, Sources(loads), frozenset({"loads"}), 0.1, lambda: (just_before, 1.0, math.inf)[len(seen)]
-    )
-    clock.run()
-    assert seen == [0, 1]
+    assert loads_seen([just_before, 1.0], Clock(), [0]) == [0, 1]
 
 
 def test_a_reading_that_no_arrival_would_see_is_left_out() -> None:
-    clock, view, loads, readings = Clock(), View(), [0], []
-    times = [0.05, 7.77, 7.79]
+    clock, readings = Clock(), list[float]()
 
     class Noted(list[int]):
         def copy(self) -> list[int]:
             readings.append(clock.now)
             return list(self)
 
-    arrived: list[float] = []
-    for time in times:
-        clock.call_at(time, ARRIVAL, lambda event: arrived.append(clock.now))
-    next_s = lambda: next(iter(times[len(arrived) :]), math.inf)  # noqa: E731
-    ViewRefresher(clock, view, Sources(Noted(loads)), frozenset({"loads"}), 0.1, next_s)
-    clock.run()
+    loads_seen([0.05, 7.77, 7.79], clock, Noted([0]))
     assert readings == pytest.approx([0.0, 0.1, 7.7, 7.8])
 
 
@@ -244,23 +150,6 @@ def test_a_look_between_arrivals_makes_up_for_a_reading_that_was_left_out_and_re
     # The reading at 1 was on the clock, with a load of 1; those of 2 to 9 were left out; that of 10 was on the clock.
     assert seen[:3] == [(0.5, 0), (1.25, 1), (1.75, 1)]
     assert seen[3:] == [(2.5, 4), (2.75, 4), (9.5, 6), (10.25, 6)]
-
-
-def test_a_copy_of_what_is_resident_follows_every_change() -> None:
-    residency, copy = Residency(4, 3), list[int]()
-    residency.placed(0, 0)
-    residency.copy_to(copy)
-    assert copy == [1, 0, 0, 0, 0]
-    residency.placed(1, 2)
-    residency.left(0, 0)
-    assert copy == [1, 0, 0, 0, 0]
-    residency.copy_to(copy)
-    assert copy == residency.masks == [0, 4, 0, 0, 0]
-    residency.placed(3, 2)
-    residency.forget(2)
-    residency.placed(2, 1)
-    residency.copy_to(copy)
-    assert copy == residency.masks == [0, 0, 2, 0, 0]
 
 
 def test_a_crash_makes_a_replica_lose_all_its_adapters() -> None:

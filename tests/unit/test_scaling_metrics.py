@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from strategies import fixed_time, services
 
-from reports.charts.timeline_chart import timeline_chart
 from reports.text.limit_text import limits
 from reports.text.setup_text import cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
@@ -140,15 +139,6 @@ def test_the_answer_says_what_starts_did() -> None:
     dear = evaluate_scenario(scenario(price=2.0), EvaluationOptions()).point
     assert any("a month, if all of it is like the 61 s that were simulated." in said for said in cost_sentences(dear))
     assert scaling_sentences(evaluate_scenario(scenario(autoscale=None), EvaluationOptions()).point) == []
-
-
-def test_a_report_draws_replicas_over_time() -> None:
-    point = evaluate_scenario(scenario(), EvaluationOptions()).point
-    chart = timeline_chart(point, "")
-    assert chart is not None
-    assert "provisioned" in chart.svg
-    assert "serving" in chart.svg
-    assert "replicas" in chart.desc
 
 
 def test_seconds_by_section_add_up() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_recordings import recording_of, scenario_facts
 
 from sim.results.calibration import ReplicationValues, with_calibration
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
-from sim.results.recording.leaps import GAP_BINS
 from sim.results.records import COMPLETED, FAILED, GATED, REFUSED, UNFINISHED, Recording
 from sim.results.sample_data import ScenarioFacts
 from sim.results.verdict import (
@@ -27,7 +27,6 @@ from sim.results.verdict import (
     unserved,
     verdict,
 )
-from sim.traffic.request import HIT
 
 SECTIONS = 20
 TTFT = {"ttft_p99_s": 2.0}
@@ -35,68 +34,26 @@ QUICK_S, SLOW_S = 1.0, 3.0
 
 
 def facts(slo: dict[str, float], **changes: Any) -> ScenarioFacts:
-    given: dict[str, Any] = {
-        "slo": slo,
-        "fixed": False,
-        "blocking": False,
-        "replicas": 1,
-        "loaders": 1,
-        "size_bytes": np.array([10]),
-        "kind": np.zeros(1, dtype=np.int64),
-        "kind_names": ("all",),
-        "slots": 1,
-        "kv_tokens": 100,
-        "max_num_seqs": 8,
-    }
-    return ScenarioFacts(**given | changes)
+    return scenario_facts(slo, kv_tokens=100, **changes)
 
 
 def recording(status: np.ndarray, ttft_s: np.ndarray, **columns: np.ndarray) -> Recording:
     """One request a second, none of them in the warm-up; each has its last token half a second after its first."""
     count = len(status)
     arrival = np.arange(count, dtype=np.float64)
-    stopped_s = float(count)
     first = arrival + ttft_s
-    first = np.where(np.isin(status, (REFUSED, FAILED)) | ((status == UNFINISHED) & (first > stopped_s)), -1.0, first)
-    zeros = np.zeros(count, dtype=np.int64)
-    bounds = np.linspace(0, count, SECTIONS + 1)
-    rows: dict[str, Any] = {
-        "index": np.arange(count),
+    first = np.where(np.isin(status, (REFUSED, FAILED)) | ((status == UNFINISHED) & (first > count)), -1.0, first)
+    requests = {
         "arrival_s": arrival,
-        "adapter": zeros,
-        "prompt_tokens": zeros + 10,
-        "output_tokens": zeros + 3,
-        "outcome": np.full(count, HIT),
-        "tier": zeros,
-        "replica": zeros,
-        "preemptions": zeros,
-        "load_queue_s": arrival * 0,
-        "load_wait_s": arrival * 0,
+        "prompt_tokens": np.full(count, 10),
+        "output_tokens": np.full(count, 3),
         "admitted_s": first,
         "first_token_s": first,
         "finished_s": np.where(status == COMPLETED, first + 0.5, -1.0),
         "status": status,
-        "marks": zeros,
-        "version": zeros + 1,
-        "last_version": zeros + 1,
-        "tokens_before": zeros,
-        "tries": zeros,
     }
-    empty = np.zeros(0)
-    return Recording(
-        requests=rows | columns,
-        loads=dict.fromkeys(("started_s", "ended_s", "asked_s", "adapter", "tier", "replica"), empty),
-        bounds=bounds,
-        section_of=(arrival * SECTIONS // count).astype(np.int32),
-        gap_counts=np.zeros((SECTIONS, GAP_BINS), dtype=np.int64),
-        gap_sum_s=np.zeros(SECTIONS),
-        busy_s=np.zeros(SECTIONS),
-        blocked_s=np.zeros((4, SECTIONS)),
-        running_area=0.0,
-        room_short_s=0.0,
-        inside_area=0.0,
-        stopped_s=stopped_s,
-    )
+    section_of = (arrival * SECTIONS // count).astype(np.int32)
+    return recording_of(requests | columns, np.linspace(0, count, SECTIONS + 1), float(count), section_of=section_of)
 
 
 def made(slo: dict[str, float], count: int = 20_000, **shares: float) -> Point:
@@ -136,7 +93,6 @@ def test_values_stay_those_of_completed_requests() -> None:
     with_, without = made(TTFT, refused=0.49), made(TTFT)
     value = with_.metrics["ttft_p99_s"].value
     assert value == pytest.approx(without.metrics["ttft_p99_s"].value or 0.0, rel=0.01)
-    assert value is not None
     assert value < QUICK_S
     assert without.late == without.unserved == {}  # a point of a run that serves everybody has nothing new
     assert not {"late", "unserved"} & set(without.to_json())
@@ -292,8 +248,6 @@ def test_what_is_met_serves_99_of_100_requests_in_time(seed: int) -> None:
             assert late == int((np.asarray(one.requests[stamp] - one.requests["arrival_s"]) > slo[name]).sum())
         else:
             assert share.value == pytest.approx(late / decided, abs=1e-12)
-            assert share.lo is not None
-            assert share.hi is not None
             assert share.lo <= late / decided <= share.hi
         most = 0.5 if name == "ttft_p50_s" else 0.01
         if term_verdict(point, name, slo[name]) == MET:

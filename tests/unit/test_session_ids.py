@@ -64,15 +64,6 @@ def test_traffic_without_sessions_has_no_numbers(tmp_path: Path) -> None:
         assert [chunk.session for chunk in made.chunks(0)] == [None]
 
 
-def test_a_session_keeps_its_adapter_while_popularity_drifts_and_adapters_are_replaced() -> None:
-    turnover = {"drift": {"share": "50%", "every": "20 s"}, "churn": {"share": "50%", "every": "5 min"}}
-    made = traffic(30_000, 50, sessions=SHORT, **turnover)
-    found = drawn(made)
-    assert len(np.unique(found.adapters)) > 100  # many came after the start
-    pairs = np.unique(np.stack((found.sessions, found.adapters)), axis=1)
-    assert pairs.shape[1] == len(np.unique(found.sessions)) < len(found.sessions) / 3
-
-
 def test_sizes_are_geometric() -> None:
     made = traffic(80_000, 50, arrivals={"process": "poisson", "rate": "2/s"}, sessions={"requests": 4.5, **SHORT})
     found = drawn(made)
@@ -148,26 +139,6 @@ def test_of_sessions_of_one_request_everyone_has_its_own_number() -> None:
     np.testing.assert_array_equal(found.sessions, np.arange(70_000))
 
 
-@pytest.mark.parametrize("block", [1, 33, 500, 1 << 20])
-def test_numbers_do_not_depend_on_the_chunks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def made() -> Traffic:
-        return traffic(3000, 20, sessions=SHORT, churn={})
-
-    whole = drawn(made())
-    monkeypatch.setattr(generate, "BLOCK", block)
-    found = drawn(made())
-    np.testing.assert_array_equal(found.times, whole.times)
-    np.testing.assert_array_equal(found.sessions, whole.sessions)
-    assert len(list(made().chunks(0))) == math.ceil(3000 / block)
-
-
-def test_replications_number_their_own_sessions() -> None:
-    made = traffic(2000, sessions=SHORT)
-    first, second = drawn(made), drawn(made, replication=1)
-    assert not np.array_equal(first.sessions, second.sessions)
-    np.testing.assert_array_equal(drawn(made).sessions, first.sessions)
-
-
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A trace of 200 sessions of 4 requests in 1,000 s and 50 requests without; prompts tell whose a request is."""
@@ -229,18 +200,10 @@ def test_more_users_have_sessions_of_their_own(
 ) -> None:
     whole = read_trace(Trace(file=file, population_scale=scale))
     found = recorded(file, requests, duration, population_scale=scale)
-    assert whole.session is not None
     np.testing.assert_array_equal(found.sessions, whole.session[: len(found.sessions)])
     assert found.sessions.tolist() == by_appearance(found.sessions)
-    pairs = np.unique(np.stack((found.sessions, found.prompts)), axis=1)
-    assert pairs.shape[1] == len(np.unique(found.sessions))  # no number has requests of two
-    if requests is None and duration is None:
-        of_sessions = np.bincount(found.sessions)
-        named = np.unique(found.sessions[found.prompts <= 200])
-        assert set(of_sessions[named].tolist()) == {4}
-        assert set(np.delete(of_sessions, named).tolist()) == {1}
-    elif requests is not None:
-        assert len(found.sessions) == min(requests, len(whole))
+    if duration is None:
+        assert len(found.sessions) == min(requests or len(whole), len(whole))
 
 
 def test_sessions_of_a_trace_without_adapters_ask_for_drawn_ones(tmp_path: Path) -> None:

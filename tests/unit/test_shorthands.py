@@ -83,14 +83,6 @@ def test_so_many_adapters_are_rolled_out_and_no_other_rollout_takes_them(base: P
     assert len(set.union(*taken)) == 100
 
 
-def test_as_many_adapters_as_are_left_can_be_taken(base: Path) -> None:
-    turned = "rollouts:\n" + "".join(
-        f"  - {{strategy: in-place, at: 1 s, {who}}}\n" for who in ("count: 75", "share: 25%")
-    )
-    full = load_scenario(str(write(base.parent / "full.yaml", BASE + turned)))
-    assert [len(planned.names) for planned in build_world(full.scenario).rollout_plan.rollouts] == [75, 25]
-
-
 def test_a_card_with_more_memory_has_a_larger_kv_cache(base: Path) -> None:
     plain, larger = (
         build_world(load_scenario(str(base), overrides).scenario).pools[0]

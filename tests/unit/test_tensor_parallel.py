@@ -50,7 +50,6 @@ def refusal(source: str, *overrides: str) -> str:
 def test_the_number_of_gpus_picks_the_sibling_of_the_named_profile(gpus: int) -> None:
     for named in (2, 4):
         world = world_of(f"fleet.profile={H200.format(named)}", f"fleet.tensor_parallel={gpus}")
-        assert world.pools[0].profile is not None
         assert (world.pools[0].profile.name, world.pools[0].profile.tensor_parallel) == (H200.format(gpus), gpus)
         assert world.profile_sha256 == load_profile(H200.format(gpus))[1]
 
@@ -94,11 +93,8 @@ def test_a_profile_without_memory_is_refused(tmp_path: Path) -> None:
 def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
     two, four = world_of("fleet.tensor_parallel=2"), world_of("fleet.tensor_parallel=4")
     sharded = world_of("fleet.tensor_parallel=4", "fleet.fully_sharded_loras=true")
-    assert two.pools[0].profile
-    assert four.pools[0].profile
 
     def on_gpu(world: World) -> float:
-        assert world.pools[0].profile is not None
         split = split_of(world.scenario, world.pools[0].profile)
         whole = adapter_bytes(40, world.pools[0].profile, world.pools[0].population, split)
         return whole / world.pools[0].profile.tensor_parallel
@@ -118,7 +114,6 @@ def test_a_replica_over_more_gpus_has_more_kv_cache_and_smaller_slots() -> None:
 def test_slots_of_other_engines_are_split_like_vllms() -> None:
     """Of rank 16, counted by hand: A of q, k, v, gate and up and B of o and down whole, a quarter of the rest."""
     world = world_of("fleet.tensor_parallel=4")
-    assert world.pools[0].profile is not None
     exact = world.pools[0].profile.memory.model_copy(update={"slot_layout": "exact"})
     profile = world.pools[0].profile.model_copy(update={"memory": exact})
     whole, rest = 5 * 8192 + 2 * 8192, 8192 + 2 * 1024 + 2 * 28672 + 8192 + 28672
@@ -129,7 +124,6 @@ def test_slots_of_other_engines_are_split_like_vllms() -> None:
 
 def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:
     most, less = (world_of("fleet.tensor_parallel=4", f"fleet.gpu_memory_utilization={share}") for share in (0.9, 0.8))
-    assert most.pools[0].profile
     memory = most.pools[0].profile.memory
     assert kv_tokens(most) - kv_tokens(less) == pytest.approx(
         0.1 * memory.total_bytes / memory.kv_bytes_per_token, abs=32
@@ -168,12 +162,9 @@ def simulated(*overrides: str) -> Point:
 
 def test_results_say_how_many_gpus_and_what_each_holds() -> None:
     point = simulated("fleet.tensor_parallel=4", "fleet.replicas=3")
-    assert point.setup is not None
     assert point.setup.share is not None
     share = point.setup.share
     assert (share.gpus, share.replicas, share.slots) == (4, 3, 40)
-    assert share.slot_bytes is not None
-    assert share.load_bytes is not None
     # Of a whole adapter (12,943,360 parameters a rank x 16 x 2 bytes): a quarter, and copies.
     assert 414_187_520 / 4 < share.load_bytes < 414_187_520
     assert share.slot_bytes > share.load_bytes, "slots also hold LoRA of embedding and output head"
@@ -186,7 +177,6 @@ def test_results_say_how_many_gpus_and_what_each_holds() -> None:
 
 def test_a_replica_on_one_gpu_is_described_as_before() -> None:
     point = evaluate_scenario(load_scenario("quickstart", SMALL).scenario, EvaluationOptions(draws=False)).point
-    assert point.setup is not None
     assert point.setup.share is None
     assert "share" not in point.setup.to_json()
     assert "GPUs" not in setup_line([point])
@@ -230,8 +220,6 @@ def test_prices_are_per_gpu_and_a_replica_has_those_of_its_profile(tmp_path: Pat
 def test_the_memory_of_a_replica_adds_up(gpus: int) -> None:
     pool = world_of(f"fleet.tensor_parallel={gpus}").pools[0]
     use = memory_use(pool)
-    assert use is not None
-    assert pool.profile is not None
     memory = pool.profile.memory
     block = pool.scenario.fleet.block_size * memory.kv_bytes_per_token
     utilization = pool.scenario.fleet.gpu_memory_utilization or memory.utilization
@@ -243,15 +231,9 @@ def test_the_memory_of_a_replica_adds_up(gpus: int) -> None:
 
 @pytest.mark.parametrize(
     ("host", "copies"),
-    [
-        ("{slots: 7}", 7),
-        ("{slots: 700}", 200),
-        ("{size: 1 GB}", 11),
-        ("", 0),
-    ],
+    [("{slots: 7}", 7), ("{slots: 700}", 200), ("{size: 1 GB}", 11), ("", 0)],
 )
 def test_host_memory_has_room_for_these_copies(host: str, copies: int) -> None:
     idealised = ("fleet.engine=continuous", "cache.gpu.slots=8", f"cache.host={host}")
     use = memory_use(build_world(load_scenario("quickstart", idealised).scenario).pools[0])
-    assert use is not None
     assert (use.copies, use.slots) == (copies, 8)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from strategies import build
 
 from reports.text.limit_text import limit_sentence, limits
-from sim.errors import InputError
 from sim.policies.front_end import TokenBucket
 from sim.results import verdict
 from sim.results.model import Capacity, from_plain
@@ -121,38 +120,27 @@ def test_the_bucket_holds_for_what_reaches_the_fleet(full: str) -> None:
     assert (waits.max() > 5) == (full == "queue")
 
 
+def with_bucket(found: Scenario, **changes: Any) -> Scenario:
+    """Return a scenario whose first tenant has another bucket, or, without changes, none."""
+    first, *others = found.tenants
+    bucket = first.bucket.model_copy(update=changes) if changes else None
+    return found.model_copy(update={"tenants": (first.model_copy(update={"bucket": bucket}), *others)})
+
+
 def test_only_the_tenant_with_the_bucket_waits() -> None:
     """The others see the fleet with less traffic: their waits are shorter than without the bucket."""
-    limited, tenant = run(scenario(fleet={"max_num_seqs": 4}))
-    plain = scenario(fleet={"max_num_seqs": 4})
-    without = [one.model_copy(update={"bucket": None}) for one in plain.tenants]
-    free, _ = run(plain.model_copy(update={"tenants": tuple(without)}))
+    busy = scenario(fleet={"max_num_seqs": 4})
+    (limited, tenant), (free, _) = run(busy), run(with_bucket(busy))
     for name in ("arrival_s", "adapter", "prompt_tokens", "output_tokens"):
         np.testing.assert_array_equal(limited.requests[name], free.requests[name])
     waits = [(r.requests["admitted_s"] - r.requests["arrival_s"])[tenant == 1].mean() for r in (limited, free)]
     assert waits[0] < 0.8 * waits[1]
 
 
-def test_requests_that_still_wait_at_the_end_are_unfinished() -> None:
-    recording, tenant = run(scenario(workload={"requests": None, "duration": "10 s"}))
-    unfinished = recording.requests["status"] == UNFINISHED
-    held = unfinished & (recording.requests["replica"] < 0)
-    assert held.any()
-    assert (tenant[held] == 0).all()
-    sojourns = np.where(unfinished, recording.stopped_s, recording.requests["finished_s"])
-    sojourns = sojourns - recording.requests["arrival_s"]
-    assert recording.inside_area == pytest.approx(sojourns.sum()), "Little's law, with those who wait in front"
-
-
 def test_a_wide_bucket_changes_nothing() -> None:
-    wide = scenario("refuse")
-    bucket = wide.tenants[0].bucket.model_copy(update={"burst": 10**9})
-    plain, wide = (
-        run(wide.model_copy(update={"tenants": (wide.tenants[0].model_copy(update={"bucket": each}), wide.tenants[1])}))
-        for each in (None, bucket)
-    )
-    for name, column in plain[0].requests.items():
-        np.testing.assert_array_equal(column, wide[0].requests[name])
+    (plain, _), (wide, _) = run(with_bucket(scenario("refuse"))), run(with_bucket(scenario("refuse"), burst=10**9))
+    for name, column in plain.requests.items():
+        np.testing.assert_array_equal(column, wide.requests[name])
 
 
 def test_a_request_that_is_sent_again_after_a_crash_takes_no_more_tokens() -> None:
@@ -176,8 +164,13 @@ def test_what_waits_for_its_tokens_is_recorded() -> None:
     tokens = (requests["prompt_tokens"] + requests["output_tokens"]).astype(float)
     went = own & np.isfinite(sent)
     assert passed(sent[went], tokens[went], RATE, BURST)
-    assert (np.isinf(sent) == ((requests["status"] == UNFINISHED) & (requests["replica"] < 0))).all()
+    unfinished = requests["status"] == UNFINISHED
+    held = unfinished & (requests["replica"] < 0)
+    assert held.any()
+    assert (np.isinf(sent) == held).all()
     assert (sent[~own] == requests["arrival_s"][~own]).all()
+    sojourns = np.where(unfinished, recording.stopped_s, requests["finished_s"]) - requests["arrival_s"]
+    assert recording.inside_area == pytest.approx(sojourns.sum()), "Little's law, with those who wait in front"
 
 
 @pytest.mark.parametrize("full", ["queue", "refuse"])
@@ -202,15 +195,14 @@ def test_a_bucket_is_a_limit_of_its_own(full: str) -> None:
         assert use.refused == point.metrics["refused"].value
         assert 0.2 < use.limited < 1 - RATE / asked, "short requests pass where long ones don't"
         assert not verdict.is_overloaded(point)
+        assert any("the token bucket of their tenant lacked tokens" in warning for warning in point.warnings)
+        assert (point.unserved["refused"] > 0, point.unserved["too_long"]) == (True, 0)
     assert from_plain(Capacity, point.capacity.to_json()) == point.capacity
 
 
 def test_a_bucket_of_requests_counts_each_as_one() -> None:
     """Ten a second of twenty, whatever their lengths; a burst below the tokens of a request is allowed."""
-    found = scenario(workload={"requests": 2000})
-    bucket = found.tenants[0].bucket.model_copy(update={"counts": "requests", "rate": 10.0, "burst": 5})
-    tenants = (found.tenants[0].model_copy(update={"bucket": bucket}), found.tenants[1])
-    found = found.model_copy(update={"tenants": tenants})
+    found = with_bucket(scenario(workload={"requests": 2000}), counts="requests", rate=10.0, burst=5)
     recording, tenant = run(found)
     sent = recording.requests["arrival_s"].copy()
     sent[recording.held[:, 0].astype(int)] = recording.held[:, 1]
@@ -225,9 +217,7 @@ def test_a_bucket_of_requests_counts_each_as_one() -> None:
 
 
 def test_an_idle_bucket_limits_nothing() -> None:
-    wide = scenario()
-    bucket = wide.tenants[0].bucket.model_copy(update={"burst": 10**9})
-    wide = wide.model_copy(update={"tenants": (wide.tenants[0].model_copy(update={"bucket": bucket}), wide.tenants[1])})
+    wide = with_bucket(scenario(), burst=10**9)
     point = evaluate(make_design(wide), EvaluationOptions(draws=False)).point
     assert point.capacity.buckets[0].limited == 0
     assert not any(limit.bucket for limit in limits(point))
@@ -239,34 +229,3 @@ def test_clients_of_a_closed_loop_go_on_after_a_refusal() -> None:
     closed["workload"]["arrivals"] = {"process": "closed", "concurrency": 16}
     recording, _ = run(Scenario.model_validate(closed))
     assert set(recording.requests["status"].tolist()) == {COMPLETED, REFUSED}
-
-
-def test_the_answer_says_why_requests_were_refused() -> None:
-    found = scenario("refuse")
-    point = evaluate(make_design(found), EvaluationOptions(draws=False)).point
-    assert any("the token bucket of their tenant lacked tokens" in warning for warning in point.warnings)
-    assert point.unserved["refused"] > 0
-    assert point.unserved["too_long"] == 0
-
-
-@pytest.mark.parametrize(
-    ("workload", "longest"),
-    [
-        ({}, "360 or more"),
-        ({"prefix": {"tokens": {"law": "fixed", "value": 1000}}}, "1,360 or more"),
-    ],
-)
-def test_a_bucket_smaller_than_a_request_is_refused(workload: dict[str, Any], longest: str) -> None:
-    plain = scenario(workload=workload).model_dump(mode="json", by_alias=True, exclude_unset=True)
-    plain["tenants"][0]["bucket"]["burst"] = 350
-    with pytest.raises(InputError, match="the bucket never holds the tokens of the longest request") as caught:
-        build_world(Scenario.model_validate(plain))
-    assert caught.value.key == "tenants.0.bucket.burst"
-    assert longest in str(caught.value)
-
-
-def test_a_policy_that_sees_the_future_has_no_buckets() -> None:
-    plain = scenario().model_dump(mode="json", by_alias=True, exclude_unset=True)
-    plain["cache"]["eviction"] = "belady"
-    with pytest.raises(ValueError, match="needs to know which requests reach the replicas"):
-        Scenario.model_validate(plain)

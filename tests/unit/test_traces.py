@@ -44,15 +44,10 @@ def test_plain_tables(tmp_path: Path, content: bytes) -> None:
     data = read(tmp_path, content)
     assert data.arrival_s.tolist() == [0, 0, 0.75, 2.5]
     assert data.names == ("mail", "sql", "legal, draft")
-    assert data.adapter is not None
     assert data.adapter.tolist() == [0, 1, 0, 2]
-    assert data.prompt_tokens is not None
     assert data.prompt_tokens.tolist() == [410, 120, 388, 930]
-    assert data.output_tokens is not None
     assert data.output_tokens.tolist() == [64, 210, 71, 402]
-    assert data.adapter_bytes is not None
     assert data.adapter_bytes.tolist() == [1000, 2000, 500]
-    assert data.session is not None
     assert data.session.tolist() == [0, 1, 0, 2]  # the empty one is a session of its own
     assert data.notes[0].endswith("columns ignored: region")
     kinds = (data.arrival_s.dtype, data.prompt_tokens.dtype, data.adapter.dtype, data.session.dtype)
@@ -83,7 +78,6 @@ def test_azure_llm(tmp_path: Path) -> None:
     data = read(tmp_path, samples.AZURE_LLM)
     # Differences of the times as written, to 100 ns; a float of seconds since 1970 could not hold them.
     assert data.arrival_s.tolist() == [0, 4.314579, 4.5418771]
-    assert data.output_tokens is not None
     assert data.output_tokens.tolist() == [44, 109, 1]
     assert data.adapter is None
     assert read(tmp_path, samples.AZURE_LLM_2024).arrival_s.tolist() == [0, 0.99007]
@@ -93,7 +87,6 @@ def test_azure_llm(tmp_path: Path) -> None:
 def test_mooncake(tmp_path: Path, content: bytes) -> None:
     data = read(tmp_path, content)
     assert data.arrival_s.tolist() == pytest.approx([0, 3.053, 3.053], abs=1e-12)
-    assert data.prompt_tokens is not None
     assert data.prompt_tokens.tolist() == [6955, 6472, 1]
     assert (data.adapter, data.session) == (None, None)
 
@@ -101,7 +94,6 @@ def test_mooncake(tmp_path: Path, content: bytes) -> None:
 def test_burstgpt_leaves_failed_requests_out(tmp_path: Path) -> None:
     data = read(tmp_path, samples.BURSTGPT)
     assert data.arrival_s.tolist() == [0, 40, 115]
-    assert data.session is not None
     assert data.session.tolist() == [0, 0, 1]
     assert data.skipped == {"failed (no response tokens)": 1}
     assert data.notes == (f"{tmp_path}/t: left out 1 of 4 rows: 1 failed (no response tokens)",)
@@ -119,7 +111,6 @@ def test_azure_functions_2021_sorts_by_beginning(tmp_path: Path) -> None:
 def test_azure_functions_spread_calls_over_their_minutes(tmp_path: Path) -> None:
     data = read(tmp_path, samples.FUNCTIONS)
     assert data.names == ("f1", "f2")
-    assert data.adapter is not None
     assert data.adapter.tolist() == [0, 0, 0, *[1] * 7, 0, 1, 1]
     assert np.all(np.diff(data.arrival_s) >= 0)
     # The third minute has f1's last call, the last minute f2's last two; the first begins within the first minute.
@@ -162,7 +153,6 @@ def test_a_silence_and_ties_are_told(tmp_path: Path) -> None:
 
 def test_several_sizes_of_an_adapter_are_told(tmp_path: Path) -> None:
     data = read(tmp_path, samples.CSV.replace(b"388,71,1000", b"388,71,1500"))
-    assert data.adapter_bytes is not None
     assert data.adapter_bytes.tolist() == [1500, 2000, 500]
     assert f"{tmp_path}/t: 1 adapter has several sizes; the last one counts" in data.notes
 

@@ -105,7 +105,6 @@ FINE = {
 def test_what_looks_odd_but_is_fine(tmp_path: Path, case: str) -> None:
     data = read(tmp_path, FINE[case])
     assert data.names == ("a", "b")
-    assert data.prompt_tokens is not None
     assert data.prompt_tokens.tolist() == [5, 5]
     assert data.arrival_s.tolist() == ([0, 0] if case == "ties" else [0, 1])
 

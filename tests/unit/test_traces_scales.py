@@ -34,8 +34,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def adapters_of_sessions(data: TraceData) -> dict[int, tuple[int, ...]]:
     """Return the prompt lengths (here: which session of the file) by session."""
-    assert data.session is not None
-    assert data.prompt_tokens is not None
     found: dict[int, list[int]] = {}
     for session, tokens in zip(data.session.tolist(), data.prompt_tokens.tolist(), strict=True):
         found.setdefault(session, []).append(tokens)
@@ -109,7 +107,6 @@ def test_a_limit_takes_the_first_requests(file: str, scale: float) -> None:
     assert len(part) == 500
     assert np.array_equal(part.arrival_s, whole.arrival_s[:500])
     assert part.adapter is not None
-    assert whole.adapter is not None
     assert np.array_equal(part.adapter, whole.adapter[:500])
 
 
@@ -126,8 +123,6 @@ def test_a_limit_takes_the_first_of_requests_at_the_same_times(scale: float, lim
     part = with_population(data, scale, limit, 1, "t")
     count = min(limit, len(whole))
     assert part.arrival_s.tolist() == whole.arrival_s[:count].tolist()
-    assert part.adapter is not None
-    assert whole.adapter is not None
     assert part.adapter.tolist() == whole.adapter[:count].tolist()
 
 
@@ -189,7 +184,6 @@ def test_only_new_users_destroy_locality(shared: Path) -> None:
     found = []
     for settings in ({}, {"time_scale": 4}, {"population_scale": 4}):
         data = read_trace(Trace.model_validate({"file": file, **settings}))
-        assert data.adapter is not None
         found.append(lru_miss_ratio(data.adapter.tolist(), 8))
     assert found[0] == found[1] == pytest.approx(0.636, abs=5e-4)
     assert found[2] == pytest.approx(0.898, abs=5e-4)

@@ -6,36 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from traffic_samples import drawn, traffic
-
-from sim.errors import ScenarioError
-
-TINY = [{"level": 0, "time": "1 ns"}, {"level": 1, "time": "1 ns"}]
-
-
-@pytest.mark.parametrize(
-    ("workload", "count", "key"),
-    [
-        ({"arrivals": {"process": "mmpp", "rate": "6/s", "states": TINY}}, 10, "workload.arrivals.states"),
-        ({"drift": {"share": "1%", "every": "1 ms"}}, 100, "workload.drift.every"),
-        ({"drift": {"share": "100%", "every": "1 s"}}, 2_000_000, "workload.drift"),
-        ({"churn": {"share": "100%", "every": "1 us"}}, 100, "workload.churn"),
-        ({"sessions": {"gap_sigma": 10, "gap_max": "1000 d"}}, 100, "workload.sessions"),
-    ],
-)
-def test_what_changes_too_often_to_be_simulated_is_refused(workload: dict[str, Any], count: int, key: str) -> None:
-    with pytest.raises(ScenarioError) as found:
-        traffic(10_000, count, **workload)
-    assert found.value.key == key
-    assert "up to" in str(found.value)
-
-
-@pytest.mark.parametrize("process", ["gamma", "weibull"])
-@pytest.mark.parametrize("cv", [1e-170, 0.009, 101])
-def test_gaps_of_no_usable_variation_are_refused(process: str, cv: float) -> None:
-    with pytest.raises(ValidationError):
-        traffic(arrivals={"process": process, "rate": "1/s", "cv": cv})
 
 
 @pytest.mark.parametrize(

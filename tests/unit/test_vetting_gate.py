@@ -91,7 +91,6 @@ def test_what_was_avoided_is_the_same_traffic_with_the_version_out(file: Path) -
         assert found.other == pytest.approx(gone.metrics[name].value)
     versions = gone.version_mix["versions"]
     assert max(versions["2"]) == 1.0
-    assert gone.impact is not None
     assert 0 < held.answered.value < held.requests == gone.impact.requests / gone.impact.replications
     assert held.by_rollout == [held.answered]
     assert (held.metrics["rollout_loads"].change or 0) > 0
@@ -103,7 +102,6 @@ def test_every_answer_by_a_held_version_is_counted(file: Path, strategy: str) ->
     held = held_back(evaluate_scenario(load_scenario(path, ["run.replications=1"]).scenario).point)
     otherwise = load_scenario(path, ["run.replications=1", "rollouts.0.require=none"]).scenario
     requests = evaluate_scenario(otherwise, EvaluationOptions(requests=True)).requests
-    assert requests is not None
     table = requests.to_pandas()
     by_the_new = table[(table["status"] == "completed") & (table["version"] == 2)]
     assert held.answered.value == len(by_the_new) > 0
@@ -302,7 +300,6 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
         for warning in point.warnings
     )
     table = held_table(point, "")
-    assert table is not None
     assert table.rows[0][:2] == ["requests answered by the version held back", "0"]
     assert "What holding it back avoided" in page(run_report(data))
     summary = json.loads((data.path / "summary.json").read_text())
