@@ -16,7 +16,6 @@ digest of the rest, so that no change goes unseen. In the folder, ``repository``
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import difflib
 import hashlib
 import importlib.util
@@ -99,8 +98,6 @@ def replay(text: str, folder: Path) -> str:
         kind, _, rest = step.partition(" ")
         if step.startswith("$ loraplan "):
             ended = outputs.run(rest, folder)
-            with contextlib.suppress(AttributeError):  # of other C libraries
-                ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what is freed: 9 GB after thirty runs of full size
             printed = shortened(ended.printed, FILE_LINES) + ([f"[exit {ended.code}]"] if ended.code else [])
         elif step.startswith("$ show "):
             printed = [line for name in rest.split()[1:] for line in shown(folder / name)]

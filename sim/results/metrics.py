@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import cached_property
+from weakref import proxy
 
 import numpy as np
 
@@ -72,27 +73,31 @@ def _of(definition: Definition, m: Measured) -> Metric | None:
 
 
 class Measured(MeasuredRequests):
-    """The measured requests, and what metrics are made of (``sim.results.catalogue``)."""
+    """The measured requests, and what metrics are made of (``sim.results.catalogue``).
+
+    Its parts know it by a proxy. In a reference cycle the columns of all its requests would stay in memory until the
+    collector runs, which is seldom where objects are few and large.
+    """
 
     @cached_property
     def changes(self) -> ChangeMetrics:
         """What rollouts and faults did."""
-        return ChangeMetrics(self)
+        return ChangeMetrics(proxy(self))
 
     @cached_property
     def scaling(self) -> ScalingMetrics:
         """What an autoscaler did."""
-        return ScalingMetrics(self)
+        return ScalingMetrics(proxy(self))
 
     @cached_property
     def placement(self) -> PlacementMetrics:
         """What a placement controller did."""
-        return PlacementMetrics(self)
+        return PlacementMetrics(proxy(self))
 
     @cached_property
     def gpu_hours(self) -> GpuHours:
         """What costs are made of."""
-        return GpuHours(self)
+        return GpuHours(proxy(self))
 
     def ratio(self, over: Floats, under: Floats, unit: str = "1", *, highest: float = math.inf) -> Metric:
         """Return the ratio of two sums over sections; see ``statistics.ratio``."""

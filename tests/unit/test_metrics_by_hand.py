@@ -5,12 +5,15 @@ Two requests come in the warm-up, before 2 s; four are measured, the last at 10 
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_recordings import recording_of, scenario_facts
 
+from sim.results.metrics import measure
 from sim.results.point_summary import summarise
 from sim.results.recording.leaps import GAP_BINS, gap_bins
 from sim.results.records import Recording
@@ -123,3 +126,14 @@ def test_a_miss_ratio_of_few_requests_is_withheld() -> None:
         assert metrics[name].value is None
         assert metrics[name].note == "not enough data: 96 requests were measured, 100 are needed"
     assert metrics["throughput_rps"].value is not None
+
+
+def test_columns_are_freed_without_the_collector() -> None:
+    _, measured = measure([recording()] * REPLICATIONS, FACTS)
+    known = weakref.ref(measured)
+    gc.disable()
+    try:
+        del measured
+        assert known() is None, "a reference cycle keeps all columns of a run in memory"
+    finally:
+        gc.enable()
