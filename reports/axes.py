@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.formatting import is_counted, key_words, listed, number, percent, singular
+from reports.formatting import is_counted, key_words, number, percent, singular
 from sim.results.point import Point
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
@@ -81,11 +81,16 @@ class Axis:
             return number(value) if abs(value) < 1e15 and number(value) == f"{value:,}" else f"{value:,.6g}"
         if isinstance(value, Mapping):
             # A law's name says what it is; its parameters need theirs.
-            name, *rest = [self.label(v) if k in _NAMING else f"{k} {self.label(v)}" for k, v in value.items()] or [""]
-            return f"{name} with {listed(rest)}" if rest else name
+            name, *rest = [self._part(*each) for each in value.items()] or [""]
+            return f"{name} ({', '.join(rest)})" if rest else name
         if isinstance(value, (list, tuple)):
             return ", ".join(self.label(item) for item in value)
         return str(value)
+
+    def _part(self, key: str, value: Any) -> str:
+        """Return one key of a section with its value: ``burst 20,000``, ``full: queue``."""
+        joint = ": " if isinstance(value, str) and value.isalpha() else " "
+        return self.label(value) if key in _NAMING else f"{key}{joint}{self.label(value)}"
 
     def short_labels(self, most: int) -> list[str]:
         """Return the labels of all values, cut to this many letters; what all share goes first."""

@@ -272,14 +272,19 @@ def _describe(axis: Axis, lines: Sequence[Line]) -> str:
 
 
 def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], chosen: Point) -> Chart | None:
-    """Draw p99 TTFT and E2E against a swept key, with the SLO and a star at the point that the key numbers are of."""
+    """Draw p99 TTFT and E2E against a swept key, with the SLO and a star at the point that the key numbers are of.
+
+    Where the SLO has a target for another percentile of one, that is drawn.
+    """
     ordered = in_order(points, [axis])
-    names = [name for name in LATENCIES if has_values(points, name)]
+    asked = [next((n for n in slo_terms if n[:-4] == name[:-4]), name) for name in LATENCIES]
+    asked = [name if name in slo_terms else other for name, other in zip(LATENCIES, asked, strict=True)]
+    names = [name for name in asked if has_values(points, name)]
     if len(names) > 1 and "ttft_p99_s" not in slo_terms and all(map(is_fixed, points)):
         names = names[1:]  # the first token is the whole answer
     if not names:
         return None
-    lines = [Line(metric_words(name), SERIES[0 if name == "ttft_p99_s" else 1], name, ordered) for name in names]
+    lines = [Line(metric_words(name), SERIES[0 if name.startswith("ttft") else 1], name, ordered) for name in names]
     targets: dict[str, float] = {}
     for name in names:
         if name in slo_terms:
@@ -291,10 +296,11 @@ def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     if slo_terms and not targets:
         caption += " The SLO is about another metric."
     caption += f"{unserved_note(points)} ★ {axis.point_phrase(chosen)}: the key numbers are of this point."
-    table = numbers_table(f"p99 latency by {axis.words}", axis, ordered, names)
-    title = f"How does p99 latency change with {axis.words}?"
+    what = "p99 latency" if set(names) <= set(LATENCIES) else "latency"
+    table = numbers_table(f"{what} by {axis.words}", axis, ordered, names)
+    title = f"How does {what} change with {axis.words}?"
     heading = Heading("latency", title, caption)
-    return line_chart(heading, axis, YAxis("p99 latency", "s", targets), lines, table, chosen)
+    return line_chart(heading, axis, YAxis(what, "s", targets), lines, table, chosen)
 
 
 def ratio_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float]) -> Chart | None:

@@ -198,9 +198,9 @@ def unserved_words(point: Point, whose: str = "the requests") -> str:
 
 
 def capital(text: str) -> str:
-    """Return a sentence's start with a capital; ``p99`` and the keys of scenarios stay as they are."""
+    """Return a sentence's start with a capital; ``p99``, ``p95`` and the keys of scenarios stay as they are."""
     first = text.partition(" ")[0]
-    return text if first == "p99" or "." in first.rstrip(".") else text[:1].upper() + text[1:]
+    return text if re.fullmatch(r"p\d+", first) or "." in first.rstrip(".") else text[:1].upper() + text[1:]
 
 
 # How changes read: with a sign, in the unit of the metric, shares in percentage points.

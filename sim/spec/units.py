@@ -99,7 +99,7 @@ def parse_rate(value: object) -> float:
     if match is None or match[2] not in SECONDS:
         meant = _RATE_IN_WORDS.fullmatch(str(value))
         unit = ((meant and meant[2]) or "s").lower()
-        hint = f"write {meant[1]}/{'min' if unit == 'm' else unit}" if meant else ""
+        hint = f"write {meant[1]}/{'min' if unit == 'm' else unit}" if meant and float(meant[1]) > 0 else ""
         raise _refuse("not a rate" if match is None else f"unknown unit {match[2]!r}", value, allowed, hint)
     rate = float(match[1]) / SECONDS[match[2]]
     if not rate > 0:

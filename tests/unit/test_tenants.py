@@ -114,9 +114,11 @@ def test_tenants_without_shares_leave_the_run_as_it_is(tmp_path: Path) -> None:
 
 
 def test_one_tenant_has_the_metrics_of_the_fleet(tmp_path: Path) -> None:
-    point = point_of(tmp_path, SCENARIO + "tenants: [{name: all, adapters: 30, slo: {ttft_p99: 1 s}}]\n")
+    point = point_of(tmp_path, SCENARIO + "tenants: [{name: all, adapters: 30, slo: {ttft_p99: 1 s, tpot_p95: 1 s}}]\n")
     (tenant,) = point.tenants
-    assert tenant.metrics == {name: point.metrics[name] for name in measured_of("tenant")}
+    assert tenant.metrics == {name: point.metrics[name] for name in measured_of("tenant") if name in point.metrics}
+    assert "tpot_p95_s" in tenant.metrics
+    assert "tpot_p90_s" not in tenant.metrics
     assert tenant.late == point.late
     assert tenant.token_share == 1
 

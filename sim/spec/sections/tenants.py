@@ -183,7 +183,7 @@ class Tenant(Strict):
                 yield located(
                     f"slo.{key}",
                     "gaps between tokens are measured over the fleet, not by tenant",
-                    hint="give tpot_mean, or set the term in the fleet's slo",
+                    hint=f"give {key.replace('itl', 'tpot')}, or set the term in the fleet's slo",
                 )
         if self.slo.miss_ratio is not None and self.adapters is None and not self.match and self.base_model:
             yield located("slo.miss_ratio", "requests to the base model can't miss", hint="remove it")

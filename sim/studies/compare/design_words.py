@@ -108,7 +108,7 @@ def _value_change(key: str, a: str, b: str) -> _Change:
 
 
 def _stated(value: str) -> str:
-    return "no value" if value in (UNSET, ABSENT) else value
+    return "unset" if value in (UNSET, ABSENT) else value
 
 
 def valued(key: str, value: str) -> str:

@@ -159,6 +159,11 @@ def headline(comparison: Comparison) -> str:
         clear = better if word == BETTER else worse
         return f"{_opening(comparison, word)}: {_values(pair, clear, short=len(clear) > 1)}."
     names = [name for name in comparison.judged if name in pair.differences]
+    for side, here, there in (("A", pair.one, pair.other), ("B", pair.other, pair.one)):
+        only = [name for name in comparison.terms if name in there.metrics and name not in here.metrics]
+        if only:
+            lacks = f"{_names(only)} {'were' if len(only) > 1 else 'was'} not measured there"
+            return f"Run {side} again with the same SLO: {lacks}."
     if word == UNCLEAR:
         known = [name for name in names if pair.differences[name].word == UNCLEAR]
         change = change_phrase(comparison)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import make_axis
-from reports.formatting import likelihood, metric_words, percent, plural, read_terms, show
+from reports.formatting import likelihood, listed, metric_words, percent, plural, read_terms, show
 from reports.text.headroom_text import first_limit, headroom_sentences
 from reports.text.limit_text import (
     BLOCKED_FOR_P99,
@@ -210,21 +210,30 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
 
 def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) -> str:
     """Return which change would make a design enough that misses the SLO, and how to plan with it."""
-
-    def meets(row: WhatIfRow) -> bool:
-        found = [(row.metrics.get(name), target) for name, target in read.terms.items()]
-        return all(each is not None and (each.other or 0.0) <= target for each, target in found)
-
     few, name = read.phrase(short.set), next(iter(read.missed(short)), read.tightest())
-    enough = [(row, found) for row in rows if (found := row.metrics.get(name)) is not None and meets(row)]
+    tried = {row.label: row for row in rows if row.verdict is not None}
+    known = {
+        label: found for label, row in tried.items() if (found := row.metrics.get(name)) and found.other is not None
+    }
+    enough = [label for label in known if tried[label].verdict != NOT_MET and _is_within(tried[label], read.terms)]
+    if not tried:
+        return ""
+    if not known:
+        return f"Runs as short as these don't show whether another router would do with {few}."
     if not enough:
-        return f"No other router, eviction or copies in host memory would make {few} enough."
-    row, found = min(enough, key=lambda pair: pair[1].other or 0.0)
-    options = " ".join(f"--set {key}={'null' if value is None else value}" for key, value in row.set.items())
+        return f"Tried with {few}, without success: {listed([*tried])}."
+    best = min(enough, key=lambda label: known[label].other or 0.0)
+    options = " ".join(f"--set {k}={'null' if v is None else v}" for k, v in tried[best].set.items())
     return (
-        f"With {row.label}, {few} {'would probably' if row.verdict == MET else 'may'} do: {metric_words(name)} "
-        f"{show(name, found.other)} in place of {show(name, found.one)}. To plan with it, add {options}."
+        f"With {best}, {few} {'would probably' if tried[best].verdict == MET else 'may'} do: {metric_words(name)} "
+        f"{show(name, known[best].other)} in place of {show(name, known[best].one)}, in two short runs. "
+        f"To plan with it, add {options}."
     )
+
+
+def _is_within(row: WhatIfRow, terms: Mapping[str, float]) -> bool:
+    found = [(row.metrics.get(name), target) for name, target in terms.items()]
+    return all(each is not None and each.other is not None and each.other <= target for each, target in found)
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:

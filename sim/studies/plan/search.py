@@ -81,6 +81,7 @@ class Search:
         self._sure_from = min(sure, self._most)
         self._start = min(max(start, 0), count - 1)
         self._spent: dict[int, int] = {}
+        self._scores: dict[int, float] = {}  # of first evaluations: the longer an overloaded run, the worse its score
         self._found: int | None = None
         self._edge: Edge | None = None
         self.judgements: dict[int, Judgement] = {}
@@ -129,7 +130,8 @@ class Search:
 
     def _judge(self, index: int, effort: int = 0) -> Judgement:
         if index not in self.judgements or (self._spent[index] < effort and not self.judgements[index].final):
-            self.judgements[index] = self._evaluate(index, effort)
+            self.judgements[index] = judgement = self._evaluate(index, effort)
+            self._scores.setdefault(index, judgement.score)
             self._spent[index] = effort
         return self.judgements[index]
 
@@ -148,7 +150,7 @@ class Search:
         return self.judgements[index].word
 
     def _best(self) -> int:
-        return min(self.judgements, key=lambda index: (self.judgements[index].score, index))
+        return min(self._scores, key=lambda index: (self._scores[index], index))
 
     def _before(self, index: int) -> int:
         """Return the nearest candidate before this one that misses the SLO; -1: none is known."""

@@ -18,7 +18,8 @@ from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.results.verdict import PROBABLE
+from sim.results.slo_terms import all_terms
+from sim.results.verdict import PROBABLE, strain
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.profile_choice import prices_of
@@ -144,6 +145,9 @@ def _waits_for_adapters(design: PlanDesign) -> bool:
     point, world = design.point, design.world
     if point is None or world is None or world.replicas == 1:
         return False
+    target = all_terms(world.scenario).get("miss_ratio")
+    if target is not None and strain(point, "miss_ratio", target) > 1:
+        return True
     waits = sum(point.breakdown.get(stage, 0.0) for stage in ("loader_queue_s", "load_s", "decode_load_s"))
     return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 

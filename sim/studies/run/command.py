@@ -86,6 +86,10 @@ def sweep(
 def _check_slo(loaded: LoadedScenario, check: bool) -> None:
     from sim.results.slo_terms import all_terms
 
+    if loaded.scenario.fleet.engine == "fixed" and all_terms(loaded.scenario):
+        from sim.studies.plan.checks import check_terms
+
+        check_terms(loaded)
     if check and not all_terms(loaded.scenario):
         raise InputError("the scenario has no SLO to check", key="slo", hint="give slo: {ttft_p99: 1 s}")
 
