@@ -100,14 +100,15 @@ def test_ticks_are_round_few_and_inside() -> None:
 
 
 def test_a_swept_section_reads_as_its_name_with_its_values() -> None:
-    """Commas stand between values: none is left within one."""
     swap = {"serve": "swap", "resident": 2, "turn": "20 s"}
     models = make_axis("fleet.full_models", [samples.make_point({"fleet.full_models": {"serve": "dedicated"}})])
     assert (models.phrase({"serve": "dedicated"}), models.label(swap)) == (
         "full models dedicated",
-        "swap with resident 2 and turn 20 s",
+        "swap (resident 2, turn 20 s)",
     )
     assert models.label({"turn": "20 s"}) == "turn 20 s"
+    bucket = {"rate": "5000/s", "burst": 20_000, "full": "queue"}
+    assert models.label(bucket) == "rate 5000/s (burst 20,000, full: queue)"
 
 
 def test_a_swept_key_of_a_tenant_names_it() -> None:
