@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sim.results.point import Point
-from sim.results.slo_terms import with_tenants
+from sim.results.slo_terms import is_tail, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -19,7 +19,7 @@ from sim.results.verdict import (
 
 def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     """Return the metric that the answer is about: the SLO's first p99, else TTFT, else E2E."""
-    targets = [name for name in slo_terms if "_p9" in name] or list(slo_terms)
+    targets = [name for name in slo_terms if is_tail(name)] or list(slo_terms)
     for name in (*targets, "e2e_p99_s", "ttft_p99_s"):
         if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
             return name

@@ -29,6 +29,7 @@ from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, 
 from reports.text.limit_text import is_fixed
 from sim.results.catalogue import SHARES, UNITS
 from sim.results.point import COUNTS, Metric, Point
+from sim.results.slo_terms import is_tail
 from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
@@ -271,15 +272,20 @@ def _describe(axis: Axis, lines: Sequence[Line]) -> str:
     return " ".join(sentences)
 
 
+def _drawn(stage: str, slo_terms: Mapping[str, float]) -> str:
+    """Return the percentile of a stage that is drawn: the p99, or the one that only the SLO asks for."""
+    p99 = f"{stage}_p99_s"
+    asked = (name for name in slo_terms if name.startswith(f"{stage}_") and is_tail(name))
+    return p99 if p99 in slo_terms else next(asked, p99)
+
+
 def latency_chart(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, float], chosen: Point) -> Chart | None:
     """Draw p99 TTFT and E2E against a swept key, with the SLO and a star at the point that the key numbers are of.
 
     Where the SLO has a target for another percentile of one, that is drawn.
     """
     ordered = in_order(points, [axis])
-    asked = [next((n for n in slo_terms if n[:-4] == name[:-4]), name) for name in LATENCIES]
-    asked = [name if name in slo_terms else other for name, other in zip(LATENCIES, asked, strict=True)]
-    names = [name for name in asked if has_values(points, name)]
+    names = [name for name in (_drawn(stage, slo_terms) for stage in ("ttft", "e2e")) if has_values(points, name)]
     if len(names) > 1 and "ttft_p99_s" not in slo_terms and all(map(is_fixed, points)):
         names = names[1:]  # the first token is the whole answer
     if not names:

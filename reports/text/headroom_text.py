@@ -29,7 +29,7 @@ from sim.results.run_directory.study_records import (
     TOO_SHORT,
     Headroom,
 )
-from sim.results.slo_terms import judged, split_term
+from sim.results.slo_terms import is_tail, judged, split_term
 from sim.results.verdict import allowed, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
@@ -199,7 +199,7 @@ def _failing(point: Point, term: str) -> Limit:
     if bucket is not None:
         return Limit("token bucket", Evidence.BUCKET, bucket.limited, bucket=bucket)
     limit = next((limit for limit in limits(point) if _concerns(limit, term)), Limit("none", Evidence.NOTHING))
-    if limit.name == "none" and "_p9" in (term or ""):
+    if limit.name == "none" and is_tail(term or ""):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     return limit
 

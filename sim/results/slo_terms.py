@@ -37,6 +37,11 @@ def quantile_of(name: str) -> float | None:
     return int(percent) / 100 if percent.isdigit() else None
 
 
+def is_tail(name: str) -> bool:
+    """Return whether a term is about a quantile above the median, which few slow requests decide."""
+    return (quantile_of(name) or 0.0) > 0.5
+
+
 def all_terms(scenario: Scenario) -> dict[str, float]:
     """Return the targets of a scenario, those of its tenants included."""
     own = scenario.slo.terms()

@@ -272,12 +272,12 @@ class _Parts:
     all: Floats
 
 
-def by_rarity(q: float, of_p99: int, least: int) -> int:
-    """Return how many values a quantile takes, if a p99 takes so many: with as many of them beyond it.
+def enough_for(q: float, for_p99: int, least: int) -> int:
+    """Return how many values a quantile needs for as many to lie beyond it as with a p99.
 
-    :param least: what the median takes, and every quantile at least.
+    :param for_p99: how many a p99 needs; ``least``: how many the median needs, and every quantile at least.
     """
-    return least if q <= 0.5 else max(least, round(of_p99 * 0.01 / (1 - q)))
+    return least if q <= 0.5 else max(least, round(for_p99 * 0.01 / (1 - q)))
 
 
 def _merged(parts: list[Floats]) -> Floats:
@@ -324,13 +324,13 @@ class Sampled:
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
-        least = by_rarity(q, self._least_for_p99, MIN_FOR_REST)
+        least = enough_for(q, self._least_for_p99, MIN_FOR_REST)
         metric, by_section = self._estimate(self._sorted, lambda part: quantile_of_sorted(part, q), unit, least)
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
-        metric = by_size(metric, by_section, beyond, by_rarity(q, ENOUGH_FOR_P99, ENOUGH))
-        of_section = by_rarity(q, MIN_SECTION_P99, 0)
+        metric = by_size(metric, by_section, beyond, enough_for(q, ENOUGH_FOR_P99, ENOUGH))
+        of_section = enough_for(q, MIN_SECTION_P99, 0)
         if metric.settled and np.diff(self._edges).min() < of_section:
             return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=of_section))
         return metric

@@ -17,7 +17,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
-from sim.studies.plan.findings import PlanReading
+from sim.studies.plan.findings import PlanReading, plan_answer
 from sim.studies.plan.study import make_plan
 from sim.world.build import build_world
 
@@ -287,6 +287,26 @@ def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: Comm
     assert answered(again)["answer"] == {"fleet.replicas": 3}
     none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=20%")
     assert "Tried with 3 replicas, without success: " in none.out
+
+
+def test_a_lever_is_named_only_if_it_was_measured_and_may_meet_the_slo(loraplan: CommandLine, tmp_path: Path) -> None:
+    loraplan.succeeds("plan", write(tmp_path, SLOTS), "--no-headroom")
+    data = read_run(tmp_path / "runs/small-plan")
+    short = data.manifest["levers_key"] = data.plan.edge_key
+
+    def said(verdict: str, ttft_s: float | None, misses: float | None) -> str:
+        values = {"ttft_p99_s": (9.0, ttft_s), "miss_ratio": (0.4, misses)}
+        metrics = {name: {"one": one, "other": other} for name, (one, other) in values.items()}
+        row = {"group": "router", "label": "router hash", "set": {"router.policy": "hash"}}
+        data.manifest["levers"] = [{**row, "verdict": verdict, "metrics": metrics}]
+        return plan_answer(data).setting
+
+    assert short
+    assert "router hash, 28 GPU slots would probably do" in said("met", 0.1, 0.3)
+    assert "router hash, 28 GPU slots may do" in said("unclear", 0.1, 0.3)
+    assert "without success: router hash." in said("not met", 0.1, 0.3), "such as one that refuses too many"
+    assert "without success: router hash." in said("unclear", 0.1, 0.39)
+    assert "short as these don't show" in said("unclear", None, None)
 
 
 def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

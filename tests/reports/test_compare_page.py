@@ -16,7 +16,7 @@ from reports.render.html import page
 from reports.text.metric_text import change_cell, interval_words, relative_cell, signed
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
-from sim.results.point import Point, TenantResult
+from sim.results.point import Metric, Point, TenantResult
 from sim.results.run_directory.store import RunData
 from sim.studies.compare.charts import charts_of, points_chart
 from sim.studies.compare.design_words import change_phrase, side_names
@@ -294,6 +294,11 @@ def test_whose_slo_is_met_is_said_where_they_differ() -> None:
         points = samples.make_point(fixed=False), samples.make_point(fixed=False, p99=p99)
         return compare_runs(run(points[0], slo=one), run(points[1], slo=other, name="two"))
 
+    points = samples.make_point(fixed=False), samples.make_point(fixed=False)
+    points[1].metrics["tpot_p99_s"] = Metric(0.04, 0.039, 0.041, "s")
+    slos = {"ttft_p99": "1 s"}, {"ttft_p99": "1 s", "tpot_p99": "30 ms"}
+    found = compare_runs(run(points[0], slo=slos[0]), run(points[1], slo=slos[1], name="two"))
+    assert headline(found) == "Run A again with the same SLO: p99 TPOT was not measured there."
     loose, tight = {"e2e_p99": "1 s"}, {"e2e_p99": "900 ms"}
     both = compared(loose, tight)
     assert "B's SLO is met with both." in details(both)

@@ -83,6 +83,13 @@ def test_where_nothing_meets_it_the_best_is_named(count: int, lowest: int) -> No
     assert result.best == min(lowest, count - 1)
 
 
+def test_the_nearest_is_found_among_runs_of_the_same_length() -> None:
+    def evaluate(index: int, effort: int) -> Judgement:
+        return Judgement(NOT_MET if effort else UNCLEAR, (9 - index) * COSTS[effort])  # overloaded: longer is worse
+
+    assert Search(4, evaluate, EFFORTS, 3).run().best == 3
+
+
 def test_what_cannot_be_built_is_never_the_answer() -> None:
     world = World(lambda index: math.inf if index >= 10 else 2.0 - 0.12 * index)
     result = found(world, 64, start=40)

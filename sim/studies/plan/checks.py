@@ -13,7 +13,7 @@ from sim.errors import InputError, ScenarioError, SeveralErrors, UnknownKeyError
 from sim.results.metric_state import Cause, State
 from sim.results.run_directory.result_files import scenario_hash
 from sim.results.slo_terms import all_terms, quantile_of, split_term
-from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST, by_rarity
+from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST, enough_for
 from sim.spec.profile_choice import profile_of
 from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
@@ -112,7 +112,7 @@ def _check_length(loaded: LoadedScenario, plan: Plan) -> None:
         tenant, metric = split_term(term)
         if tenant not in expected or metric.startswith("itl"):
             continue
-        needed = by_rarity(quantile_of(metric) or 0.0, MIN_FOR_P99, MIN_FOR_REST)
+        needed = enough_for(quantile_of(metric) or 0.0, MIN_FOR_P99, MIN_FOR_REST)
         needed = MIN_FOR_RATIO if metric == "miss_ratio" else needed
         if expected[tenant] + _SPREAD * math.sqrt(expected[tenant]) < needed:
             found = round(expected[tenant])
@@ -159,7 +159,7 @@ def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: 
 
 
 def check_terms(loaded: LoadedScenario) -> None:
-    """Refuse a plan whose SLO is missing or can't be measured in this scenario.
+    """Refuse an SLO that is missing or can't be measured in this scenario.
 
     :raises ScenarioError: with the term.
     """
@@ -178,7 +178,7 @@ def check_terms(loaded: LoadedScenario) -> None:
                 ScenarioError(
                     "engine fixed has no tokens, so this is never measured",
                     key=f"{places.get(tenant, '')}slo.{name.removesuffix('_s')}",
-                    hint="remove the term, or plan for another engine",
+                    hint="remove the term, or choose another engine",
                 )
             )
 

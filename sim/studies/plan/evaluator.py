@@ -44,6 +44,7 @@ from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
 from sim.studies.backends.pool import PACE, Pool
 from sim.studies.design import Design, build
 from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, on_pool, values_of_draws
+from sim.studies.plan.findings import LONGER
 from sim.studies.plan.search import Judgement
 from sim.studies.study_identity import code_version, input_digests
 from sim.world.world import World
@@ -341,8 +342,7 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
     """
     tenant, workload = split_term(term)[0], loaded.scenario.workload
     times = _MARGIN * state.needed / state.found if state.found else None
-    recorded = {"trace": "use a longer trace", "client": "let the client send more requests"}
-    hint = recorded.get(workload.recorded, "simulate more requests (workload.requests)")
+    hint = LONGER.get(workload.recorded, "simulate more requests (workload.requests)")
     if times is not None and not workload.recorded and workload.requests is not None:
         requests = _two_digits(workload.requests * times)
         hint = f"simulate about {requests:,} requests (--set workload.requests={requests})"

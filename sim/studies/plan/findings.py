@@ -23,7 +23,7 @@ from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust
 from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
-from sim.results.slo_terms import metric_of, split_term, with_tenants
+from sim.results.slo_terms import is_tail, metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -45,6 +45,12 @@ RECOMMENDED = "recommended.yaml"
 _POOL_COUNT = re.compile(r"fleet\.pools\.[A-Za-z0-9_-]+\.replicas")
 _GAIN = 0.005
 """Share of a value from which one step further is a gain to mention."""
+LONGER = {
+    "trace": "use a longer trace",
+    "client": "let the client send more requests",
+    "duration": "raise workload.duration",
+}
+"""How a run gets more requests whose number the scenario does not give, by the key of ``workload`` that does."""
 _MOST_MIXES = 4
 """Mixes of two pools that are ruled out which the answer names."""
 
@@ -62,7 +68,7 @@ class PlanReading:
     :ivar chosen: the answer's point, or that of the best that was found; ``feasible``: whether it meets the SLO.
     :ivar edge: the more wanted neighbour that does not do; None: the range ends there, or it can't be built.
     :ivar short: the neighbour on which levers that cost no GPU were tried; None where none waits for adapters.
-    :ivar how_to_decide: what would decide the open verdicts, in words.
+    :ivar workload: the section of the scenario, as it was written.
     :ivar mix_price: what the recommended mix of two pools costs per hour; None in other plans.
     """
 
@@ -77,13 +83,7 @@ class PlanReading:
         self.other_edge = by_key.get(record.other_edge_key or "")
         self.short = by_key.get(data.manifest.get("levers_key") or "")
         self.feasible = record.feasible
-        workload = (data.manifest.get("scenario") or {}).get("workload") or {}
-        longer = {"trace": "take a longer trace", "client": "let the client send more requests"}
-        longer["duration"] = "raise workload.duration"
-        how = next((words for key, words in longer.items() if workload.get(key) is not None), "raise workload.requests")
-        self.how_to_decide = f"{how} to decide it"
-        if _open_by_costs(self):
-            self.how_to_decide = "only a better profile can decide it, not a longer run"
+        self.workload = (data.manifest.get("scenario") or {}).get("workload") or {}
         self.mix_price: float | None = None
         if len(record.keys) == 2 and all(_POOL_COUNT.fullmatch(key) for key in record.keys):
             self.mix_price = next((row.price for row in record.frontier if row.set == record.answer), None)
@@ -412,7 +412,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
     record, point = read.record, read.edge or read.chosen
     limit, *_ = limits(point)
-    if limit.name == "none" and any("_p9" in term for term in read.missed(point)):
+    if limit.name == "none" and any(is_tail(term) for term in read.missed(point)):
         limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
     name, sentence = limit.name, limit_sentence(limit, point)
     stage = largest_stage(point) if limit.name == "none" else None
@@ -465,7 +465,7 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
     else:
         tried = " or ".join(map(read.phrase, record.doubtful[:2])) or "others"
         sure_of = "; the recommendation is not in doubt" if read.feasible else ""
-        choice = f"It is open whether {tried} would do ({read.how_to_decide}){sure_of}."
+        choice = f"It is open whether {tried} would do ({_how_to_decide(read)}){sure_of}."
     return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)
 
 
@@ -475,12 +475,20 @@ def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
     if not record.certain:
         if _open_by_costs(read):
             return "low", "the measurements behind the profile leave the call open, and longer runs can't decide it"
-        return "low", f"the call is too close for the requests that were simulated; {read.how_to_decide}"
+        return "low", f"the call is too close for the requests that were simulated; {_how_to_decide(read)}"
     level = percent(record.confidence)
     word, reason = confidence(read.chosen, read.terms, assumed=assumed)
     if not read.feasible:
         return ("medium" if assumed else "high"), f"sure at {level} that the nearest of them misses the SLO"
     return word, f"{level} sure of the answer and its neighbour; {reason}"
+
+
+def _how_to_decide(read: PlanReading) -> str:
+    """Return what would decide the open verdicts."""
+    if _open_by_costs(read):
+        return "only a better profile can decide it, not a longer run"
+    longer = (words for key, words in LONGER.items() if read.workload.get(key) is not None)
+    return f"{next(longer, 'raise workload.requests')} to decide it"
 
 
 def _open_by_costs(read: PlanReading) -> bool:

@@ -122,12 +122,10 @@ def make_plan(
         assert chosen.point is not None, "it was evaluated"
         short = _waits_too_long(found)
         if short is not None:
-            rows, requests = what_if(short.loaded, store, execution, free=True)
-            levers = {"levers": [row.to_json() for row in rows], "levers_key": short.key, "levers_requests": requests}
-            store.update(json_ready(levers))
+            _keep_changes(store, "levers", short, execution, free=True)
+            store.update({"levers_key": short.key})
         if and_what_if or (short is None and _waits_for_adapters(chosen)):
-            rows, requests = what_if(chosen.loaded, store, execution, free=not and_what_if)
-            store.update({"what_if": json_ready([row.to_json() for row in rows]), "what_if_requests": requests})
+            _keep_changes(store, "what_if", chosen, execution, free=not and_what_if)
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
 
 
@@ -150,6 +148,12 @@ def _waits_for_adapters(design: PlanDesign) -> bool:
         return True
     waits = sum(point.breakdown.get(stage, 0.0) for stage in ("loader_queue_s", "load_s", "decode_load_s"))
     return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
+
+
+def _keep_changes(store: RunStore, name: str, design: PlanDesign, execution: Execution, *, free: bool) -> None:
+    """Try one change at a time on a design, and keep the rows under a name; ``free``: only what costs no GPU."""
+    rows, requests = what_if(design.loaded, store, execution, free=free)
+    store.update({name: json_ready([row.to_json() for row in rows]), f"{name}_requests": requests})
 
 
 def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:

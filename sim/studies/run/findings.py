@@ -27,7 +27,7 @@ _CLIFF = 1.5
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
 _NO_PRODUCTS = ("continuous", "fixed")
-"""Engines that nobody can deploy."""
+"""Idealised engines, which no server runs."""
 _DEMANDED = ("rate", "concurrency", "count", "cv")
 """Last words of keys that traffic demands: for these the question is how much can be served."""
 
