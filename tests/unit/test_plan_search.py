@@ -85,7 +85,9 @@ def test_where_nothing_meets_it_the_best_is_named(count: int, lowest: int) -> No
 
 def test_the_nearest_is_found_among_runs_of_the_same_length() -> None:
     def evaluate(index: int, effort: int) -> Judgement:
-        return Judgement(NOT_MET if effort else UNCLEAR, (9 - index) * COSTS[effort])  # overloaded: longer is worse
+        if index < 3:
+            return Judgement(NOT_MET, 4.0)
+        return Judgement(NOT_MET if effort else UNCLEAR, 1.0 * COSTS[effort])  # overloaded: longer is worse
 
     assert Search(4, evaluate, EFFORTS, 3).run().best == 3
 
