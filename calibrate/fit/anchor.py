@@ -30,7 +30,7 @@ from calibrate.fit.load_correction import (
 from reports.formatting import measured_value, measured_words
 from sim.errors import InputError
 from sim.rng import stream
-from sim.spec.profile import Draw, Profile, Provenance
+from sim.spec.profile import ANCHORED, Draw, Profile, Provenance
 from sim.studies.fidelity.step_terms import anchored_step
 
 Floats = NDArray[np.float64]
@@ -183,7 +183,7 @@ def named_profile(
                 calibration=note,
                 calibration_runs=tuple(load.name for load in loads),
                 residuals={each.metric: abs(each.after) for each in anchored.checked},
-                device=(before.provenance.device if before.provenance else {}) | {"anchored": before.name},
+                device=(before.provenance.device if before.provenance else {}) | {ANCHORED: before.name},
                 date=datetime.date.today().isoformat(),
             ),
         }

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from reports.formatting import listed, metric_words, percent
 from reports.text.metric_text import capital, missing, term_sentence, unsettled
 from sim.results.metric_state import Kind
+from sim.results.model import Setup
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -179,7 +180,9 @@ def confidence_reason(found: Confidence) -> str:
 # What to trust: how sure the verdict is, by statistics, and how well the numbers are known, by the profile's costs.
 
 _CORRECT = "a benchmark of your server corrects them (loraplan profiles adjust --anchor)"
-_ORIGINS = {"assumed": "this GPU's costs are assumed", "derived": "this GPU's costs are derived, not measured"}
+_NARROW = "another of your benchmarks, at another load, would narrow it (loraplan profiles adjust --anchor)"
+_ORIGINS = {"assumed": "are assumed", "derived": "are derived, not measured"}
+_FOREIGN = {"assumed": "are assumed for", "derived": "are derived for", "measured": "were measured under"}
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,6 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> s
     names = [name for name in slo_terms or _KEY_METRICS if split_term(name)[1] != "miss_ratio"]
     metrics = {name: metric for name in names if (metric := metric_of(point, name)) is not None}
     setups = () if point.setup is None else point.setup.pools or (point.setup,)
-    origin = next(
-        (_ORIGINS[own.status] for own in setups if own.status in _ORIGINS), "the profile's own measurements vary"
-    )
     drawn = _of_calibration(point, metrics)
     if drawn is not None and drawn.doubt is not Doubt.DRAWS_WIDE:
         return f"{capital(confidence_reason(drawn))}."
@@ -244,10 +244,22 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> s
     if not halves:
         return f"The costs are assumed, not measured; {_CORRECT}." if assumed else ""
     widest = max(halves, key=lambda name: halves[name])
-    known = f"{capital(metric_words(widest))} is known to {_half_words(halves[widest])}"
-    if round(halves[widest], 2) <= _WIDE and not assumed:
+    foreign = any(own.costs_of for own in setups)
+    known = f"{capital(metric_words(widest))} is known to {_half_words(halves[widest])}{' at best' if foreign else ''}"
+    if round(halves[widest], 2) <= _WIDE and not assumed and not foreign:
         return f"{known}."
-    return f"{known}, because {origin}; {_CORRECT}."
+    return f"{known}, because {_origin(setups)}; {_NARROW if any(own.anchored for own in setups) else _CORRECT}."
+
+
+def _origin(setups: Sequence[Setup]) -> str:
+    """Return why numbers are known no better, by the profile of the first pool whose costs aren't of its own server."""
+    for own in setups:
+        if own.anchored:
+            return "this GPU's costs are derived, and corrected by your benchmark"
+        said = f"{_FOREIGN[own.status]} {own.costs_of}" if own.costs_of else _ORIGINS.get(own.status)
+        if said:
+            return f"this GPU's costs {said}"
+    return "the profile's own measurements vary"
 
 
 def _half_words(half: float) -> str:

@@ -272,6 +272,9 @@ FRONT_END = "front_end_s"
 """Key of ``provenance.device`` in a profile fitted to what clients measure: seconds that a request spends outside the
 engine."""
 
+ANCHORED = "anchored"
+"""Key of ``provenance.device`` in a profile that was anchored on measured runs: the profile before."""
+
 UNFIT = "don't plan with them"
 """How the status note of a profile ends whose class of deployments is off too far."""
 
@@ -328,6 +331,11 @@ class Profile(Strict):
     def unfit_to_plan(self) -> bool:
         """Whether its class of deployments is off too far to plan with, as its status note ends."""
         return self.status_note.endswith(UNFIT)
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether ``loraplan profiles adjust`` corrected it by runs of somebody's own server."""
+        return self.provenance is not None and ANCHORED in self.provenance.device
 
     @property
     def is_cpu(self) -> bool:

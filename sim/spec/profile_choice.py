@@ -349,11 +349,26 @@ def engine_notes(engine: str, profile: Profile) -> list[str]:
     if profile.conditions is None and profile.status == "assumed":
         why = "are assumed, for no engine in particular"
     elif profile.conditions and not is_same_engine(engine, profile.conditions.engine):
-        why = f"come from {profile.conditions.engine}"
+        why = f"come from {profile.conditions.engine}{', corrected by its anchor' if profile.is_anchored else ''}"
     if preset.preset and why:
         off = f"latencies may be off: the rules simulated are those of {rules}"
         notes.append(f"{off}, but step and load times {why} (profile {profile.name})")
     return notes
+
+
+def other_costs(engine: str, profile: Profile) -> str:
+    """Return whose step and load times a profile has in place of an engine's: ``vLLM 0.8.5, not 0.33``.
+
+    :return: empty where they are the engine's own. Those of an anchored profile are: its runs were the user's server.
+    """
+    conditions = profile.conditions
+    if not ENGINES[engine].preset or conditions is None or profile.is_anchored:
+        return ""
+    if is_same_engine(engine, conditions.engine):
+        return ""
+    made, versions = re.split(r",| \(", conditions.engine)[0], versions_of(engine)
+    same = versions is not None and _family(made) == _family(engine)
+    return f"{made}, not {versions.words if same and versions else engine_words(engine)}"
 
 
 def build_command(gpu: str, model: str, engine: str, gpus: int) -> str:

@@ -17,7 +17,7 @@ from sim.errors import InputError, OutputError, ScenarioError, SeveralErrors, Un
 from sim.spec.engine_flags.options import flag_hint
 from sim.spec.engines import preset_value
 from sim.spec.files import tree
-from sim.spec.files.problems import keys_ending, known_keys, misplaced_flags, problems
+from sim.spec.files.problems import keys_ending, known_keys, longer_key, misplaced_flags, problems
 from sim.spec.files.tree import Node, Origin, files_of, plain, without_indexes
 from sim.spec.files.yaml_tree import parse_yaml, read_yaml, yaml_mapping
 from sim.spec.policies import Given
@@ -437,8 +437,10 @@ def _suggest(key: str, known: set[str]) -> str | None:
     leaf, hint = key.rpartition(".")[2], flag_hint(key)
     if hint and ".".join(key.split(".")[-2:]) in hint:  # an option with its section, as in kv_cache_config.max_tokens
         return hint
+    section = key.removesuffix(leaf)
+    longer = longer_key(leaf, [path.removeprefix(section) for path in sorted(known) if path.startswith(section)])
     same = keys_ending(leaf, sorted(known))
-    return f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known))
+    return longer or (f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known)))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sim.errors import InputError, ScenarioError
 from sim.results.model import Setup
-from sim.spec.profile_choice import profile_choice
+from sim.spec.profile_choice import other_costs, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, value_text
 from sim.studies.vetting_gate import Vetting, release
@@ -170,6 +170,8 @@ def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
         profile.status,
         choice.why,
         ", ".join(choice.assumed),
+        other_costs(engine, profile),
+        profile.is_anchored,
         gpu_share(pool, replicas),
         memory_use(pool),
     )

@@ -28,7 +28,7 @@ PANEL = "id type title description datasource gridPos fieldConfig targets"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "quickstart"
-    api.run("quickstart", {"workload.requests": 2000}, out=out, jobs=1)
+    api.run("quickstart", {"workload.requests": 2000, "slo.itl_p95": "50 ms"}, out=out, jobs=1)
     change(out / "manifest.json", ["headroom"], {"outcome": "found", "multiple": 1.5})
     return out
 
@@ -54,11 +54,14 @@ def test_rules_and_panels_compare_what_engines_export_with_the_run(finished: Pat
     shown = [target["expr"] for panel in panels for target in panel["targets"]]
     assert [expr.removesuffix('{scenario="quickstart"}') for expr in shown] == list(recorded)
     assert {" ".join(panel) for panel in panels} == {PANEL}
-    assert len({tuple(panel["gridPos"].values()) for panel in panels}) == 7
+    assert len({tuple(panel["gridPos"].values()) for panel in panels}) == 8
     for alert in (rule for rule in found if "alert" in rule):
         assert set(re.findall(r"loraplan:\w+:\w+", alert["expr"])) <= recorded.keys()
         assert alert["for"] == "15m"
         assert "vector(1)" not in str(alert)
+    assert "quantile(0.95, sum by (le) (rate(vllm:" in recorded["loraplan:itl_p95_seconds:measured"], "the SLO asks"
+    assert recorded["loraplan:itl_p95_seconds:SLO"] == "vector(0.05)"
+    assert {"LoraplanITLOutsidePrediction", "LoraplanITLP95OutsidePrediction"} <= {rule.get("alert") for rule in found}
     # an alert needs a bucket that shows that the interval was left
     metric = json.loads((finished / "summary.json").read_text(encoding="utf-8"))["points"][0]["metrics"]["ttft_p99_s"]
     low, high = (float(recorded[f"loraplan:ttft_p99_seconds:{end}"][7:-1]) for end in ("low", "high"))

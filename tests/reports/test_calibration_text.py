@@ -9,6 +9,7 @@ import pytest
 import samples
 
 from reports.tables.metric_tables import make_tiles
+from sim.results.model import Setup
 from sim.results.point import Point
 from sim.studies.run.answer import answer
 
@@ -33,6 +34,31 @@ def test_a_calibration_interval_says_how_well_a_number_is_known(width: float, kn
     assert said.verdict == "met"
     assert said.trust.choice == "The verdict is sure."
     assert said.trust.number.startswith(f"p99 E2E is known to {known}{why}")
+
+
+@pytest.mark.parametrize(
+    ("setup", "known"),
+    [
+        (Setup("vllm", status="derived"), "±4 %."),
+        (
+            Setup("vllm", status="derived", costs_of="vLLM 0.8.5, not 0.33"),
+            "at best, because this GPU's costs are derived for",
+        ),
+        (
+            Setup("vllm", status="measured", costs_of="vLLM 0.8.5, not 0.33"),
+            "costs were measured under vLLM 0.8.5, not 0.33",
+        ),
+        (Setup("vllm", status="derived", anchored=True), "±4 %."),
+    ],
+)
+def test_a_narrow_number_of_another_version_is_known_so_well_at_best(setup: Setup, known: str) -> None:
+    assert known in answer(replace(drawn(0.04), setup=setup), TERMS).trust.number
+
+
+def test_a_wide_number_of_an_anchored_profile_asks_for_another_benchmark() -> None:
+    setup = Setup("vllm", status="derived", anchored=True)
+    number = answer(replace(drawn(0.4), setup=setup), TERMS).trust.number
+    assert "derived, and corrected by your benchmark; another of your benchmarks" in number
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from scenario_samples import base, refusal
 
 from sim.spec.engines import ENGINES, VERSIONS, engine_words, preset_value, suggest_engine, versions_of
-from sim.spec.profile import load_profile
-from sim.spec.profile_choice import engine_notes
+from sim.spec.profile import ANCHORED, Provenance, load_profile
+from sim.spec.profile_choice import engine_notes, other_costs
 from sim.spec.scenario_file import load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
@@ -155,6 +155,17 @@ def test_notes_say_whose_rules_and_whose_costs_a_run_has(engine: str, costs_of: 
     conditions = profile.conditions and costs_of and profile.conditions.model_copy(update={"engine": costs_of})
     changed = profile.model_copy(update={"name": "test", "conditions": conditions or None})
     assert engine_notes(engine, changed) == says
+    assert bool(other_costs(engine, changed)) == any("may be off" in note for note in says)
+
+
+def test_an_anchored_profile_has_the_costs_of_the_users_engine() -> None:
+    profile, _ = load_profile("h100-64gb/llama-3.1-8b/vllm-0.8.5")
+    assert other_costs("vllm", profile) == "vLLM 0.8.5, not 0.33"
+    assert other_costs("sglang", profile) == "vLLM 0.8.5, not sglang"
+    made = Provenance(command="", data={}, device={ANCHORED: profile.name})
+    anchored = profile.model_copy(update={"provenance": made})
+    assert other_costs("vllm", anchored) == ""
+    assert "corrected by its anchor" in engine_notes("vllm", anchored)[0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from operator import mul
 
 from mypy_extensions import mypyc_attr
 
@@ -318,15 +317,15 @@ class CountingStore(KvStore):
             for request in self.running:
                 if request.last_step >= 0:
                     self._phases[(held_tokens(request, self._step) - 1 - self._step) % size] += 1
-        phases = self._phases
-        at = (self._step + steps) % size
-        # The sum of count * ((phase + at) % size), without a loop in Python.
-        remainders: int = sum(map(mul, phases, range(size))) + at * self.decoding - size * sum(phases[size - at :])
+        remainders, place = self._held_remainders, (self._step + steps) % size
+        for count in self._phases:
+            remainders += count * place
+            place = place + 1 if place + 1 < size else 0
         for request in reversed(self.running):
             if request.last_step != -1:
                 break
             remainders += (request.context - 1) % size
-        return (self._room - steps * self.decoding + remainders + self._held_remainders) // size
+        return (self._room - steps * self.decoding + remainders) // size
 
     def check_integrity(self) -> None:
         size, running = self.size, self.running

@@ -17,6 +17,14 @@ _HOMES: Final = 64
 """Adapters whose homes are computed at a time, where all replicas are candidates."""
 
 
+class _Sent:
+    """A request that was sent, and its tokens that its replica must compute."""
+
+    def __init__(self, request: Request, tokens: int) -> None:
+        self.request = request
+        self.tokens = tokens
+
+
 class PromptMemory:
     """What the router itself knows of prompts: where their blocks were sent, and which have no first token yet.
 
@@ -28,7 +36,7 @@ class PromptMemory:
         self._size = context.block_tokens
         self._shares = len(context.index_blocks) > 0
         self._index = PrefixIndex(context.replicas, context.index_blocks)
-        self._sent: list[list[tuple[Request, int]]] = [[] for _ in range(context.replicas)]
+        self._sent: list[list[_Sent]] = [[] for _ in range(context.replicas)]
         self.blocks: list[Block] = []
         self.matched: dict[int, int] = {}
 
@@ -44,7 +52,7 @@ class PromptMemory:
                 self.matched[replica] = self.matched.get(replica, 0) + count
 
     def uncached(self, replica: int) -> int:
-        """Return the tokens of the request at hand that a replica must compute."""
+        """Return the tokens of the request at hand that a replica must compute; -1 stands for one without any of it."""
         request = self._view.request
         return 0 if request is None else max(0, request.prompt_tokens - self.matched.get(replica, 0) * self._size)
 
@@ -55,13 +63,14 @@ class PromptMemory:
             return 0
         if not self._view.in_flight[replica]:
             sent.clear()  # those that were lost never get a token
-        total, waiting = 0, 0
-        for request, tokens in sent:
-            if request.first_token_s < 0:
-                total += tokens
-                waiting += 1
-        if waiting < len(sent):
-            self._sent[replica] = [each for each in sent if each[0].first_token_s < 0]
+        total = started = 0
+        for each in sent:
+            if each.request.first_token_s < 0:
+                total += each.tokens
+            else:
+                started += 1
+        if started:
+            self._sent[replica] = [each for each in sent if each.request.first_token_s < 0]
         return total
 
     def chosen(self, replica: int, *, counted: bool) -> None:
@@ -74,7 +83,7 @@ class PromptMemory:
             if self._shares:
                 self._index.add(self.blocks, replica)
             if counted:
-                self._sent[replica].append((request, self.uncached(replica)))
+                self._sent[replica].append(_Sent(request, self.uncached(replica)))
 
 
 def _replicas(mask: int) -> list[int]:
@@ -142,7 +151,8 @@ class _Scorer:
         if name == "active-request":
             return scoring.active_request([view.in_flight[each] for each in among], self._idle, self._busiest)
         if name == "token-load":
-            tokens = [memory.tokens_in_flight(replica) + memory.uncached(replica) for replica in among]
+            prompt, some = memory.uncached(-1), memory.matched
+            tokens = [memory.tokens_in_flight(r) + (memory.uncached(r) if r in some else prompt) for r in among]
             return scoring.token_load(tokens, self._token_limit)
         if name == "prefix-cache":
             return [0.0] * len(among)

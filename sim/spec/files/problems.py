@@ -108,6 +108,16 @@ def keys_ending(word: str, known: Iterable[str]) -> list[str]:
     return [path for _, path in found]
 
 
+def longer_key(word: str, siblings: Iterable[str]) -> str | None:
+    """Return a hint on a key of the same section that a word is the end of, where none is spelled like it.
+
+    :return: such as ``did you mean 'ttft_p99'?`` for ``p99``.
+    """
+    keys = list(siblings)
+    meant = next((key for key in keys if key.endswith(f"_{word}")), None)
+    return None if meant is None or did_you_mean(word, keys, 0.75) else f"did you mean {meant!r}?"
+
+
 def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> InputError:
     got = _value(data, spot.path)
     kind, context = detail["type"], detail.get("ctx") or {}
@@ -161,6 +171,7 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
     hint = (
         did_you_mean(word, allowed, _A_TYPO)
         or _of_another_kind(spot, model)
+        or longer_key(word, allowed)
         or _elsewhere(word, spot.key, model, section=isinstance(got, dict))
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)

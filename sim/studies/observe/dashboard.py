@@ -15,6 +15,7 @@ from reports.text.setup_text import setup_line
 from sim.errors import InputError
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import RunData, blamed_on, read_run
+from sim.results.slo_terms import is_tail, quantile_of
 from sim.results.verdict import is_overloaded
 from sim.studies.deploy.deployment import yaml_documents
 from sim.studies.observe.engine_metrics import Role, counter_name, gauge_name, histogram_name
@@ -102,11 +103,16 @@ def _watched(data: RunData, point: Point, readings: Readings, service: ObservedS
     rate = metrics["throughput_rps"].value or 0.0
     minutes = min(max(math.ceil(_ENOUGH / max(rate, 1e-9) / 60), _SHORTEST_MIN), _LONGEST_MIN)
     for role in _LATENCIES:
-        metric, histogram = metrics.get(f"{role}_p99_s"), service.histograms.get(role)
-        if metric is not None and metric.lo is not None and histogram is not None:
-            buckets = f"{histogram_name(role, names)}_bucket{where}[{minutes}m]"
-            measured = f"histogram_quantile(0.99, sum by (le) (rate({buckets})))"
-            yield _latency(role, metric, histogram.bounds, measured, targets.get(f"{role}_p99_s"))
+        histogram = service.histograms.get(role)
+        if histogram is None:
+            continue
+        buckets = f"{histogram_name(role, names)}_bucket{where}[{minutes}m]"
+        asked = [name for name in targets if name.startswith(f"{role}_") and is_tail(name)]
+        for name in dict.fromkeys([f"{role}_p99_s", *asked]):
+            metric = metrics.get(name)
+            if metric is not None and metric.lo is not None:
+                measured = f"histogram_quantile({quantile_of(name):g}, sum by (le) (rate({buckets})))"
+                yield _latency(name, metric, histogram.bounds, measured, targets.get(name))
     load = {"measured": f"sum(rate({finished}{where}[{minutes}m]))", "predicted": _vector(rate)}
     gone = ("LoraplanNoMetrics", "absent({measured})", f"Prometheus has no {finished} of these servers")
     multiple = None if data.headroom is None else data.headroom.multiple
@@ -133,9 +139,9 @@ def _vector(value: float) -> str:
     return f"vector({value:.6g})"
 
 
-def _latency(role: Role, metric: Metric, bounds: tuple[float, ...], measured: str, target: float | None) -> Watched:
-    """Return a p99 with its interval, widened to bounds of buckets: between them, a measured quantile is a guess."""
-    name, ends = f"{role}_p99_s", (metric.lo, metric.hi, metric.calibration_lo, metric.calibration_hi)
+def _latency(name: str, metric: Metric, bounds: tuple[float, ...], measured: str, target: float | None) -> Watched:
+    """Return a percentile with its interval, widened to bounds of buckets: what lies between is a guess."""
+    short, ends = name.removesuffix("_s"), (metric.lo, metric.hi, metric.calibration_lo, metric.calibration_hi)
     low, high = min(end for end in ends if end is not None), max(end for end in ends if end is not None)
     series = {"measured": measured, "predicted": _vector(metric.value or 0.0)}
     series["low"] = _vector(max((bound for bound in bounds if bound <= low), default=0.0))
@@ -147,8 +153,9 @@ def _latency(role: Role, metric: Metric, bounds: tuple[float, ...], measured: st
     known = f"{show(name, metric.value, metric.unit)} ({interval(name, replace(metric, lo=low, hi=high))})"
     said = f"{metric_words(name)} is {{{{ $value | humanizeDuration }}}}, and the run predicts {known}"
     about = f"Predicted: {known}. An alert fires beyond low and high, the next bounds of the engine's histogram."
-    alert = (f"Loraplan{role.upper()}OutsidePrediction", condition, said)
-    return Watched(f"{role}_p99_seconds", metric_words(name), about, series, "s", (alert,))
+    word = short.removesuffix("_p99").replace("_", "").upper()
+    alert = (f"Loraplan{word}OutsidePrediction", condition, said)
+    return Watched(f"{short}_seconds", metric_words(name), about, series, "s", (alert,))
 
 
 def _recorded(each: Watched, scenario: str) -> dict[str, str]:

@@ -368,6 +368,9 @@ class BatchServer(Server):
     def running(self) -> list[Request]:
         return list(self.scheduler.running)
 
+    def batch_size(self) -> int:
+        return len(self.scheduler.running)
+
     def kv_usage(self) -> float:
         kv = self.scheduler.kv
         used = kv.total - kv.free_blocks() + 0.0

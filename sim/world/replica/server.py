@@ -276,6 +276,10 @@ class Server(Replica):
         """Return the requests that are being served, in no particular order; the others inside wait."""
         return []
 
+    def batch_size(self) -> int:
+        """Return how many requests are being served."""
+        return len(self.running())
+
     def kv_usage(self) -> float:
         """Return the share of the KV cache that running requests hold: ``vllm:kv_cache_usage_perc``."""
         return 0.0

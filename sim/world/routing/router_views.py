@@ -352,7 +352,7 @@ class ViewRefresher(FreshView):
 
     def _read_gauges(self) -> None:
         view, loads, servers = self._view, self._sources.loads, self._sources.servers
-        view.batch = [len(server.running()) for server in servers]
+        view.batch = [server.batch_size() for server in servers]
         view.waiting = [max(0, inside - running) for inside, running in zip(loads, view.batch, strict=True)]
         if "kv" in self._reads:
             view.kv = [server.kv_usage() for server in servers]
