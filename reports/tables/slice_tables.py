@@ -41,6 +41,7 @@ _OF_POOLS = (
     *("replicas", "gpus", "device", "requests", "request_share"),
     *("miss_ratio", "gpu_utilization", "ttft_mean_s", "ttft_p99_s", "e2e_p99_s"),
 )
+_OF_TIMES = ("requests", "request_share", "miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
 _OF_TENANTS = (
     *("requests", "unserved", "ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"),
     *("miss_ratio", "output_tokens_per_s"),
@@ -126,6 +127,13 @@ def groups_table(point: Point, where: str) -> Table | None:
     base = "the base model and all adapters, then " if point.traffic.get("base_share") else ""
     note = f"Groups: {base}by kind, then by popularity."
     return _groups(point.groups, f"Groups of {'requests' if base else 'adapters'}{where}", note, bounds=True)
+
+
+def times_table(point: Point, where: str, *, bounds: bool = False) -> Table | None:
+    """Return one row for each part of the day, or of another cycle that the rate repeats."""
+    times, note = point.times, "By when requests came, in all cycles that the rate went through."
+    lead = [("time", [one.name for one in times])]
+    return slice_table(f"Times{where}", lead, times, _OF_TIMES, note, bounds=bounds) if times else None
 
 
 def base_model_table(point: Point) -> Table | None:

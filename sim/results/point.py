@@ -201,6 +201,8 @@ class Point:
     :ivar usage: what costs follow from (``sim.results.fleet_costs``).
     :ivar pools: where there are several. Facts: ``{"replicas", "gpus", "device", "completed", "loads",
         "gpu_utilization", "requests", "request_share"}``, and with a price ``"usd_per_month"``: what its GPUs cost.
+    :ivar times: what requests got by when they came in the cycle that the rate repeats; [] where it repeats none.
+        Facts: ``{"requests", "request_share"}``.
     :ivar tenants: what each tenant got, in the order of the scenario; [] without tenants.
     """
 
@@ -226,6 +228,7 @@ class Point:
     setup: Setup | None = None
     usage: Usage | None = None
     pools: list[SliceResult] = field(default_factory=list)
+    times: list[SliceResult] = field(default_factory=list)
     tenants: list[TenantResult] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -234,7 +237,7 @@ class Point:
         data = {each.name: _plain(getattr(self, each.name)) for each in fields(self)}
         data["metrics"] = {name: metric.kept(calibrated=calibrated) for name, metric in self.metrics.items()}
         data["parts"] = {name: metric.parts for name, metric in self.metrics.items() if metric.parts}
-        left_out = ("calibration", "late", "pools", "tenants", "unserved")
+        left_out = ("calibration", "late", "pools", "times", "tenants", "unserved")
         return {name: each for name, each in data.items() if each is not None and (each or name not in left_out)}
 
     def of_tenant(self, tenant: TenantResult) -> Point:

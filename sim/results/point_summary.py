@@ -20,7 +20,7 @@ from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
-from sim.results.slices import group_results, overloaded, pool_results, replica_results, tenant_results
+from sim.results.slices import group_results, overloaded, pool_results, replica_results, span_results, tenant_results
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
 from sim.results.timeline import SPANS, event_rows, timeline_of, version_mix
 from sim.traffic.popularity import concentration
@@ -50,10 +50,11 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
     metrics, m = measure(recordings, facts)
     capacity, impact = capacity_of(m, metrics), impact_of(m)
     load = capacity.offered_load
-    groups, pools = group_results(m), pool_results(m)
+    slices = [group_results(m), pool_results(m), span_results(m)]
     if load is not None and load >= 1:
         metrics = overloaded(metrics)
-        groups, pools = ([replace(one, metrics=overloaded(one.metrics)) for one in some] for some in (groups, pools))
+        slices = [[replace(one, metrics=overloaded(one.metrics)) for one in some] for some in slices]
+    groups, pools, times = slices
     return Point(
         set=set_,
         metrics=metrics,
@@ -77,6 +78,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         unserved=unserved_counts(m),
         usage=measured_usage(m),
         pools=pools,
+        times=times,
         tenants=tenant_results(recordings, facts, overload),
     )
 

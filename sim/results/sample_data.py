@@ -97,6 +97,20 @@ class PoolFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A part of the cycle that the rate repeats.
+
+    :ivar name: from when to when, as times of day where the run has them.
+    :ivar from_s, to_s: the same since the cycle began; ``cycle_s``: how long one takes.
+    """
+
+    name: str
+    from_s: float
+    to_s: float
+    cycle_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TenantFacts:
     """What the metrics must know of a tenant.
 
@@ -140,6 +154,7 @@ class ScenarioFacts:
     :ivar tenants: in the order of the scenario; () where there are none.
     :ivar tenant_of: (adapters + 1,) the tenant of each adapter by its place among those, and last of the base model;
         None without tenants.
+    :ivar spans: the parts of a day, or of another cycle that the rate repeats; () where it repeats none.
     :ivar front_end_s: (replicas,) of a request between client and engine.
     """
 
@@ -171,6 +186,7 @@ class ScenarioFacts:
     pools: tuple[PoolFacts, ...] = ()
     tenants: tuple[TenantFacts, ...] = ()
     tenant_of: Ints | None = None
+    spans: tuple[Span, ...] = ()
     front_end_s: Floats = field(default_factory=lambda: np.zeros(1))
 
     @property

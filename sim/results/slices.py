@@ -1,4 +1,4 @@
-"""Some of the requests, measured as all of them are: those of a tenant, a pool, a group of adapters, or a replica.
+"""Some of the requests, measured as all of them are: of a tenant, a pool, a group of adapters, a replica, or a time.
 
 Which metrics a slice has stands in ``sim.results.catalogue``. What it says of steps and loads stays the fleet's.
 """
@@ -18,7 +18,7 @@ from sim.results.metric_state import Cause, State
 from sim.results.metrics import Measured, metrics_of
 from sim.results.point import Metric, SliceResult, TenantResult
 from sim.results.records import Recording
-from sim.results.sample_data import MeasuredRequests, ScenarioFacts
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, Span
 from sim.results.served import is_served, late_shares
 from sim.results.statistics import MIN_FOR_P99, MIN_SECTION_P99, ratio
 
@@ -30,12 +30,13 @@ class Slice:
     """Which requests.
 
     :ivar adapters: (adapters + 1,) those for these adapters, last the base model; None: those that went to
-        ``replicas``.
+        ``replicas``, or that arrived in ``span``.
     """
 
     name: str
     adapters: Mask | None = None
     replicas: range = range(0)
+    span: Span | None = None
 
     def of(self, m: Measured, facts: ScenarioFacts | None = None) -> Measured:
         """Return the measured requests of the slice.
@@ -47,7 +48,10 @@ class Slice:
         return part
 
     def _only(self, r: Recording) -> Recording:
-        if self.adapters is None:
+        if self.span is not None:
+            at = np.asarray(r.requests["arrival_s"], dtype=np.float64) % self.span.cycle_s
+            own = np.flatnonzero((at >= self.span.from_s) & (at < self.span.to_s))
+        elif self.adapters is None:
             replica = np.asarray(r.requests["replica"], dtype=np.int64)
             own = np.flatnonzero((replica >= self.replicas.start) & (replica < self.replicas.stop))
         else:
@@ -139,6 +143,13 @@ def group_results(m: Measured) -> list[SliceResult]:
         }
         found.append(_result("group", Slice(name, chosen), m, facts))
     return found
+
+
+def span_results(m: Measured) -> list[SliceResult]:
+    """Return what requests got by when they came in the cycle that the rate repeats; [] if all came in one part."""
+    found = [_result("group", Slice(span.name, span=span), m, {}) for span in m.facts.spans]
+    found = [one for one in found if one.facts["requests"]]
+    return found if len(found) > 1 else []
 
 
 def _groups(m: MeasuredRequests) -> Iterator[tuple[str, Mask]]:

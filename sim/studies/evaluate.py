@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, pairwise
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,13 +20,15 @@ from sim.results.metric_state import Cause
 from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import request_table
-from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, TenantFacts
+from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, Span, TenantFacts
 from sim.results.statistics import sections_per_replication
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
+from sim.spec.sections.workload import parse_time_of_day
+from sim.spec.units import human_seconds
 from sim.studies.design import Design, make_design, setup_of
 from sim.studies.vetting_gate import held_back_record
 from sim.timing import timed
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from sim.results.records import Recording
     from sim.studies.backends.pool import Pool
 
+_MOST_SPANS, _OF_A_SINE, _HOUR_S = 24, 8, 3600.0
+"""Parts of a cycle, at most, and of a sine; from an hour on, a cycle is told by the clock."""
 REPLICATION, DRAW, COUNTERFACTUAL, BASELINE = "replication", "draw", "counterfactual", "baseline"
 
 
@@ -320,8 +325,37 @@ def facts_of(world: World) -> ScenarioFacts:
         host_holds_all=all(_host_holds_all(pool) for pool in pools),
         tenants=tuple(map(_tenant_facts, scenario.tenants)),
         tenant_of=traffic.tenant_of,
+        spans=_spans(scenario),
         front_end_s=world.front_ends_s,
     )
+
+
+def _spans(scenario: Scenario) -> tuple[Span, ...]:
+    """Return the parts of the cycle that rates repeat: their steps; of a sine, or of very many steps, equal parts."""
+    workload = scenario.workload
+    arrivals, cycles = workload.arrivals, [tenant.steps for tenant in scenario.tenants if tenant.steps]
+    if isinstance(arrivals, PiecewiseArrivals):
+        cycles.append(arrivals.steps)
+    ends = [list(accumulate(step.time for step in steps)) for steps in cycles]
+    if isinstance(arrivals, DiurnalArrivals):
+        ends.append([arrivals.period * part / _OF_A_SINE for part in range(1, _OF_A_SINE + 1)])
+    if len({each[-1] for each in ends}) != 1:
+        return ()
+    cycle_s, at = ends[0][-1], sorted({0.0, *chain(*ends)})
+    if len(at) > _MOST_SPANS + 1:
+        at = [cycle_s * part / _MOST_SPANS for part in range(_MOST_SPANS + 1)]
+    day_s = parse_time_of_day(workload.start) if cycle_s >= _HOUR_S else None
+    words = [_time_words(seconds, day_s) for seconds in at]
+    rows = zip(pairwise(words), pairwise(at), strict=True)
+    return tuple(Span(f"{began} to {ended}", first, last, cycle_s) for (began, ended), (first, last) in rows)
+
+
+def _time_words(seconds: float, day_s: int | None) -> str:
+    """Return a time of a cycle as the time of day, where the run has one."""
+    if day_s is None:
+        return human_seconds(seconds)
+    minutes = round((day_s + seconds) / 60)
+    return f"{minutes // 60 % 24:02}:{minutes % 60:02}"
 
 
 def _host_holds_all(pool: ReplicaPool) -> bool:

@@ -121,7 +121,12 @@ def _workload(
     most_prompt, most_output = draw.choice(((40, 12), (90, 30), (20, 4), (60, 1)))
     if changes == "none" and draw.random() < 0.1:
         return {"trace": {"file": write_trace(_trace(draw, requests, rate, adapters, most_prompt, most_output))}}
-    arrivals = draw.choice(({"process": "poisson"}, {"process": "gamma", "cv": draw.choice((0.3, 3.0, 10.0))}))
+    arrivals: dict[str, Any] = draw.choice(
+        ({"process": "poisson"}, {"process": "gamma", "cv": draw.choice((0.3, 3.0, 10.0))})
+    )
+    if arrivals["process"] == "poisson" and adapters in (8, 30):
+        steps = [{"time": f"{7 / rate} s", "level": 1}, {"time": f"{20 / rate} s", "level": 3}]
+        arrivals = {"process": "piecewise", "steps": steps}
     workload: dict[str, Any] = {
         "arrivals": arrivals | {"rate": f"{rate}/s"},
         "popularity": draw.choice(({"law": "uniform"}, {"law": "zipf", "exponent": 1.0})),

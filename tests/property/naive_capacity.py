@@ -218,17 +218,22 @@ def replica_rows(replication: Replication, part: Part) -> list[dict[str, float |
 def group_row(parts: list[Part], adapters: list[int] | None, adapter_bytes: list[float]) -> dict[str, float | None]:
     """A row of the table of groups: what was measured of some adapters; None: of the base model."""
     measured = [request for part in parts for request in part.measured]
-    if adapters is None:
-        adapters, asked, let_in = [], [request for request in measured if request.adapter is None], []
-    else:
-        asked = [request for request in measured if request.adapter in adapters]
-        let_in = [request for request in asked if request.admitted_s is not None]
+    chosen: list[int | None] = [None] if adapters is None else [*adapters]
+    return {
+        "adapters": len(adapters or []),
+        "adapter_bytes": mean([adapter_bytes[adapter] for adapter in adapters or []]) or 0.0,
+        **requests_row(parts, [request for request in measured if request.adapter in chosen]),
+    }
+
+
+def requests_row(parts: list[Part], asked: list[Request]) -> dict[str, float | None]:
+    """What was measured of some requests, as tables of slices have it."""
+    measured = [request for part in parts for request in part.measured]
+    let_in = [request for request in asked if request.admitted_s is not None and request.adapter is not None]
     done = [request for request in asked if request.status == "completed"]
     enough = len(done) >= MIN_REQUESTS_P99
     ttft = [ttft_s(request) for request in done]
     return {
-        "adapters": len(adapters),
-        "adapter_bytes": mean([adapter_bytes[adapter] for adapter in adapters]) or 0.0,
         "requests": len(asked),
         "request_share": len(asked) / len(measured) if measured else 0.0,
         "miss_ratio": miss_ratio(let_in, MIN_REQUESTS_RATIO),

@@ -21,6 +21,7 @@ from naive_parts import Part, completed, has_targets, is_late, mean
 from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metric_state import Cause, Kind
 from sim.results.point import Metric
+from sim.spec.sections.traffic_laws import PiecewiseArrivals
 
 EACH = 32
 """Scenarios of a family: 512 in all."""
@@ -59,6 +60,7 @@ LEAST = {
     "whole models load": 10,
     "full loaders": 20,
     "overloaded": 20,
+    "times": 60,
     "shares of late requests": 80,
     "five replications": 160,
     "p99 of requests": 50,
@@ -228,6 +230,7 @@ def differences_beside(one: Run, counted: SecondCount) -> Iterator[str]:
         for ours, theirs in zip(point.replicas, naive_capacity.replica_rows(replications[0], parts[0]), strict=True):
             yield from close_rows(f"replica {ours.name}", ours.row, theirs)
     yield from differences_of_groups(one, parts)
+    yield from differences_of_times(one, parts)
     if facts.rollout_begins or facts.faults:
         yield from close_rows(
             "impact", {} if point.impact is None else point.impact.to_json(), naive_capacity.harm_counts(parts)
@@ -285,6 +288,22 @@ def differences_of_groups(one: Run, parts: list[Part]) -> Iterator[str]:
         yield from close_rows(ours.name, ours.row, naive_capacity.group_row(parts, adapters, sizes))
 
 
+def differences_of_times(one: Run, parts: list[Part]) -> Iterator[str]:
+    """Requests by the step of the rate in which they came."""
+    arrivals = one.world.scenario.workload.arrivals
+    if not isinstance(arrivals, PiecewiseArrivals):
+        assert not one.point.times
+        return
+    cycle_s, begins_s, rows = sum(step.time for step in arrivals.steps), 0.0, []
+    for step in arrivals.steps:
+        ends_s, every = begins_s + step.time, [request for part in parts for request in part.measured]
+        came = [request for request in every if begins_s <= request.arrival_s % cycle_s < ends_s]
+        rows += [naive_capacity.requests_row(parts, came)] if came else []
+        begins_s = ends_s
+    for ours, theirs in zip(one.point.times, rows if len(rows) > 1 else [], strict=True):
+        yield from close_rows(ours.name, ours.row, theirs)
+
+
 def events(one: Run, counted: SecondCount) -> Iterator[str]:
     """Say what a scenario met with, of what the count must have seen."""
     facts, parts, metrics = one.facts, counted.wholes, one.point.metrics
@@ -327,6 +346,7 @@ def events(one: Run, counted: SecondCount) -> Iterator[str]:
         "loads in steps": one.world.scenario.storage.mode == "blocking",
         "full loaders": naive_capacity.loaders_are_full(one.replications, parts),
         "shares of late requests": bool(one.point.late),
+        "times": bool(one.point.times),
         "overloaded": one.point.capacity.compute.offered_load is not None,
     }
     yield from (name for name, there in found.items() if there)

@@ -152,7 +152,8 @@ def summary_json(name: str, points: Sequence[Point], headroom: Headroom | None =
             "metrics": point.metrics_json(),
             **({"setup": point.setup.to_json()} if point.setup else {}),
             **({"held": point.held_back.to_json()} if point.held_back else {}),
-            **({"pools": [_pool(pool, point) for pool in point.pools]} if point.pools else {}),
+            **({"pools": [_slice("pool", pool, point) for pool in point.pools]} if point.pools else {}),
+            **({"times": [_slice("time", one, point) for one in point.times]} if point.times else {}),
             **({"tenants": _tenants(point)} if point.tenants else {}),
         }
         for point in points
@@ -221,8 +222,8 @@ def _table(points: Sequence[Point], names: list[str], more: list[str], rows: Cal
     return out.getvalue()
 
 
-def _pool(pool: SliceResult, point: Point) -> dict[str, Any]:
-    return {"pool": pool.name, **pool.row, "metrics": point.metrics_json(pool.metrics)}
+def _slice(kind: str, one: SliceResult, point: Point) -> dict[str, Any]:
+    return {kind: one.name, **one.row, "metrics": point.metrics_json(one.metrics)}
 
 
 def _tenants(point: Point) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.point import Point
 from sim.results.run_directory.study_records import Headroom
-from sim.results.slo_terms import with_tenants
+from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NO_SLO,
@@ -149,6 +149,27 @@ def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -
     return found
 
 
+_APART = 1.5
+"""The worst time of the cycle over the best, from which an answer names both."""
+
+
+def _by_time(point: Point, shown: str | None) -> list[str]:
+    """Return when a latency is worst and when best in the cycle that the rate repeats, if these are far apart.
+
+    :param shown: the term of the verdict, whose latency it is if times have it.
+    """
+    for name in (split_term(shown or "")[1], "ttft_p99_s", "e2e_p99_s"):
+        values = {one.name: one.metrics[name] for one in point.times if name in one.metrics}
+        known = {time: metric.value for time, metric in values.items() if metric.value is not None}
+        if known:
+            ends = [pick(known, key=lambda time: known[time]) for pick in (max, min)]
+            at = " and ".join(f"{show(name, known[time])} from {time}" for time in ends)
+            sure = "" if all(values[time].settled for time in ends) else ", unsettled"
+            apart = known[ends[0]] > _APART * known[ends[1]]
+            return [f"{capital(metric_words(name))} depends on the time: {at}{sure}."] if apart else []
+    return []
+
+
 _BY_RUN = "Nothing yet; simulate more requests first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
 _COLD = "The caches start empty, which may be why {missed}. To start with full caches: --set cache.warm=steady."
@@ -187,7 +208,7 @@ def answer(
             Rank.VERDICT: [opening],
             Rank.EFFECT: change_sentences(point, slo_terms),
             Rank.START: [_COLD.format(missed=_MISSED[found])] if cold else [],
-            Rank.MEASURED: _measured(point, slo_terms, shown),
+            Rank.MEASURED: _by_time(point, shown) + _measured(point, slo_terms, shown),
             Rank.LIMIT: [f"Also near its limit: {each.name}. {limit_sentence(each, point)}" for each in others],
             Rank.FLEET: scaling_sentences(point) + placement_sentences(point),
             Rank.COST: cost_sentences(point, None if headroom is None else headroom.load),

@@ -38,6 +38,7 @@ from reports.tables.slice_tables import (
     pools_table,
     replicas_table,
     tenants_table,
+    times_table,
 )
 from reports.text.metric_text import unchanged_sentence
 from reports.text.setup_text import setup_line
@@ -210,7 +211,7 @@ def _terminal(run: RunData, found: Answer) -> list[str | Table | Opening]:
         parts.append(table if matrix is None else replace(matrix, unmarked=table))
     else:
         parts.append(metric_tables.metrics_table(single))
-    some = () if single is None else (base_model_table(single), pools_table(single, ""))
+    some = () if single is None else (base_model_table(single), pools_table(single, ""), times_table(single, ""))
     tables = (*some, tenants_table(points, axes), money_table(points, axes))
     return parts + [part for table in tables if table for part in ("", table.caption, table)]
 
@@ -257,6 +258,7 @@ def _sections(
             money_table(shown, by),
             listed="Tenants",
         ),
+        Section("times", "When do requests wait?", times_table(focus, where, bounds=True), listed="Times"),
         Section("groups", "Which adapters wait?", groups_table(focus, where), listed="Adapters"),
         Section(
             "metrics",

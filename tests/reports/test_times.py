@@ -1,0 +1,73 @@
+"""Requests by when they came: the parts of a day, or of another cycle that rates repeat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import samples
+
+import loraplan as api
+from reports.tables.slice_tables import times_table
+from sim.results.point import Metric, SliceResult
+from sim.studies.evaluate import facts_of
+from sim.studies.run.answer import answer
+from sim.world.build import build_world
+
+
+def piecewise(*steps: tuple[str, float]) -> dict[str, Any]:
+    laws = [{"time": time, "level": level} for time, level in steps]
+    return {"workload.arrivals": {"process": "piecewise", "rate": "6/s", "steps": laws}}
+
+
+def tenant(name: str, *times: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "adapters": 100,
+        "share": 0.5,
+        "steps": [{"time": time, "level": i + 1} for i, time in enumerate(times)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({}, []),
+        (piecewise(("1 h", 1), ("3 h", 2)), ["0 s to 60 min", "60 min to 4 h"]),
+        ({"workload.start": "22:30", **piecewise(("1 h", 1), ("3 h", 2))}, ["22:30 to 23:30", "23:30 to 02:30"]),
+        ({"workload.start": "22:30", **piecewise(("4 s", 1), ("4 s", 2))}, ["0 s to 4 s", "4 s to 8 s"]),
+        ({"tenants": [tenant("a", "2 s", "4 s"), tenant("b", "6 s")]}, ["0 s to 2 s", "2 s to 6 s"]),
+        ({"tenants": [tenant("a", "2 s", "4 s"), tenant("b", "7 s")]}, []),
+    ],
+)
+def test_times_are_the_parts_of_the_cycle_that_all_rates_repeat(values: dict[str, Any], names: list[str]) -> None:
+    facts = facts_of(build_world(api.load_scenario("quickstart", values).scenario))
+    assert [span.name for span in facts.spans] == names
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"workload.arrivals": {"process": "diurnal", "rate": "6/s", "period": "24 h"}}, 8),
+        (piecewise(*((f"{1 + i % 2} s", 1) for i in range(60))), 24),
+    ],
+)
+def test_parts_of_a_sine_or_of_very_many_steps_are_equal(values: dict[str, Any], parts: int) -> None:
+    spans = facts_of(build_world(api.load_scenario("quickstart", values).scenario)).spans
+    lengths = [span.to_s - span.from_s for span in spans]
+    assert lengths == pytest.approx([spans[0].cycle_s / parts] * parts)
+
+
+def test_an_answer_says_when_it_is_worst() -> None:
+    def at(name: str, p99_s: float | None) -> SliceResult:
+        return SliceResult(name, {"requests": 10, "request_share": 0.1}, {"ttft_p99_s": Metric(p99_s, unit="s")})
+
+    calm = [at("08:00 to 12:00", 0.2), at("12:00 to 13:00", 0.25), at("13:00 to 14:00", None)]
+    point = replace(samples.make_point(), times=[*calm, at("14:00 to 08:00", 3.0)])
+    said = "p99 TTFT depends on the time: 3 s from 14:00 to 08:00 and 200 ms from 08:00 to 12:00."
+    assert said in answer(point, {}).details
+    assert not any("depends on" in each for each in answer(replace(point, times=calm), {}).details)
+    table = times_table(point, "")
+    assert table is not None
+    assert [row[0] for row in table.rows] == [one.name for one in point.times]
