@@ -75,8 +75,10 @@ class Axis:
         """Return a swept value as the reader knows it: ``34.2/s``, ``1,000``, ``lru``."""
         if isinstance(value, str):
             return engine_words(value.strip()) if self.key == "fleet.engine" else value.strip()
-        if isinstance(value, bool) or value is None:
-            return json.dumps(value)
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        if value is None:
+            return "null"
         if isinstance(value, (int, float)):
             return number(value) if abs(value) < 1e15 and number(value) == f"{value:,}" else f"{value:,.6g}"
         if isinstance(value, Mapping):

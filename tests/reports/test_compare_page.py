@@ -331,7 +331,7 @@ def test_lists_and_sections_are_one_change() -> None:
     assert phrase({"fleet": {"replicas": 1}}, pools) == "pools big and small instead of 1 replica"
     assert phrase(pools, fewer) == "1 replica of small instead of 2"
     caching = [{"fleet": {"prefix_caching": value}} for value in (True, False)]
-    assert phrase(caching[0], caching[1]) == "prefix caching false instead of true"
+    assert phrase(caching[0], caching[1]) == "prefix caching off instead of on"
     scaled = {"fleet": {"autoscale": {"min": 1, "max": 6}}}
     assert phrase({"fleet": {"autoscale": None}}, scaled) == "an autoscaler instead of none"
     assert phrase(scaled, {"fleet": {"autoscale": None}}) == "no autoscaler"
