@@ -135,7 +135,15 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False, 
             f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more requests arrive than are "
             f"served, so that does not show whether the target of {show(name, target)} is met"
         )
-    return f"{words} is {with_interval(name, metric, bounds=bounds)}{hedge}, {side} {show(name, target)} target"
+    at = "" if metric.value > target else _time_beyond(point, name, target)
+    return f"{words} is {with_interval(name, metric, bounds=bounds)}{hedge}, {side} {show(name, target)} target{at}"
+
+
+def _time_beyond(point: Point, name: str, target: float) -> str:
+    """Return the time of the cycle that rates repeat at which a metric is worst, if it is beyond its target then."""
+    known = {one.name: one.metrics[name].value or 0.0 for one in point.times if name in one.metrics}
+    worst = max(known, key=lambda time: known[time], default="")
+    return f", but {show(name, known[worst])} from {worst}" if worst and known[worst] > target else ""
 
 
 def verdict_words(point: Point, slo_terms: Mapping[str, float]) -> str:

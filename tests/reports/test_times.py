@@ -67,6 +67,9 @@ def test_an_answer_says_when_it_is_worst() -> None:
     point = replace(samples.make_point(), times=[*calm, at("14:00 to 08:00", 3.0)])
     said = "p99 TTFT depends on the time: 3 s from 14:00 to 08:00 and 200 ms from 08:00 to 12:00."
     assert said in answer(point, {}).details
+    opening = answer(point, {"ttft_p99_s": 1.0}).headline
+    assert opening.endswith("within the 1 s target, but 3 s from 14:00 to 08:00."), "it hides in the mean of the day"
+    assert "but" not in answer(replace(point, times=calm), {"ttft_p99_s": 1.0}).headline
     assert not any("depends on" in each for each in answer(replace(point, times=calm), {}).details)
     table = times_table(point, "")
     assert table is not None
