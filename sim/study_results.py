@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError
 from sim.results.point import Metric, Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData
-from sim.results.run_directory.study_records import Headroom
 from sim.results.verdict import MET, NO_SLO, verdict
 
 if TYPE_CHECKING:

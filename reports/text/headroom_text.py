@@ -19,7 +19,7 @@ from reports.text.metric_text import capital, unserved_words
 from sim.results.catalogue import CATALOGUE
 from sim.results.model import BucketUse
 from sim.results.point import Point
-from sim.results.run_directory.study_records import (
+from sim.results.run_directory.headroom_record import (
     ALWAYS,
     BUCKETS,
     CLOSED_LOOP,

@@ -20,7 +20,7 @@ from sim.errors import InputError
 from sim.results.point import Point
 from sim.results.point_summary import measure_alone, summarise, tenants_alone
 from sim.results.records import Recording
-from sim.results.run_directory.study_records import (
+from sim.results.run_directory.headroom_record import (
     ALWAYS,
     BUCKETS,
     CLOSED_LOOP,

@@ -19,7 +19,7 @@ from reports.text.metric_text import capital
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
-from sim.results.run_directory.study_records import FOUND, Headroom
+from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.results.verdict import NOT_MET, metric_probability, verdict_word
 from sim.studies.run.answer import answer
 from sim.studies.run.findings import find_cliff, sweep_answer, sweep_focus

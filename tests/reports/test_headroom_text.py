@@ -10,7 +10,7 @@ import samples
 from reports.text.headroom_text import headroom_sentences, headroom_words, times_words
 from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.point import LateShare, Metric, TenantResult
-from sim.results.run_directory.study_records import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, TOO_LONG, Headroom
+from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, TOO_LONG, Headroom
 
 SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3), seats=BatchSlotUse(0.0)))
 FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, failing=SHORT)

@@ -12,7 +12,7 @@ from reports.text.headroom_text import first_limit
 from reports.text.setup_text import bill
 from sim.results.model import BatchSlotUse, BucketUse, Capacity, GpuShare, LoaderUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point, Usage
-from sim.results.run_directory.study_records import ALWAYS, BUCKETS, FOUND, NEVER, Headroom
+from sim.results.run_directory.headroom_record import ALWAYS, BUCKETS, FOUND, NEVER, Headroom
 from sim.studies.run.findings import sweep_answer
 
 USE = MemoryUse(

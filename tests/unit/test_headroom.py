@@ -15,7 +15,7 @@ from strategies import build
 from reports.text.headroom_text import fails_today, headroom_sentences
 from reports.text.limit_text import limit_sentence, limits
 from sim.results.point_summary import summarise
-from sim.results.run_directory.study_records import (
+from sim.results.run_directory.headroom_record import (
     ALWAYS,
     BUCKETS,
     CLOSED_LOOP,

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from sim.results.run_directory.study_records import ALWAYS, FOUND, NEVER, Headroom
+from sim.results.run_directory.headroom_record import ALWAYS, FOUND, NEVER, Headroom
 from sim.results.slo_terms import all_terms
 from sim.results.verdict import strain
 from sim.spec.scenario import Scenario

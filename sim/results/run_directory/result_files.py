@@ -18,7 +18,7 @@ from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.catalogue import UNITS
 from sim.results.point import Metric, Point, SliceResult
-from sim.results.run_directory.study_records import Headroom
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import term_verdict, verdict
 
 # What can change without changing a result, as can fleet.price: a sweep that grows keeps the points it has.

@@ -27,6 +27,7 @@ from sim.reading import POINT_BYTES, TABLE_BYTES, open_regular
 from sim.results.fleet_costs import priced
 from sim.results.model import from_plain
 from sim.results.point import Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
     KEY,
     MANIFEST,
@@ -48,11 +49,12 @@ from sim.results.run_directory.result_files import (
     write_json,
     write_text,
 )
-from sim.results.run_directory.study_records import Headroom, PlanRecord, RemedyRow, WhatIfRow
 from sim.timing import timed
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from sim.results.run_directory.study_records import PlanRecord, RemedyRow, WhatIfRow
 
 __all__ = [
     "RunData",
@@ -251,6 +253,8 @@ class RunData:
     @property
     def plan(self) -> PlanRecord:
         """What the search of a plan left; empty for other runs."""
+        from sim.results.run_directory.study_records import PlanRecord  # a run has none
+
         return from_plain(PlanRecord, self.manifest.get("plan") or {})
 
     @property
@@ -262,16 +266,22 @@ class RunData:
     @property
     def what_if(self) -> list[WhatIfRow]:
         """What one change at a time would do, where that was asked."""
+        from sim.results.run_directory.study_records import WhatIfRow  # a run has none
+
         return [from_plain(WhatIfRow, row) for row in self.manifest.get("what_if") or []]
 
     @property
     def levers(self) -> list[WhatIfRow]:
         """What changes that cost no GPU do to the design next to the answer of a plan, where they were tried."""
+        from sim.results.run_directory.study_records import WhatIfRow  # a run has none
+
         return [from_plain(WhatIfRow, row) for row in self.manifest.get("levers") or []]
 
     @property
     def remedies(self) -> list[RemedyRow]:
         """What the remedies of a vetting cost, where that was asked."""
+        from sim.results.run_directory.study_records import RemedyRow  # a run has none
+
         rows = (self.manifest.get("cures") or {}).get("rows", [])
         return [from_plain(RemedyRow, {**row, "paths": row.get("for", [])}) for row in rows]
 

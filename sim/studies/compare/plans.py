@@ -12,8 +12,8 @@ from reports.text.headroom_text import failing_limit, first_limit
 from reports.text.limit_text import limit_line
 from reports.text.metric_text import capital, signed, term_sentence
 from sim.errors import InputError
+from sim.results.run_directory.headroom_record import ALWAYS
 from sim.results.run_directory.store import RunData
-from sim.results.run_directory.study_records import ALWAYS
 from sim.results.slo_terms import metric_of
 from sim.spec.files import tree
 from sim.spec.scenario_file import resolved_values

@@ -25,7 +25,7 @@ from reports.text.metric_text import capital, says_unserved, term_sentence, unse
 from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.point import Point
-from sim.results.run_directory.study_records import Headroom
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import (
     MET,

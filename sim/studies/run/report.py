@@ -57,7 +57,7 @@ from sim.studies.run.answer import Answer, answer
 from sim.studies.run.findings import sweep_answer, sweep_focus
 
 if TYPE_CHECKING:
-    from sim.results.run_directory.study_records import Headroom
+    from sim.results.run_directory.headroom_record import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
 _MOST_RATES = 48

@@ -20,8 +20,8 @@ from sim.errors import LoraplanError, ScenarioError
 from sim.results.fleet_costs import priced
 from sim.results.point import Point
 from sim.results.point_summary import summarise
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import read_run
-from sim.results.run_directory.study_records import Headroom
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
