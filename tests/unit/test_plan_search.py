@@ -110,6 +110,14 @@ def test_a_close_call_is_marked_and_the_answer_is_one_that_certainly_does() -> N
     assert all(world.score(i) - half <= 1 < world.score(i) + half for i in result.doubtful)
 
 
+@given(st.floats(0.05, 1.0))
+def test_the_first_that_is_certain_is_found_behind_however_many_close_calls(resolution: float) -> None:
+    world = World(lambda index: 1.3 - 0.01 * index, resolution=resolution)
+    result = found(world, 64, start=0)
+    certain = [i for i in range(64) if world.score(i) + resolution / math.sqrt(COSTS[-1]) <= 1]
+    assert result.answer == next(iter(certain), None)
+
+
 def test_effort_goes_where_the_decision_is() -> None:
     world = World(lambda index: 2.0 if index < 40 else 0.5 if index > 41 else (1.02, 0.98)[index - 40], resolution=0.1)
     result = found(world, 64, start=0)

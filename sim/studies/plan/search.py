@@ -207,7 +207,9 @@ class Search:
     def _settle(self, left: int, right: int, doubtful: list[int]) -> Edge | int | None:
         """Confirm the edge; return it, the candidate from which to continue, or None where none is left."""
         word, step = self._sure(right), 1
+        behind = left
         while word == UNCLEAR:
+            behind = right
             if right not in doubtful:
                 doubtful.append(right)
             if right == self._count - 1:
@@ -215,6 +217,12 @@ class Search:
             step = step if len(doubtful) <= _WIDE_DOUBT else 2 * step
             right = min(self._count - 1, right + step)
             word = self._sure(right)
+        while word == MET and step > 1 and right - behind > 1:  # a larger step may have gone too far
+            middle = (behind + right) // 2
+            found = self._sure(middle)
+            if found == UNCLEAR and middle not in doubtful:
+                doubtful.append(middle)
+            behind, right = (behind, middle) if found == MET else (middle, right)
         if word == NOT_MET:
             ahead = [i for i, judgement in self.judgements.items() if i > right and judgement.hopeful]
             if ahead:
