@@ -41,7 +41,7 @@ _OF_POOLS = (
     *("replicas", "gpus", "device", "requests", "request_share"),
     *("miss_ratio", "gpu_utilization", "ttft_mean_s", "ttft_p99_s", "e2e_p99_s"),
 )
-_OF_TIMES = ("requests", "request_share", "miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
+_OF_TIMES = ("requests", "request_share", "slo_attainment", "miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
 _OF_TENANTS = (
     *("requests", "unserved", "ttft_mean_s", "ttft_p99_s", "e2e_mean_s", "e2e_p99_s"),
     *("miss_ratio", "output_tokens_per_s"),
@@ -133,7 +133,10 @@ def times_table(point: Point, where: str, *, bounds: bool = False) -> Table | No
     """Return one row for each part of the day, or of another cycle that the rate repeats."""
     times, note = point.times, "By when requests came, in all cycles that the rate went through."
     lead = [("time", [one.name for one in times])]
-    return slice_table(f"Times{where}", lead, times, _OF_TIMES, note, bounds=bounds) if times else None
+    if not times:
+        return None
+    names = [*_OF_TIMES, *times[0].metrics]  # and what the SLO is about
+    return slice_table(f"Times{where}", lead, times, names, note, bounds=bounds)
 
 
 def base_model_table(point: Point) -> Table | None:

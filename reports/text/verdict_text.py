@@ -244,7 +244,7 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> s
     if not halves:
         return f"The costs are assumed, not measured; {_CORRECT}." if assumed else ""
     widest = max(halves, key=lambda name: halves[name])
-    foreign = any(own.costs_of for own in setups)
+    foreign = any(own.costs_of or own.beyond for own in setups)
     known = f"{capital(metric_words(widest))} is known to {_half_words(halves[widest])}{' at best' if foreign else ''}"
     if round(halves[widest], 2) <= _WIDE and not assumed and not foreign:
         return f"{known}."
@@ -256,9 +256,10 @@ def _origin(setups: Sequence[Setup]) -> str:
     for own in setups:
         if own.anchored:
             return "this GPU's costs are derived, and corrected by your benchmark"
-        said = f"{_FOREIGN[own.status]} {own.costs_of}" if own.costs_of else _ORIGINS.get(own.status)
-        if said:
-            return f"this GPU's costs {said}"
+        origin = f"{_FOREIGN[own.status]} {own.costs_of}" if own.costs_of else _ORIGINS.get(own.status)
+        beyond = f"are extrapolated to {own.beyond}" if own.beyond else None
+        if origin or beyond:
+            return f"this GPU's costs {', and '.join(filter(None, (origin, beyond)))}"
     return "the profile's own measurements vary"
 
 

@@ -297,6 +297,9 @@ _ROWS = (
        "From `at` until the last request of the last old version has left (`new-name`), or every replica has the new "
        "version. Withheld unless complete in all replications.",
        lambda m: m.changes.duration(), (ROLLOUT,)),
+    _M("rollout_standstill_s", "s", "standstill of a rollout", "lower", "whole run", "replications",
+       "Longest time for which loads between two steps kept a replica from computing.",
+       lambda m: m.mean_of_replications(m.changes.fact("rollout_standstill_s"), "s"), (ROLLOUT,)),
     _M("rollout_loads", "loads", "loads during", "lower", "the window", "count",
        "Loads from any tier that start *during*.",
        lambda m: m.changes.during.loads(), (ROLLOUT,)),

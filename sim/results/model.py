@@ -101,6 +101,7 @@ class Setup:
     :ivar status: of the profile: ``measured``, ``derived`` or ``assumed``; empty without one.
     :ivar chosen: how near the profile's engine is, where it was chosen; empty: the scenario names the profile.
     :ivar costs_of: whose step and load times it has, where not the engine's own: ``vLLM 0.8.5, not 0.33``.
+    :ivar beyond: what of its adapters lies outside what the profile covers: ``rank 64``.
     :ivar anchored: whether the profile was corrected by runs of somebody's own server.
     :ivar assumed: what was assumed because the scenario doesn't name it: ``GPU``, ``base model``.
     :ivar share: what each GPU holds; None: a replica runs on one GPU.
@@ -117,6 +118,7 @@ class Setup:
     chosen: str = ""
     assumed: str = ""
     costs_of: str = ""
+    beyond: str = ""
     anchored: bool = False
     share: GpuShare | None = None
     memory: MemoryUse | None = None

@@ -5,7 +5,7 @@ Which metrics a slice has stands in ``sim.results.catalogue``. What it says of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,9 +80,9 @@ def overloaded(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
     }
 
 
-def _result(kind: str, one: Slice, m: Measured, facts: Mapping[str, Any]) -> SliceResult:
+def _result(names: Container[str], one: Slice, m: Measured, facts: Mapping[str, Any]) -> SliceResult:
     part = one.of(m)
-    metrics, requests = metrics_of(part, measured_of(kind)), len(part.section)
+    metrics, requests = metrics_of(part, names), len(part.section)
     if m.facts.fixed:  # has one answer, whose TTFT is its E2E
         metrics |= {name: Metric(None, unit="s", state=State(Cause.NO_TOKENS)) for name in metrics if "ttft" in name}
     counts = {"requests": requests, "request_share": requests / len(m.section) if len(m.section) else 0.0}
@@ -109,7 +109,7 @@ def pool_results(m: Measured) -> list[SliceResult]:
     for pool in m.facts.pools:
         replicas = range(pool.first, pool.first + pool.replicas)
         facts = {"replicas": pool.replicas, "gpus": pool.gpus, "device": pool.device, **_use(m, replicas)}
-        found.append(_result("pool", Slice(pool.name, replicas=replicas), m, facts))
+        found.append(_result(measured_of("pool"), Slice(pool.name, replicas=replicas), m, facts))
     return found
 
 
@@ -123,7 +123,11 @@ def replica_results(recording: Recording, facts: ScenarioFacts) -> list[SliceRes
     for number in range(facts.replicas):
         kind = "full models" if number >= facts.own_replicas else pool_of[number] if pool_of else ""
         replicas = range(number, number + 1)
-        found.append(_result("replica", Slice(str(number), replicas=replicas), m, {"pool": kind, **_use(m, replicas)}))
+        found.append(
+            _result(
+                measured_of("replica"), Slice(str(number), replicas=replicas), m, {"pool": kind, **_use(m, replicas)}
+            )
+        )
     return found
 
 
@@ -141,13 +145,15 @@ def group_results(m: Measured) -> list[SliceResult]:
             "adapter_bytes": float(sizes.mean()) if len(sizes) else 0.0,
             "token_share": float(tokens[chosen[adapter]].sum()) / whole if whole else 0.0,
         }
-        found.append(_result("group", Slice(name, chosen), m, facts))
+        found.append(_result(measured_of("group"), Slice(name, chosen), m, facts))
     return found
 
 
 def span_results(m: Measured) -> list[SliceResult]:
     """Return what requests got by when they came in the cycle that the rate repeats; [] if all came in one part."""
-    found = [_result("group", Slice(span.name, span=span), m, {}) for span in m.facts.spans]
+    asked = [name for name in measured_of("tenant") if name in m.facts.slo or name == "slo_attainment"]
+    names = (*measured_of("group"), *asked)
+    found = [_result(names, Slice(span.name, span=span), m, {}) for span in m.facts.spans]
     found = [one for one in found if one.facts["requests"]]
     return found if len(found) > 1 else []
 

@@ -171,6 +171,7 @@ def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
         choice.why,
         ", ".join(choice.assumed),
         other_costs(engine, profile),
+        f"rank {rank}" if (rank := int(pool.population.rank.max())) > profile.envelope.rank else "",
         profile.is_anchored,
         gpu_share(pool, replicas),
         memory_use(pool),

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from sim.results.records import Recording
     from sim.studies.backends.pool import Pool
 
-_MOST_SPANS, _OF_A_SINE, _HOUR_S = 24, 8, 3600.0
-"""Parts of a cycle, at most, and of a sine; from an hour on, a cycle is told by the clock."""
+_MOST_SPANS, _HOUR_S = 24, 3600.0
+"""Parts of a cycle, at most; from an hour on, a cycle is told by the clock."""
 REPLICATION, DRAW, COUNTERFACTUAL, BASELINE = "replication", "draw", "counterfactual", "baseline"
 
 
@@ -338,7 +338,7 @@ def _spans(scenario: Scenario) -> tuple[Span, ...]:
         cycles.append(arrivals.steps)
     ends = [list(accumulate(step.time for step in steps)) for steps in cycles]
     if isinstance(arrivals, DiurnalArrivals):
-        ends.append([arrivals.period * part / _OF_A_SINE for part in range(1, _OF_A_SINE + 1)])
+        ends.append([arrivals.period * part / _MOST_SPANS for part in range(1, _MOST_SPANS + 1)])
     if len({each[-1] for each in ends}) != 1:
         return ()
     cycle_s, at = ends[0][-1], sorted({0.0, *chain(*ends)})

@@ -309,12 +309,11 @@ class Population:
         full = self.full
         return replace(self, size_bytes=np.where(full, 0, self.size_bytes), tensors=np.where(full, 0, self.tensors))
 
-    def alone(self, kinds: Sequence[int], slot_bytes: int) -> Population:
-        """Return the population for replicas that serve adapters of these kinds alone; others take no memory there.
+    def alone(self, there: NDArray[np.bool_], slot_bytes: int) -> Population:
+        """Return the population for replicas that serve some adapters alone; the others take no memory there.
 
         :param slot_bytes: of a slot that is padded to the largest of these.
         """
-        there = np.isin(self.kind, kinds)
         size, rank, tensors = (np.where(there, each, 0) for each in (self.size_bytes, self.rank, self.tensors))
         return replace(self, size_bytes=size, rank=rank, tensors=tensors, slot_bytes=slot_bytes)
 

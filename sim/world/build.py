@@ -20,8 +20,8 @@ from sim.spec.profile import Profile
 from sim.spec.profile_choice import base_model_of, gpus_per_replica, profile_of, profiles_digest
 from sim.spec.scenario import Pool as PoolSpec
 from sim.spec.scenario import Scenario
-from sim.spec.sections.serving import ServedKinds
-from sim.spec.sections.workload import AdapterKind, Adapters
+from sim.spec.sections.serving import Served
+from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_seconds, human_seconds
 from sim.traffic.adapters import ModelShape, Population, base_shape
 from sim.traffic.generate import Traffic, without_adapters
@@ -37,51 +37,76 @@ from sim.world.world_notes import notes_on
 # Which requests the pools of a fleet take, and whether every request and every pool is reached.
 
 
-def requests_taken(pool: PoolSpec, adapters: Adapters, population: Population) -> NDArray[np.bool_]:
-    """Return which requests a pool takes, (adapters + 1,): by adapter, and last those to the base model."""
-    count, serves = len(population), pool.serves
-    if isinstance(serves, ServedKinds):
-        return np.append(np.isin(population.kind, _kinds(serves, adapters)), False)
-    return np.append(np.full(count, serves != "base"), serves != "adapters")
+def requests_taken(pool: PoolSpec, scenario: Scenario, traffic: Traffic) -> NDArray[np.bool_]:
+    """Return which requests a pool takes, (adapters + 1,): by adapter, and last those to the base model.
+
+    :raises ScenarioError: if the pool names kinds that the mix doesn't have, or tenants that there are not.
+    """
+    serves, population = pool.serves, traffic.population
+    if not isinstance(serves, Served):
+        return np.append(np.full(len(population), serves != "base"), serves != "adapters")
+    _check_served(serves, scenario)
+    of_mix = [place for place, kind in enumerate(scenario.adapters.mix) if kind.kind != "base"]
+    kinds = [number for number, place in enumerate(of_mix) if place in serves.kinds]
+    taken = np.append(np.isin(population.kind, kinds), False) if serves.kinds else np.ones(len(population) + 1, bool)
+    if serves.tenants:
+        assert traffic.tenant_of is not None, "there are tenants"
+        places = [place for place, tenant in enumerate(scenario.tenants) if tenant.name in serves.tenants]
+        taken &= np.isin(traffic.tenant_of, places)
+    return taken
 
 
-def _kinds(serves: ServedKinds, adapters: Adapters) -> list[int]:
-    """Return kinds of a mix as a population numbers them: without the share of the base model."""
-    places = [i for i, kind in enumerate(adapters.mix) if kind.kind != "base"]
-    return [number for number, place in enumerate(places) if place in serves.kinds]
+def _check_served(serves: Served, scenario: Scenario) -> None:
+    mix, tenants = scenario.adapters.mix, [tenant.name for tenant in scenario.tenants]
+    lora = [str(i) for i, kind in enumerate(mix) if kind.kind == "lora"]
+    for wrong, problem, key, allowed, hint in (
+        (
+            [str(kind) for kind in serves.kinds if str(kind) not in lora],
+            "no such kind of adapters",
+            "kinds",
+            ", ".join(lora) or "nothing: adapters.mix has no kinds of adapters",
+            "kinds are places in adapters.mix, counted from 0",
+        ),
+        (
+            [name for name in serves.tenants if name not in tenants],
+            "no such tenant",
+            "tenants",
+            ", ".join(tenants) or "nothing: the scenario has no tenants",
+            None,
+        ),
+    ):
+        if wrong:
+            raise ScenarioError(problem, key=f"fleet.serves.{key}", got=wrong[0], allowed=allowed, hint=hint)
 
 
 def taken_alone(
-    pool: PoolSpec, scenario: Scenario, population: Population, shape: str | ModelShape, plan: RolloutPlan
+    pool: PoolSpec,
+    scenario: Scenario,
+    population: Population,
+    takes: NDArray[np.bool_],
+    shape: str | ModelShape,
+    plan: RolloutPlan,
 ) -> tuple[Population, Scenario]:
     """Return the adapters as a pool's replicas know them, and its scenario with only the adapters that it takes.
 
     Slots are as large as those need. Replicas that serve the base model alone run without LoRA.
 
-    :param population: of the fleet, with new versions; ``plan``: rollouts of adapters that the pool takes.
+    :param population: of the fleet, with new versions; ``takes``: requests of the pool, without them.
     :param shape: of the base model, or its name.
-    :raises ScenarioError: if the pool names kinds that the mix doesn't have.
     """
-    serves, adapters = pool.serves, scenario.adapters
-    if serves == "base":
-        mix: tuple[AdapterKind, ...] = (AdapterKind(share=1.0, kind="base"),)
-        return population, scenario.model_copy(update={"adapters": adapters.model_copy(update={"mix": mix})})
-    if not isinstance(serves, ServedKinds):
+    adapters = scenario.adapters
+    if not takes[:-1].any():
+        alone = (AdapterKind(share=1.0, kind="base"),)
+        return population, scenario.model_copy(update={"adapters": adapters.model_copy(update={"mix": alone})})
+    if not isinstance(pool.serves, Served):
         return population, scenario
-    wrong = [kind for kind in serves.kinds if kind >= len(adapters.mix) or adapters.mix[kind].kind != "lora"]
-    if wrong:
-        lora = [str(i) for i, kind in enumerate(adapters.mix) if kind.kind == "lora"]
-        raise ScenarioError(
-            "no such kind of adapters",
-            key="fleet.serves.kinds",
-            got=wrong[0],
-            allowed=", ".join(lora) if lora else "nothing: adapters.mix has no kinds of adapters",
-            hint="kinds are places in adapters.mix, counted from 0",
-        )
-    mix = tuple(adapters.mix[kind] for kind in sorted(serves.kinds))
-    own = adapters.model_copy(update={"mix": mix})
+    of_mix = [kind for kind in adapters.mix if kind.kind != "base"]
+    kinds = np.unique(population.kind[: len(takes) - 1][takes[:-1]]).tolist() if of_mix else []
+    base = [kind for kind in adapters.mix if kind.kind == "base" and takes[-1]]
+    own = adapters.model_copy(update={"mix": tuple([of_mix[number] for number in kinds] + base)})
+    slot_bytes = plan.only(takes).slot_bytes(own, shape)
     return (
-        population.alone(_kinds(serves, adapters), plan.slot_bytes(own, shape)),
+        population.alone(plan.extended(takes)[:-1], slot_bytes),
         scenario.model_copy(update={"adapters": own}),
     )
 
@@ -246,8 +271,8 @@ def _pool_of(
     population, takes = traffic.population.without_full(), np.append(~traffic.population.full, True)
     population = with_new_versions(population, plan, scenario.adapters, shape)
     if spec is not None:
-        takes = requests_taken(spec, scenario.adapters, traffic.population)
-        population, scenario = taken_alone(spec, scenario, population, shape, plan.only(takes))
+        takes = requests_taken(spec, scenario, traffic)
+        population, scenario = taken_alone(spec, scenario, population, takes, shape, plan)
     takes = plan.extended(takes)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, plan, takes)

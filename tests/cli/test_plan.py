@@ -180,7 +180,7 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan.succeeds("plan", name, "--all")
     assert "Not certain either way: " in ended.out
     assert re.search(
-        r"It is open whether \d+ GPU slots.* would do \(raise .*\); the recommendation is not in doubt\.", ended.out
+        r"The recommendation is sure; whether \d+ GPU slots would do is open: raise .* to decide it\.", ended.out
     )
     found = answered(loraplan("plan", name, "--json"))
     assert not found["certain"]

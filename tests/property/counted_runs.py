@@ -155,6 +155,7 @@ def replication_of(recording: Recording, rows: Rows, world: World) -> Replicatio
         steps=steps,
         gaps=gaps,
         evictions=recording.evictions,
+        rollout_standstill_s=recording.facts.get("rollout_standstill_s", 0.0),
         extra_resident_bytes_peak=recording.facts.get("extra_resident_bytes_peak", 0.0),
         rollout_duration_s=None if took_s is None or np.isnan(took_s) else took_s,
     )

@@ -379,7 +379,7 @@ class SecondCount:
         """Whether it is a time and loaders or the fixed server are full, or more arrives than is served."""
         if not name.endswith("_s") or name == "output_tokens_per_s" or name.endswith("_loads_per_s"):
             return False
-        if name != "rollout_duration_s":
+        if name not in ("rollout_duration_s", "rollout_standstill_s"):
             if loader_utilization(self.wholes) > MOST_BUSY:
                 return True
             if self.facts.fixed_engine and gpu_utilization(self.wholes) > MOST_BUSY:
@@ -485,6 +485,8 @@ class SecondCount:
             counted["sessions_went_back"] = self.averaged(sessions_went_back)
         peaks = [replication.extra_resident_bytes_peak for replication in self.replications]
         counted["extra_resident_bytes_peak"] = self.of_replications("extra_resident_bytes_peak", mean(peaks), peaks)
+        stills = [replication.rollout_standstill_s for replication in self.replications]
+        counted["rollout_standstill_s"] = self.of_replications("rollout_standstill_s", mean(stills), stills)
         times = [replication.rollout_duration_s for replication in self.replications]
         complete = None not in times
         counted["rollout_duration_s"] = self.of_replications(

@@ -91,6 +91,7 @@ class Replication:
     gaps: list[Gap]
     evictions: int
     extra_resident_bytes_peak: float = 0.0
+    rollout_standstill_s: float = 0.0
     rollout_duration_s: float | None = None
 
 

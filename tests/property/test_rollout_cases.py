@@ -68,6 +68,7 @@ def test_in_place_swaps_between_two_steps() -> None:
     assert steps(recording, "finished_s") == [40, 14, 40, 54, 26], "nobody waits"
     assert [event.time_s / D for event in recording.events] == [10.25, 14]
     assert recording.facts["rollout_duration_s"] == (14 - 10.25) * D
+    assert not recording.facts["rollout_standstill_s"], "it loads beside the steps"
     loads = recording.loads
     assert (loads["asked_s"] / D).tolist() == (loads["started_s"] / D).tolist() == [10.25]
     assert (loads["ended_s"] / D).tolist() == [13.25]
@@ -79,6 +80,17 @@ def test_in_place_blocks_the_next_step_where_loads_do() -> None:
     recording = run(case)
     assert versions(recording) == [(1, 2, 11), (1, 2, 11), (1, 1, 0), (2, 2, 0), (2, 2, 0)]
     assert steps(recording, "finished_s") == [43, 17, 43, 55, 26]
+    assert recording.facts["rollout_standstill_s"] == pytest.approx(3 * D)
+    assert recording.facts["rollout_duration_s"] == pytest.approx((14 - 10.25) * D), "until the load has ended"
+
+
+def test_loads_that_follow_each_other_between_two_steps_are_one_standstill() -> None:
+    # Both adapters at the boundary at 11, until 17; with a spread, the second at 25, until 28.
+    for spread, still, ends in (("0 s", 6, 17), (seconds(28 * D), 3, 28)):
+        update = {"strategy": "in-place", "at": seconds(10.25 * D), "spread": spread}
+        recording = run(by_hand(ROWS, update, storage={"mode": "blocking"}))
+        assert recording.facts["rollout_standstill_s"] == pytest.approx(still * D)
+        assert recording.facts["rollout_duration_s"] == pytest.approx((ends - 10.25) * D)
 
 
 def test_in_place_on_an_idle_replica_delays_the_next_step() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import naive_capacity
@@ -15,7 +16,7 @@ import pytest
 from counted_runs import Run, run
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
 from naive_intervals import ASKED, MEANS, MEDIANS, P99S, Counted, SecondCount, is_narrow, skewed
-from naive_metrics import e2e_mean_s
+from naive_metrics import e2e_mean_s, slo_attainment
 from naive_parts import Part, completed, has_targets, is_late, mean
 
 from sim.results.catalogue import ALWAYS_THERE
@@ -296,9 +297,14 @@ def differences_of_times(one: Run, parts: list[Part]) -> Iterator[str]:
         return
     cycle_s, begins_s, rows = sum(step.time for step in arrivals.steps), 0.0, []
     for step in arrivals.steps:
-        ends_s, every = begins_s + step.time, [request for part in parts for request in part.measured]
-        came = [request for request in every if begins_s <= request.arrival_s % cycle_s < ends_s]
-        rows += [naive_capacity.requests_row(parts, came)] if came else []
+        ends_s = begins_s + step.time
+        came = [[each for each in part.measured if begins_s <= each.arrival_s % cycle_s < ends_s] for part in parts]
+        row = naive_capacity.requests_row(parts, [each for some in came for each in some])
+        if has_targets(one.facts):
+            row["slo_attainment"] = slo_attainment(
+                [replace(part, measured=m) for part, m in zip(parts, came, strict=True)]
+            )
+        rows += [row] if row["requests"] else []
         begins_s = ends_s
     for ours, theirs in zip(one.point.times, rows if len(rows) > 1 else [], strict=True):
         yield from close_rows(ours.name, ours.row, theirs)

@@ -49,6 +49,7 @@ def test_a_calibration_interval_says_how_well_a_number_is_known(width: float, kn
             "costs were measured under vLLM 0.8.5, not 0.33",
         ),
         (Setup("vllm", status="derived", anchored=True), "±4 %."),
+        (Setup("vllm", status="measured", beyond="rank 64"), "at best, because this GPU's costs are extrapolated to"),
     ],
 )
 def test_a_narrow_number_of_another_version_is_known_so_well_at_best(setup: Setup, known: str) -> None:

@@ -49,7 +49,7 @@ def test_times_are_the_parts_of_the_cycle_that_all_rates_repeat(values: dict[str
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"workload.arrivals": {"process": "diurnal", "rate": "6/s", "period": "24 h"}}, 8),
+        ({"workload.arrivals": {"process": "diurnal", "rate": "6/s", "period": "24 h"}}, 24),
         (piecewise(*((f"{1 + i % 2} s", 1) for i in range(60))), 24),
     ],
 )

@@ -92,6 +92,7 @@ def recording(**changes: Any) -> Recording:
             "during_to_s": ENDS,
             "rollout_duration_s": 6.0,
             "rolled_back": 0.0,
+            "rollout_standstill_s": 0.5,
             "extra_resident_bytes_peak": 500.0,
             **told,
         },

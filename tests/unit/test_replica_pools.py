@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reports.tables.slice_tables import pools_table, replicas_table
@@ -29,6 +30,7 @@ from sim.studies.plan.screen import screen
 from sim.studies.plan.study import make_plan
 from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
+from sim.world.replication import simulate
 
 SCENARIO = """\
 schema_version: 1
@@ -126,6 +128,36 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedScenario,
     path.write_text(SCENARIO)
     loaded = load(path)
     return loaded, evaluate_scenario(loaded.scenario).point
+
+
+TENANTS = "tenants=[{name: a, adapters: 25, share: 60%}, {name: b, adapters: 15, base_model: true, share: 40%}]"
+
+
+@pytest.mark.parametrize("kinds", ["", "kinds: [2], "])
+def test_a_pool_of_tenants_takes_their_requests_alone(file: Path, kinds: str) -> None:
+    parts = (TENANTS, "fleet.pools.small.serves={tenants: [b]}", f"fleet.pools.big.serves={{{kinds}tenants: [a]}}")
+    if kinds:  # the others' requests go anywhere
+        parts = (*parts, "fleet.pools.small.serves=all")
+    world = build_world(load(file, *parts).scenario)
+    big, small = world.pools
+    tenant_of = world.traffic.tenant_of
+    assert tenant_of is not None
+    of_a = (tenant_of == 0) & np.append(world.traffic.population.kind == 1, False) if kinds else tenant_of == 0
+    assert big.takes.tolist() == of_a.tolist()
+    assert not big.population.size_bytes[~of_a[:-1]].any()
+    assert (big.serves_base_model, small.serves_base_model) == (False, True)
+    requests = simulate(world, 0, 1).requests
+    went, adapter = requests["replica"].astype(np.int64), requests["adapter"].astype(np.int64)
+    assert (went[~of_a[adapter]] >= small.first).all()
+    assert kinds or (went[of_a[adapter]] < small.first).all()
+
+
+def test_a_pool_of_tenants_has_slots_as_large_as_their_adapters(file: Path) -> None:
+    one = ("tenants=[{name: a, adapters: 1, share: 10%}, {name: b, adapters: 39, base_model: true, share: 90%}]",)
+    world = build_world(load(file, *one, "fleet.pools.small.serves={tenants: [a]}").scenario)
+    rank = world.traffic.population.rank[0]
+    low = build_world(load(file, f"fleet.pools.small.serves={{kinds: [{1 if rank == 8 else 2}]}}").scenario)
+    assert world.pools[1].population.slot_bytes == low.pools[1].population.slot_bytes
 
 
 def test_pools_on_one_profile_have_the_digest_of_a_fleet_on_it(file: Path) -> None:

@@ -258,6 +258,12 @@ class RunData:
         return from_plain(PlanRecord, self.manifest.get("plan") or {})
 
     @property
+    def recommended(self) -> Point | None:
+        """The design that a plan recommends; None for other runs, and where nothing meets the SLO."""
+        by_key = dict(zip(self.manifest.get("point_keys", ()), self.points, strict=False))
+        return by_key.get((self.manifest.get("plan") or {}).get("answer_key"))
+
+    @property
     def headroom(self) -> Headroom | None:
         """How much more traffic fits, where that was simulated."""
         data = self.manifest.get("headroom")

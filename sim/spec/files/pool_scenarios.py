@@ -33,13 +33,19 @@ def pool_scenarios(model: type[Model], data: Mapping[str, Any], context: Any) ->
     """
     found: list[Model] = []
     problems: dict[str, PydanticCustomError] = {}
+    pools: dict[str, int] = {}  # that have a problem
     for number, pool in enumerate(data["fleet"]["pools"]):
         try:
             found.append(model.model_validate(pool_data(data, pool), context=context))
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                problem = _problem(detail, number, pool)
-                problems.setdefault(str(problem.context), problem)
+                problem, mine = _problem(detail, number, pool), f" (pool {pool['name']})"
+                text = str(problem.context).replace(mine, "")
+                pools[text] = pools.get(text, 0) + 1
+                problems.setdefault(text, problem)
+                if pools[text] == len(data["fleet"]["pools"]) > 1 and problem.context is not None:
+                    problem.context["problem"] = problem.context["problem"].removesuffix(mine)
+                    problems[text] = problem  # it is no pool's own
     if problems:
         raise several(model, problems.values())
     return tuple(found)

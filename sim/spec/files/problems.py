@@ -22,7 +22,7 @@ from sim.spec.files.tree import TAGS, join, without_indexes
 _MOST_KEYS = 12
 _IN_LISTS = ("tenants.", "fleet.pools.", "adapters.mix.", "faults.", "rollouts.", "plan.fleets.")
 """Starts of keys of which there may be several, each in an entry of a list."""
-_A_TYPO = 0.9
+_A_TYPO = 0.88
 """How alike a word and a key of the section are that a hint prefers to the same word in another section."""
 _WANTED = {
     "int_type": "a whole number",
@@ -268,9 +268,12 @@ def _walk(location: Sequence[str | int], model: type[BaseModel], data: Any) -> _
             owner = kind = tagged[1][str(part)]
         elif len(members) > 1:
             branch = _branch(str(part), members)
-            matches = matches and _is_list(branch) == isinstance(_value(data, path), (list, tuple))
+            got = _value(data, path)
+            matches = matches and _is_list(branch) == isinstance(got, (list, tuple))
+            matches = matches and _is_model(branch) == (isinstance(got, Mapping) and any(map(_is_model, members)))
             # At the union itself the whole choice is what may stand there, not only this branch.
-            kind = branch if _is_list(branch) else kind
+            kind = branch if _is_list(branch) or _is_model(branch) else kind
+            owner = branch if _is_model(branch) else owner
         else:
             owner = members[0] if members and _is_model(members[0]) else owner
             kind = _below(members[0] if members else None, part)
@@ -311,7 +314,8 @@ def _tagged(kind: Any) -> tuple[str, dict[str, type[BaseModel]]] | None:
 
 def _branch(label: str, members: Sequence[Any]) -> Any:
     wants_list = label.startswith(("tuple[", "list["))
-    return next((member for member in members if _is_list(member) == wants_list), members[0])
+    named = [member for member in members if _is_model(member) and member.__name__ in label]
+    return named[0] if named else next((member for member in members if _is_list(member) == wants_list), members[0])
 
 
 def _is_list(kind: Any) -> bool:
@@ -330,7 +334,8 @@ def _describe(kind: Any) -> str:
     words = [str(word) for word in _literals(kind)]
     items = [_describe(get_args(member)[0]) for member in _members(kind) if _is_list(member)]
     lists = [f"a list of {item}" if item else "a list" for item in items]
-    return " or ".join(([", ".join(words)] if words else []) + lists)
+    sections = [f"a section with {' or '.join(_keys(member))}" for member in _members(kind) if _is_model(member)]
+    return " or ".join(([", ".join(words)] if words else []) + lists + (sections if words else []))
 
 
 def _keys(model: Any) -> list[str]:

@@ -70,11 +70,18 @@ MOST_REPLICAS = 4096
 """Replicas of a fleet, those of all pools and of full models among them."""
 
 
-class ServedKinds(Strict):
-    """The adapters that a pool takes requests for."""
+class Served(Strict):
+    """Requests for adapters of these kinds and of these tenants."""
 
-    kinds: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    """Places of kinds in ``adapters.mix``, counted from 0."""
+    kinds: tuple[NonNegativeInt, ...] = ()
+    """Places in ``adapters.mix``, from 0; none: any."""
+    tenants: tuple[str, ...] = ()
+    """Names; none: any."""
+
+    @checks
+    def _something(self) -> Errors:
+        if not (self.kinds or self.tenants):
+            yield located("", "names neither kinds nor tenants", hint="such as {tenants: [free]}")
 
 
 class KvOffload(Strict):
@@ -424,10 +431,9 @@ class Pool(ReplicaKeys):
     """Its name in results, and in keys: ``fleet.pools.small.replicas``."""
     replicas: NonNegativeInt = Field(default=1, le=MOST_REPLICAS)
     """How many replicas it has. 0: the pool is left out, for sweeps and plans over mixes."""
-    serves: Literal["all", "adapters", "base"] | ServedKinds = "all"
-    """Which requests it takes. ``adapters``: those for adapters. ``base``: those to the base model. ``{kinds: [0]}``:
-    those for adapters of these kinds of ``adapters.mix``, counted from 0; slots are then only as large as these
-    need."""
+    serves: Literal["all", "adapters", "base"] | Served = "all"
+    """Which requests it takes: those for ``adapters``, those to the ``base`` model, or those that a section names.
+    Slots are only as large as these need."""
     role: Literal["both", "prefill", "decode"] = "both"
     """``prefill``: its replicas compute prompts, whose KV those with role ``decode`` read (docs/prefill-decode.md)."""
     weight: float = Field(default=1.0, ge=0, le=1e6)

@@ -32,6 +32,8 @@ _TELLS = 0.01
 """
 _FEWEST, _MOST = 5, 100
 """Replications from which an interval is not mainly that of a small sample, and the most that are worth a hint."""
+_NOTICED_S = 0.25
+"""A standstill that somebody who reads along notices."""
 _WORDS = {
     "mixed": "mixed versions",
     "stale": "stale answers",
@@ -199,8 +201,15 @@ def impact_clause(point: Point) -> str:
         if is_too_short(point):
             return f"{impact_of(point).replications} replications are too few to tell what {cause} did: {counted}"
         return f"{cause} had no clear impact: {counted}"
-    parts = composition(point)
-    return f"{cause} affected {with_bounds(metric)} of {total}{f': {parts}' if parts else ''}"
+    parts, still = composition(point), _standstill(point)
+    stops = f"; replicas stand still for {human_seconds(still)}" if still else ""
+    return f"{cause} affected {with_bounds(metric)} of {total}{f': {parts}' if parts else ''}{stops}"
+
+
+def _standstill(point: Point) -> float:
+    """Return for how long loads between two steps keep a replica from computing; 0: nobody would notice."""
+    still = value_of(point, "rollout_standstill_s") or 0.0
+    return still if still >= _NOTICED_S else 0.0
 
 
 # What else there is to say of one point, the most important first.
@@ -275,7 +284,8 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     name = latency_name([point], slo_terms)
     during, before = point.metrics[f"rollout_{name}"], point.metrics[f"before_{name}"]
     if during.value is not None:
-        against = f", against {with_interval(name, before)} before" if before.value is not None else ""
+        alike = before.value is not None and not point.times  # not night against noon
+        against = f", against {with_interval(name, before)} before" if alike else ""
         said.append(
             f"{capital(metric_words(name))} is {with_interval(name, during)} for requests that come during the "
             f"rollout{against}."
@@ -285,6 +295,11 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
         said.append(f"{_subject(point)} complete after {with_interval('rollout_duration_s', took)}.")
     else:
         said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")
+    if still := _standstill(point):
+        said.append(
+            f"Replicas compute nothing for up to {human_seconds(still)} at a time, while versions load between two "
+            "steps; spread them (rollouts.0.spread)."
+        )
     peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
     if peak is not None and usual is not None:
         said.append(

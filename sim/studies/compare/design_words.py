@@ -104,11 +104,11 @@ def _value_change(key: str, a: str, b: str) -> _Change:
     one, other = valued(key, a), valued(key, b)
     first, last = _stated(a), _stated(b)
     arrow = f"{first} → {other}" if is_counted(key_words(key)) else f"{one} → {last}"
-    return _Change(one, other, f"{other} instead of {'no value' if a == ABSENT else a}", arrow)
+    return _Change(one, other, f"{other} instead of {'no value' if a == ABSENT else first}", arrow)
 
 
 def _stated(value: str) -> str:
-    return "unset" if value in (UNSET, ABSENT) else value
+    return {UNSET: "unset", ABSENT: "unset", "true": "on", "false": "off"}.get(value, value)
 
 
 def valued(key: str, value: str) -> str:

@@ -211,13 +211,14 @@ class Comparison:
 
 
 def compare_runs(one: RunData, other: RunData) -> Comparison:
-    """Pair the points of two runs and compare them.
+    """Pair the points of two runs and compare them; of a plan, only the design that it recommends.
 
     :raises InputError: if a run has no points, or none of their points belong together.
     """
     for run in (one, other):
         if not run.points:
             raise InputError("this run has no finished points", file=str(run.path), hint="run it again; it resumes")
+    one, other = (run if run.recommended is None else replace(run, points=[run.recommended]) for run in (one, other))
     terms = _Terms.of(one, other)
     slo = terms.judging
     matched = _matched(one.points, other.points)

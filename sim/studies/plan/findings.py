@@ -93,6 +93,12 @@ class PlanReading:
         some = {key: value for key, value in set_.items() if value or not _POOL_COUNT.fullmatch(key)} or set_
         return joint.join(make_axis(key, self.points).phrase(value) for key, value in some.items())
 
+    def open_designs(self) -> list[tuple[dict[str, Any], GradeRecord | None]]:
+        """Return the designs that are too close to call, with their grades, the likeliest to meet the SLO first."""
+        grades = [next((grade for grade in self.record.grades if grade.set == d), None) for d in self.record.doubtful]
+        pairs = list(zip(self.record.doubtful, grades, strict=True))
+        return sorted(pairs, key=lambda pair: 0.0 if pair[1] is None else -pair[1].probability)
+
     def missed(self, point: Point) -> list[str]:
         """Return the terms that a point does not certainly meet, those that it certainly misses first."""
         words = {n: term_verdict(point, n, target) for n, target in self.terms.items()}
@@ -313,13 +319,10 @@ def _metric(point: Point, name: str) -> Metric:
 
 def _too_close(read: PlanReading) -> str:
     """Name the designs whose verdict is open, with the probability that each meets the SLO."""
-    grades = [next((g for g in read.record.grades if g.set == set_), None) for set_ in read.record.doubtful[:4]]
-    named = [
-        read.phrase(set_) if grade is None else _graded(read, grade)
-        for set_, grade in zip(read.record.doubtful, grades, strict=False)
-    ]
+    likeliest = read.open_designs()[:4]
+    named = [read.phrase(set_) if grade is None else _graded(read, grade) for set_, grade in likeliest]
     said = f"Not certain either way: {'; '.join(named)}."
-    return f"{said} p is the probability of meeting the SLO." if any(grades) else said
+    return f"{said} p is the probability of meeting the SLO." if any(grade for _, grade in likeliest) else said
 
 
 def _at_the_end(read: PlanReading) -> str:
@@ -463,9 +466,9 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
     elif record.certain:
         choice = f"That none meets the SLO is {sure} sure."
     else:
-        tried = " or ".join(map(read.phrase, record.doubtful[:2])) or "others"
-        sure_of = "; the recommendation is not in doubt" if read.feasible else ""
-        choice = f"It is open whether {tried} would do ({_how_to_decide(read)}){sure_of}."
+        tried = read.phrase(read.open_designs()[0][0]) if record.doubtful else "another"
+        open_ = f"whether {tried} would do is open: {_how_to_decide(read)}."
+        choice = f"The recommendation is sure; {open_}" if read.feasible else capital(open_)
     return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)
 
 

@@ -98,13 +98,16 @@ class RolloutProgress:
 class ActiveRollout:
     """One rollout in one replication.
 
-    :ivar complete_s: time at which it was complete; nan before.
+    :ivar complete_s: time at which it was complete, and no load of it blocked a replica any more; nan before.
+    :ivar standstill_s: the longest time for which its loads blocked a replica between two steps.
     :ivar rolled_back: whether a gate has sent its requests back to the old version.
     """
 
     def __init__(self, planned: PlannedRollout, progress: RolloutProgress, seed: int, replication: int) -> None:
         self.planned = planned
         self.complete_s = math.nan
+        self.standstill_s = 0.0
+        self._blocked_s = 0.0  # until then, a load of it blocks a replica
         self.rolled_back = False
         self._progress = progress
         self._clock = progress.clock
@@ -129,7 +132,7 @@ class ActiveRollout:
             self._note("end", f"the run ends before stage {self._begun + 1} of {stages}")
 
     def _complete(self, text: str) -> None:
-        self.complete_s = self._clock.now
+        self.complete_s = max(self._clock.now, self._blocked_s)
         self._progress.ends(self.planned, complete=True)
         self._note("complete", text)
 
