@@ -88,6 +88,7 @@ class State:
     :ivar share: of the time that a part is busy.
     :ivar times: as ``times_longer``, where ``found`` and ``needed`` don't say it.
     :ivar requests: ``workload.requests`` for such a run; None where a trace or a duration gives the length.
+    :ivar recorded: whether the requests are those of a trace, which is replayed once.
     """
 
     cause: Cause = Cause.NONE
@@ -97,6 +98,7 @@ class State:
     share: float = 0.0
     times: float | None = None
     requests: int | None = None
+    recorded: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -115,11 +117,12 @@ class State:
         """How long the run must be, as advice."""
         if self.requests:
             return f"run about {self.requests:,} requests"
+        verb = "take a trace" if self.recorded else "run"
         if self.times_longer and self.times_longer > MANY_TIMES:
-            return f"run more than {MANY_TIMES} times as long"
+            return f"{verb} more than {MANY_TIMES} times as long"
         if not self.times_longer:
-            return "run more requests"
-        return f"run about {max(1.1, self.times_longer):.2g} times as long"
+            return "take a longer trace" if self.recorded else "run more requests"
+        return f"{verb} about {max(1.1, self.times_longer):.2g} times as long"
 
     @property
     def note(self) -> str:

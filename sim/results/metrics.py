@@ -16,7 +16,7 @@ import numpy as np
 from sim.results.catalogue import CATALOGUE, ONLY_WITH_PRICE, UNITS, Definition
 from sim.results.change_metrics import ChangeMetrics
 from sim.results.fleet_metrics import GpuHours, PlacementMetrics, ScalingMetrics
-from sim.results.metric_state import MANY_TIMES, Cause, State
+from sim.results.metric_state import MANY_TIMES, SETTLED, Cause, State
 from sim.results.point import Metric, Usage
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import Recording
@@ -115,6 +115,8 @@ class Measured(MeasuredRequests):
 
     def with_requests(self, metric: Metric) -> Metric:
         """Return a metric with the number of requests for a run that is long enough, rounded up to two digits."""
+        if self.facts.seed is None and metric.state != SETTLED:
+            metric = replace(metric, state=replace(metric.state, recorded=True))
         times, requests = metric.state.times_longer, self.facts.requests
         if times is None or times > MANY_TIMES or requests is None:
             return metric

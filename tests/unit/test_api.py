@@ -87,6 +87,8 @@ def test_a_plan_gives_what_it_found_and_how() -> None:
     assert found.grades["probability"].between(0, 1).all()
     assert found.what_if.empty
     assert f"Use {found.found['cache.gpu.slots']} GPU slots: " in found._repr_html_()
+    against = loraplan.compare(found, loraplan.run(loaded, {"cache.gpu.slots": 96}, jobs=1))
+    assert f"96 GPU slots instead of {found.found['cache.gpu.slots']}" in against.answer, "the recommended design"
 
 
 def test_questions_that_are_none_are_refused() -> None:

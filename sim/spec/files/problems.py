@@ -6,6 +6,7 @@ that pydantic puts between them, and finds the model that an unknown key belongs
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _IN_LISTS = ("tenants.", "fleet.pools.", "adapters.mix.", "faults.", "rollouts."
 """Starts of keys of which there may be several, each in an entry of a list."""
 _A_TYPO = 0.88
 """How alike a word and a key of the section are that a hint prefers to the same word in another section."""
+_RANGE = re.compile(r"\s*(\d+)\s*(?:-|:|to|…)\s*(\d+)\s*")
+"""A range as people write it before they know how."""
 _WANTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -243,6 +246,8 @@ def _type_hint(kind: str, got: Any) -> str | None:
         return "put it in quotes"
     if kind == "tuple_type" and isinstance(got, (str, int, float)):
         return f"write [{got}]"
+    if kind.startswith(("int_", "float_")) and isinstance(got, str) and (found := _RANGE.fullmatch(got)):
+        return f"a range is written {found[1]}..{found[2]}, behind --over"
     if kind == "tuple_type" and isinstance(got, Mapping):
         return "write '- ' before its first key"
     return None

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.axes import label_of
-from reports.formatting import listed, metric_words, number, show
+from reports.formatting import listed, metric_words, money, number, show
 from reports.text.metric_text import capital, change_cell, change_words, relative_cell
 from reports.text.setup_text import fleet_words
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
+from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, verdict
 from sim.studies.compare.design_words import change_phrase, changes_of, side_names
@@ -267,10 +268,18 @@ def short(comparison: Comparison) -> list[tuple[str, str]]:
     said = [
         ("Changed", f"{'; '.join(changes[:_LISTED])}{more}." if changes else "Nothing: the scenarios are the same."),
         ("First limit", of_both([found.first_limit for found in answers])),
-        ("Bill", of_both([fleet_words(point) for point in points])),
+        ("Bill", " ".join(filter(None, (of_both([fleet_words(point) for point in points]), _saved(*points))))),
         ("Trust", traffic_sentence(comparison)),
     ]
     return [line for line in said if line[1]]
+
+
+def _saved(one: Point, other: Point) -> str:
+    """Return what B costs more or less in a month; empty where that is the same, or not known."""
+    a, b = (metric.value if (metric := p.metrics.get("usd_per_month")) else None for p in (one, other))
+    if a is None or b is None or money(a) == money(b):
+        return ""
+    return f"B costs {money(abs(b - a))} a month {'more' if b > a else 'less'}."
 
 
 def of_both(said: Sequence[str]) -> str:

@@ -187,7 +187,7 @@ def _setting(read: PlanReading) -> str:
     """Return what to set, key by key."""
     record = read.record
     if not read.feasible:
-        return "Nothing in this range. Try another key or a wider range, or raise the target."
+        return "Nothing in this range. Try another key or a wider range, or relax the target."
     keys = [*record.keys] if not record.fleets else ["fleet", "fleet.replicas"]
     axes = {key: make_axis(key, read.points) for key in keys}
     named = {key: axis.words if key.startswith("tenants.") else key for key, axis in axes.items()}
