@@ -22,7 +22,7 @@ from sim.studies.plan.candidates import Variable, variables
 from sim.studies.plan.evaluator import TIMES, longer, too_short
 from sim.studies.sweep import task_of
 
-_RATE = "workload.arrivals.rate"
+_RATE, _CLIENTS = "workload.arrivals.rate", "workload.arrivals.concurrency"
 _TRAFFIC = ("workload.", "adapters.", "tenants.")
 """Sections whose keys may change how many requests a tenant has."""
 _SPREAD = 4
@@ -49,6 +49,7 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
         )
     check_terms(loaded)
     try:
+        _check_direction(plan)
         axes = variables(plan)
         _check_gpus(loaded, plan)
         _check_length(loaded, plan)
@@ -59,6 +60,17 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
         raise loaded.locate(error) from None
     named = _with_names(plan, loaded)
     return named, variables(named), first
+
+
+def _check_direction(plan: Plan) -> None:
+    least = next((key for key in plan.keys if key in (_RATE, _CLIENTS) and plan.direction == "minimize"), None)
+    if least is not None:
+        raise ScenarioError(
+            "the question is how much traffic the fleet takes, not how little",
+            key="plan.minimize",
+            got=least,
+            hint="maximize it (--maximize)",
+        )
 
 
 def _with_names(plan: Plan, loaded: LoadedScenario) -> Plan:
