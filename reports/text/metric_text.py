@@ -141,9 +141,11 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False, 
 
 def _time_beyond(point: Point, name: str, target: float) -> str:
     """Return the time of the cycle that rates repeat at which a metric is worst, if it is beyond its target then."""
-    known = {one.name: one.metrics[name].value or 0.0 for one in point.times if name in one.metrics}
-    worst = max(known, key=lambda time: known[time], default="")
-    return f", but {show(name, known[worst])} from {worst}" if worst and known[worst] > target else ""
+    known = [(one.metrics[name].value or 0.0, one) for one in point.times if name in one.metrics]
+    value, worst = max(known, key=lambda each: each[0], default=(0.0, None))
+    if worst is None or value <= target:
+        return ""
+    return f", but {show(name, value)}{'' if worst.metrics[name].settled else ', unsettled,'} from {worst.name}"
 
 
 def verdict_words(point: Point, slo_terms: Mapping[str, float]) -> str:

@@ -244,23 +244,23 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> s
     if not halves:
         return f"The costs are assumed, not measured; {_CORRECT}." if assumed else ""
     widest = max(halves, key=lambda name: halves[name])
-    foreign = any(own.costs_of or own.beyond for own in setups)
+    own = next((each for each in setups if each.costs_of or each.beyond), None)
+    own = own or next((each for each in setups if each.anchored or each.status in _ORIGINS), None)
+    foreign = own is not None and bool(own.costs_of or own.beyond)
     known = f"{capital(metric_words(widest))} is known to {_half_words(halves[widest])}{' at best' if foreign else ''}"
     if round(halves[widest], 2) <= _WIDE and not assumed and not foreign:
         return f"{known}."
-    return f"{known}, because {_origin(setups)}; {_NARROW if any(own.anchored for own in setups) else _CORRECT}."
+    return f"{known}, because {_origin(own)}; {_NARROW if own is not None and own.anchored else _CORRECT}."
 
 
-def _origin(setups: Sequence[Setup]) -> str:
-    """Return why numbers are known no better, by the profile of the first pool whose costs aren't of its own server."""
-    for own in setups:
-        if own.anchored:
-            return "this GPU's costs are derived, and corrected by your benchmark"
-        origin = f"{_FOREIGN[own.status]} {own.costs_of}" if own.costs_of else _ORIGINS.get(own.status)
-        beyond = f"are extrapolated to {own.beyond}" if own.beyond else None
-        if origin or beyond:
-            return f"this GPU's costs {', and '.join(filter(None, (origin, beyond)))}"
-    return "the profile's own measurements vary"
+def _origin(own: Setup | None) -> str:
+    """Return why numbers are known no better, by the pool whose costs are known least."""
+    if own is None:
+        return "the profile's own measurements vary"
+    origin = f"{_FOREIGN[own.status]} {own.costs_of}" if own.costs_of else _ORIGINS.get(own.status)
+    origin = "are derived, and corrected by your benchmark" if own.anchored else origin
+    beyond = f"are extrapolated to {own.beyond}" if own.beyond else None
+    return f"this GPU's costs {', and '.join(filter(None, (origin, beyond)))}"
 
 
 def _half_words(half: float) -> str:

@@ -438,9 +438,12 @@ def _suggest(key: str, known: set[str]) -> str | None:
     if hint and ".".join(key.split(".")[-2:]) in hint:  # an option with its section, as in kv_cache_config.max_tokens
         return hint
     section = key.removesuffix(leaf)
-    longer = longer_key(leaf, [path.removeprefix(section) for path in sorted(known) if path.startswith(section)])
+    siblings = [path for path in sorted(known) if section and path.rpartition(".")[0] == section[:-1]]
+    longer = longer_key(leaf, [path.removeprefix(section) for path in siblings])
+    if longer is not None:
+        return longer.replace("'", f"'{section}", 1)
     same = keys_ending(leaf, sorted(known))
-    return longer or (f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known)))
+    return f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

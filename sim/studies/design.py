@@ -12,6 +12,7 @@ from typing import Any
 
 from sim.errors import InputError, ScenarioError
 from sim.results.model import Setup
+from sim.spec.profile import Profile
 from sim.spec.profile_choice import other_costs, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, value_text
@@ -157,6 +158,12 @@ def setup_of(world: World) -> Setup:
     return replace(pools[0], share=None, pool="", pools=pools)
 
 
+def _beyond(pool: ReplicaPool, profile: Profile) -> str:
+    """Return what of a pool's adapters lies outside what its profile covers: ``rank 64``."""
+    rank = 0 if pool.scenario.adapters.base_alone else int(pool.population.rank.max())
+    return f"rank {rank}" if rank > profile.envelope.rank else ""
+
+
 def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
     engine, profile = pool.scenario.fleet.engine, pool.profile
     if profile is None:
@@ -171,7 +178,7 @@ def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
         choice.why,
         ", ".join(choice.assumed),
         other_costs(engine, profile),
-        f"rank {rank}" if (rank := int(pool.population.rank.max())) > profile.envelope.rank else "",
+        _beyond(pool, profile),
         profile.is_anchored,
         gpu_share(pool, replicas),
         memory_use(pool),

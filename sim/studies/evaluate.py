@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from sim.results.records import Recording
     from sim.studies.backends.pool import Pool
 
-_MOST_SPANS, _HOUR_S = 24, 3600.0
-"""Parts of a cycle, at most; from an hour on, a cycle is told by the clock."""
+_MOST_SPANS, _DAY_S, _ALIKE_S = 24, 86400.0, 1e-6
+"""Parts of a cycle, at most; the cycle whose parts are times of day; times that only rounding tells apart."""
 REPLICATION, DRAW, COUNTERFACTUAL, BASELINE = "replication", "draw", "counterfactual", "baseline"
 
 
@@ -339,19 +339,20 @@ def _spans(scenario: Scenario) -> tuple[Span, ...]:
     ends = [list(accumulate(step.time for step in steps)) for steps in cycles]
     if isinstance(arrivals, DiurnalArrivals):
         ends.append([arrivals.period * part / _MOST_SPANS for part in range(1, _MOST_SPANS + 1)])
+    ends = [[round(end / _ALIKE_S) * _ALIKE_S for end in each] for each in ends]
     if len({each[-1] for each in ends}) != 1:
         return ()
     cycle_s, at = ends[0][-1], sorted({0.0, *chain(*ends)})
     if len(at) > _MOST_SPANS + 1:
         at = [cycle_s * part / _MOST_SPANS for part in range(_MOST_SPANS + 1)]
-    day_s = parse_time_of_day(workload.start) if cycle_s >= _HOUR_S else None
+    day_s = parse_time_of_day(workload.start) if abs(cycle_s - _DAY_S) < _ALIKE_S else None
     words = [_time_words(seconds, day_s) for seconds in at]
     rows = zip(pairwise(words), pairwise(at), strict=True)
     return tuple(Span(f"{began} to {ended}", first, last, cycle_s) for (began, ended), (first, last) in rows)
 
 
 def _time_words(seconds: float, day_s: int | None) -> str:
-    """Return a time of a cycle as the time of day, where the run has one."""
+    """Return a time of a cycle; of a day as the time of day, where the run says when it starts."""
     if day_s is None:
         return human_seconds(seconds)
     minutes = round((day_s + seconds) / 60)

@@ -149,11 +149,15 @@ def check_reachable(scenario: Scenario, pools: Sequence[Pool]) -> None:
         )
     if lost.any():
         kinds = sorted({int(kind) for kind in population.kind[np.flatnonzero(lost)]})
+        got, what = ", ".join(population.kind_names[kind] for kind in kinds), "these kinds"
+        if traffic.tenant_of is not None:
+            owners = sorted({int(place) for place in traffic.tenant_of[: traffic.places][lost[: traffic.places]]})
+            got, what = f"those of {', '.join(scenario.tenants[i].name for i in owners)}", "these tenants"
         raise ScenarioError(
             "no pool takes requests for some adapters",
             key="fleet.pools",
-            got=", ".join(population.kind_names[kind] for kind in kinds),
-            hint="give a pool serves: all or serves: adapters, or these kinds",
+            got=got,
+            hint=f"give a pool serves: all or serves: adapters, or {what}",
         )
     if (wanted & ~(taken & drawn[:, None]).any(axis=0)).any():
         raise ScenarioError(

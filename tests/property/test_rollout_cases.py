@@ -91,6 +91,10 @@ def test_loads_that_follow_each_other_between_two_steps_are_one_standstill() -> 
         recording = run(by_hand(ROWS, update, storage={"mode": "blocking"}))
         assert recording.facts["rollout_standstill_s"] == pytest.approx(still * D)
         assert recording.facts["rollout_duration_s"] == pytest.approx((ends - 10.25) * D)
+        assert recording.events[-1].time_s == pytest.approx(ends * D)
+    both = [{"strategy": "in-place", "at": seconds(10.25 * D), "adapter": adapter} for adapter in (0, 1)]
+    recording = run(by_hand(ROWS, both, storage={"mode": "blocking"}))
+    assert recording.facts["rollout_standstill_s"] == pytest.approx(6 * D), "also of two rollouts"
 
 
 def test_in_place_on_an_idle_replica_delays_the_next_step() -> None:

@@ -56,6 +56,19 @@ def test_a_narrow_number_of_another_version_is_known_so_well_at_best(setup: Setu
     assert known in answer(replace(drawn(0.04), setup=setup), TERMS).trust.number
 
 
+def test_trust_is_about_the_pool_whose_costs_are_known_least() -> None:
+    anchored = Setup("vllm", status="derived", anchored=True)
+    foreign = Setup("vllm", status="derived", costs_of="vLLM 0.8.5, not 0.33", beyond="rank 64")
+    for pools in ((anchored, foreign), (foreign, anchored)):
+        number = answer(replace(drawn(0.04), setup=replace(pools[0], pools=pools)), TERMS).trust.number
+        assert "derived for vLLM 0.8.5, not 0.33, and are extrapolated to rank 64; a benchmark of your" in number
+    beyond = replace(anchored, beyond="rank 64")
+    said = answer(replace(drawn(0.04), setup=beyond), TERMS).trust.number
+    assert (
+        "at best, because this GPU's costs are derived, and corrected by your benchmark, and are extrapolated" in said
+    )
+
+
 def test_a_wide_number_of_an_anchored_profile_asks_for_another_benchmark() -> None:
     setup = Setup("vllm", status="derived", anchored=True)
     number = answer(replace(drawn(0.4), setup=setup), TERMS).trust.number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import pytest
 import samples
 
 from reports.answers.points import certainly_less, impact_of
@@ -364,6 +365,15 @@ def test_what_is_so_from_the_start_has_no_moment() -> None:
     events = [{"t_s": 0.0, "kind": "fault", "text": "faults.0: loads fail"}]
     points = [replace(point, events=events) for point in run.points]
     assert moments_chart(points, make_axes(points)) is None
+
+
+@pytest.mark.parametrize(("still_s", "clause"), [(0.1, ""), (4.36, "; replicas stand still for 4.36 s")])
+def test_a_standstill_that_users_notice_is_said(still_s: float, clause: str) -> None:
+    point = samples.changed_point(faults={"rollout_standstill_s": still_s})
+    said = answer(point, TERMS)
+    assert ("stand still" in said.headline) == bool(clause)
+    assert clause in said.headline
+    assert any("Replicas compute nothing for up to 4.36 s at a time" in each for each in said.details) == bool(clause)
 
 
 def test_bytes_and_counts_read_as_such() -> None:

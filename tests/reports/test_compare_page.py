@@ -314,6 +314,14 @@ def test_whose_slo_is_met_is_said_where_they_differ() -> None:
     assert not caution_sentences(same)
 
 
+def test_a_plan_stands_for_what_it_recommends_or_for_the_nearest() -> None:
+    points = [samples.make_point(p99=p99) for p99 in (0.3, 0.4)]
+    for keys, chosen in (({"answer_key": "a", "best_key": "b"}, 0), ({"answer_key": None, "best_key": "b"}, 1)):
+        run = samples.RunData(Path("x"), {**samples.manifest(), "point_keys": ["a", "b"], "plan": keys}, points)
+        assert run.recommended is points[chosen]
+    assert samples.RunData(Path("x"), samples.manifest(), points).recommended is None
+
+
 def test_lists_and_sections_are_one_change() -> None:
     def phrase(one: dict[str, Any], other: dict[str, Any]) -> str:
         a, b = (run(samples.make_point(fixed=False), name=name) for name in "ab")

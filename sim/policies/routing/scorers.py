@@ -52,7 +52,7 @@ class PromptMemory:
                 self.matched[replica] = self.matched.get(replica, 0) + count
 
     def uncached(self, replica: int) -> int:
-        """Return the tokens of the request at hand that a replica must compute; -1 stands for one without any of it."""
+        """Return the tokens of the request at hand that a replica must compute."""
         request = self._view.request
         return 0 if request is None else max(0, request.prompt_tokens - self.matched.get(replica, 0) * self._size)
 
@@ -151,7 +151,8 @@ class _Scorer:
         if name == "active-request":
             return scoring.active_request([view.in_flight[each] for each in among], self._idle, self._busiest)
         if name == "token-load":
-            prompt, some = memory.uncached(-1), memory.matched
+            request, some = view.request, memory.matched
+            prompt = 0 if request is None else request.prompt_tokens
             tokens = [memory.tokens_in_flight(r) + (memory.uncached(r) if r in some else prompt) for r in among]
             return scoring.token_load(tokens, self._token_limit)
         if name == "prefix-cache":

@@ -259,9 +259,12 @@ class RunData:
 
     @property
     def recommended(self) -> Point | None:
-        """The design that a plan recommends; None for other runs, and where nothing meets the SLO."""
-        by_key = dict(zip(self.manifest.get("point_keys", ()), self.points, strict=False))
-        return by_key.get((self.manifest.get("plan") or {}).get("answer_key"))
+        """The design that a plan recommends, or the nearest where nothing meets the SLO; None for other runs."""
+        by_key, plan = (
+            dict(zip(self.manifest.get("point_keys", ()), self.points, strict=False)),
+            self.manifest.get("plan"),
+        )
+        return by_key.get((plan or {}).get("answer_key") or (plan or {}).get("best_key"))
 
     @property
     def headroom(self) -> Headroom | None:

@@ -298,7 +298,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     if still := _standstill(point):
         said.append(
             f"Replicas compute nothing for up to {human_seconds(still)} at a time, while versions load between two "
-            "steps; spread them (rollouts.0.spread)."
+            "steps; with a spread of the rollout, only for one load at a time (rollouts[].spread)."
         )
     peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
     if peak is not None and usual is not None:

@@ -466,7 +466,7 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
     elif record.certain:
         choice = f"That none meets the SLO is {sure} sure."
     else:
-        tried = read.phrase(read.open_designs()[0][0]) if record.doubtful else "another"
+        tried = read.phrase(read.open_designs()[0][0], " and ") if record.doubtful else "another"
         open_ = f"whether {tried} would do is open: {_how_to_decide(read)}."
         choice = f"The recommendation is sure; {open_}" if read.feasible else capital(open_)
     return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)

@@ -159,13 +159,13 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
     :param shown: the term of the verdict, whose latency it is if times have it.
     """
     for name in (split_term(shown or "")[1], "ttft_p99_s", "e2e_p99_s"):
-        values = {one.name: one.metrics[name] for one in point.times if name in one.metrics}
-        known = {time: metric.value for time, metric in values.items() if metric.value is not None}
+        values = [(one.metrics[name], one.name) for one in point.times if name in one.metrics]
+        known = sorted((m.value, time, m.settled) for m, time in values if m.value is not None)
         if known:
-            ends = [pick(known, key=lambda time: known[time]) for pick in (max, min)]
-            at = " and ".join(f"{show(name, known[time])} from {time}" for time in ends)
-            sure = "" if all(values[time].settled for time in ends) else ", unsettled"
-            apart = known[ends[0]] > _APART * known[ends[1]]
+            ends = (known[-1], known[0])
+            at = " and ".join(f"{show(name, value)} from {time}" for value, time, _ in ends)
+            sure = "" if all(settled for _, _, settled in ends) else ", unsettled"
+            apart = known[-1][0] > _APART * known[0][0]
             return [f"{capital(metric_words(name))} depends on the time: {at}{sure}."] if apart else []
     return []
 

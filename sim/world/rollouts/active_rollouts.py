@@ -228,7 +228,7 @@ class Rollouts(Extension):
         return {
             "rollout_duration_s": float(np.max(whole)),
             "rolled_back": float(sum(shift.rolled_back for shift in self._shifts)),
-            "rollout_standstill_s": max(part.standstill_s for part in parts),
+            "rollout_standstill_s": self._progress.standstill_s,
             "during_from_s": min(begins),
             "during_to_s": max(ends),
             "extra_resident_bytes_peak": float(self._duplicate_bytes.peak),

@@ -19,9 +19,6 @@ from sim.world.rollouts.rollout_progress import ActiveRollout, RolloutProgress
 from sim.world.rollouts.versions import Versions
 from sim.world.times import TierTimes
 
-_ROUNDING_S = 1e-9
-"""One load ends and the next begins at times that are sums of the same parts, added up in another order."""
-
 
 @dataclass(slots=True)
 class Barrier:
@@ -134,7 +131,6 @@ class InPlaceUpdate(ActiveRollout):
         self._left = [count] * replicas
         self._updating: list[set[int]] = [set() for _ in range(replicas)]
         self._replicas_left = replicas
-        self._still = [(-math.inf, -math.inf)] * replicas  # from when to when loads between two steps block it
         self._fleet: Dispatcher
 
     def start(self, fleet: Dispatcher) -> None:
@@ -212,10 +208,7 @@ class InPlaceUpdate(ActiveRollout):
         seconds = float(self._from_storage[replica].seconds(np.array([adapter]), np.array([drawn]))[0])
 
         def put(start_s: float, end_s: float) -> None:
-            began_s, until_s = self._still[replica]
-            began_s = began_s if start_s <= until_s + _ROUNDING_S else start_s
-            self._still[replica] = (began_s, end_s)
-            self.standstill_s = max(self.standstill_s, end_s - began_s)
+            self._progress.stands_still(replica, start_s, end_s)
             self._blocked_s = max(self._blocked_s, end_s)
             versions.in_host[adapter] = max(version, versions.in_host.get(adapter, 0))
             versions.put(adapter, version)

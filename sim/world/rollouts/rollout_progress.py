@@ -16,8 +16,11 @@ from sim.results.recording.recorder import Recorder
 from sim.results.records import Event
 from sim.rng import stream
 from sim.traffic.request import Request
-from sim.world.clock import Clock
+from sim.world.clock import CONTROL, Clock
 from sim.world.rollouts.rollout_plan import PlannedRollout
+
+_ROUNDING_S = 1e-9
+"""One load ends and the next begins at times that are sums of the same parts, added up in another order."""
 
 
 class ShiftingRollout(Protocol):
@@ -40,6 +43,7 @@ class RolloutProgress:
     :ivar settled: by adapter as numbered in the traffic, the version of its last complete rollout. It answered every
         request that ends from then on, unless a mark says otherwise.
     :ivar pin_of: by adapter that a rollout has replaced, the new version, which takes over its pin.
+    :ivar standstill_s: the longest time for which loads between two steps kept a replica from computing.
     :ivar judging: number of gates that will evaluate their samples; these events alone do not keep a simulation going.
     """
 
@@ -52,10 +56,19 @@ class RolloutProgress:
         self.in_transition: set[int] = set()
         self.settled: dict[int, int] = {}
         self.pin_of: dict[int, int] = {}
+        self.standstill_s = 0.0
         self.judging = 0
         self._under_way: Counter[int] = Counter()  # rollouts under way by adapter; one may last longer than planned
+        self._still: dict[int, tuple[float, float]] = {}  # by replica, from when to when such loads last
         self._instant = -1.0
         self._unmarked: list[tuple[int, int, int]] = []  # requests that ended at that instant: index, name, version
+
+    def stands_still(self, replica: int, start_s: float, end_s: float) -> None:
+        """Note that a load between two steps keeps a replica from computing; those without a step between are one."""
+        began_s, until_s = self._still.get(replica, (-math.inf, -math.inf))
+        began_s = began_s if start_s <= until_s + _ROUNDING_S else start_s
+        self._still[replica] = (began_s, end_s)
+        self.standstill_s = max(self.standstill_s, end_s - began_s)
 
     def begins(self, planned: PlannedRollout) -> None:
         """Note that a rollout begins."""
@@ -99,14 +112,12 @@ class ActiveRollout:
     """One rollout in one replication.
 
     :ivar complete_s: time at which it was complete, and no load of it blocked a replica any more; nan before.
-    :ivar standstill_s: the longest time for which its loads blocked a replica between two steps.
     :ivar rolled_back: whether a gate has sent its requests back to the old version.
     """
 
     def __init__(self, planned: PlannedRollout, progress: RolloutProgress, seed: int, replication: int) -> None:
         self.planned = planned
         self.complete_s = math.nan
-        self.standstill_s = 0.0
         self._blocked_s = 0.0  # until then, a load of it blocks a replica
         self.rolled_back = False
         self._progress = progress
@@ -134,7 +145,10 @@ class ActiveRollout:
     def _complete(self, text: str) -> None:
         self.complete_s = max(self._clock.now, self._blocked_s)
         self._progress.ends(self.planned, complete=True)
-        self._note("complete", text)
+        if self.complete_s > self._clock.now:
+            self._clock.call_at(self.complete_s, CONTROL, lambda event: self._note("complete", text))
+        else:
+            self._note("complete", text)
 
     def _note(self, kind: str, text: str) -> None:
         number = self.planned.number
