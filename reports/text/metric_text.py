@@ -128,14 +128,14 @@ def term_sentence(point: Point, name: str, target: float, *, its: bool = False, 
         return _late_sentence(point, name, target, its=its)
     if metric is None or metric.value is None:
         return f"{words}: {missing(name, metric)}"
-    side = _SIDES[value_grade(point, name, target)]
+    graded = value_grade(point, name, target)
     hedge = "" if metric.settled else ", unsettled"
     if found == UNCLEAR and overloaded and verdict_word(metric_probability(metric, target)) == MET:
         return (
             f"{words} of those answered is {with_interval(name, metric)}{hedge}, but more requests arrive than are "
             f"served, so that does not show whether the target of {show(name, target)} is met"
         )
-    at = "" if metric.value > target else _time_beyond(point, name, target)
+    side, at = _SIDES[graded], _time_beyond(point, name, target) if graded in (MET, PROBABLY_MET) else ""
     return f"{words} is {with_interval(name, metric, bounds=bounds)}{hedge}, {side} {show(name, target)} target{at}"
 
 
