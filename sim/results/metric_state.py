@@ -137,7 +137,7 @@ class State:
         return {name: getattr(self, name) for name in _NUMBERS}
 
 
-_NUMBERS = ("found", "needed", "others", "share", "times", "requests")
+_NUMBERS = ("found", "needed", "others", "share", "times", "requests", "recorded")
 SETTLED = State()
 TRUSTED = frozenset({Kind.SETTLED, Kind.NOT_MEASURED, Kind.NOT_APPLICABLE})
 """Kinds of states in which there is nothing to doubt: the value is sound, or none is to be expected."""

@@ -108,7 +108,9 @@ def test_any_two_plans_can_be_compared(
     assert feasible == [name != "impossible" for name in (one, other)]
 
 
-def test_what_is_no_pair_of_plans_is_compared_as_runs_or_refused(loraplan: CommandLine, plans: Path) -> None:
+def test_what_is_no_pair_of_plans_is_compared_by_what_they_recommend_or_refused(
+    loraplan: CommandLine, plans: Path
+) -> None:
     today, unfinished = str(plans / "today"), plans / "unfinished"
     ended = loraplan("compare", today, today, today)
     assert (ended.code, ended.out) == (2, "")
@@ -121,5 +123,8 @@ def test_what_is_no_pair_of_plans_is_compared_as_runs_or_refused(loraplan: Comma
     assert loraplan("run", f"{plans}/today/recommended.yaml", "--jobs", "1", "--out", "single").code == 0
     data = json.loads(loraplan("compare", "single", today, "--json").out)
     assert "plans" not in data
-    assert len(data["points"]) == len(read_run(plans / "today").points)
+    recommended = read_run(plans / "today").recommended
+    assert recommended is not None
+    (pair,) = data["points"]
+    assert pair["metrics"]["ttft_p99_s"]["other"] == recommended.metrics["ttft_p99_s"].value
     assert loraplan("compare", today, str(plans / "impossible"), "--check", "--json").code == 1
