@@ -56,22 +56,22 @@ class PromptMemory:
         request = self._view.request
         return 0 if request is None else max(0, request.prompt_tokens - self.matched.get(replica, 0) * self._size)
 
-    def tokens_in_flight(self, replica: int) -> int:
-        """Return the uncached tokens that were sent to a replica and have no first token yet."""
-        sent = self._sent[replica]
-        if not sent:
-            return 0
-        if not self._view.in_flight[replica]:
-            sent.clear()  # those that were lost never get a token
-        total = started = 0
-        for each in sent:
-            if each.request.first_token_s < 0:
-                total += each.tokens
-            else:
-                started += 1
-        if started:
-            self._sent[replica] = [each for each in sent if each.request.first_token_s < 0]
-        return total
+    def tokens_in_flight(self, among: list[int]) -> list[int]:
+        """Return, for some replicas, the uncached tokens that were sent there and have no first token yet."""
+        found = []
+        for replica in among:
+            sent, total, started = self._sent[replica], 0, False
+            if sent and not self._view.in_flight[replica]:
+                sent.clear()  # those that were lost never get a token
+            for each in sent:
+                if each.request.first_token_s < 0:
+                    total += each.tokens
+                else:
+                    started = True
+            if started:
+                self._sent[replica] = [each for each in sent if each.request.first_token_s < 0]
+            found.append(total)
+        return found
 
     def chosen(self, replica: int, *, counted: bool) -> None:
         """Remember where the request at hand goes.
@@ -130,7 +130,8 @@ class _Scorer:
 
     def read(self, among: list[int]) -> None:
         """Compute the usual scores of some replicas."""
-        self._candidates = sum([1 << replica for replica in among])
+        if self.looks:
+            self._candidates = sum([1 << replica for replica in among])
         values = self._values(among)
         if len(among) == self._replicas:
             self.usual = values
@@ -153,7 +154,9 @@ class _Scorer:
         if name == "token-load":
             request, some = view.request, memory.matched
             prompt = 0 if request is None else request.prompt_tokens
-            tokens = [memory.tokens_in_flight(r) + (memory.uncached(r) if r in some else prompt) for r in among]
+            tokens = memory.tokens_in_flight(among)
+            for place, replica in enumerate(among):
+                tokens[place] += memory.uncached(replica) if replica in some else prompt
             return scoring.token_load(tokens, self._token_limit)
         if name == "prefix-cache":
             return [0.0] * len(among)
@@ -233,7 +236,7 @@ class _Keeps:
         if spec.name == "prefix-cache-affinity":
             blocks = max(1, len(memory.blocks))
             matched = [memory.matched.get(replica, 0) / blocks for replica in among]
-            tokens = [memory.tokens_in_flight(replica) for replica in among]
+            tokens = memory.tokens_in_flight(among)
             kept = scoring.sticky(
                 matched,
                 tokens,
@@ -352,9 +355,9 @@ class ByScores:
             if not term.steady:
                 term.read(among)
             weight, usual = term.weight, term.usual
-            others = term.look(adapter, among) if term.looks else {}
+            scores = term.look(adapter, among) if term.looks else {}
             for replica in among:
-                sums[replica] += weight * others.get(replica, usual[replica])
+                sums[replica] += weight * (scores.get(replica, usual[replica]) if scores else usual[replica])
         values = sums if len(among) == len(sums) else [sums[replica] for replica in among]
         if self._picker == "max-score":
             return [among[place] for place in scoring.highest(values)]
