@@ -132,10 +132,9 @@ def groups_table(point: Point, where: str) -> Table | None:
 def times_table(point: Point, where: str, *, bounds: bool = False) -> Table | None:
     """Return one row for each part of the day, or of another cycle that the rate repeats."""
     times, note = point.times, "By when requests came, in all cycles that the rate went through."
-    lead = [("time", [one.name for one in times])]
     if not times:
         return None
-    names = [*_OF_TIMES, *times[0].metrics]  # and what the SLO is about
+    lead, names = [("time", [one.name for one in times])], [*_OF_TIMES, *times[0].metrics]  # and what the SLO is about
     return slice_table(f"Times{where}", lead, times, names, note, bounds=bounds)
 
 

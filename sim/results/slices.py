@@ -123,11 +123,8 @@ def replica_results(recording: Recording, facts: ScenarioFacts) -> list[SliceRes
     for number in range(facts.replicas):
         kind = "full models" if number >= facts.own_replicas else pool_of[number] if pool_of else ""
         replicas = range(number, number + 1)
-        found.append(
-            _result(
-                measured_of("replica"), Slice(str(number), replicas=replicas), m, {"pool": kind, **_use(m, replicas)}
-            )
-        )
+        one, own = Slice(str(number), replicas=replicas), {"pool": kind, **_use(m, replicas)}
+        found.append(_result(measured_of("replica"), one, m, own))
     return found
 
 
@@ -150,7 +147,10 @@ def group_results(m: Measured) -> list[SliceResult]:
 
 
 def span_results(m: Measured) -> list[SliceResult]:
-    """Return what requests got by when they came in the cycle that the rate repeats; [] if all came in one part."""
+    """Return what requests got by when they came in the cycle that the rate repeats; [] if all came in one part.
+
+    They have the metrics of a group, and what the SLO is about.
+    """
     asked = [name for name in measured_of("tenant") if name in m.facts.slo or name == "slo_attainment"]
     names = (*measured_of("group"), *asked)
     found = [_result(names, Slice(span.name, span=span), m, {}) for span in m.facts.spans]

@@ -441,7 +441,7 @@ def _suggest(key: str, known: set[str]) -> str | None:
     siblings = [path for path in sorted(known) if section and path.rpartition(".")[0] == section[:-1]]
     longer = longer_key(leaf, [path.removeprefix(section) for path in siblings])
     if longer is not None:
-        return longer.replace("'", f"'{section}", 1)
+        return f"did you mean {section + longer!r}?"
     same = keys_ending(leaf, sorted(known))
     return f"did you mean {same[0]!r}?" if same else hint or did_you_mean(key, sorted(known))
 

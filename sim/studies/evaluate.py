@@ -353,10 +353,9 @@ def _spans(scenario: Scenario) -> tuple[Span, ...]:
 
 def _time_words(seconds: float, day_s: int | None) -> str:
     """Return a time of a cycle; of a day as the time of day, where the run says when it starts."""
-    if day_s is None:
-        return human_seconds(seconds)
-    minutes = round((day_s + seconds) / 60)
-    return f"{minutes // 60 % 24:02}:{minutes % 60:02}"
+    from reports.charts.axis_ticks import clock_words
+
+    return human_seconds(seconds) if day_s is None else clock_words((day_s + seconds) % _DAY_S, 0)
 
 
 def _host_holds_all(pool: ReplicaPool) -> bool:

@@ -57,26 +57,19 @@ def requests_taken(pool: PoolSpec, scenario: Scenario, traffic: Traffic) -> NDAr
 
 
 def _check_served(serves: Served, scenario: Scenario) -> None:
-    mix, tenants = scenario.adapters.mix, [tenant.name for tenant in scenario.tenants]
-    lora = [str(i) for i, kind in enumerate(mix) if kind.kind == "lora"]
-    for wrong, problem, key, allowed, hint in (
-        (
-            [str(kind) for kind in serves.kinds if str(kind) not in lora],
+    tenants = [tenant.name for tenant in scenario.tenants]
+    lora = [i for i, kind in enumerate(scenario.adapters.mix) if kind.kind == "lora"]
+    if wrong := [kind for kind in serves.kinds if kind not in lora]:
+        raise ScenarioError(
             "no such kind of adapters",
-            "kinds",
-            ", ".join(lora) or "nothing: adapters.mix has no kinds of adapters",
-            "kinds are places in adapters.mix, counted from 0",
-        ),
-        (
-            [name for name in serves.tenants if name not in tenants],
-            "no such tenant",
-            "tenants",
-            ", ".join(tenants) or "nothing: the scenario has no tenants",
-            None,
-        ),
-    ):
-        if wrong:
-            raise ScenarioError(problem, key=f"fleet.serves.{key}", got=wrong[0], allowed=allowed, hint=hint)
+            key="fleet.serves.kinds",
+            got=wrong[0],
+            allowed=", ".join(map(str, lora)) or "nothing: adapters.mix has no kinds of adapters",
+            hint="kinds are places in adapters.mix, counted from 0",
+        )
+    if unknown := [name for name in serves.tenants if name not in tenants]:
+        allowed = ", ".join(tenants) or "nothing: the scenario has no tenants"
+        raise ScenarioError("no such tenant", key="fleet.serves.tenants", got=unknown[0], allowed=allowed)
 
 
 def taken_alone(

@@ -124,7 +124,7 @@ def _workload(
     arrivals: dict[str, Any] = draw.choice(
         ({"process": "poisson"}, {"process": "gamma", "cv": draw.choice((0.3, 3.0, 10.0))})
     )
-    if arrivals["process"] == "poisson" and adapters in (8, 30):
+    if arrivals["process"] == "poisson" and adapters in (8, 30):  # a draw would change all that is drawn after it
         steps = [{"time": f"{7 / rate} s", "level": 1}, {"time": f"{20 / rate} s", "level": 3}]
         arrivals = {"process": "piecewise", "steps": steps}
     workload: dict[str, Any] = {

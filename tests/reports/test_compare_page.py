@@ -391,3 +391,14 @@ def test_what_users_write_is_escaped() -> None:
 def test_runs_without_points_are_refused() -> None:
     with pytest.raises(InputError, match="no finished points"):
         compare_runs(run(), run(samples.make_point()))
+
+
+@pytest.mark.parametrize(("b", "said"), [(1500.0, "B costs $500 a month less."), (2000.0, ""), (None, "")])
+def test_a_bill_says_what_b_saves(b: float | None, said: str) -> None:
+    points = [samples.make_point() for _ in range(2)]
+    for point, month in zip(points, (2000.0, b), strict=True):
+        point.metrics["usd_per_month"] = Metric(month, unit="USD")
+    runs = [samples.RunData(Path(name), samples.manifest(), [point]) for name, point in zip("ab", points, strict=True)]
+    bill = dict(short(compare_runs(*runs))).get("Bill", "")
+    assert ("B costs" in bill) == bool(said)
+    assert said in bill

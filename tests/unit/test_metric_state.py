@@ -35,3 +35,16 @@ def test_too_short_a_run_says_how_many_requests_it_needs() -> None:
     assert unsettled("e2e_p99_s", metric) == f"{said} (--set workload.requests=26000)"
     assert metric.note == "the effective sample size is 2,308, 6,000 are needed; run about 26,000 requests"
     assert from_plain(State, state.to_json()) == state
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [
+        (State(Cause.WIDE, times=1.6), "run about 1.6 times as long"),
+        (State(Cause.WIDE, times=1.6, recorded=True), "take a trace about 1.6 times as long"),
+        (State(Cause.WIDE, times=1e9, recorded=True), "take a trace more than 100 times as long"),
+        (State(Cause.WIDE, recorded=True), "take a longer trace"),
+    ],
+)
+def test_a_trace_is_told_to_be_longer_as_it_is_replayed_once(state: State, advice: str) -> None:
+    assert state.longer == advice

@@ -318,7 +318,7 @@ class CountingStore(KvStore):
                 if request.last_step >= 0:
                     self._phases[(held_tokens(request, self._step) - 1 - self._step) % size] += 1
         remainders, place = self._held_remainders, (self._step + steps) % size
-        for count in self._phases:
+        for count in self._phases:  # sequences that hold place + 1 tokens in their last block
             remainders += count * place
             place = place + 1 if place + 1 < size else 0
         for request in reversed(self.running):

@@ -253,18 +253,16 @@ class RunData:
     @property
     def plan(self) -> PlanRecord:
         """What the search of a plan left; empty for other runs."""
-        from sim.results.run_directory.study_records import PlanRecord  # a run has none
+        from sim.results.run_directory.study_records import PlanRecord  # only for plans: a run is read faster without
 
         return from_plain(PlanRecord, self.manifest.get("plan") or {})
 
     @property
     def recommended(self) -> Point | None:
         """The design that a plan recommends, or the nearest where nothing meets the SLO; None for other runs."""
-        by_key, plan = (
-            dict(zip(self.manifest.get("point_keys", ()), self.points, strict=False)),
-            self.manifest.get("plan"),
-        )
-        return by_key.get((plan or {}).get("answer_key") or (plan or {}).get("best_key"))
+        plan = self.manifest.get("plan") or {}
+        by_key = dict(zip(self.manifest.get("point_keys", ()), self.points, strict=False))
+        return by_key.get(plan.get("answer_key") or plan.get("best_key"))
 
     @property
     def headroom(self) -> Headroom | None:
@@ -275,21 +273,21 @@ class RunData:
     @property
     def what_if(self) -> list[WhatIfRow]:
         """What one change at a time would do, where that was asked."""
-        from sim.results.run_directory.study_records import WhatIfRow  # a run has none
+        from sim.results.run_directory.study_records import WhatIfRow
 
         return [from_plain(WhatIfRow, row) for row in self.manifest.get("what_if") or []]
 
     @property
     def levers(self) -> list[WhatIfRow]:
         """What changes that cost no GPU do to the design next to the answer of a plan, where they were tried."""
-        from sim.results.run_directory.study_records import WhatIfRow  # a run has none
+        from sim.results.run_directory.study_records import WhatIfRow
 
         return [from_plain(WhatIfRow, row) for row in self.manifest.get("levers") or []]
 
     @property
     def remedies(self) -> list[RemedyRow]:
         """What the remedies of a vetting cost, where that was asked."""
-        from sim.results.run_directory.study_records import RemedyRow  # a run has none
+        from sim.results.run_directory.study_records import RemedyRow
 
         rows = (self.manifest.get("cures") or {}).get("rows", [])
         return [from_plain(RemedyRow, {**row, "paths": row.get("for", [])}) for row in rows]

@@ -5,7 +5,7 @@ Each is checked as a scenario of its own. What is wrong in it is reported at the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -32,23 +32,30 @@ def pool_scenarios(model: type[Model], data: Mapping[str, Any], context: Any) ->
     :raises ValidationError: with every problem, at the keys of ``data``.
     """
     found: list[Model] = []
-    problems: dict[str, PydanticCustomError] = {}
-    pools: dict[str, int] = {}  # that have a problem
+    problems: dict[str, dict[int, PydanticCustomError]] = {}  # by what they say, and by pool
     for number, pool in enumerate(data["fleet"]["pools"]):
         try:
             found.append(model.model_validate(pool_data(data, pool), context=context))
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                problem, mine = _problem(detail, number, pool), f" (pool {pool['name']})"
-                text = str(problem.context).replace(mine, "")
-                pools[text] = pools.get(text, 0) + 1
-                problems.setdefault(text, problem)
-                if pools[text] == len(data["fleet"]["pools"]) > 1 and problem.context is not None:
-                    problem.context["problem"] = problem.context["problem"].removesuffix(mine)
-                    problems[text] = problem  # it is no pool's own
+                problem = _problem(detail, number, pool)
+                said = str(problem.context).replace(_of_pool(pool), "")
+                problems.setdefault(said, {})[number] = problem
     if problems:
-        raise several(model, problems.values())
+        raise several(model, [_of_all(same, data["fleet"]["pools"]) for same in problems.values()])
     return tuple(found)
+
+
+def _of_all(same: Mapping[int, PydanticCustomError], pools: Sequence[Mapping[str, Any]]) -> PydanticCustomError:
+    """Return the problem of some pools as the first of them has it, without its name where all have it."""
+    number, problem = next(iter(same.items()))
+    if len(same) == len(pools) > 1 and problem.context is not None:
+        problem.context["problem"] = problem.context["problem"].removesuffix(_of_pool(pools[number]))
+    return problem
+
+
+def _of_pool(pool: Mapping[str, Any]) -> str:
+    return f" (pool {pool['name']})"
 
 
 def pool_data(data: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def _problem(detail: Any, number: int, pool: Mapping[str, Any]) -> PydanticCusto
     context = dict(detail.get("ctx") or {}) if detail["type"] == "quantity" else {"problem": detail["msg"]}
     where = join(".".join(map(str, detail["loc"])), context.get("key") or "").strip(".")
     key = key_in_fleet(where, number, pool)
-    problem = context["problem"] if key != where else f"{context['problem']} (pool {pool['name']})"
+    problem = context["problem"] if key != where else context["problem"] + _of_pool(pool)
     got = context.get("got")
     text = f"{got:g}" if isinstance(got, float) else got
     return located(key, problem, got=text, allowed=context.get("allowed", ""), hint=context.get("hint", ""))

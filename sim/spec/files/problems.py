@@ -112,13 +112,9 @@ def keys_ending(word: str, known: Iterable[str]) -> list[str]:
 
 
 def longer_key(word: str, siblings: Iterable[str]) -> str | None:
-    """Return a hint on a key of the same section that a word is the end of, where none is spelled like it.
-
-    :return: such as ``did you mean 'ttft_p99'?`` for ``p99``.
-    """
+    """Return the first key of a section that ends with a word: ``ttft_p99`` for ``p99``; None where one is alike."""
     keys = list(siblings)
-    meant = next((key for key in keys if key.endswith(f"_{word}")), None)
-    return None if meant is None or did_you_mean(word, keys, 0.75) else f"did you mean {meant!r}?"
+    return None if did_you_mean(word, keys, 0.75) else next((key for key in keys if key.endswith(f"_{word}")), None)
 
 
 def _explain(detail: Any, spot: _Spot, model: type[BaseModel], data: Any) -> InputError:
@@ -171,10 +167,11 @@ def _own_error(context: Mapping[str, Any], spot: _Spot, data: Any) -> InputError
 def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
     allowed = _keys(spot.owner)
     word = str(spot.path[-1])
+    longer = longer_key(word, allowed)
     hint = (
         did_you_mean(word, allowed, _A_TYPO)
         or _of_another_kind(spot, model)
-        or longer_key(word, allowed)
+        or (longer and f"did you mean {longer!r}?")
         or _elsewhere(word, spot.key, model, section=isinstance(got, dict))
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)
@@ -275,7 +272,8 @@ def _walk(location: Sequence[str | int], model: type[BaseModel], data: Any) -> _
             branch = _branch(str(part), members)
             got = _value(data, path)
             matches = matches and _is_list(branch) == isinstance(got, (list, tuple))
-            matches = matches and _is_model(branch) == (isinstance(got, Mapping) and any(map(_is_model, members)))
+            if any(map(_is_model, members)):
+                matches = matches and _is_model(branch) == isinstance(got, Mapping)
             # At the union itself the whole choice is what may stand there, not only this branch.
             kind = branch if _is_list(branch) or _is_model(branch) else kind
             owner = branch if _is_model(branch) else owner

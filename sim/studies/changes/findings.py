@@ -33,7 +33,7 @@ _TELLS = 0.01
 _FEWEST, _MOST = 5, 100
 """Replications from which an interval is not mainly that of a small sample, and the most that are worth a hint."""
 _NOTICED_S = 0.25
-"""A standstill that somebody who reads along notices."""
+"""From how long on a standstill is worth a sentence."""
 _WORDS = {
     "mixed": "mixed versions",
     "stale": "stale answers",
@@ -207,7 +207,7 @@ def impact_clause(point: Point) -> str:
 
 
 def _standstill(point: Point) -> float:
-    """Return for how long loads between two steps keep a replica from computing; 0: nobody would notice."""
+    """Return the longest standstill of a rollout in seconds; 0 where it is too short to mention."""
     still = value_of(point, "rollout_standstill_s") or 0.0
     return still if still >= _NOTICED_S else 0.0
 

@@ -76,7 +76,8 @@ class PlanReading:
         self.record = record = data.plan
         self.points = data.points
         by_key: dict[str, Point] = dict(zip(data.manifest["point_keys"], data.points, strict=False))
-        self.chosen = by_key[record.answer_key or record.best_key or ""]
+        assert data.recommended is not None, "a finished plan has a nearest design at least"
+        self.chosen = data.recommended
         self.terms = with_tenants(read_terms(data.slo), self.chosen)
         self.edge = by_key.get(record.edge_key or "")
         self.beyond = by_key.get(record.beyond_key or "")

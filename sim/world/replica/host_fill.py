@@ -16,7 +16,7 @@ from sim.results.recording.recorder import Recorder
 from sim.traffic.request import DELAYED_HIT, FROM_GPU, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import Loader, LoadOwner
 from sim.world.replica.modes.adapter_mode import AdapterMode
-from sim.world.replica.ports import Intake, LoadContext, Replace, ReplicaListener, without_delay
+from sim.world.replica.ports import Intake, LoadContext, ReplaceWeights, ReplicaListener, without_delay
 
 
 class HostFill(Intake, LoadOwner):
@@ -70,11 +70,11 @@ class HostFill(Intake, LoadOwner):
             self.loader.room_appeared()
         return wait_s
 
-    def renew(self, adapter: int, seconds: float, replace: Replace) -> None:
+    def renew(self, adapter: int, seconds: float, replace_weights: ReplaceWeights) -> None:
         if self._mode.loads_in_steps:
-            self._mode.renew(adapter, seconds, replace)
+            self._mode.renew(adapter, seconds, replace_weights)
             return
-        self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace)))
+        self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace_weights)))
 
     def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
         """Fetch an adapter to host memory, from where its first request loads it."""

@@ -18,18 +18,18 @@ from sim.results.recording.recorder import Recorder
 from sim.traffic.request import Request
 from sim.world.clock import Clock
 
-Replace = Callable[[float, float], None]
-"""Puts new weights in the place of old ones; takes from when to when their load blocks the engine, which may be no
-time."""
+ReplaceWeights = Callable[[float, float], None]
+"""Puts new weights in the place of old ones; takes when their load began and ended to block the engine: at the same
+time where it didn't."""
 Action = Callable[[float], float]
 """Work between two steps: takes the time at which it starts, returns the seconds for which it blocks the engine."""
 
 
-def without_delay(replace: Replace) -> Action:
+def without_delay(replace_weights: ReplaceWeights) -> Action:
     """Return work between two steps that does not block the engine."""
 
     def action(start_s: float) -> float:
-        replace(start_s, start_s)
+        replace_weights(start_s, start_s)
         return 0.0
 
     return action
@@ -176,8 +176,8 @@ class Intake(ABC):
         return []
 
     @abstractmethod
-    def renew(self, adapter: int, seconds: float, replace: Replace) -> None:
-        """Load an adapter from storage again, then call ``replace`` between two steps.
+    def renew(self, adapter: int, seconds: float, replace_weights: ReplaceWeights) -> None:
+        """Load an adapter from storage again, then call ``replace_weights`` between two steps.
 
         :param seconds: load time of a healthy storage.
         """

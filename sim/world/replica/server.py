@@ -21,7 +21,7 @@ from sim.results.records import REFUSED
 from sim.traffic.request import HOLDING, Request
 from sim.world.clock import BOUNDARY, Call, Clock
 from sim.world.replica.modes.adapter_mode import AdapterMode
-from sim.world.replica.ports import Action, Intake, Replace, Replica, ReplicaListener
+from sim.world.replica.ports import Action, Intake, ReplaceWeights, Replica, ReplicaListener
 
 
 class AdapterCopies:
@@ -77,13 +77,13 @@ class AdapterCopies:
         if not self.standing_in:
             self.intake.load_placed(adapter, seconds, then)
 
-    def renew(self, adapter: int, seconds: float, replace: Replace) -> None:
-        """Load an adapter from storage again, then call ``replace`` between two steps.
+    def renew(self, adapter: int, seconds: float, replace_weights: ReplaceWeights) -> None:
+        """Load an adapter from storage again, then call ``replace_weights`` between two steps.
 
         :param seconds: load time of a healthy storage. If loads block steps, this one blocks the next step.
         """
         assert not self.standing_in, "a crashed replica has no copy to renew"
-        self.intake.renew(adapter, seconds, replace)
+        self.intake.renew(adapter, seconds, replace_weights)
 
 
 @dataclass(frozen=True, slots=True)

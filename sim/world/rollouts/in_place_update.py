@@ -207,14 +207,14 @@ class InPlaceUpdate(ActiveRollout):
         drawn = uniform_draw(self._key, replica * len(self._offsets) + i)
         seconds = float(self._from_storage[replica].seconds(np.array([adapter]), np.array([drawn]))[0])
 
-        def put(start_s: float, end_s: float) -> None:
+        def replace_weights(start_s: float, end_s: float) -> None:
             self._progress.stands_still(replica, start_s, end_s)
             self._blocked_s = max(self._blocked_s, end_s)
             versions.in_host[adapter] = max(version, versions.in_host.get(adapter, 0))
             versions.put(adapter, version)
             then()
 
-        copies.renew(adapter, seconds, put)
+        copies.renew(adapter, seconds, replace_weights)
 
     def _reopen(self, replica: int, i: int) -> None:
         adapter = self.planned.adapters[i]

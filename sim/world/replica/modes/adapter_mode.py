@@ -14,7 +14,7 @@ from sim.policies.admission import WaitingQueue
 from sim.policies.host_tier import HostTier
 from sim.policies.scheduler import Scheduler
 from sim.traffic.request import FROM_STORAGE, Request
-from sim.world.replica.ports import Intake, LoadContext, Replace
+from sim.world.replica.ports import Intake, LoadContext, ReplaceWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class AdapterMode(Intake):
         """Drop an adapter that is not in use, and will not be requested again, from GPU memory."""
         self.cache.discard(adapter)
 
-    def renew(self, adapter: int, seconds: float, replace: Replace) -> None:
+    def renew(self, adapter: int, seconds: float, replace_weights: ReplaceWeights) -> None:
         """Load an adapter again; here the load blocks the next step."""
         context = self.context
 
@@ -137,7 +137,7 @@ class AdapterMode(Intake):
             context.recorder.record_load(
                 start_s, start_s + took_s, context.clock.now, adapter, FROM_STORAGE, context.replica
             )
-            replace(start_s, start_s + took_s)
+            replace_weights(start_s, start_s + took_s)
             return took_s
 
         self.replica.at_boundary(in_step)

@@ -17,7 +17,7 @@ from sim.policies.scheduler import Scheduler
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS, Request
 from sim.world.replica.loader import Loader, LoadOwner, Tiers
 from sim.world.replica.modes.adapter_mode import AdapterMode, ModeParts
-from sim.world.replica.ports import Replace, without_delay
+from sim.world.replica.ports import ReplaceWeights, without_delay
 
 
 class ProtectedMode(AdapterMode):
@@ -70,8 +70,8 @@ class OverlappedLoads(ProtectedMode, LoadOwner):
         load = self.loader.loads.get(adapter)
         return load is not None and load.tier == FROM_HOST
 
-    def renew(self, adapter: int, seconds: float, replace: Replace) -> None:
-        self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace)))
+    def renew(self, adapter: int, seconds: float, replace_weights: ReplaceWeights) -> None:
+        self.loader.renew(adapter, seconds, partial(self.replica.at_boundary, without_delay(replace_weights)))
 
     def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
         self.loader.load_placed(adapter, seconds)
