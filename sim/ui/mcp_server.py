@@ -6,6 +6,7 @@ outside it. All imports of tools stand at the top: a tool that is stopped must l
 
 from __future__ import annotations
 
+import base64
 import inspect
 import io
 import json
@@ -27,6 +28,7 @@ import sim.studies.plan.what_if  # noqa: F401 — a plan imports it when it need
 from reports.document import Report
 from reports.formatting import plural
 from reports.render.html import PAGE, current_page, write
+from reports.render.picture import pictures
 from sim.api import compare as compare_runs
 from sim.api import plan_question
 from sim.cells import one_line
@@ -55,10 +57,10 @@ from sim.version import __version__
 
 MOST_LETTERS, MOST_WHOLE = 12_000, 400_000
 """Letters of a result's JSON, and with ``full``."""
-_MOST_ITEMS = 20
+_MOST_ITEMS, _MOST_PICTURES = 20, 2
 
-Answer = tuple[list[str], dict[str, Any]]
-"""Sentences, and what ``--json`` prints."""
+Answer = tuple[list[str], dict[str, Any], list[bytes]]
+"""Sentences, what ``--json`` prints, and charts as PNG."""
 
 _ABOUT = """Capacity planning for multi-LoRA LLM serving, by simulation. Start from a bundled scenario and change its \
 values with `set` (dotted keys, such as {"cache.gpu.slots": 64, "workload.arrivals.rate": "12/s"}), or write one that \
@@ -83,7 +85,7 @@ def check(memory: Any, scenario: Scenario, set: Values = None, full: Full = Fals
     found: dict[str, Any] = {"valid": True}
     if full:
         found["values"] = {key: {"value": value, "from": origin} for key, value, origin in design.loaded.rows()}
-    return [f"{design.opened.name}: ok", *lines, *(f"note: {note}" for note in notes)], _trimmed(found, full)
+    return [f"{design.opened.name}: ok", *lines, *(f"note: {note}" for note in notes)], _trimmed(found, full), []
 
 
 def run(memory: Any, scenario: Scenario, set: Values = None, full: Full = False) -> Answer:  # noqa: A002
@@ -125,7 +127,7 @@ def compare(memory: Any, one: Run, other: Run, full: Full = False) -> Answer:
     folders = [_inside("one", one), _inside("other", other)]
     with blamed_on(*folders):
         report = compare_runs(*folders).document()
-        return _sentences(report), _trimmed(report.data, full)
+        return _sentences(report), _trimmed(report.data, full), pictures(report, _MOST_PICTURES)
 
 
 def trace(
@@ -146,7 +148,7 @@ def trace(
     folder = tasks.free(Path("runs") / f"trace-{path.stem}")
     folder.mkdir(parents=True)
     files = {"report": str(write(report, folder)), "scenario": str(folder / SCENARIO)}
-    return _sentences(report), {**files, **_trimmed(report.data, full)}
+    return _sentences(report), {**files, **_trimmed(report.data, full)}, pictures(report, _MOST_PICTURES)
 
 
 def profiles(
@@ -156,7 +158,7 @@ def profiles(
 ) -> Answer:
     """List for which GPUs, base models and engines there are costs, and whether these are measured or derived."""
     rows = list_profiles(words=words or ())
-    return [plural(len(rows), "profile")], _trimmed({"profiles": [asdict(row) for row in rows]}, full)
+    return [plural(len(rows), "profile")], _trimmed({"profiles": [asdict(row) for row in rows]}, full), []
 
 
 _TOOLS: dict[Callable[..., Answer], float] = {
@@ -197,7 +199,8 @@ def _of_run(folder: Path, full: bool) -> Answer:
         write(report, folder)
     notes = dict.fromkeys(warning for point in data.points for warning in point.warnings)
     lines = [*_sentences(report), *(f"note: {note}" for note in notes)]
-    return lines, {"run": str(folder), "report": str(folder / PAGE), **_trimmed(report.data, full)}
+    found = {"run": str(folder), "report": str(folder / PAGE), **_trimmed(report.data, full)}
+    return lines, found, pictures(report, _MOST_PICTURES)
 
 
 def _sentences(report: Report) -> list[str]:
@@ -255,7 +258,7 @@ def serve() -> None:
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-    from mcp_types import CallToolResult, TextContent
+    from mcp_types import CallToolResult, ImageContent, TextContent
 
     from sim.ui.site import MOST_AT_A_TIME
 
@@ -272,7 +275,9 @@ def serve() -> None:
             raise ToolError(f"{MOST_AT_A_TIME} calls are under way; wait for one of them")
         under_way += 1
         try:
-            *_, (lines, found) = [each async for each in worker().messages(_Call(tool, given), FIRST, _TOOLS[tool])]
+            *_, (lines, found, drawn) = [
+                each async for each in worker().messages(_Call(tool, given), FIRST, _TOOLS[tool])
+            ]
         except TooSlow:
             limit = f"{_TOOLS[tool] / 60:.0f} minutes, the most that this server computes for a call"
             raise ToolError(f"stopped after {limit}; the command line has no such limit") from None
@@ -282,7 +287,9 @@ def serve() -> None:
             under_way -= 1
         lines = [one_line(line) for line in lines]
         texts = ("\n".join(lines), json.dumps(found, ensure_ascii=False))
-        content = [*(TextContent(type="text", text=text) for text in texts)]
+        content: list[Any] = [TextContent(type="text", text=text) for text in texts]
+        data = (base64.b64encode(png).decode() for png in drawn)
+        content += [ImageContent(type="image", data=each, mime_type="image/png") for each in data]
         return CallToolResult(content=content, structured_content={"sentences": lines, **found})
 
     for tool in _TOOLS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import itertools
 import json
 import os
 import signal
@@ -67,6 +69,9 @@ def test_an_agent_plans_a_fleet_as_the_command_does(tmp_path: Path) -> None:
     for answer, each in zip(found, data, strict=True):
         assert answer.content[0].text.split("\n") == each["sentences"]
         assert {"sentences": each["sentences"], **json.loads(answer.content[1].text)} == each
+    drawn = [[part.data for part in answer.content if part.type == "image"] for answer in found]
+    assert [len(each) for each in drawn] == [0, 2, 2, 2, 2, 2, 0]
+    assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in itertools.chain(*drawn))
     assert "GPU memory: weights 16.1 GB" in " ".join(checked["sentences"])
     assert (tmp_path / chosen["report"]).is_file()
     assert compared["one"]["path"] == "runs/chosen"

@@ -79,7 +79,7 @@ def mcp(
     Example: loraplan mcp --folder my-fleet
     """
     session_of(context).ended = "The server has stopped. Runs are kept."
-    _check(folder, "this server", "mcp", "mcp")
+    _check(folder, "this server", "mcp", "mcp", "resvg_py")
     os.chdir(folder)
     from sim.ui.mcp_server import serve
 
