@@ -27,6 +27,7 @@ from sim.results.verdict import (
     term_verdict,
     verdict,
 )
+from sim.spec.units import human_seconds
 
 _WIDE = 0.05
 """Half-width over value from which confidence is medium."""
@@ -190,15 +191,17 @@ class Trust:
     """What to trust of an answer.
 
     :ivar choice: how sure it is, as a sentence; ``number``: how well its numbers are known, or nothing.
+    :ivar part: of how much of the traffic's cycle it holds, where that is not all of it.
     """
 
     choice: str
     number: str
+    part: str = ""
 
     @property
     def sentence(self) -> str:
-        """Both sentences."""
-        return " ".join(filter(None, (self.choice, self.number)))
+        """All of them."""
+        return " ".join(filter(None, (self.part, self.choice, self.number)))
 
 
 def find_trust(
@@ -209,7 +212,16 @@ def find_trust(
     :param assumed: whether the costs come from a profile that was not measured.
     :param choice: how sure the answer is, where it isn't about this point alone.
     """
-    return Trust(choice or _choice(point, slo_terms), _number(point, slo_terms, assumed=assumed))
+    return Trust(choice or _choice(point, slo_terms), _number(point, slo_terms, assumed=assumed), _part(point))
+
+
+def _part(point: Point) -> str:
+    """Return of how much of the cycle that the rate repeats an answer holds, if that is only a part."""
+    cycle_s, covered_s = (point.traffic.get(key) for key in ("cycle_s", "covered_s"))
+    if cycle_s is None or covered_s is None:
+        return ""
+    cycle = human_seconds(cycle_s)
+    return f"Only the first {human_seconds(covered_s)} of a cycle of {cycle} ran: set workload.duration to {cycle}."
 
 
 def _choice(point: Point, slo_terms: Mapping[str, float]) -> str:

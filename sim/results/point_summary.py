@@ -41,6 +41,10 @@ _ROUNDING = 1e-10
 """Share of the latency below which a stage is what rounding left of a difference of equal times."""
 
 
+_WHOLE = 0.95
+"""Share of a cycle from which on a run has seen all of it: its length is random where it has a number of requests."""
+
+
 def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str, Any], warnings: list[str]) -> Point:
     """Return the point of these replications.
 
@@ -157,7 +161,16 @@ def _traffic(m: MeasuredRequests) -> dict[str, float]:
         **_load(m, span),
         **({"base_share": float(m.for_base.mean())} if m.for_base.any() else {}),
         **concentration(np.bincount(m.column("adapter")[~m.for_base], minlength=count)),
+        **_cycle(m),
     }
+
+
+def _cycle(m: MeasuredRequests) -> dict[str, float]:
+    """Return how long the cycle is that the rate repeats, and how much of it was simulated, if that is not all."""
+    if not m.facts.spans:
+        return {}
+    cycle_s, covered_s = m.facts.spans[0].cycle_s, max(float(each.bounds[-1]) for each in m.recordings)
+    return {"cycle_s": cycle_s, "covered_s": covered_s} if covered_s < _WHOLE * cycle_s else {}
 
 
 def _load(m: MeasuredRequests, span_s: float) -> dict[str, float]:

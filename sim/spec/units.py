@@ -109,6 +109,12 @@ def parse_rate(value: object) -> float:
     return rate
 
 
+def parse_level(value: object) -> Any:
+    """Return a rate, which may be zero, as a number: ``"12/s"`` → 12.0; a number as it is."""
+    zero = isinstance(value, str) and (match := _RATE.fullmatch(value)) is not None and float(match[1]) == 0
+    return 0.0 if zero else parse_rate(value) if isinstance(value, str) else value
+
+
 def parse_bandwidth(value: object) -> int:
     """Return bytes per second: ``"25 GB/s"`` → 25_000_000_000."""
     if not isinstance(value, str) or not re.fullmatch(r".*/\s*s\s*", value):
@@ -257,6 +263,7 @@ def _schema(pattern: str, example: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
 
 
+_RATE_PATTERN = r"^\s*[0-9.eE+-]+\s*/\s*(ms|s|min|h|d)\s*$"
 TIME_SCHEMA = {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s*(ns|us|µs|ms|s|min|h|d)\s*$", "examples": ["20 ms"]}
 """The JSON Schema of a time."""
 _SIZE_SCHEMA = _schema(r"^\s*[0-9.eE+-]+\s*(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\s*$", "50 MB")
@@ -298,8 +305,14 @@ Rate = Annotated[
     float,
     BeforeValidator(parse_rate),
     PlainSerializer(format_rate, return_type=str),
-    _schema(r"^\s*[0-9.eE+-]+\s*/\s*(ms|s|min|h|d)\s*$", "12/s"),
+    _schema(_RATE_PATTERN, "12/s"),
 ]
+Level = Annotated[
+    float,
+    BeforeValidator(parse_level),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": _RATE_PATTERN}]}),
+]
+"""A rate, or a number relative to others."""
 Price = Annotated[
     float,
     BeforeValidator(parse_price),

@@ -11,6 +11,7 @@ import samples
 import loraplan as api
 from reports.tables.slice_tables import times_table
 from sim.results.point import Metric, SliceResult
+from sim.spec.sections.traffic_laws import PiecewiseArrivals
 from sim.studies.evaluate import facts_of
 from sim.studies.run.answer import answer
 from sim.world.build import build_world
@@ -77,3 +78,31 @@ def test_an_answer_says_when_it_is_worst() -> None:
     table = times_table(point, "")
     assert table is not None
     assert [row[0] for row in table.rows] == [one.name for one in point.times]
+
+
+def test_trust_names_the_part_of_a_cycle_that_ran() -> None:
+    values = {**piecewise(("9 s", 1), ("1 s", 21)), "workload.requests": 20, "run.replications": 2}
+    part = api.run("quickstart", values).point.traffic
+    assert part["cycle_s"] == 10
+    assert part["covered_s"] < 9.5
+    for whole in ({"workload.requests": 400}, {"workload.duration": "10 s", "workload.requests": None}):
+        assert "cycle_s" not in api.run("quickstart", {**values, **whole}).point.traffic
+    point = replace(samples.make_point(), traffic={"cycle_s": 86400.0, "covered_s": 30600.0})
+    said = "Only the first 8.5 h of a cycle of 24 h ran: set workload.duration to 24 h. "
+    assert answer(point, {"ttft_p99_s": 1.0}).trust.sentence.startswith(said)
+
+
+def test_levels_may_be_rates_whose_mean_is_then_the_rate() -> None:
+    steps = [{"time": "1 h", "level": "12/s"}, {"time": "2 h", "level": "90/min"}, {"time": "1 h", "level": "0/s"}]
+    law = {"process": "piecewise", "steps": steps}
+    scenario = api.load_scenario("quickstart", {"workload.arrivals": law}).scenario
+    numbers = [{**step, "level": level} for step, level in zip(steps, (12, 1.5, 0), strict=True)]
+    assert scenario.workload.arrivals == PiecewiseArrivals(process="piecewise", rate="3.75/s", steps=numbers)
+    doubled = api.load_scenario("quickstart", {"workload.arrivals": {**law, "rate": "7.5/s"}}).scenario
+    assert doubled.workload.arrivals.rate == 7.5
+    day = {"name": "a", "adapters": 100, "steps": steps}
+    tenants = [day, {"name": "b", "adapters": 100, "rate": "2/s"}]
+    values = {"tenants": tenants, "workload.arrivals": {"process": "poisson", "rate": None}}
+    scenario = api.load_scenario("quickstart", values).scenario
+    assert [tenant.rate for tenant in scenario.tenants] == [3.75, 2.0]
+    assert scenario.workload.arrivals.rate == 5.75

@@ -67,9 +67,13 @@ class _Spot:
 def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[InputError]:
     """Return every problem pydantic found in ``data`` as our error, with its dotted key."""
     found: list[InputError] = []
-    for detail in error.errors(include_url=False):
-        spot = _walk(detail["loc"], model, data)
-        if spot.matches:
+    details = error.errors(include_url=False)
+    places = [detail["loc"] for detail in details]
+    for place, detail in zip(places, details, strict=True):
+        spot = _walk(place, model, data)
+        # pydantic counts only the entries of a list in which it found nothing wrong
+        within = detail["type"] == "too_short" and any(each[:-1][: len(place)] == place for each in places)
+        if spot.matches and not within:
             found.append(_explain(detail, spot, model, data))
     if not found:  # the value fits none of the choices: report the first
         detail = error.errors(include_url=False)[0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PositiveInt
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, PositiveInt, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from sim.spec.base import Errors, Strict, checks, located
-from sim.spec.sections.traffic_laws import Step
+from sim.spec.sections.traffic_laws import Step, mean_rate
 from sim.spec.units import (
     SALE_PATTERN,
     Rate,
@@ -145,7 +145,7 @@ class Tenant(Strict):
     """Its requests per unit of time, such as ``5/s``, in place of ``share``: for all tenants or none.
     ``workload.arrivals.rate`` can then be left out."""
     steps: tuple[Step, ...] = Field(default=(), max_length=100_000)
-    """A rate that cycles through steps, as of ``process: piecewise``; its mean stays the tenant's."""
+    """A rate that cycles through steps, as of ``process: piecewise``; its mean stays the tenant's, if given."""
     cv: float | None = Field(default=None, ge=0.01, le=100)
     """Coefficient of variation of the gaps between its own arrivals."""
     slo: Slo = Slo()
@@ -160,6 +160,11 @@ class Tenant(Strict):
     then have its revenue, and with ``fleet.price`` its margin."""
     bucket: TokenBucket | None = None
     """Limits the tokens of its requests; unset: no limit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mean(cls, data: Any) -> Any:
+        return _with_mean(data) if isinstance(data, dict) else data
 
     @property
     def arrivals_key(self) -> Literal["steps", "cv", ""]:
@@ -208,7 +213,7 @@ def with_tenants_rate(data: Any) -> Any:
     """
     if not isinstance(data, dict) or not isinstance(data.get("tenants"), (list, tuple)):
         return data
-    given = [each["rate"] for each in data["tenants"] if isinstance(each, dict) and each.get("rate") is not None]
+    given = [own for each in data["tenants"] if isinstance(each, dict) and (own := _given_rate(each)) is not None]
     workload = data.get("workload")
     if not given or not isinstance(workload, dict):
         return data
@@ -217,6 +222,22 @@ def with_tenants_rate(data: Any) -> Any:
         return data
     rate = format_rate(sum(map(_rate, given)) or 1.0)
     return {**data, "workload": {**workload, "arrivals": {**arrivals, "rate": rate}}}
+
+
+def _with_mean(tenant: dict[str, Any]) -> dict[str, Any]:
+    """Return a tenant's plain data with the mean of its steps as its rate, if these have rates and it has no share.
+
+    :raises PydanticCustomError: as ``mean_rate``.
+    """
+    mean = mean_rate(tenant.get("steps"))
+    return {**tenant, "rate": mean} if mean and tenant.get("rate") is None and tenant.get("share") is None else tenant
+
+
+def _given_rate(tenant: dict[str, Any]) -> object:
+    try:
+        return _with_mean(tenant).get("rate")
+    except PydanticCustomError:
+        return None
 
 
 def _rate(value: object) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+import operator
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import MAX_TOKENS, FixedTime, TimeOrLaw
-from sim.spec.units import Moment, Rate, Seconds, Share
+from sim.spec.units import Level, Moment, Rate, Seconds, Share, format_rate, parse_level, parse_seconds
 
 if TYPE_CHECKING:
     from sim.spec.sections.laws import Floats
@@ -70,8 +72,28 @@ class Step(Strict):
 
     time: Seconds = Field(gt=0)
     """How long it lasts."""
-    level: float = Field(ge=0, le=1e6)
-    """Rate, relative to the other steps."""
+    level: Level = Field(ge=0, le=1e6)
+    """A rate such as ``12/s`` in every step, or numbers relative to each other."""
+
+
+def mean_rate(steps: Any) -> str | None:
+    """Return the mean rate of steps whose levels are rates; None of any others, and of what are no steps.
+
+    :raises PydanticCustomError: if some levels are rates and others numbers above 0.
+    """
+    listed = steps if isinstance(steps, (list, tuple)) else ()
+    pairs = [(each.get("time"), each.get("level")) for each in listed if isinstance(each, dict)]
+    kinds = {isinstance(level, str) for _, level in pairs if level}
+    if len(kinds) > 1:
+        raise located("steps", "levels are rates in every step or in none", allowed="such as 12/s and 3/s, or 4 and 1")
+    if kinds != {True}:
+        return None
+    try:
+        lengths = [parse_seconds(time) for time, _ in pairs]
+        rates = [float(parse_level(level)) for _, level in pairs]
+        return format_rate(sum(map(operator.mul, rates, lengths)) / sum(lengths) or 1.0)
+    except (PydanticCustomError, TypeError, ValueError, ZeroDivisionError):
+        return format_rate(1.0)  # any will do: their own checks say what is wrong
 
 
 class _Modulated(_Process):
@@ -84,7 +106,13 @@ class PiecewiseArrivals(_Modulated):
 
     process: Literal["piecewise"]
     steps: tuple[Step, ...] = Field(min_length=1, max_length=100_000)
-    """The steps in order, repeated, with levels scaled to the mean ``rate``."""
+    """The steps in order, repeated. Levels are scaled to the mean ``rate``; rates need none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mean(cls, data: Any) -> Any:
+        mean = mean_rate(data.get("steps")) if isinstance(data, dict) else None
+        return {**data, "rate": mean} if mean and data.get("rate") is None else data
 
 
 class DiurnalArrivals(_Modulated):

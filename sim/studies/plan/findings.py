@@ -177,11 +177,20 @@ def _decision(read: PlanReading) -> str:
         return f"Use {phrase}, the first of {record.candidates} that meets the SLO"
     if record.direction == "maximize":
         several = phrase[0].isdigit() and phrase.split()[0] != "1"
+        if _ends(read):
+            return f"{capital(phrase)} (the largest value tried) {'meet' if several else 'meets'} the SLO"
         most = "are the most that meet" if several else "is the largest that meets"
         if not record.certain:
             most = f"certainly {'meet' if several else 'meets'}"
         return f"{capital(phrase)} {most} the SLO"
-    return f"Use {phrase}"
+    return f"Use {phrase}{' (the smallest value tried)' if _ends(read) else ''}"
+
+
+def _ends(read: PlanReading) -> bool:
+    """Return whether the answer is where the range of a plan's only variable ends, though values go on."""
+    record = read.record
+    ends = read.feasible and len(record.ranges) == 1 and not (record.edge_key or record.doubtful or record.refused)
+    return ends and not record.edge_refused and [*record.answer.values()] != [1]
 
 
 def _setting(read: PlanReading) -> str:
@@ -276,7 +285,7 @@ def _money(amount: float) -> str:
 def _details(read: PlanReading) -> list[str]:
     record, chosen = read.record, read.chosen
     said = []
-    if read.feasible and record.certain and len(record.ranges) == 1 and not record.fleets:
+    if read.feasible and record.certain and len(record.ranges) == 1 and not record.fleets and not _ends(read):
         ((key, (*_, count)),) = record.ranges.items()
         most = "largest" if record.direction == "maximize" else "smallest"
         said.append(f"It is the {most} of {count} values {_from_to(read, key)} that meets the SLO.")
@@ -330,7 +339,7 @@ def _at_the_end(read: PlanReading) -> str:
     record = read.record
     if record.edge_refused:
         return f"The next value, {read.phrase(record.edge_set or {})}, can't be built: {record.edge_refused}."
-    if record.fleets or record.refused:
+    if record.fleets or record.refused or _ends(read):
         return ""
     more = "larger" if record.direction == "maximize" else "smaller"
     return f"This is the end of the range; {more} values were not tried."
