@@ -224,7 +224,7 @@ def _default(field: dict[str, Any], kind: str) -> str:
 
         return f"`{human_bytes(value)}{'/s' if 'GB/s' in kind else ''}`"
     if value is None:
-        return "unset" if "default" in field else "empty"
+        return "unset" if "default" in field or kind in ("rate", "time") else "empty"
     return f"`{_value(value)}`" if value not in ("", [], {}) else "empty"
 
 

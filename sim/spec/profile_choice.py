@@ -313,7 +313,7 @@ def base_model_of(scenario: Scenario, profile: Profile | None) -> str:
 def choice_notes(choice: ProfileChoice, scenario: Scenario, profile: Profile) -> list[str]:
     """Return a note on why a profile was chosen, where there were others or it is of another engine.
 
-    Where it is of another version of the engine, ``engine_notes`` says so.
+    Where it is of another version of the engine, ``other_costs`` says so.
     """
     another = _family(scenario.fleet.engine) in _BUILT_FOR and _family(scenario.fleet.engine) != _family(_made(profile))
     if not choice.why or not (choice.others or another):
@@ -338,22 +338,12 @@ def fitness_notes(profile: Profile) -> list[str]:
     return [f"the profile {profile.name} is {profile.stated}"] if profile.unfit_to_plan else []
 
 
-def engine_notes(engine: str, profile: Profile) -> list[str]:
-    """Return notes on whose rules a version of an engine gets, and on step costs of another engine or version."""
-    preset, notes = ENGINES[engine], []
-    versions = versions_of(engine)
-    if versions is not None and engine != preset.name and has_version(engine):
-        notes.append(f"engine {engine} has the rules of {versions.words} (preset {preset.name})")
-    rules = engine if versions is None else f"{preset.name.partition('-')[0]} {versions.words}"
-    why = ""
-    if profile.conditions is None and profile.status == "assumed":
-        why = "are assumed, for no engine in particular"
-    elif profile.conditions and not is_same_engine(engine, profile.conditions.engine):
-        why = f"come from {profile.conditions.engine}{', corrected by its anchor' if profile.is_anchored else ''}"
-    if preset.preset and why:
-        off = f"latencies may be off: the rules simulated are those of {rules}"
-        notes.append(f"{off}, but step and load times {why} (profile {profile.name})")
-    return notes
+def engine_notes(engine: str) -> list[str]:
+    """Return a note on whose rules a version of an engine gets, where they are those of another one."""
+    preset, versions = ENGINES[engine], versions_of(engine)
+    if versions is None or engine == preset.name or not has_version(engine):
+        return []
+    return [f"engine {engine} has the rules of {versions.words} (preset {preset.name})"]
 
 
 def other_costs(engine: str, profile: Profile) -> str:

@@ -42,8 +42,9 @@ from sim.spec.sections.changes import Fault, Rollout
 from sim.spec.sections.control_plane import Router
 from sim.spec.sections.serving import Cache, Fleet, GpuCache, HostCache, Pool, Storage
 from sim.spec.sections.tenants import Slo, Tenant, with_tenants_rate
+from sim.spec.sections.times_of_day import counted_from_start
 from sim.spec.sections.trace_source import TRACE_FORMATS
-from sim.spec.sections.workload import Adapters, Targets, Workload, counted_from_start
+from sim.spec.sections.workload import Adapters, Targets, Workload
 from sim.spec.units import Price, Share
 
 # The question of a plan: the smallest or largest value that meets the SLO, or the cheapest fleet.

@@ -26,8 +26,8 @@ from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
 from sim.spec.sections.tenants import Tenant
+from sim.spec.sections.times_of_day import parse_time_of_day
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
-from sim.spec.sections.workload import parse_time_of_day
 from sim.spec.units import human_seconds
 from sim.studies.design import Design, make_design, setup_of
 from sim.studies.vetting_gate import held_back_record

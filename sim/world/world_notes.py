@@ -61,7 +61,7 @@ def _profile_notes(pool: Pool) -> list[str]:
     return [
         *([] if pool.experts is None else [experts]),
         *choice_notes(profile_choice(scenario), scenario, profile),
-        *engine_notes(scenario.fleet.engine, profile),
+        *engine_notes(scenario.fleet.engine),
         *fitness_notes(profile),
         *disturbance_notes(profile),
         *split_notes(scenario, profile),

@@ -447,6 +447,23 @@ def test_answers_on_standard_input_are_written_and_planned(
     assert loraplan("run", "mine.yaml", "--set", "workload.requests=200").code == 0
 
 
+def test_an_slo_may_be_of_other_terms_by_name(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = {"ttft_p95 800 ms, itl_p99: 60 ms": ["ttft_p95: 800 ms", "itl_p99: 60 ms"], "e2e_p99=9 s": ["e2e_p99: 9 s"]}
+    for place, (typed, written) in enumerate(terms.items()):
+        answered(monkeypatch, *[""] * 6, typed)
+        loraplan(
+            "plan", "--ask", f"{place}.yaml", "--set", "workload.requests=200", "--minimize", "fleet.replicas=1..1"
+        )
+        text = Path(f"{place}.yaml").read_text(encoding="utf-8").split("\nslo:\n")[1]
+        assert [line.split("   #")[0].strip() for line in text.splitlines()[: len(written) + 1]] == [*written, "plan:"]
+    for wrong, said in (
+        ("ttft_p92 1 s", "slo.ttft_p92: unknown key"),
+        ("ttft_p95 9", "slo.ttft_p95: a time needs its unit"),
+    ):
+        answered(monkeypatch, *[""] * 6, wrong)
+        assert said in loraplan("plan", "--ask", "wrong.yaml").err
+
+
 WRONG = {  # by the line of the answer, and of a quickstart with the same value
     (1, "my/own-3b"): "adapters.base_model=my/own-3b",
     (2, "h10"): "fleet.gpu=h10",

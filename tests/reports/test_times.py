@@ -92,6 +92,31 @@ def test_trust_names_the_part_of_a_cycle_that_ran() -> None:
     assert answer(point, {"ttft_p99_s": 1.0}).trust.sentence.startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("start", "hours"),
+    [
+        ("06:00", [(5, 1), (3, 6), (8, 3), (8, 2)]),
+        ("05:30", [(0.5, 2), (5, 1), (3, 6), (8, 3), (7.5, 2)]),
+        ("12:00", [(2, 6), (8, 3), (8, 2), (5, 1), (1, 6)]),
+        ("00:00", [(6, 2), (5, 1), (3, 6), (8, 3), (2, 2)]),
+    ],
+)
+def test_steps_may_begin_at_times_of_day(start: str, hours: list[tuple[float, float]]) -> None:
+    steps = [
+        {"at": at, "level": f"{level}/s"} for at, level in (("14:00", 3), ("22:00", 2), ("06:00", 1), ("11:00", 6))
+    ]
+    values = {"workload.arrivals": {"process": "piecewise", "steps": steps}, "workload.start": start}
+    scenario = api.load_scenario("quickstart", values).scenario
+    assert isinstance(scenario.workload.arrivals, PiecewiseArrivals)
+    assert [(step.time / 3600, step.level) for step in scenario.workload.arrivals.steps] == hours
+    assert scenario.workload.arrivals.rate == pytest.approx(sum(time * level for time, level in hours) / 24, rel=1e-5)
+    tenants = [{"name": "a", "adapters": 100, "steps": steps}, {"name": "b", "adapters": 100, "rate": "2/s"}]
+    arrivals = {"process": "poisson", "rate": None}
+    values = {"tenants": tenants, "workload.arrivals": arrivals, "workload.start": start}
+    (tenant, _) = api.load_scenario("quickstart", values).scenario.tenants
+    assert tenant.steps == scenario.workload.arrivals.steps
+
+
 def test_levels_may_be_rates_whose_mean_is_then_the_rate() -> None:
     steps = [{"time": "1 h", "level": "12/s"}, {"time": "2 h", "level": "90/min"}, {"time": "1 h", "level": "0/s"}]
     law = {"process": "piecewise", "steps": steps}

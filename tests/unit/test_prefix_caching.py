@@ -58,11 +58,6 @@ def world(workload: dict[str, Any], requests: int = 1500, rate: str = "4/s", **s
     return build_world(Scenario.model_validate(data))
 
 
-def notes(built: World) -> tuple[str, ...]:
-    """Return its notes, without the one on whose step costs the profile has."""
-    return tuple(note for note in built.notes if not note.startswith("latencies may be off"))
-
-
 def run(built: World) -> Recording:
     return simulate(built, 0, 1)
 
@@ -361,7 +356,7 @@ def fixed(tokens: int) -> dict[str, Any]:
 def test_texts_that_are_too_long_for_the_model_are_named() -> None:
     prefix = {"tokens": {"law": "uniform", "low": 10, "high": 5000}}
     built = world({"prefix": prefix}, fleet={"max_model_len": 4096})
-    assert notes(built) == (
+    assert built.notes == (
         "workload.prefix.tokens goes up to 5,000, and fleet.max_model_len is 4,096: requests that begin with such a "
         "text are refused",
     )
@@ -374,9 +369,9 @@ def test_requests_beyond_the_context_of_the_model_are_named(prompt: int, noted: 
         "about 100.0% of requests have more than 131,072 tokens, the context of llama-3.1-8b: a server refuses them, "
         "and this run doesn't; set fleet.max_model_len=131072"
     )
-    assert notes(world({"tokens": {"prompt": fixed(prompt), "output": fixed(1)}})) == ((note,) if noted else ())
+    assert world({"tokens": {"prompt": fixed(prompt), "output": fixed(1)}}).notes == ((note,) if noted else ())
     half = {"prompt": {"law": "uniform", "low": 1, "high": 100}, "output": fixed(50)}
-    assert notes(world({"tokens": half}, fleet={"max_model_len": 100})) == (
+    assert world({"tokens": half}, fleet={"max_model_len": 100}).notes == (
         "about 50.0% of requests have more than 100 tokens, fleet.max_model_len: they are refused",
     )
 
@@ -390,7 +385,7 @@ def test_conversations_that_never_go_on_are_named(most: int, noted: bool) -> Non
         "workload.sessions.max_context (389) is below a system prompt and two turns of median length (390 tokens): "
         "most conversations start over with their second turn, without history"
     )
-    assert notes(built) == ((note,) if noted else ())
+    assert built.notes == ((note,) if noted else ())
     longest = max(chunk.prompt_tokens.max() for chunk in built.traffic.chunks(0))
     assert (longest == 250) == noted
 
@@ -400,8 +395,8 @@ def test_prefix_caching_that_changes_nothing_is_named_where_the_scenario_asks_fo
         "fleet.prefix_caching changes nothing here, except for preempted requests: no two requests share text; give "
         "workload.prefix, workload.sessions.history, or a trace with prefix_id or hash_ids"
     )
-    assert notes(world({})) == (), "it is on by default"
-    assert notes(world({}, sweep={"fleet.prefix_caching": [False, True]})) == (note,)
+    assert world({}).notes == (), "it is on by default"
+    assert world({}, sweep={"fleet.prefix_caching": [False, True]}).notes == (note,)
     assert note in world({}, fleet={"engine": "continuous", "prefix_caching": True}).notes
     assert note not in world({"prefix": PREFIX}, fleet={"engine": "continuous", "prefix_caching": True}).notes
 
@@ -427,12 +422,12 @@ def test_adapters_share_what_comes_before_their_invocation() -> None:
 
 def test_activated_lora_without_effect_is_named() -> None:
     adapters = {"count": 12, "rank": 16, "invocation_tokens": 40}
-    assert notes(world({}, adapters=adapters)) == (
+    assert world({}, adapters=adapters).notes == (
         "adapters.invocation_tokens changes nothing here: no two requests share text",
     )
-    off = notes(world({"prefix": PREFIX}, adapters=adapters, fleet={"prefix_caching": False}))
+    off = world({"prefix": PREFIX}, adapters=adapters, fleet={"prefix_caching": False}).notes
     assert off[1] == "adapters.invocation_tokens changes nothing here: fleet.prefix_caching is off"
-    assert notes(world({"prefix": PREFIX}, adapters=adapters)) == ()
+    assert world({"prefix": PREFIX}, adapters=adapters).notes == ()
 
 
 def what_if_rows(built: World) -> list[Change]:

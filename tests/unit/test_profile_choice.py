@@ -160,7 +160,7 @@ def test_the_result_says_which_profile_and_why() -> None:
         and note.endswith("to build one: loraplan profiles build --gpu l40s --model qwen3-8b --engine sglang")
         for note in other.notes
     )
-    assert any("step and load times come from vLLM 0.24.0" in note for note in other.notes)
+    assert setup_of(other).costs_of == "vLLM 0.24.0, not sglang"
 
 
 def test_the_second_line_names_what_was_assumed() -> None:

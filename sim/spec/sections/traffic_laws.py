@@ -6,11 +6,12 @@ import math
 import operator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.laws import MAX_TOKENS, FixedTime, TimeOrLaw
+from sim.spec.sections.times_of_day import TimeOfDay
 from sim.spec.units import Level, Moment, Rate, Seconds, Share, format_rate, parse_level, parse_seconds
 
 if TYPE_CHECKING:
@@ -67,11 +68,24 @@ class OnOffArrivals(_Renewal):
     """Mean times on and off. While on, requests arrive at ``rate × (on + off) / on``."""
 
 
+def _leave_out(*names: str) -> ConfigDict:
+    """Return the configuration of a model whose JSON Schema doesn't require these fields: others may stand for them."""
+
+    def change(schema: dict[str, Any]) -> None:
+        schema["required"] = [name for name in schema["required"] if name not in names]
+
+    return ConfigDict(json_schema_extra=change)
+
+
 class Step(Strict):
     """A period with one level."""
 
+    model_config = _leave_out("time")
+
     time: Seconds = Field(gt=0)
     """How long it lasts."""
+    at: TimeOfDay | None = None
+    """In place of ``time``, in every step: when it begins, such as ``09:00``. The steps are then those of a day."""
     level: Level = Field(ge=0, le=1e6)
     """A rate such as ``12/s`` in every step, or numbers relative to each other."""
 
@@ -103,6 +117,8 @@ class _Modulated(_Process):
 
 class PiecewiseArrivals(_Modulated):
     """A rate that cycles through steps."""
+
+    model_config = _leave_out("rate")
 
     process: Literal["piecewise"]
     steps: tuple[Step, ...] = Field(min_length=1, max_length=100_000)

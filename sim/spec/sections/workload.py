@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema
+from pydantic import Field, PositiveInt
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.sections.benchmark_clients import SeededClient, VllmBench
 from sim.spec.sections.laws import MAX_TOKENS, Acceptance, FixedTokens, LognormalTokens, TokenLaw
+from sim.spec.sections.times_of_day import TimeOfDay
 from sim.spec.sections.trace_source import Trace
 from sim.spec.sections.traffic_laws import (
     Arrivals,
@@ -22,74 +22,7 @@ from sim.spec.sections.traffic_laws import (
     Sessions,
     UniformPopularity,
 )
-from sim.spec.units import TIME_OF_DAY_PATTERN, Bytes, Seconds, Share
-
-# Times of day in a scenario, such as ``at: 12:00``: they count from ``workload.start``.
-
-_TIME_OF_DAY = re.compile(TIME_OF_DAY_PATTERN)
-_DAY_S = 86400
-
-
-def parse_time_of_day(text: object) -> int | None:
-    """Return the seconds since midnight of a text such as ``8:30`` or ``08:30:15``; None: it isn't one."""
-    found = _TIME_OF_DAY.match(text.strip()) if isinstance(text, str) else None
-    return None if found is None else int(found[1]) * 3600 + int(found[2]) * 60 + int(found[3] or 0)
-
-
-def _checked(value: object) -> object:
-    if parse_time_of_day(value) is None:
-        raise located("", "not a time of day", got=value, allowed="such as 08:00 or 23:30:15")
-    return value
-
-
-TimeOfDay = Annotated[
-    str,
-    BeforeValidator(_checked),
-    WithJsonSchema({"type": "string", "pattern": TIME_OF_DAY_PATTERN, "examples": ["08:00"]}),
-]
-"""A time of day on a 24-hour clock."""
-
-
-def counted_from_start(data: Any) -> Any:
-    """Return a scenario's plain data with times of day as times since its start; an earlier one is the next day's.
-
-    Data that is no valid scenario comes back as it is: checking it is another's work.
-
-    :raises PydanticCustomError: where a time of day has no ``workload.start`` to count from.
-    """
-    if not isinstance(data, dict):
-        return data
-    workload = data.get("workload")
-    start = parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
-    counted = dict(data)
-    for section in ("rollouts", "faults"):
-        if isinstance(data.get(section), (list, tuple)):
-            counted[section] = [
-                _counted(change, "at", start, f"{section}.{number}") for number, change in enumerate(data[section])
-            ]
-    fleet = data.get("fleet")
-    autoscale = fleet.get("autoscale") if isinstance(fleet, dict) else None
-    if isinstance(fleet, dict) and isinstance(autoscale, dict):
-        entries = autoscale.get("schedule")
-        if isinstance(entries, (list, tuple)):
-            within = "fleet.autoscale.schedule"
-            entries = [_counted(entry, "at", start, f"{within}.{number}") for number, entry in enumerate(entries)]
-            counted["fleet"] = {**fleet, "autoscale": {**autoscale, "schedule": entries}}
-    if isinstance(workload, dict):
-        arrivals = _counted(workload.get("arrivals"), "peak_at", start, "workload.arrivals")
-        counted["workload"] = {**workload, "arrivals": arrivals} if "arrivals" in workload else workload
-    return counted
-
-
-def _counted(table: Any, key: str, start: int | None, within: str) -> Any:
-    """Return a table whose ``key`` counts from the start; as it is where it has no time of day there."""
-    time = parse_time_of_day(table.get(key)) if isinstance(table, dict) else None
-    if time is None:
-        return table
-    if start is None:
-        hint = 'give workload.start: "08:00", or a time since the start of the run, such as 10 min'
-        raise located(f"{within}.{key}", "a time of day needs to know when the run starts", got=table[key], hint=hint)
-    return {**table, key: f"{(time - start) % _DAY_S} s"}
+from sim.spec.units import Bytes, Seconds, Share
 
 
 class SharedPrefix(Strict):
@@ -144,8 +77,8 @@ class Workload(Strict):
     duration: Seconds | None = Field(default=None, gt=0)
     """Simulate this long instead; requests that have not ended by then count as unfinished."""
     start: TimeOfDay | None = None
-    """Time of day at which the run begins, such as ``08:00``. Rollouts, faults and ``peak_at`` may then have times of
-    day as well; one before the start is the next day's."""
+    """Time of day at which the run begins, such as ``08:00``. Rollouts, faults, steps and ``peak_at`` may then have
+    times of day as well; one before the start is the next day's."""
     arrivals: Arrivals | None = None
     """When requests arrive. Not with a trace."""
     popularity: Popularity = UniformPopularity(law="uniform")

@@ -111,7 +111,8 @@ class Draft:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:
             self.add(_ADAPTERS[1:] if self.names_adapters else _ADAPTERS)
-        self.add(_GOALS)
+        if not any(key.startswith("slo.") for key in self.settings):
+            self.add(_GOALS)
 
 
 def _memory_share(engine: str) -> Setting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ from sim.studies.plan.screen import screen
 from sim.world.memory.gpu_memory import memory_use
 
 _MODEL, _GPU, _RATE = "adapters.base_model", "fleet.gpu", "workload.arrivals.rate"
+_TTFT = "slo.ttft_p99"
 _NOTHING = "none"
+_NAMED = re.compile(r"([a-z0-9]+_[a-z0-9_]+)[\s=:]+(.+)")
+"""A term of an SLO, such as ``itl_p99 60 ms``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ QUESTIONS = (
         "300, 120",
         ("workload.tokens.prompt.mean", "workload.tokens.output.mean"),
     ),
-    Question("SLO: p99 time to the first token; also to the last: 1 s, 20 s", "1 s", ("slo.ttft_p99", "slo.e2e_p99")),
+    Question(
+        "SLO: p99 TTFT and E2E (1 s, 20 s), or by name (ttft_p95 1 s, itl_p99 60 ms)", "1 s", (_TTFT, "slo.e2e_p99")
+    ),
     Question("Price of a GPU, such as 2.50 USD/h", _NOTHING, ("fleet.price",)),
 )
 _CHOSEN = ("cache.gpu.slots", "cache.host.slots", "fleet.engine", "fleet.tensor_parallel", "workload.popularity")
@@ -98,6 +104,8 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
         value: Any = loaded.data
         for part in key.split("."):
             value = value.get(part)
+        if value is None:  # the example's SLO, in place of which others were named
+            continue
         more = f"; p99 and max are assumed: {_P99} and {_MAX} times the mean" if ".tokens." in key else ""
         draft.add([Setting(key, value, whose + more)])
     draft.add(_derived(loaded, memory))
@@ -113,6 +121,10 @@ def _settings(question: Question, text: str) -> list[str]:
     if question.keys == (_MODEL,) and text.endswith(".json"):  # it says which GPU it is of
         return [f"fleet.profile={text}", f"{_GPU}=null"]
     parts = [part.strip() for part in text.split(",")]
+    named = [_NAMED.fullmatch(part) for part in parts]
+    if question.keys[0] == _TTFT and all(named):
+        terms = {f"slo.{each[1]}": each[2] for each in named if each}
+        return [f"{key}={value}" for key, value in ({_TTFT: "null"} | terms).items()]
     if len(parts) > len(question.keys) or not all(parts):
         allowed = "one value" if len(question.keys) == 1 else "one value, or two with a comma between"
         raise InputError("not an answer to this question", key=question.keys[0], got=text, allowed=allowed)

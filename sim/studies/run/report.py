@@ -48,8 +48,8 @@ from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
+from sim.spec.sections.times_of_day import parse_time_of_day, steps_from_start
 from sim.spec.sections.traffic_laws import PiecewiseArrivals
-from sim.spec.sections.workload import parse_time_of_day
 from sim.studies.changes.findings import badge_words, has_clear_impact
 from sim.studies.changes.report import changes_section
 from sim.studies.run import method
@@ -357,7 +357,7 @@ def _rates(manifest: Mapping[str, Any], point: Point) -> list[tuple[float, float
     data = {**data, **{key.removeprefix(start): value for key, value in point.set.items() if key.startswith(start)}}
     if data.get("process") != "piecewise" or any("." in key for key in data) or not point.timeline.t_s:
         return []
-    law = PiecewiseArrivals.model_validate(data)
+    law = PiecewiseArrivals.model_validate(steps_from_start(data, _start_of_day(manifest), start))
     *begins, period = [0.0, *itertools.accumulate(step.time for step in law.steps)]
     scale = law.rate * period / sum(step.level * step.time for step in law.steps)
     cycles = math.ceil(point.timeline.t_s[-1] / period)

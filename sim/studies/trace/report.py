@@ -65,7 +65,6 @@ def study_report(
     """
     facts = study.facts
     scenario = scenario_files(study, trace, stem, seed=SEED)
-    hint = _PLAN if facts.bursts and not facts.fit_has_bursts else ""
     provenance = [
         *(("Trace", f"{Path(each).name}, sha256 {digest_file(Path(each))[:12]}") for each in source.files),
         ("Seed", str(SEED)),
@@ -73,7 +72,7 @@ def study_report(
     ]
     files = [
         *(File(name, text, "scenario" if name == SCENARIO else "") for name, text in scenario.items()),
-        File(REPLAY, lambda folder: replay_text(source, trace, folder, requests), "replay", hint),
+        File(REPLAY, lambda folder: replay_text(source, trace, folder, requests), "replay", _PLAN),
         File("trace.json", facts.to_json(), "facts"),
     ]
     return trace_report(facts, Path(source.files[0]).name, command, scenario.get(SCENARIO), provenance, files)
