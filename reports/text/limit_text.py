@@ -376,6 +376,8 @@ def limit_line(point: Point, where: str = "", *, searched: bool = True) -> str:
 
 MORE_SLOTS = "add GPU slots (cache.gpu.slots) or replicas (fleet.replicas)"
 _REPLICAS = "add replicas (fleet.replicas)"
+_LITTLE = 0.1
+"""Share of the KV cache's memory below which that of slots is not worth having."""
 _REMEDIES = {
     "fault": "add replicas (fleet.replicas) that take over",
     "token bucket": "raise the bucket of {bucket.tenant}, or tell its users",
@@ -383,7 +385,7 @@ _REMEDIES = {
     "swaps": "add replicas for full models (fleet.full_models.replicas)",
     "slots": MORE_SLOTS,
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
-    KV_MEMORY: "give slots back to the KV cache (cache.gpu.slots), or add replicas (fleet.replicas)",
+    KV_MEMORY: f"{_REPLICAS}, or try fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets",
     KV_LINK: "raise its bandwidth (fleet.kv_transfer, fleet.kv_offload)",
     "compute": _REPLICAS,
     "none": _REPLICAS,
@@ -396,6 +398,9 @@ def remedy_words(limit: Limit, point: Point) -> str:
     if limit.name == "loader":
         host = not point.capacity.loader.host_holds_all
         said = "keep more copies in host memory (cache.host.slots)" if host else MORE_SLOTS
+    memory = None if point.setup is None else point.setup.memory
+    if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
+        said = _REPLICAS
     return without_keys_of_pools(said, point)
 
 

@@ -205,14 +205,21 @@ class Trust:
 
 
 def find_trust(
-    point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False, choice: str | None = None
+    point: Point,
+    slo_terms: Mapping[str, float],
+    *,
+    assumed: bool = False,
+    choice: str | None = None,
+    about: str | None = None,
 ) -> Trust:
     """Return what to trust of a point's answer.
 
     :param assumed: whether the costs come from a profile that was not measured.
     :param choice: how sure the answer is, where it isn't about this point alone.
+    :param about: the term that the headline is about.
     """
-    return Trust(choice or _choice(point, slo_terms), _number(point, slo_terms, assumed=assumed), _part(point))
+    number = _number(point, slo_terms, about, assumed=assumed)
+    return Trust(choice or _choice(point, slo_terms), number, _part(point))
 
 
 def _part(point: Point) -> str:
@@ -242,8 +249,8 @@ def _choice(point: Point, slo_terms: Mapping[str, float]) -> str:
     return f"{capital(confidence_reason(found))}."
 
 
-def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> str:
-    """Return how well a point's numbers are known, from the draws of its profile."""
+def _number(point: Point, slo_terms: Mapping[str, float], about: str | None, *, assumed: bool) -> str:
+    """Return how well a number is known, from the draws of the profile: that of the headline, else the worst."""
     if is_overloaded(point):
         return ""  # the numbers depend on the run, whatever the costs
     names = [name for name in slo_terms or _KEY_METRICS if split_term(name)[1] != "miss_ratio"]
@@ -255,7 +262,7 @@ def _number(point: Point, slo_terms: Mapping[str, float], *, assumed: bool) -> s
     halves = {name: half for name, metric in metrics.items() if (half := _calibration_half(metric)) is not None}
     if not halves:
         return f"The costs are assumed, not measured; {_CORRECT}." if assumed else ""
-    widest = max(halves, key=lambda name: halves[name])
+    widest = about if about in halves else max(halves, key=lambda name: halves[name])
     own = next((each for each in setups if each.costs_of or each.beyond), None)
     own = own or next((each for each in setups if each.anchored or each.status in _ORIGINS), None)
     foreign = own is not None and bool(own.costs_of or own.beyond)

@@ -33,7 +33,7 @@ from sim.results.run_directory.headroom_record import (
     Probe,
 )
 from sim.results.slo_terms import all_terms, metric_of
-from sim.results.verdict import strain
+from sim.results.verdict import MET, strain, verdict
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.studies.short_runs import MOST, Traffic, steady
@@ -83,7 +83,9 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
     traffic = Traffic.of(steady(scenario))
-    search = _Search(traffic, None if without else today, recording_of)
+    # A run that starts with empty caches may miss its SLO for that alone, and those of the search don't.
+    cold = today is not None and not scenario.cache.warm and verdict(today, scenario.slo.terms()) != MET
+    search = _Search(traffic, None if without or cold else today, recording_of)
     return replace(search.find(), without=without)
 
 

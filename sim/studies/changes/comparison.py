@@ -23,12 +23,14 @@ from reports.answers.points import (
     latency_name,
     value_of,
 )
+from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, label_of
 from reports.formatting import metric_words, show
 from reports.text.metric_text import capital
 from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
-from sim.results.verdict import NOT_MET, verdict
+from sim.results.slo_terms import is_tail
+from sim.results.verdict import MET, NOT_MET, verdict
 from sim.studies.changes.findings import (
     MANY_POINTS,
     SOME,
@@ -336,13 +338,20 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
 def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
     """Return which routers to choose: the fastest, and those that are not certainly slower, or hardly. What they save
     is against round-robin, or else the slowest."""
-    name, ordered = latency_name(points, slo_terms), in_order(points, axes)
+    main = main_metric(points, slo_terms)
+    name, ordered = main if is_tail(main) else latency_name(points, slo_terms), in_order(points, axes)
     known = [p for p in ordered if value_of(p, name) is not None]
     # With one replica there is nothing to route.
     known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
     if len(known) < 2:
         return []
-    first, *others = sorted(known, key=lambda p: value_of(p, name) or 0.0)
+    load = [*extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
+    only = meeting(known, slo_terms)
+    if len(only) == 1:
+        met = "is met" if verdict(only[0], slo_terms) == MET else "may be met"
+        return [f"Use {label_of(only[0], axes)}: with no other the SLO {met}.", *load]
+    left_out = [p for p in known if p not in only]
+    first, *others = sorted(only, key=lambda p: value_of(p, name) or 0.0)
     near = _AS_FAST * (value_of(first, name) or 0.0)
     slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
     words = metric_words(name)
@@ -352,6 +361,7 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
         best = [p for p in best if (value_of(p, name) or 0.0) <= least]
     low, high = (show(name, value_of(point, name)) for point in (first, best[-1]))
     range_ = low if low == high else f"{low} to {high}"
+    slower += left_out
     if not slower:
         said = f"The router makes no clear difference: {words} is {range_} with all of them."
     else:
@@ -361,7 +371,7 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
             f"Use {' or '.join(filter(None, [', '.join(some), last]))}: {words} is {range_} instead of "
             f"{show(name, value_of(other, name))} with {label_of(other, axes)}."
         )
-    return [said, *extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
+    return [said, *load]
 
 
 def _listed(labels: Sequence[str], word: str = "and") -> str:

@@ -479,7 +479,7 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
         tried = read.phrase(read.open_designs()[0][0], " and ") if record.doubtful else "another"
         open_ = f"whether {tried} would do is open: {_how_to_decide(read)}."
         choice = f"The recommendation is sure; {open_}" if read.feasible else capital(open_)
-    return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice)
+    return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice, about=read.decides())
 
 
 def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
-from sim.results.slo_terms import split_term, with_tenants
+from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NO_SLO,
@@ -36,6 +36,7 @@ from sim.results.verdict import (
     grade,
     is_overloaded,
     met_probability,
+    term_verdict,
     verdict,
 )
 from sim.studies.changes.findings import (
@@ -85,7 +86,6 @@ class Rank(IntEnum):
     CHANGE = auto()
     VERDICT = auto()
     EFFECT = auto()
-    START = auto()
     UNSERVED = auto()
     TENANTS = auto()
     BOUNDARY = auto()
@@ -104,6 +104,10 @@ def by_rank(statements: Mapping[Rank, Sequence[str]]) -> list[str]:
     return [sentence for rank in sorted(statements) for sentence in statements[rank] if sentence]
 
 
+_NAMED = 3
+"""How many missed terms a headline names, at most."""
+
+
 def _verdict(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[str, str | None]:
     """Return whether the SLO is met, and the term or the metric whose sentence says so."""
     bad = is_overloaded(point)
@@ -119,8 +123,25 @@ def _verdict(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[
     target = with_tenants(slo_terms, point)[deciding]
     alone = len(whose_slo(point, slo_terms, deciding)) == 1  # the opening names the tenant
     sure = grade(met_probability(point, with_tenants(slo_terms, point))) in (MET, NOT_MET)
-    said = term_sentence(point, deciding, target, its=alone, bounds=not sure)
-    return f"{start}{verdict_opening(point, slo_terms, deciding)}: {said}.", deciding
+    said = [term_sentence(point, deciding, target, its=alone, bounds=not sure)]
+    if found == NOT_MET:
+        said += [
+            term_sentence(point, n, slo_terms[n], bounds=False) for n in _missed(point, slo_terms) if n != deciding
+        ]
+    return f"{start}{verdict_opening(point, slo_terms, deciding)}: {'; '.join(said[:_NAMED])}.", deciding
+
+
+def _missed(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
+    """Return the terms of the fleet's SLO that a point certainly misses."""
+    return [name for name, target in slo_terms.items() if term_verdict(point, name, target) == NOT_MET]
+
+
+def _open_by_costs(point: Point, shown: str | None, terms: Mapping[str, float]) -> bool:
+    """Return whether the profile's draws leave open by themselves on which side of its target a term is."""
+    metric = None if shown is None else metric_of(point, shown)
+    if metric is None or metric.calibration_lo is None or metric.calibration_hi is None:
+        return False
+    return metric.calibration_lo <= terms[shown or ""] <= metric.calibration_hi
 
 
 def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> list[str]:
@@ -172,8 +193,8 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
 
 _BY_RUN = "Nothing yet; simulate more requests first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
-_COLD = "The caches start empty, which may be why {missed}. To start with full caches: --set cache.warm=steady."
-_MISSED = {NOT_MET: "the SLO is missed", UNCLEAR: "this is unclear"}
+COLD_FIRST = "Start with full caches first (cache.warm: steady): they start empty, which may be why."
+_MORE_SLOTS = "Only more GPU slots (cache.gpu.slots) lower the miss ratio."
 
 
 def answer(
@@ -196,7 +217,7 @@ def answer(
     binding, *others = limits(point)
     missed = point.metrics.get("miss_ratio")
     starts_decide = binding.evidence is Evidence.COLD_STARTS
-    cold = cold and found in _MISSED and missed is not None and bool(missed.value) and not starts_decide
+    cold = cold and found in (NOT_MET, UNCLEAR) and missed is not None and bool(missed.value) and not starts_decide
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
     opening, shown = _verdict(point, slo_terms, found)
@@ -207,7 +228,6 @@ def answer(
             Rank.CHANGE: [impact_headline(point, graded, verdict_opening(point, slo_terms, shown))] if changed else [],
             Rank.VERDICT: [opening],
             Rank.EFFECT: change_sentences(point, slo_terms),
-            Rank.START: [_COLD.format(missed=_MISSED[found])] if cold else [],
             Rank.MEASURED: _by_time(point, shown) + _measured(point, slo_terms, shown),
             Rank.LIMIT: [f"Also near its limit: {each.name}. {limit_sentence(each, point)}" for each in others],
             Rank.FLEET: scaling_sentences(point) + placement_sentences(point),
@@ -216,10 +236,14 @@ def answer(
     )
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     remedy = "" if changed and binding.evidence is Evidence.NOTHING else remedy_words(binding, point)
-    costs = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) != UNCLEAR
+    costs = found == UNCLEAR and (
+        verdict(point.without_calibration(), slo_terms) != UNCLEAR or _open_by_costs(point, shown, terms)
+    )
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(remedy)}." if remedy else ""
+    if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
+        setting = f"{_MORE_SLOTS} {setting}"
     return Answer(
         headline,
         details,
@@ -227,8 +251,8 @@ def answer(
         limit_words(binding),
         why,
         headroom_sentences(headroom, missed_today=missed_today, cold=cold),
-        find_trust(point, terms, assumed=assumed),
-        setting,
+        find_trust(point, terms, assumed=assumed, about=shown),
+        " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
         first_limit(headroom, limit_line(point, searched=headroom is not None), missed_today=missed_today),
         bill(point),
     )

@@ -20,7 +20,7 @@ from sim.results.slo_terms import metric_of, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
-from sim.studies.run.answer import Answer, Rank, answer, by_rank
+from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
@@ -233,8 +233,13 @@ def _labels(axis: Axis, points: Sequence[Point], last: str = "and", most: int = 
     return f" {last} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
 
 
-def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, assumed: bool = False) -> Answer:
-    """Return the answer of a sweep: which value meets the SLO, where the cliff is, what limits it there."""
+def sweep_answer(
+    points: Sequence[Point], slo_terms: Mapping[str, float], *, assumed: bool = False, cold: bool = False
+) -> Answer:
+    """Return the answer of a sweep: which value meets the SLO, where the cliff is, what limits it there.
+
+    :param cold: whether caches start empty wherever the sweep does not say.
+    """
     axes = make_axes(points)
     if not axes:
         return answer(points[0], slo_terms, assumed=assumed)
@@ -256,8 +261,13 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         }
     )
     focus = sweep_focus(points, slo_terms)
-    trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed)
-    worst = slowest_point([p for p in points if verdict(p, slo_terms) != MET] or points, name)
+    trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
+    missing = [point for point in points if verdict(point, slo_terms) in (NOT_MET, UNCLEAR)]
+    missed = focus.metrics.get("miss_ratio")
+    cold = cold and focus in missing and missed is not None and bool(missed.value)
+    cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
+    # What the nearest design lacks that fails is what limits the one to choose; without any, what limits the slowest.
+    worst = min(missing, key=lambda p: _most_strained(p, slo_terms)) if missing else slowest_point(points, name)
     binding, *_ = limits(worst)
     return Answer(
         headline,
@@ -267,7 +277,7 @@ def sweep_answer(points: Sequence[Point], slo_terms: Mapping[str, float], *, ass
         _at(point_words(worst, axes), limit_sentence(binding, worst)),
         "",
         replace(trust, choice=_at(point_words(focus, axes), trust.choice)),
-        _setting(focus, axes, slo_terms),
+        " ".join(filter(None, (COLD_FIRST if cold else "", _setting(focus, points, axes, slo_terms)))),
         _limit(worst, axes, slo_terms),
         bill(focus),
     )
@@ -283,13 +293,14 @@ def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -
     return f"{capital(point_words(worst, axes))}: {said}."
 
 
-def _setting(focus: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
+def _setting(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
     """Return what to set for the point to choose; of traffic, and of how bad a fault is, there is nothing to set."""
-    given = {axis.key for axis in (*growing(axes), *(a for a in axes if a.key.rsplit(".", 1)[-1] in _DEMANDED))}
+    demanded = [a for a in axes if a.key.split(".")[0] == "workload" or a.key.rsplit(".", 1)[-1] in _DEMANDED]
+    given = {axis.key for axis in (*growing(axes), *demanded)}
     chosen = {axis.key: axis.point_label(focus) for axis in axes if axis.key not in given}
     values = ", ".join(f"{key}: {label}" for key, label in chosen.items())
     if not values:
-        return "No change." if verdict(focus, slo_terms) == MET else ""
+        return "No change." if all(verdict(point, slo_terms) == MET for point in points) else ""
     doubt = {UNCLEAR: ", whose SLO is still unclear", NOT_MET: ", the nearest to the SLO"}
     return f"{values}{doubt.get(verdict(focus, slo_terms), '')}."
 

@@ -66,11 +66,14 @@ _MOST_RATES = 48
 def run_answer(run: RunData) -> Answer:
     """Return the answer of a run or a sweep; at least one of its points must have finished."""
     terms, assumed = read_terms(run.slo), method.is_assumed(run.manifest)
+    scenario = run.manifest.get("scenario") or {}
     if len(run.points) > 1:
-        return sweep_answer(run.points, terms, assumed=assumed)
-    return point_answer(
-        run.points[0], terms, run.manifest.get("scenario") or {}, assumed=assumed, headroom=run.headroom
-    )
+        return sweep_answer(run.points, terms, assumed=assumed, cold=_starts_cold(scenario))
+    return point_answer(run.points[0], terms, scenario, assumed=assumed, headroom=run.headroom)
+
+
+def _starts_cold(scenario: Mapping[str, Any]) -> bool:
+    return not (scenario.get("cache") or {}).get("warm")
 
 
 def point_answer(
@@ -85,8 +88,7 @@ def point_answer(
 
     :param terms: SLO targets by metric; ``scenario``: as plain data; ``assumed``: whether its costs are assumed.
     """
-    cold = not (scenario.get("cache") or {}).get("warm")
-    return answer(point, terms, assumed=assumed, cold=cold, headroom=headroom)
+    return answer(point, terms, assumed=assumed, cold=_starts_cold(scenario), headroom=headroom)
 
 
 def run_report(run: RunData) -> Report:
