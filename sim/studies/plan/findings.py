@@ -34,7 +34,7 @@ from sim.results.verdict import (
     term_verdict,
     verdict,
 )
-from sim.studies.run.answer import Answer
+from sim.studies.run.answer import Answer, open_by_costs
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -196,6 +196,11 @@ def _ends(read: PlanReading) -> bool:
 def _setting(read: PlanReading) -> str:
     """Return what to set, key by key."""
     record = read.record
+    if record.probable is not None and not read.feasible:
+        likely = ", ".join(
+            f"{key}: {make_axis(key, read.points).label(value)}" for key, value in read.chosen.set.items()
+        )
+        return f"{likely}, which probably does: {_how_to_decide(read)}."
     if not read.feasible:
         return "Nothing in this range. Try another key or a wider range, or relax the target."
     keys = [*record.keys] if not record.fleets else ["fleet", "fleet.replicas"]
@@ -213,7 +218,7 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
     if read.short is not None:
         return _makes_enough(read, read.short, data.levers)
     name = read.decides()
-    free = [row for row in data.what_if if row.group in ("router", "eviction") or "cache.host.slots" in row.set]
+    free = [row for row in data.what_if if row.group in ("router", "eviction", "host copies")]
     known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
     better = [(label, found) for label, found in known if found.word == BETTER and found.other is not None]
     if not known or not read.feasible:
@@ -505,7 +510,13 @@ def _how_to_decide(read: PlanReading) -> str:
 
 
 def _open_by_costs(read: PlanReading) -> bool:
-    """Return whether all open verdicts would be clear if the profile's costs were certain."""
+    """Return whether all open verdicts would be clear if the profile's costs were certain, or can't be while they
+    aren't."""
     points = [point for point in read.points if point.set in read.record.doubtful]
-    drawn = all(point.calibration for point in points)
-    return bool(points) and drawn and UNCLEAR not in [verdict(p.without_calibration(), read.terms) for p in points]
+
+    def is_open(point: Point) -> bool:
+        if verdict(point.without_calibration(), read.terms) != UNCLEAR:
+            return True
+        return any(open_by_costs(metric_of(point, name), read.terms[name]) for name in read.missed(point))
+
+    return bool(points) and all(point.calibration and is_open(point) for point in points)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.results.slo_terms import all_terms
+from sim.results.slo_terms import all_terms, split_term
 from sim.results.verdict import PROBABLE, strain
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
@@ -97,8 +97,8 @@ def make_plan(
             loaded, store, pool=execution.pool, confidence=plan.confidence, on_evaluation=on_evaluation
         )
         found = search(plan, axes, evaluator)
-        record = _record(plan, axes, found, evaluator, loaded)
-        chosen = found.answer or found.best
+        chosen = found.answer or _likely(evaluator, axes, plan) or found.best
+        record = _record(plan, axes, found, chosen, evaluator, loaded)
         designs = _in_order(evaluator.designs(), axes, plan)
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
@@ -120,22 +120,47 @@ def make_plan(
         if headroom:
             _keep_headroom(store, chosen)
         assert chosen.point is not None, "it was evaluated"
-        short = _waits_too_long(found)
+        short, levers = _falls_short(found, [*reversed(_most_wanted_first(designs, axes, plan))], evaluator)
         if short is not None:
-            _keep_changes(store, "levers", short, execution, free=True)
+            _keep_changes(store, "levers", short, execution, levers)
             store.update({"levers_key": short.key})
         if and_what_if or (short is None and _waits_for_adapters(chosen)):
-            _keep_changes(store, "what_if", chosen, execution, free=not and_what_if)
+            _keep_changes(store, "what_if", chosen, execution, () if and_what_if else _FOR_ADAPTERS)
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
 
 
-def _waits_too_long(found: SearchResult) -> PlanDesign | None:
-    """Return the design next to the answer that misses the SLO where requests wait for adapters.
+_FOR_ADAPTERS, _FOR_GAPS = ("router", "eviction", "host copies"), ("steps",)
+"""Groups of changes that cost no GPU, where requests wait for adapters, and where gaps between tokens are too long."""
 
-    A router that keeps them from waiting may make it enough. Of two variables, one less of the first saves more.
+
+def _falls_short(
+    found: SearchResult, designs: Sequence[PlanDesign], evaluator: DesignEvaluator
+) -> tuple[PlanDesign | None, tuple[str, ...]]:
+    """Return the design next to the answer that misses the SLO, if changes that cost no GPU could help it, and which.
+
+    One of them may make it enough. Of two variables, one less of the first saves more.
+
+    :param designs: all, the most wanted last: where nothing is certain, the first of them that probably misses.
     """
-    tried = (found.best,) if found.answer is None else (found.other_edge, found.edge)
-    return next((design for design in tried if design is not None and _waits_for_adapters(design)), None)
+    misses = (design for design in designs if evaluator.grade(design).probability <= 1 - PROBABLE)
+    tried = (next(misses, None),) if found.answer is None else (found.other_edge, found.edge)
+    for design in tried:
+        if design is not None and (levers := _levers(design)):
+            return design, levers
+    return None, ()
+
+
+def _levers(design: PlanDesign) -> tuple[str, ...]:
+    point, world = design.point, design.world
+    if point is None or world is None:
+        return ()
+    gaps = {name: target for name, target in all_terms(world.scenario).items() if _is_gap(name)}
+    slow = any(strain(point, name, target) > 1 for name, target in gaps.items())
+    return (*(_FOR_ADAPTERS if _waits_for_adapters(design) else ()), *(_FOR_GAPS if slow else ()))
+
+
+def _is_gap(name: str) -> bool:
+    return split_term(name)[1].startswith(("itl", "tpot"))
 
 
 def _waits_for_adapters(design: PlanDesign) -> bool:
@@ -150,9 +175,9 @@ def _waits_for_adapters(design: PlanDesign) -> bool:
     return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 
 
-def _keep_changes(store: RunStore, name: str, design: PlanDesign, execution: Execution, *, free: bool) -> None:
-    """Try one change at a time on a design, and keep the rows under a name; ``free``: only what costs no GPU."""
-    rows, requests = what_if(design.loaded, store, execution, free=free)
+def _keep_changes(store: RunStore, name: str, design: PlanDesign, execution: Execution, groups: Container[str]) -> None:
+    """Try one change at a time on a design, and keep the rows under a name; ``groups``: of ``what_if``."""
+    rows, requests = what_if(design.loaded, store, execution, groups)
     store.update({name: json_ready([row.to_json() for row in rows]), f"{name}_requests": requests})
 
 
@@ -250,6 +275,19 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
     return sorted(designs, key=place)
 
 
+def _likely(evaluator: DesignEvaluator, axes: list[Variable], plan: Plan) -> PlanDesign | None:
+    """Return the most wanted design that probably meets the SLO; None where none does.
+
+    Of one variable, the less wanted ones must, too: with little effort for each, one may look good by chance.
+    """
+    wanted = _most_wanted_first(evaluator.designs(), axes, plan)
+    good = [design for design in wanted if evaluator.grade(design).probability >= PROBABLE]
+    if len(axes) == 1 and not plan.fleets:
+        behind = itertools.takewhile(lambda design: design in good, reversed(wanted))
+        return next(iter([*behind][::-1]), None)
+    return next(iter(good), None)
+
+
 def _price(design: PlanDesign) -> float | None:
     """Return what all GPUs of a design cost per hour; None where the scenario has no price.
 
@@ -268,7 +306,12 @@ def _price(design: PlanDesign) -> float | None:
 
 
 def _record(
-    plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
+    plan: Plan,
+    axes: list[Variable],
+    found: SearchResult,
+    chosen: PlanDesign,
+    evaluator: DesignEvaluator,
+    loaded: LoadedScenario,
 ) -> PlanRecord:
     answer: dict[str, Any] = {}
     if found.answer is not None:
@@ -280,7 +323,6 @@ def _record(
             answer["price"] = fleet.price * gpus * replicas
             if gpus > 1:
                 answer["gpus"] = gpus * replicas
-    chosen = found.answer or found.best
     assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
     each = chosen.world.traffic.expected_requests() or 0
@@ -288,6 +330,7 @@ def _record(
     refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
     formulas = screen(chosen.world)
     grades = [evaluator.grade(design) for design in _most_wanted_first(evaluator.designs(), axes, plan)]
+    likely = _likely(evaluator, axes, plan)
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
         direction=plan.direction,
@@ -298,7 +341,7 @@ def _record(
         answer=answer,
         certain=not found.doubtful,
         answer_key=None if found.answer is None else found.answer.key,
-        best_key=found.best.key,
+        best_key=chosen.key,
         edge_key=found.edge.key if found.edge is not None and found.edge.point is not None else None,
         other_edge_key=None if found.other_edge is None else found.other_edge.key,
         edge_set=None if found.edge is None else found.edge.set,
@@ -306,7 +349,7 @@ def _record(
         beyond_key=found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
         doubtful=[design.set for design in found.doubtful],
         grades=grades,
-        probable=next((grade for grade in grades if grade.probability >= PROBABLE), None),
+        probable=None if likely is None else evaluator.grade(likely),
         frontier=[
             replace(evaluator.grade(design), price=_price(design))
             for design in _most_wanted_first(found.frontier, axes, plan)

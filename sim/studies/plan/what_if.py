@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -46,8 +46,8 @@ _RANKS = (4, 16, 32)
 class Change:
     """One change of a scenario.
 
-    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``prefix cache``, ``eviction``, ``router`` or
-        ``remedy``.
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``host copies``, ``prefix cache``,
+        ``eviction``, ``router``, ``steps`` or ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
@@ -68,6 +68,7 @@ def changes(world: World) -> list[Change]:
         return [*_traffic(scenario), *_routers(scenario)]
     (pool,) = world.own_pools
     found = [*_traffic(scenario), *_adapters(scenario), *_base_model(pool), *_loading(scenario), *_prefixes(pool)]
+    found += _steps(scenario)
     if scenario.eviction_policy.is_exchangeable:
         found += [
             Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
@@ -215,12 +216,22 @@ def _prefixes(pool: Pool) -> Iterator[Change]:
         yield Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True}, refused=lacking)
 
 
+def _steps(scenario: Scenario) -> Iterator[Change]:
+    """Yield smaller steps: gaps between tokens are as long as the step that others' prompts share."""
+    fleet = scenario.fleet
+    now = fleet.max_num_batched_tokens
+    for tokens in _STEP_TOKENS if fleet.chunked_prefill and now is not None else ():
+        if tokens < now:
+            fewer = {"fleet.max_num_seqs": tokens} if fleet.max_num_seqs > tokens else {}
+            yield Change("steps", f"steps of {tokens:,} tokens", {"fleet.max_num_batched_tokens": tokens, **fewer})
+
+
 def _loading(scenario: Scenario) -> Iterator[Change]:
     cache, storage = scenario.cache, scenario.storage
     count = scenario.adapters.count
     if cache.eviction == "vllm-lru":
         if count is not None and (cache.host is None or (cache.host.slots or 0) < count):
-            yield Change("loading", "all adapters in host memory", {"cache.host.slots": count})
+            yield Change("host copies", "all adapters in host memory", {"cache.host.slots": count})
     elif scenario.fleet.engine != "fixed" and (cache.host is None or cache.host.fill != "start"):
         drop = {f"cache.host.{key}": None for key in ("slots", "size") if cache.host is not None}
         yield Change("loading", "all adapters in host memory", {**drop, "cache.host.fill": "start"})
@@ -239,6 +250,7 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
             )
 
 
+_STEP_TOKENS = (512, 2048)
 _FEW_RUNS = 2
 """Replications in which levers that cost nothing are tried."""
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
@@ -266,17 +278,17 @@ class ChangedDesign:
 
 
 def what_if(
-    loaded: LoadedScenario, store: RunStore, execution: Execution, *, free: bool = False
+    loaded: LoadedScenario, store: RunStore, execution: Execution, groups: Container[str] = ()
 ) -> tuple[list[WhatIfRow], int]:
     """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
     :param loaded: the design that every change starts from.
     :param store: keeps points, so that an interrupted what-if resumes.
-    :param free: try only what costs no GPU, in few runs: other routers, evictions, copies in host memory.
+    :param groups: try only these changes, in few runs; (): all.
     """
     found = changes(build(loaded.scenario))
-    if free:
-        found = [each for each in found if each.group in ("router", "eviction") or "cache.host.slots" in each.set]
+    if groups:
+        found = [each for each in found if each.group in groups]
         replications = min(loaded.scenario.run.replications, _FEW_RUNS)
         loaded = loaded.with_values({"run.replications": replications})
     evaluated = try_changes(loaded, found, store, execution)

@@ -24,7 +24,7 @@ from reports.text.limit_text import (
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
-from sim.results.point import Point
+from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -136,12 +136,11 @@ def _missed(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     return [name for name, target in slo_terms.items() if term_verdict(point, name, target) == NOT_MET]
 
 
-def _open_by_costs(point: Point, shown: str | None, terms: Mapping[str, float]) -> bool:
-    """Return whether the profile's draws leave open by themselves on which side of its target a term is."""
-    metric = None if shown is None else metric_of(point, shown)
+def open_by_costs(metric: Metric | None, target: float) -> bool:
+    """Return whether the profile's draws leave open by themselves on which side of its target a metric is."""
     if metric is None or metric.calibration_lo is None or metric.calibration_hi is None:
         return False
-    return metric.calibration_lo <= terms[shown or ""] <= metric.calibration_hi
+    return metric.calibration_lo <= target <= metric.calibration_hi
 
 
 def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> list[str]:
@@ -237,7 +236,8 @@ def answer(
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     remedy = "" if changed and binding.evidence is Evidence.NOTHING else remedy_words(binding, point)
     costs = found == UNCLEAR and (
-        verdict(point.without_calibration(), slo_terms) != UNCLEAR or _open_by_costs(point, shown, terms)
+        verdict(point.without_calibration(), slo_terms) != UNCLEAR
+        or (shown is not None and open_by_costs(metric_of(point, shown), terms[shown]))
     )
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
