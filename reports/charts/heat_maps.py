@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, point_words
 from reports.charts.axis_ticks import set_ticks, x_title, y_title
@@ -15,7 +15,7 @@ from reports.formatting import metric_words, show
 from reports.table import Table, cell
 from sim.results.catalogue import SHARES
 from sim.results.point import Point
-from sim.results.verdict import MET, NO_SLO, verdict
+from sim.results.verdict import MET, NO_SLO, PROBABLY_MET, verdict
 
 if TYPE_CHECKING:
     from reports.charts.canvas import Axes
@@ -37,12 +37,14 @@ class Facet:
     :ivar chosen: the point that is recommended; its cell has a star.
     :ivar ident: prefix of its ids.
     :ivar where: the values of further keys, for the title.
+    :ivar certain: values of the designs that a plan is sure of, by more than a point's own verdict; None: no plan.
     """
 
     scale_over: Sequence[Point]
     chosen: Point
     ident: str = "heat"
     where: str = ""
+    certain: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def heat_chart(
     grid = {(across.index(p), up.index(p)): p for p in points}
     words = metric_words(name)
     pair = f"{across.words} and {up.words}"
-    verdicts = {at: verdict(p, slo_terms) for at, p in grid.items()}
+    verdicts = {at: _word(p, slo_terms, facet) for at, p in grid.items()}
     with_slo = any(word != NO_SLO for word in verdicts.values())
     question = f"Which {pair} meet the SLO" if with_slo else f"How does {words} change with {pair}"
     title = f"{question}{facet.where}?"
@@ -113,6 +115,12 @@ def heat_chart(
         svg,
         Table(f"{words} by {across.words} and {up.words}{facet.where}", head, rows),
     )
+
+
+def _word(point: Point, slo_terms: Mapping[str, float], facet: Facet) -> str:
+    word = verdict(point, slo_terms)
+    doubted = word == MET and facet.certain is not None and point.set not in facet.certain
+    return PROBABLY_MET if doubted else word
 
 
 def _caption(words: str, met: int, cells: int, *, judged: bool) -> str:

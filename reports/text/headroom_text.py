@@ -75,16 +75,27 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
         return otherwise
     if found.outcome == ALWAYS:
         assert found.lo is not None, "something was tried"
-        return f"Nothing, up to {times_words(found.lo)} times {whose} traffic, the most that was tried."
+        return (
+            f"Nothing{_left_out(found)}, up to {times_words(found.lo)} times {whose} traffic, the most that was tried."
+        )
     assert found.multiple is not None, "it was found"
     if found.failing is None:
         return otherwise
     what, remedy = failing_limit(found)
     then = f"; then {remedy}" if remedy else ""
     times = times_words(found.multiple)
+    what += _left_out(found)
     if found.multiple < 1:
         return f"{capital(what)}: the SLO holds only up to {times} times {whose} traffic{then}."
     return f"{capital(what)}, at {times} times {whose} traffic{then}."
+
+
+def _left_out(found: Headroom) -> str:
+    """Return what the search leaves out, to follow what it found."""
+    parts = [f"without {listed([each for each in found.without if each != _SCALING])}"]
+    some = parts if set(found.without) - {_SCALING} else []
+    some += ["with every replica up"] if _SCALING in found.without else []
+    return "".join(f", {part}" for part in some)
 
 
 def failing_limit(found: Headroom | None) -> tuple[str, str]:

@@ -224,11 +224,11 @@ def find_trust(
 
 def _part(point: Point) -> str:
     """Return of how much of the cycle that the rate repeats an answer holds, if that is only a part."""
-    cycle_s, covered_s = (point.traffic.get(key) for key in ("cycle_s", "covered_s"))
-    if cycle_s is None or covered_s is None:
+    keys = ("measured_s", "cycle_s", "whole_s")
+    measured, cycle, whole = (human_seconds(point.traffic.get(key, 0.0)) for key in keys)
+    if "cycle_s" not in point.traffic:
         return ""
-    cycle = human_seconds(cycle_s)
-    return f"Only the first {human_seconds(covered_s)} of a cycle of {cycle} ran: set workload.duration to {cycle}."
+    return f"Only {measured} of a cycle of {cycle} were measured: set workload.duration to {whole}."
 
 
 def _choice(point: Point, slo_terms: Mapping[str, float]) -> str:

@@ -146,7 +146,8 @@ class Measured(MeasuredRequests):
         if self.alone:
             return self.ratio(self.count(admitted & chosen), self._asked, highest=1)
         series = self.sampled(chosen[admitted].astype(np.float64), admitted).by_replication()
-        return share_by_size(self.count(admitted & chosen), self._asked, self.sections, series, ENOUGH_FOR_SHARE)
+        found = self.count(admitted & chosen)
+        return share_by_size(found, self._asked, self.sections, series, ENOUGH_FOR_SHARE, cyclic=self.cyclic)
 
     def byte_misses(self) -> Metric:
         """Return the adapter bytes of the requests that missed, over those of all."""

@@ -178,8 +178,8 @@ class Point:
         "requests", "request_share"}``, and with a price ``"usd_per_month"``: its part of the fleet's cost.
     :ivar capacity: what could limit it, and how far each part is used.
     :ivar traffic: ``{"requests", "adapters", "rate_rps", "base_share" (only where above 0), "top_1pct", "top_10pct",
-        "top_20pct", "effective_adapters"}`` of what was simulated; ``{"cycle_s", "covered_s"}``, where the rate
-        repeats a cycle and the run covers only a part of it.
+        "top_20pct", "effective_adapters"}`` of what was simulated; ``{"cycle_s", "measured_s", "whole_s"}``
+        where the rate repeats a cycle of which only a part was measured, and how long a run takes that measures all.
     :ivar warnings: sentences for the reader.
     :ivar cost: ``{"wall_s", "simulated_s", "requests"}``.
     :ivar calibration: ``{"draws", "of", "overloaded"}``: draws simulated, draws of the profile, and with how many of

@@ -41,7 +41,7 @@ _ROUNDING = 1e-10
 """Share of the latency below which a stage is what rounding left of a difference of equal times."""
 
 
-_WHOLE = 0.95
+_WHOLE = 0.98
 """Share of a cycle from which on a run has seen all of it: its length is random where it has a number of requests."""
 
 
@@ -166,11 +166,13 @@ def _traffic(m: MeasuredRequests) -> dict[str, float]:
 
 
 def _cycle(m: MeasuredRequests) -> dict[str, float]:
-    """Return how long the cycle is that the rate repeats, and how much of it was simulated, if that is not all."""
-    if not m.facts.spans:
+    """Return how long the cycle is that the rate repeats, how much of it was measured, if that is not all, and how long
+    a run takes that measures all."""
+    bounds = m.recordings[0].bounds
+    measured_s, cycle_s = float(bounds[-1] - bounds[0]), m.facts.spans[0].cycle_s if m.facts.spans else 0.0
+    if not 0 < measured_s < _WHOLE * cycle_s:
         return {}
-    cycle_s, covered_s = m.facts.spans[0].cycle_s, max(float(each.bounds[-1]) for each in m.recordings)
-    return {"cycle_s": cycle_s, "covered_s": covered_s} if covered_s < _WHOLE * cycle_s else {}
+    return {"cycle_s": cycle_s, "measured_s": measured_s, "whole_s": cycle_s * float(bounds[-1]) / measured_s}
 
 
 def _load(m: MeasuredRequests, span_s: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
-from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, Sampled, mean_count
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, MIN_FOR_RATIO, Sampled, is_whole, mean_count
 from sim.spec.sections.benchmark_clients import ClosedLoop
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
@@ -225,7 +225,7 @@ class MeasuredRequests:
     """The measured requests of all replications, as columns, with sums by section.
 
     :ivar section: section of each request, replications after one another.
-    :ivar spans: seconds of each section.
+    :ivar spans: seconds of each section; ``cyclic``: whether each has whole cycles of the traffic.
     :ivar completed, admitted: which requests got their last token, or at least a place in a batch.
     :ivar for_base: which requests are for the base model; ``admitted_with_adapter``: the other admitted ones.
     :ivar autoscaled: whether the number of replicas changes.
@@ -256,6 +256,8 @@ class MeasuredRequests:
         firsts = enumerate(zip(recordings, self._first, strict=True))
         self.section = joined_columns([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
         assert not np.any(self.section[1:] < self.section[:-1]), "requests are in the order of their arrivals"
+        measured_s, enough = float(self.spans.sum()) / self.replications, self.replications >= ENOUGH_REPLICATIONS
+        self.cyclic = enough and any(is_whole(measured_s / span.cycle_s) for span in facts.spans[:1])
         self._edges: list[int] = np.searchsorted(self.section, np.arange(len(self.spans) + 1)).tolist()
         self._finished: dict[str | None, Floats] = {}
         self._columns: dict[str, NDArray[Any]] = {}
@@ -357,7 +359,8 @@ class MeasuredRequests:
         mask = self.completed if where is None else where
         if self.alone:
             return Sampled(values, np.zeros(len(values), dtype=np.int8), 1, 1, self.least_for_p99)
-        return Sampled(values, self.section[mask], self.sections, self.replications, self.least_for_p99)
+        section, cyclic = self.section[mask], self.cyclic
+        return Sampled(values, section, self.sections, self.replications, self.least_for_p99, cyclic=cyclic)
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""

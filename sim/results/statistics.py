@@ -50,6 +50,8 @@ CAUTION, CAUTIOUS_UNTIL = 1.3, 1.5
 """How much wider an interval is whose effective sample size is just enough, and at how many times that no more."""
 NARROW = 0.04
 """Half-widths below this share of the value need a smaller effective sample size, in proportion: they vary little."""
+_WHOLE_CYCLES = 0.02
+"""By which share cycles may miss a whole number: what is missing is night or noon, so that it biases values."""
 _DIGITS = 7
 """Significant digits of parts."""
 MOST_SKEWED = 0.25
@@ -61,6 +63,25 @@ NARROW_SHARE = 0.005
 def sections_per_replication(replications: int) -> int:
     """Return into how many sections each replication is cut, so that there are at least 20 in all."""
     return max(1, math.ceil(MIN_SECTIONS / replications))
+
+
+def is_whole(cycles: float) -> bool:
+    """Return whether so many cycles of the traffic are whole ones, or nearly."""
+    return round(cycles) > 0 and abs(cycles / round(cycles) - 1) < _WHOLE_CYCLES
+
+
+def sections_of_cycles(replications: int, cycles: float) -> int:
+    """Return into how many sections each replication is cut where the rate repeats a cycle.
+
+    Night and noon differ by design, which says nothing of chance. So a section has whole cycles, if a replication has,
+    and there are enough of them.
+
+    :param cycles: how many of them a replication measures.
+    """
+    most, whole = sections_per_replication(replications), round(cycles)
+    if replications < ENOUGH_REPLICATIONS or not is_whole(cycles):
+        return most
+    return max(count for count in range(1, most + 1) if whole % count == 0)
 
 
 def half_width(center: float, parts: Floats) -> float | None:
@@ -139,7 +160,13 @@ def _wide(times: float) -> State:
 
 
 def by_size(
-    metric: Metric, by_section: Floats, replications: Sequence[Floats], enough: float, *, is_share: bool = False
+    metric: Metric,
+    by_section: Floats,
+    replications: Sequence[Floats],
+    enough: float,
+    *,
+    is_share: bool = False,
+    cyclic: bool = False,
 ) -> Metric:
     """Return a metric, unsettled unless its effective sample size is large enough.
 
@@ -148,11 +175,13 @@ def by_size(
     :param by_section: the statistic in each section of all replications.
     :param replications: values of which it is the mean; of a quantile, which values exceed it.
     :param enough: effective sample size for a half-width of ``NARROW`` or more.
+    :param cyclic: whether sections are whole cycles of the traffic: these are independent of each other, whatever
+        values within one have in common. They are few, so a narrow interval may be so by chance.
     """
     if metric.value is None or metric.lo is None or metric.hi is None:
         return metric
     found = autocorrelation(replications)
-    missing = max(enough / found.size, WINDOWS / found.windows)
+    missing = 1.0 if cyclic else max(enough / found.size, WINDOWS / found.windows)
     half = (half_width(metric.value, by_section) or 0.0) * _caution(missing)
     if is_share:
         low, high = max(0.0, metric.value - half), min(1.0, metric.value + half)
@@ -290,7 +319,7 @@ class Sampled:
 
     :param values: (n,) values; ``section``: (n,) section of each, replications after one another.
     :param sections: sections in each replication; ``replications``: how many there are.
-    :param least_for_p99: values below which there is no p99.
+    :param least_for_p99: values below which there is no p99; ``cyclic``: as of ``by_size``.
     """
 
     def __init__(
@@ -300,6 +329,8 @@ class Sampled:
         sections: int,
         replications: int,
         least_for_p99: int = MIN_FOR_P99,
+        *,
+        cyclic: bool = False,
     ) -> None:
         if len(section) and np.any(section[1:] < section[:-1]):
             order = np.argsort(section, kind="stable")
@@ -308,6 +339,7 @@ class Sampled:
         self._edges = np.searchsorted(section, np.arange(sections * replications + 1))
         self._sections = sections
         self._least_for_p99 = least_for_p99
+        self._cyclic = cyclic
 
     def __len__(self) -> int:
         return len(self._values)
@@ -320,7 +352,7 @@ class Sampled:
             return metric
         # The error of a mean is in proportion to the standard deviation, which a few values make up in a heavy tail.
         scv = float(np.var(self._values)) / metric.value**2
-        return by_size(metric, by_section, self.by_replication(), ENOUGH * max(1.0, scv))
+        return by_size(metric, by_section, self.by_replication(), ENOUGH * max(1.0, scv), cyclic=self._cyclic)
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
@@ -329,7 +361,7 @@ class Sampled:
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
-        metric = by_size(metric, by_section, beyond, enough_for(q, ENOUGH_FOR_P99, ENOUGH))
+        metric = by_size(metric, by_section, beyond, enough_for(q, ENOUGH_FOR_P99, ENOUGH), cyclic=self._cyclic)
         of_section = enough_for(q, MIN_SECTION_P99, 0)
         if metric.settled and np.diff(self._edges).min() < of_section:
             return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=of_section))
@@ -380,14 +412,16 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: flo
     return estimate(float(over.sum()) / total, *_ratios(over, under, sections), unit, highest=highest)
 
 
-def share_by_size(over: Floats, under: Floats, sections: int, replications: Sequence[Floats], enough: float) -> Metric:
+def share_by_size(
+    over: Floats, under: Floats, sections: int, replications: Sequence[Floats], enough: float, *, cyclic: bool = False
+) -> Metric:
     """Return a share of requests, unsettled unless its effective sample size is large enough.
 
     :param over, under: (replications x sections,) counts.
     :param replications: 1 for each request that is part of it, else 0.
     """
     share = ratio(over, under, sections, "1", highest=1)
-    return by_size(share, _ratios(over, under, sections)[0], replications, enough, is_share=True)
+    return by_size(share, _ratios(over, under, sections)[0], replications, enough, is_share=True, cyclic=cyclic)
 
 
 def _ratios(over: Floats, under: Floats, sections: int) -> tuple[Floats, Floats]:

@@ -21,7 +21,7 @@ from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import request_table
 from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, Span, TenantFacts
-from sim.results.statistics import sections_per_replication
+from sim.results.statistics import sections_of_cycles, sections_per_replication
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
@@ -90,6 +90,15 @@ Runner = Callable[[Design, Sequence[Part]], Iterable[tuple[Part, Any]]]
 """Simulates parts of a design and yields each with its result, in any order."""
 
 
+def _sections(design: Design) -> int:
+    """Return into how many sections each replication is cut."""
+    spans, traffic = _spans(design.scenario), design.world.traffic
+    if not spans:
+        return sections_per_replication(design.replications)
+    measured_s = traffic.expected_s() * (1 - design.scenario.run.warmup)
+    return sections_of_cycles(design.replications, measured_s / spans[0].cycle_s)
+
+
 def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
     """Return the simulations that an evaluation takes, replications first."""
     count = design.replications if options.replications is None else options.replications
@@ -115,7 +124,7 @@ def simulate_part(
     """
     recording_of = recording_of or simulate
     world, place = design.world, part.place
-    sections = sections_per_replication(design.replications)
+    sections = _sections(design)
     if part.kind == DRAW:
         drawn = world.with_draw(design.draws[place])
         return values_of_replication(recording_of(drawn, place % design.replications, sections), facts_of(world))

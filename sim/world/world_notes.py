@@ -109,6 +109,11 @@ def _cache_notes(pool: Pool) -> list[str]:
             "so results with several loaders are too optimistic"
         )
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
+    slots = scenario.cache.gpu.slots
+    if slots is not None and slots > served and pool.profile is not None:
+        notes.append(
+            f"there are {slots} GPU slots for {served} adapters: the others stay empty, and take memory of the KV cache"
+        )
     if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and pool.capacity < served:
         notes.append(
             f"host memory holds as many adapters as there are slots (vLLM's max_cpu_loras): with {pool.capacity} "
@@ -227,7 +232,13 @@ def _scheduling_notes(scenario: Scenario) -> list[str]:
         return [f"fleet.scheduling {policy} shares out service among tenants: with fewer than two, it is fcfs"]
     if policy == "priority" and len({tenant.priority for tenant in tenants}) < 2:
         return ["fleet.scheduling priority: all requests have the same priority, so the first to arrive goes first"]
-    return []
+    unread = [key for key, readers in _READ_BY.items() if policy not in readers]
+    given = [key for key in unread if any(key in tenant.model_fields_set for tenant in tenants)]
+    return [f"tenants[].{key} has no effect: fleet.scheduling is {policy}" for key in given]
+
+
+_READ_BY = {"priority": ("priority",), "weight": ("vtc", "lcf")}
+"""Which scheduling reads a tenant's key."""
 
 
 def _offload_notes(pool: Pool) -> list[str]:

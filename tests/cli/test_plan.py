@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from command_line import CommandLine, Ended
 from profiles_with_draws import write_profile
 
+from loraplan import plan
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
@@ -18,7 +20,7 @@ from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
 from sim.studies.plan.findings import PlanReading, plan_answer
-from sim.studies.plan.study import make_plan
+from sim.studies.plan.study import likely_design, make_plan
 from sim.world.build import build_world
 
 SMALL = """\
@@ -287,6 +289,39 @@ def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: Comm
     assert answered(again)["answer"] == {"fleet.replicas": 3}
     none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=20%")
     assert "Tried with 3 replicas, without success: " in none.out
+
+
+@pytest.mark.slow
+def test_smaller_steps_are_tried_where_gaps_between_tokens_are_too_long() -> None:
+    values = {
+        "workload.tokens.prompt": {"law": "lognormal", "mean": 1500, "p99": 5000, "max": 8192},
+        "workload.requests": 1500,
+        "run.replications": 2,
+        "slo": {"itl_p99": "30 ms"},
+        "fleet.profile": "h100-64gb/llama-3.1-8b/assumed",
+    }
+    found = plan("quickstart", values, minimize={"fleet.replicas": (5, 6)})
+    assert [(row.label, row.verdict) for row in found.data.levers] == [("steps of 512 tokens", "met")]
+    said = "With steps of 512 tokens, 6 replicas would probably do: p99 ITL "
+    assert said in found.answer.setting
+    again = {**values, "fleet.max_num_batched_tokens": 512}
+    assert plan("quickstart", again, minimize={"fleet.replicas": (5, 6)}).data.plan.feasible
+    few = plan("quickstart", {**again, "fleet.max_num_batched_tokens": 256}, minimize={"fleet.replicas": (1, 2)})
+    assert few.data.levers == [], "steps are as small as that"
+
+
+@pytest.mark.parametrize(
+    ("grades", "likely"),
+    [({1: 0.1, 2: 0.85, 3: 0.9, 4: 0.9}, 2), ({1: 0.81, 2: 0.61, 3: 0.41, 4: 0.97}, 4), ({1: 0.9, 2: 0.3}, None)],
+)
+def test_the_likely_design_is_the_first_from_which_on_all_are(grades: dict[int, float], likely: int | None) -> None:
+    designs = [SimpleNamespace(set={"fleet.replicas": count}) for count in grades]
+    evaluator: Any = SimpleNamespace(
+        designs=lambda: designs, grade=lambda d: SimpleNamespace(probability=grades[d.set["fleet.replicas"]])
+    )
+    axes: Any = [SimpleNamespace(key="fleet.replicas", values=(1, 2, 3, 4))]
+    found = likely_design(evaluator, axes, cast(Any, SimpleNamespace(fleets=())))
+    assert (None if found is None else found.set["fleet.replicas"]) == likely
 
 
 def test_a_lever_is_named_only_if_it_was_measured_and_may_meet_the_slo(loraplan: CommandLine, tmp_path: Path) -> None:

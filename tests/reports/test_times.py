@@ -80,15 +80,13 @@ def test_an_answer_says_when_it_is_worst() -> None:
     assert [row[0] for row in table.rows] == [one.name for one in point.times]
 
 
-def test_trust_names_the_part_of_a_cycle_that_ran() -> None:
-    values = {**piecewise(("9 s", 1), ("1 s", 21)), "workload.requests": 20, "run.replications": 2}
-    part = api.run("quickstart", values).point.traffic
-    assert part["cycle_s"] == 10
-    assert part["covered_s"] < 9.5
-    for whole in ({"workload.requests": 400}, {"workload.duration": "10 s", "workload.requests": None}):
-        assert "cycle_s" not in api.run("quickstart", {**values, **whole}).point.traffic
-    point = replace(samples.make_point(), traffic={"cycle_s": 86400.0, "covered_s": 30600.0})
-    said = "Only the first 8.5 h of a cycle of 24 h ran: set workload.duration to 24 h. "
+def test_trust_names_the_part_of_a_cycle_that_was_measured() -> None:
+    values = {**piecewise(("9 s", 1), ("1 s", 21)), "workload.requests": None, "run.replications": 2}
+    part = api.run("quickstart", {**values, "workload.duration": "10 s"}).point.traffic
+    assert (part["cycle_s"], part["measured_s"], part["whole_s"]) == pytest.approx((10, 9.5, 10 / 0.95))
+    assert "cycle_s" not in api.run("quickstart", {**values, "workload.duration": f"{part['whole_s']} s"}).point.traffic
+    point = replace(samples.make_point(), traffic={"cycle_s": 86400.0, "measured_s": 30600.0, "whole_s": 90947.0})
+    said = "Only 8.5 h of a cycle of 24 h were measured: set workload.duration to 25.3 h. "
     assert answer(point, {"ttft_p99_s": 1.0}).trust.sentence.startswith(said)
 
 

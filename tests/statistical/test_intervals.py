@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import loraplan as api
 from sim.results.pairs import difference_of
-from sim.results.statistics import Sampled, ratio, sections_per_replication
+from sim.results.statistics import Sampled, ratio, sections_of_cycles, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import evaluate_scenario
 
@@ -73,6 +75,39 @@ def test_too_few_requests_have_no_p99() -> None:
 def test_there_are_twenty_sections_or_more() -> None:
     assert [r * sections_per_replication(r) >= 20 for r in range(1, 50)] == [True] * 49
     assert sections_per_replication(20) == sections_per_replication(500) == 1
+
+
+@pytest.mark.parametrize(
+    ("replications", "cycles", "sections"),
+    [
+        (5, 1.0, 1),
+        (5, 1.01, 1),
+        (5, 6.0, 3),
+        (5, 8.1, 4),
+        (5, 40.0, 4),
+        (5, 1.5, 4),
+        (5, 0.4, 4),
+        (4, 1.0, 5),
+        (9, 7, 1),
+    ],
+)
+def test_sections_of_a_rate_that_repeats_a_cycle_have_whole_ones(
+    replications: int, cycles: float, sections: int
+) -> None:
+    assert sections_of_cycles(replications, cycles) == sections
+
+
+def test_day_and_night_widen_no_interval() -> None:
+    """Poisson traffic of five days, at rates that differ sevenfold: the count of a day varies by 1 / sqrt(n)."""
+    steps = [{"time": "400 s", "level": "2/s"}, {"time": "200 s", "level": "14/s"}]
+    day = {"workload.arrivals": {"process": "piecewise", "steps": steps}, "workload.requests": None}
+    values = {**day, "fleet.engine": "continuous", "workload.duration": f"{600 / 0.95} s", "slo": None}
+    rate = api.run("quickstart", values, headroom=False).point.metrics["throughput_rps"]
+    assert rate.value is not None
+    assert rate.hi is not None
+    assert rate.settled
+    assert rate.value == pytest.approx(6, rel=0.02)
+    assert rate.hi - rate.value < 4 * rate.value / math.sqrt(6 * 600 * 5)
 
 
 def test_an_interval_is_students_t_over_sections() -> None:

@@ -44,6 +44,23 @@ def test_shares_take_different_adapters_and_as_many_as_they_say(percents: list[i
     assert all(0 <= name < count for name in chosen)
 
 
+def test_the_hottest_are_those_asked_for_most_often() -> None:
+    (planned,) = laid_out({"at": "1 s", "hottest": 3}).rollouts
+    assert planned.names == (0, 1, 2)
+    own: Scenario = parts.build(
+        workload={
+            "requests": 1000,
+            "arrivals": {"process": "poisson", "rate": "1/s"},
+            "popularity": {"law": "uniform"},
+        },
+        adapters={"count": 40},
+        tenants=[{"name": "few", "adapters": 38, "share": 0.1}, {"name": "many", "adapters": 2, "share": 0.9}],
+        rollouts=[{"strategy": "in-place", "hottest": 2, "at": "1 s"}],
+    )
+    (planned,) = build_world(own).rollout_plan.rollouts
+    assert planned.names == (38, 39)
+
+
 def test_all_together_take_everybody() -> None:
     planned_rollouts = laid_out(
         {"at": "1 s", "share": "50%"}, {"at": "2 s", "share": "30%"}, {"at": "3 s", "share": "20%"}

@@ -260,11 +260,13 @@ class Rollout(Strict):
     """When it begins."""
     adapter: Annotated[NonNegativeInt | str | None, BeforeValidator(_one_adapter)] = None
     """One adapter: its number (0 is the most popular under most laws), or its name where a file gives names. Without
-    ``adapter``, ``share`` and ``count``: all adapters at the start of the run."""
+    ``adapter``, ``share``, ``count`` and ``hottest``: all adapters at the start of the run."""
     share: Share | None = Field(default=None, gt=0, le=1)
     """A random share of all adapters. Several rollouts with a ``share`` or a ``count`` take different ones."""
     count: PositiveInt | None = Field(default=None, le=10_000_000)
     """Number of random adapters, in place of a share."""
+    hottest: PositiveInt | None = Field(default=None, le=10_000_000)
+    """Number of adapters, the most popular ones."""
     stages: tuple[Share, ...] = Field(default=(1.0,), min_length=1, max_length=100)
     """Stages, rising to 100%. ``new-name``: share of the requests that go to the new version: one stage is blue-green,
     several are a canary. The others: share of the replicas that have it."""
@@ -297,11 +299,11 @@ class Rollout(Strict):
 
     @checks
     def _consistent(self) -> Errors:
-        given = [key for key in ("adapter", "share", "count") if getattr(self, key) is not None]
+        given = [key for key in ("adapter", "share", "count", "hottest") if getattr(self, key) is not None]
         if len(given) > 1:
-            shown = {"adapter": self.adapter, "share": format_share(self.share or 0.0), "count": self.count}
+            shown = {key: getattr(self, key) for key in given} | {"share": format_share(self.share or 0.0)}
             got = " and ".join(f"{key} {shown[key]}" for key in given)
-            yield located(given[-1], "give one adapter, a share of all, or a count", got=got)
+            yield located(given[-1], "give one adapter, a share of all, a count, or the hottest", got=got)
         for before, after in zip((0.0, *self.stages), self.stages, strict=False):
             if not before < after <= 1:
                 yield located("stages", "stages rise from above 0 % to 100 %", got=_percents(self.stages))
@@ -329,7 +331,7 @@ class Rollout(Strict):
     @property
     def takes_all(self) -> bool:
         """Whether it rolls out all adapters."""
-        return self.adapter is None and not self.drawn
+        return self.adapter is None and self.hottest is None and not self.drawn
 
     @property
     def drawn(self) -> bool:

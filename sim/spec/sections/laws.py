@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
 from pydantic_core import CoreSchema
 
-from sim.spec.base import Strict, located
+from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.units import SHARE_SCHEMA, TIME_SCHEMA, Seconds, Share, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
@@ -248,10 +248,12 @@ class LognormalTokens(Strict):
     max: TokenCount | None = None
     """Longer draws are cut to this many tokens."""
 
-    @model_validator(mode="after")
-    def _exists(self) -> LognormalTokens:
-        self.shape()
-        return self
+    @checks
+    def _exists(self) -> Errors:
+        mu, sigma = self.shape()
+        mean = math.exp(mu + sigma * sigma / 2)
+        if self.max is not None and self.max < mean:
+            yield located("max", "draws would be cut below their mean", got=self.max, allowed=f"above {mean:,.0f}")
 
     def shape(self) -> tuple[float, float]:
         """Return mean and standard deviation of the logarithm."""

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -84,6 +85,8 @@ def unordered(task: Callable[..., Any], arguments: list[tuple[Any, ...]], jobs: 
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    # It replaces workers whose memory has grown, such as by a long run's requests.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     pool = Parallel(
         n_jobs=workers,
         initializer=end_with_parent,

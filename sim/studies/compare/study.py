@@ -33,6 +33,11 @@ from sim.spec.scenario_file import resolved_values, value_text
 ABSENT, UNSET = "–", "unset"
 """Values of a key that a scenario has no place for, and of one that it leaves open."""
 POOLS, REPLICAS = "fleet.pools", "fleet.replicas"
+_IN_PLACE_OF = {
+    POOLS: (REPLICAS,),
+    "adapters.mix": ("adapters.rank", "adapters.targets", "adapters.size", "adapters.acceptance"),
+}
+"""Keys that have no effect where a list has entries: each entry has its own."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class SettingChanges:
         Pools have replicas of their own, and KV that moves between them: where one scenario has no pools, its replicas
         stand against both.
         """
-        if POOLS in self.counts and (key == REPLICAS or key.startswith("fleet.kv_transfer")):
-            return POOLS
+        for part, keys in _IN_PLACE_OF.items():
+            if part in self.counts and (key in keys or (part == POOLS and key.startswith("fleet.kv_transfer"))):
+                return part
         return next((part for part in _prefixes(key) if part in self.counts or part in self.sections), "")
 
 
@@ -68,8 +74,8 @@ def changed_settings(
     said = [resolved_values(scenario) for scenario in scenarios]
     counts = [_counts(values) for values in said]
     for values, entries in zip(said, counts, strict=True):
-        if entries.get(POOLS):
-            values.pop(REPLICAS, None)  # a default without effect
+        for key in (key for part, keys in _IN_PLACE_OF.items() if entries.get(part) for key in keys):
+            values.pop(key, None)
     rows = []
     for key in dict.fromkeys([*said[0], *said[1], *swept[0], *swept[1]]):
         a, b = (

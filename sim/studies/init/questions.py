@@ -49,9 +49,7 @@ QUESTIONS = (
         "300, 120",
         ("workload.tokens.prompt.mean", "workload.tokens.output.mean"),
     ),
-    Question(
-        "SLO: p99 TTFT and E2E (1 s, 20 s), or by name (ttft_p95 1 s, itl_p99 60 ms)", "1 s", (_TTFT, "slo.e2e_p99")
-    ),
+    Question("SLO: p99 TTFT, E2E: 1 s, 20 s; or named: ttft_p95 1 s, itl_p99 60 ms", "1 s", (_TTFT, "slo.e2e_p99")),
     Question("Price of a GPU, such as 2.50 USD/h", _NOTHING, ("fleet.price",)),
 )
 _CHOSEN = ("cache.gpu.slots", "cache.host.slots", "fleet.engine", "fleet.tensor_parallel", "workload.popularity")

@@ -71,6 +71,14 @@ def _check_direction(plan: Plan) -> None:
             got=least,
             hint="maximize it (--maximize)",
         )
+    most = next((key for key in plan.keys if key.endswith("replicas") and plan.direction == "maximize"), None)
+    if most is not None:
+        raise ScenarioError(
+            "the question is how few replicas are enough, not how many",
+            key="plan.maximize",
+            got=most,
+            hint="minimize it (--minimize)",
+        )
 
 
 def _with_names(plan: Plan, loaded: LoadedScenario) -> Plan:

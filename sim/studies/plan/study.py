@@ -97,7 +97,7 @@ def make_plan(
             loaded, store, pool=execution.pool, confidence=plan.confidence, on_evaluation=on_evaluation
         )
         found = search(plan, axes, evaluator)
-        chosen = found.answer or _likely(evaluator, axes, plan) or found.best
+        chosen = found.answer or likely_design(evaluator, axes, plan) or found.best
         record = _record(plan, axes, found, chosen, evaluator, loaded)
         designs = _in_order(evaluator.designs(), axes, plan)
         points += [design.point for design in designs if design.point is not None]
@@ -275,7 +275,7 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
     return sorted(designs, key=place)
 
 
-def _likely(evaluator: DesignEvaluator, axes: list[Variable], plan: Plan) -> PlanDesign | None:
+def likely_design(evaluator: DesignEvaluator, axes: list[Variable], plan: Plan) -> PlanDesign | None:
     """Return the most wanted design that probably meets the SLO; None where none does.
 
     Of one variable, the less wanted ones must, too: with little effort for each, one may look good by chance.
@@ -330,7 +330,7 @@ def _record(
     refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
     formulas = screen(chosen.world)
     grades = [evaluator.grade(design) for design in _most_wanted_first(evaluator.designs(), axes, plan)]
-    likely = _likely(evaluator, axes, plan)
+    likely = likely_design(evaluator, axes, plan)
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
         direction=plan.direction,

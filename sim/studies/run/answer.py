@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
+from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import metric_words, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
@@ -193,6 +194,7 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
 _BY_RUN = "Nothing yet; simulate more requests first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): they start empty, which may be why."
+_SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
 _MORE_SLOTS = "Only more GPU slots (cache.gpu.slots) lower the miss ratio."
 
 
@@ -216,11 +218,12 @@ def answer(
     binding, *others = limits(point)
     missed = point.metrics.get("miss_ratio")
     starts_decide = binding.evidence is Evidence.COLD_STARTS
-    cold = cold and found in (NOT_MET, UNCLEAR) and missed is not None and bool(missed.value) and not starts_decide
+    changed = point.impact is not None
+    cold = cold and found in (NOT_MET, UNCLEAR) and missed is not None and bool(missed.value)
+    cold = cold and not starts_decide and not changed
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
     opening, shown = _verdict(point, slo_terms, found)
-    changed = point.impact is not None
     headline, *details = by_rank(
         {
             Rank.HELD_BACK: held_back_sentences([point]),
@@ -241,7 +244,7 @@ def answer(
     )
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
-        setting = f"{capital(remedy)}." if remedy else ""
+        setting = f"{capital(remedy)}." if remedy else _SLOWER if has_rollout([point]) else ""
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_MORE_SLOTS} {setting}"
     return Answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from reports.answers.points import is_changed
 from reports.answers.verdicts import main_metric
@@ -38,7 +39,7 @@ def choose_charts(
     slo_terms: Mapping[str, float],
     focus: Point,
     *,
-    planned: bool,
+    certain: Sequence[Mapping[str, Any]] | None = None,
     day_s: int | None = None,
     rates: Sequence[tuple[float, float]] = (),
 ) -> list[Chart | Table]:
@@ -47,7 +48,8 @@ def choose_charts(
     :param focus: the point whose timeline, stages and distribution are drawn.
     :param day_s: time of day at the start of the run, in seconds from midnight; None: it has none.
     :param rates: when the scenario changes its rate, and the requests a second from then on.
-    :param planned: whether it is the answer of a plan: then no chart but the first shows other points.
+    :param certain: of the answer of a plan, values of the designs that it is sure of; no chart but the first then shows
+        other points.
     """
     where = f" at {point_words(focus, axes)}" if axes else ""
     timeline = timeline_chart(focus, where, day_s, rates)
@@ -65,12 +67,14 @@ def choose_charts(
             None if flat.issuperset(LATENCIES) else latency_chart(points, axis, slo_terms, focus),
             None if flat.issuperset(RATIOS) else ratio_chart(points, axis, slo_terms),
         ]
-        if not planned and any(varies(points, name) for name in _TIMES):
+        if certain is None and any(varies(points, name) for name in _TIMES):
             rest[:2] = [breakdown_sweep_chart(points, axis), cdf_chart(points, axes)]
         found = [*sweeps, *rest]
     elif axes:
         several = (
-            _two_keys(points, axes, slo_terms, focus) if len(axes) == 2 else _facets(points, axes, slo_terms, focus)
+            _two_keys(points, axes, slo_terms, focus, certain)
+            if len(axes) == 2
+            else _facets(points, axes, slo_terms, focus)
         )
         found = [*several, *rest]
     else:
@@ -98,7 +102,11 @@ def _latency(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
 
 
 def _two_keys(
-    points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float], focus: Point
+    points: Sequence[Point],
+    axes: Sequence[Axis],
+    slo_terms: Mapping[str, float],
+    focus: Point,
+    certain: Sequence[Mapping[str, Any]] | None,
 ) -> list[Chart | None]:
     """Return one heat map for two quantities; one line a category where one key is no quantity."""
     first, second = axes
@@ -111,7 +119,7 @@ def _two_keys(
         ]
     if len(first.values) * len(second.values) > _MOST_CELLS:
         return []
-    return [heat_chart(points, first, second, latency, slo_terms, Facet(points, focus))]
+    return [heat_chart(points, first, second, latency, slo_terms, Facet(points, focus, certain=certain))]
 
 
 def _facets(

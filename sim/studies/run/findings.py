@@ -264,7 +264,7 @@ def sweep_answer(
     trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
     missing = [point for point in points if verdict(point, slo_terms) in (NOT_MET, UNCLEAR)]
     missed = focus.metrics.get("miss_ratio")
-    cold = cold and focus in missing and missed is not None and bool(missed.value)
+    cold = cold and focus in missing and not is_changed(points) and missed is not None and bool(missed.value)
     cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
     # What the nearest design lacks that fails is what limits the one to choose; without any, what limits the slowest.
     worst = min(missing, key=lambda p: _most_strained(p, slo_terms)) if missing else slowest_point(points, name)
@@ -374,7 +374,7 @@ def _many_axes(
     some = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}"
     if good == len(points) - 1 and not unsure:
         missing = next(point for point in points if verdict(point, slo_terms) != MET)
-        some = f"Only {point_words(missing, axes)} misses the SLO"
+        some = f"Only {point_words(missing, axes).replace(', ', ' with ', 1)} misses the SLO"
     said = {Rank.VERDICT: [f"{some}."]}
     if len(axes) != 2:
         return said

@@ -145,7 +145,8 @@ def points_report(
         from sim.studies.run.charts import choose_charts
 
         day_s, rates = _start_of_day(run.manifest), _rates(run.manifest, focus)
-        charts = choose_charts(points, axes, terms, focus, planned=planned, day_s=day_s, rates=rates)
+        certain = [grade.set for grade in run.plan.grades if grade.verdict == MET] if planned else None
+        charts = choose_charts(points, axes, terms, focus, certain=certain, day_s=day_s, rates=rates)
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
         charts = [*charts[:place], *filter(None, [tornado]), *charts[place:]]
         results = _sections(points, axes, terms, focus, shown, charts, further_findings(found), day_s)

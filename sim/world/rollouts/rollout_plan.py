@@ -161,6 +161,15 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
     for number, rollout in enumerate(scenario.rollouts):
         if rollout.adapter is not None:
             chosen.append((_find(rollout.adapter, traffic, present, number),))
+        elif rollout.hottest is not None:
+            if rollout.hottest > present:
+                raise ScenarioError(
+                    "there are fewer adapters",
+                    key=f"rollouts.{number}.hottest",
+                    got=rollout.hottest,
+                    allowed=f"up to {present}",
+                )
+            chosen.append(tuple(sorted(traffic.hottest()[: rollout.hottest].tolist())))
         elif rollout.count is not None:
             names = sorted(ranked[round(low * present) :][: rollout.count])
             if len(names) < rollout.count:
