@@ -84,7 +84,9 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
     traffic = Traffic.of(steady(scenario))
     # A run that starts with empty caches may miss its SLO for that alone, and those of the search don't.
-    cold = today is not None and not scenario.cache.warm and verdict(today, scenario.slo.terms()) != MET
+    missed = None if today is None else today.metrics.get("miss_ratio")
+    cold = not scenario.cache.warm and missed is not None and bool(missed.value)
+    cold = cold and today is not None and verdict(today, scenario.slo.terms()) != MET
     search = _Search(traffic, None if without or cold else today, recording_of)
     return replace(search.find(), without=without)
 

@@ -145,8 +145,10 @@ def test_an_slo_that_nothing_meets_names_the_best_and_exits_with_1(loraplan: Com
 def test_an_slo_that_everything_meets_says_that_the_range_ends_there(loraplan: CommandLine, tmp_path: Path) -> None:
     rest = "slo: {ttft_p99: 1 h}\nplan: {minimize: cache.gpu.slots, range: [32, 64], step: 4}"
     ended = loraplan.succeeds("plan", write(tmp_path, rest), "--all")
-    assert "Use 32 GPU slots: " in ended.out
-    assert "This is the end of the range; smaller values were not tried." in ended.out
+    assert "Use 32 GPU slots (the smallest value tried): " in ended.out
+    rest = "slo: {ttft_p99: 1 h}\nplan: {maximize: workload.arrivals.rate, range: [1/s, 2/s], step: 1/s}"
+    ended = loraplan.succeeds("plan", write(tmp_path, rest), "--out", "most")
+    assert "Arrival rate 2/s (the largest value tried) meets the SLO: " in ended.out
 
 
 def test_an_optimum_inside_the_range_is_found_where_slots_take_memory_from_the_kv_cache(tmp_path: Path) -> None:

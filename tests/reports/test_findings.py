@@ -21,7 +21,7 @@ from sim.results.model import Capacity, ComputeUse, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.results.verdict import NOT_MET, metric_probability, verdict_word
-from sim.studies.run.answer import answer
+from sim.studies.run.answer import COLD_FIRST, answer
 from sim.studies.run.findings import find_cliff, sweep_answer, sweep_focus
 
 FREE: dict[str, dict[str, float | None]] = {
@@ -303,7 +303,7 @@ def test_the_one_combination_that_misses_is_named() -> None:
         for name, admission, p99 in (("lru", "skip", 0.4), ("lru", "wait", 0.4), ("sieve", "skip", 2.0))
     ]
     assert sweep_answer(points, {"e2e_p99_s": 1.0}).headline == (
-        "Only eviction policy sieve, admission policy skip misses the SLO."
+        "Only eviction policy sieve with admission policy skip misses the SLO."
     )
 
 
@@ -336,13 +336,42 @@ def test_words_need_no_heavy_import() -> None:
 
 
 def test_an_slo_missed_from_a_cold_start_says_how_to_start_warm() -> None:
-    hint = "--set cache.warm=steady"
-    late = samples.make_point(p99=3.0)
-    assert hint in " ".join(answer(late, {"e2e_p99_s": 1.0}, cold=True).details)
-    assert hint not in " ".join(answer(late, {"e2e_p99_s": 1.0}).details), "the caches started full"
-    assert hint not in " ".join(answer(samples.make_point(), {"e2e_p99_s": 1.0}, cold=True).details), "the SLO is met"
-    assert hint not in " ".join(answer(samples.make_point(p99=3.0, miss=0.0), {"e2e_p99_s": 1.0}, cold=True).details)
+    late, terms = samples.make_point(p99=3.0), {"e2e_p99_s": 1.0}
+    assert answer(late, terms, cold=True).setting.startswith(COLD_FIRST)
+    assert COLD_FIRST not in answer(late, terms).setting, "the caches started full"
+    assert COLD_FIRST not in answer(samples.make_point(), terms, cold=True).setting, "the SLO is met"
+    assert COLD_FIRST not in answer(samples.make_point(p99=3.0, miss=0.0), terms, cold=True).setting
+    assert COLD_FIRST not in answer(samples.rollout().points[0], {"e2e_p99_s": 0.01}, cold=True).setting
     for multiple, helps in ((1.5, True), (0.8, False)):  # headroom is found with full caches
         more = Headroom(FOUND, multiple, multiple - 0.1, multiple + 0.1, "e2e_p99_s", failing=late)
-        said = answer(late, {"e2e_p99_s": 1.0}, cold=True, headroom=more)
-        assert (hint in said.details[0]) is helps
+        assert (COLD_FIRST in answer(late, terms, cold=True, headroom=more).setting) is helps
+    sweep = slots_sweep({16: 3.0, 32: 2.0})
+    assert sweep_answer(sweep, terms, cold=True).setting.startswith(COLD_FIRST)
+    assert COLD_FIRST not in sweep_answer(sweep, {"e2e_p99_s": 4.0}, cold=True).setting
+
+
+def test_every_missed_term_is_named_and_whether_costs_alone_leave_it_open() -> None:
+    said = answer(samples.make_point(p99=3.0, miss=0.8), {"e2e_p99_s": 1.0, "miss_ratio": 0.4})
+    assert said.headline.endswith("p99 E2E is 3 s, above the 1 s target; miss ratio is 80 %, above the 40 % target.")
+    assert said.setting.startswith("Only more GPU slots (cache.gpu.slots) lower the miss ratio. ")
+    wide = Metric(1.0, 0.99, 1.01, "s", calibration_lo=0.8, calibration_hi=1.2)
+    point = samples.make_point()
+    unclear = replace(point, metrics={**point.metrics, "e2e_p99_s": wide}, calibration={"draws": 8, "overloaded": 0})
+    assert "only a better profile can decide" in answer(unclear, {"e2e_p99_s": 1.0}).setting
+
+
+def test_a_sweep_is_about_what_its_slo_asks() -> None:
+    """Traffic is nothing to set, the limit is that of the nearest value that fails, and routers are held to the SLO."""
+    sweep = slots_sweep({8: 9.0, 16: 3.0, 32: 0.5})
+    assert "at 16 GPU slots" in sweep_answer(sweep, {"e2e_p99_s": 1.0}).first_limit
+    demand = [samples.make_point({"workload.arrivals.cv": cv}, p99=p99) for cv, p99 in ((1.0, 0.5), (4.0, 3.0))]
+    assert sweep_answer(demand, {"e2e_p99_s": 1.0}).setting == ""
+    run = samples.routers()
+    miss = [
+        replace(point.metrics["miss_ratio"], value=v, lo=v, hi=v)
+        for point, v in zip(run.points, (0.9, 0.2, 0.9), strict=True)
+    ]
+    points = [replace(p, metrics={**p.metrics, "miss_ratio": m}) for p, m in zip(run.points, miss, strict=True)]
+    said = sweep_answer(points, {"ttft_p99_s": 1.0, "miss_ratio": 0.5})
+    assert said.headline == "Use hash: with no other router the SLO is met."
+    assert said.setting == "router.policy: hash."

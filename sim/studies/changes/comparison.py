@@ -349,7 +349,7 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     only = meeting(known, slo_terms)
     if len(only) == 1:
         met = "is met" if verdict(only[0], slo_terms) == MET else "may be met"
-        return [f"Use {label_of(only[0], axes)}: with no other the SLO {met}.", *load]
+        return [f"Use {label_of(only[0], axes)}: with no other router the SLO {met}.", *load]
     left_out = [p for p in known if p not in only]
     first, *others = sorted(only, key=lambda p: value_of(p, name) or 0.0)
     near = _AS_FAST * (value_of(first, name) or 0.0)

@@ -140,9 +140,9 @@ def _falls_short(
 
     One of them may make it enough. Of two variables, one less of the first saves more.
 
-    :param designs: all, the most wanted last: where nothing is certain, the first of them that probably misses.
+    :param designs: all, the most wanted last: if the best may do, the first of them that probably does not is tried.
     """
-    misses = (design for design in designs if evaluator.grade(design).probability <= 1 - PROBABLE)
+    misses = (each for each in (found.best, *designs) if evaluator.grade(each).probability <= 1 - PROBABLE)
     tried = (next(misses, None),) if found.answer is None else (found.other_edge, found.edge)
     for design in tried:
         if design is not None and (levers := _levers(design)):
