@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -18,15 +19,16 @@ _PIXELS, _HEAD, _LETTER = 900, 26, 6.4
 """Width of a picture; height of its title or of a line of its legend, and width of a letter, in chart units."""
 
 
-def pictures(report: Report, most: int) -> list[bytes]:
-    """Return a report's first charts as PNG.
+def pictures(report: Report, most: int) -> list[tuple[str, bytes]]:
+    """Return captions of a report's first charts, and the charts as PNG.
 
     Empty where the machine has no font: a chart without its words says nothing.
     """
     if not _has_font():
         return []
     charts = (chart for section in report.sections() for chart in _charts(section.parts))
-    return [_png(_whole(chart)) for chart, _ in zip(charts, range(most), strict=False)]
+    shown = itertools.islice(charts, most)
+    return [(f"{chart.title} {chart.caption}", _png(_whole(chart))) for chart in shown]
 
 
 def _charts(parts: Sequence[Part | None]) -> Iterator[Chart]:

@@ -92,10 +92,9 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
 
 def _left_out(found: Headroom) -> str:
     """Return what the search leaves out, to follow what it found."""
-    parts = [f"without {listed([each for each in found.without if each != _SCALING])}"]
-    some = parts if set(found.without) - {_SCALING} else []
-    some += ["with every replica up"] if _SCALING in found.without else []
-    return "".join(f", {part}" for part in some)
+    some = [each for each in found.without if each != _SCALING]
+    parts = [f", without {listed(some)}"] if some else []
+    return "".join([*parts, *([", with every replica up"] if _SCALING in found.without else [])])
 
 
 def failing_limit(found: Headroom | None) -> tuple[str, str]:

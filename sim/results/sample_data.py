@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
-from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, MIN_FOR_RATIO, Sampled, is_whole, mean_count
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_FOR_P99, MIN_FOR_RATIO, Sampled, mean_count
 from sim.spec.sections.benchmark_clients import ClosedLoop
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
@@ -154,7 +154,8 @@ class ScenarioFacts:
     :ivar tenants: in the order of the scenario; () where there are none.
     :ivar tenant_of: (adapters + 1,) the tenant of each adapter by its place among those, and last of the base model;
         None without tenants.
-    :ivar spans: the parts of a day, or of another cycle that the rate repeats; () where it repeats none.
+    :ivar spans: the parts of a day, or of another cycle that the rate repeats; () where it repeats none;
+        ``cyclic``: whether sections are whole cycles.
     :ivar front_end_s: (replicas,) of a request between client and engine.
     """
 
@@ -187,6 +188,7 @@ class ScenarioFacts:
     tenants: tuple[TenantFacts, ...] = ()
     tenant_of: Ints | None = None
     spans: tuple[Span, ...] = ()
+    cyclic: bool = False
     front_end_s: Floats = field(default_factory=lambda: np.zeros(1))
 
     @property
@@ -256,8 +258,7 @@ class MeasuredRequests:
         firsts = enumerate(zip(recordings, self._first, strict=True))
         self.section = joined_columns([r.section_of[first:] + np.int32(i * self.sections) for i, (r, first) in firsts])
         assert not np.any(self.section[1:] < self.section[:-1]), "requests are in the order of their arrivals"
-        measured_s, enough = float(self.spans.sum()) / self.replications, self.replications >= ENOUGH_REPLICATIONS
-        self.cyclic = enough and any(is_whole(measured_s / span.cycle_s) for span in facts.spans[:1])
+        self.cyclic = facts.cyclic and self.replications >= ENOUGH_REPLICATIONS
         self._edges: list[int] = np.searchsorted(self.section, np.arange(len(self.spans) + 1)).tolist()
         self._finished: dict[str | None, Floats] = {}
         self._columns: dict[str, NDArray[Any]] = {}

@@ -134,6 +134,13 @@ def strain(point: Point, name: str, target: float) -> float:
     return value if late is None else max(value, _over(late.value, allowed(name)))
 
 
+def most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
+    """Return how far a point is from the target that it misses most; infinite where a term has no value."""
+    terms = with_tenants(slo_terms, point)
+    known = all((metric := metric_of(point, name)) is not None and metric.value is not None for name in terms)
+    return max(strain(point, name, target) for name, target in terms.items()) if known else math.inf
+
+
 def _over(value: float | None, target: float) -> float:
     if value is None:
         return 1.0

@@ -21,7 +21,7 @@ from sim.results.point import Metric, Point
 from sim.results.point_summary import summarise
 from sim.results.records import request_table
 from sim.results.sample_data import FaultWindow, PoolFacts, ScenarioFacts, Span, TenantFacts
-from sim.results.statistics import sections_of_cycles, sections_per_replication
+from sim.results.statistics import is_whole, sections_of_cycles
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import Crash, FailingLoads, NetworkDelay, SlowStorage, StorageStall, ends_s
@@ -92,11 +92,13 @@ Runner = Callable[[Design, Sequence[Part]], Iterable[tuple[Part, Any]]]
 
 def _sections(design: Design) -> int:
     """Return into how many sections each replication is cut."""
-    spans, traffic = _spans(design.scenario), design.world.traffic
-    if not spans:
-        return sections_per_replication(design.replications)
-    measured_s = traffic.expected_s() * (1 - design.scenario.run.warmup)
-    return sections_of_cycles(design.replications, measured_s / spans[0].cycle_s)
+    return sections_of_cycles(design.replications, _cycles(design.world))
+
+
+def _cycles(world: World) -> float:
+    """Return how many cycles of the traffic a replication measures; 0: its rate repeats none."""
+    spans = _spans(world.scenario)
+    return world.traffic.expected_s() * (1 - world.scenario.run.warmup) / spans[0].cycle_s if spans else 0.0
 
 
 def parts_of(design: Design, options: EvaluationOptions) -> list[Part]:
@@ -335,6 +337,7 @@ def facts_of(world: World) -> ScenarioFacts:
         tenants=tuple(map(_tenant_facts, scenario.tenants)),
         tenant_of=traffic.tenant_of,
         spans=_spans(scenario),
+        cyclic=is_whole(_cycles(world)),
         front_end_s=world.front_ends_s,
     )
 
@@ -342,9 +345,10 @@ def facts_of(world: World) -> ScenarioFacts:
 def _spans(scenario: Scenario) -> tuple[Span, ...]:
     """Return the parts of the cycle that rates repeat: their steps; of a sine, or of very many steps, equal parts."""
     workload = scenario.workload
-    arrivals, cycles = workload.arrivals, [tenant.steps for tenant in scenario.tenants if tenant.steps]
+    arrivals, cycles = workload.arrivals, [tenant.steps for tenant in scenario.tenants]
     if isinstance(arrivals, PiecewiseArrivals):
         cycles.append(arrivals.steps)
+    cycles = [steps for steps in cycles if len({step.level for step in steps}) > 1]
     ends = [list(accumulate(step.time for step in steps)) for steps in cycles]
     if isinstance(arrivals, DiurnalArrivals):
         ends.append([arrivals.period * part / _MOST_SPANS for part in range(1, _MOST_SPANS + 1)])

@@ -59,8 +59,8 @@ MOST_LETTERS, MOST_WHOLE = 12_000, 400_000
 """Letters of a result's JSON, and with ``full``."""
 _MOST_ITEMS, _MOST_PICTURES = 20, 2
 
-Answer = tuple[list[str], dict[str, Any], list[bytes]]
-"""Sentences, what ``--json`` prints, and charts as PNG."""
+Answer = tuple[list[str], dict[str, Any], list[tuple[str, bytes]]]
+"""Sentences, what ``--json`` prints, and captions of charts with these as PNG."""
 
 _ABOUT = """Capacity planning for multi-LoRA LLM serving, by simulation. Start from a bundled scenario and change its \
 values with `set` (dotted keys, such as {"cache.gpu.slots": 64, "workload.arrivals.rate": "12/s"}), or write one that \
@@ -288,8 +288,10 @@ def serve() -> None:
         lines = [one_line(line) for line in lines]
         texts = ("\n".join(lines), json.dumps(found, ensure_ascii=False))
         content: list[Any] = [TextContent(type="text", text=text) for text in texts]
-        data = (base64.b64encode(png).decode() for png in drawn)
-        content += [ImageContent(type="image", data=each, mime_type="image/png") for each in data]
+        for caption, png in drawn:
+            data = base64.b64encode(png).decode()
+            content.append(TextContent(type="text", text=caption))
+            content.append(ImageContent(type="image", data=data, mime_type="image/png"))
         return CallToolResult(content=content, structured_content={"sentences": lines, **found})
 
     for tool in _TOOLS:

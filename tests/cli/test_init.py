@@ -459,6 +459,7 @@ def test_an_slo_may_be_of_other_terms_by_name(loraplan: CommandLine, monkeypatch
     for wrong, said in (
         ("ttft_p92 1 s", "slo.ttft_p92: unknown key"),
         ("ttft_p95 9", "slo.ttft_p95: a time needs its unit"),
+        ("ttft_p95 1 s, 20 s", "by name, each once"),
     ):
         answered(monkeypatch, *[""] * 6, wrong)
         assert said in loraplan("plan", "--ask", "wrong.yaml").err

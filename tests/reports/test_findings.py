@@ -353,7 +353,9 @@ def test_an_slo_missed_from_a_cold_start_says_how_to_start_warm() -> None:
 def test_every_missed_term_is_named_and_whether_costs_alone_leave_it_open() -> None:
     said = answer(samples.make_point(p99=3.0, miss=0.8), {"e2e_p99_s": 1.0, "miss_ratio": 0.4})
     assert said.headline.endswith("p99 E2E is 3 s, above the 1 s target; miss ratio is 80 %, above the 40 % target.")
-    assert said.setting.startswith("Only more GPU slots (cache.gpu.slots) lower the miss ratio. ")
+    assert said.setting.startswith(
+        "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy). "
+    )
     wide = Metric(1.0, 0.99, 1.01, "s", calibration_lo=0.8, calibration_hi=1.2)
     point = samples.make_point()
     unclear = replace(point, metrics={**point.metrics, "e2e_p99_s": wide}, calibration={"draws": 8, "overloaded": 0})
@@ -373,5 +375,5 @@ def test_a_sweep_is_about_what_its_slo_asks() -> None:
     ]
     points = [replace(p, metrics={**p.metrics, "miss_ratio": m}) for p, m in zip(run.points, miss, strict=True)]
     said = sweep_answer(points, {"ttft_p99_s": 1.0, "miss_ratio": 0.5})
-    assert said.headline == "Use hash: with no other router the SLO is met."
+    assert said.headline == "Use hash: no other router meets the SLO."
     assert said.setting == "router.policy: hash."

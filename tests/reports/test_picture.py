@@ -1,4 +1,4 @@
-"""Charts as PNG, for agents: what the page says around a chart is in the picture."""
+"""Charts as PNG, for agents: with the title and the legend that the page has around them."""
 
 from __future__ import annotations
 

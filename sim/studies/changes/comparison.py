@@ -30,7 +30,7 @@ from reports.text.metric_text import capital
 from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
 from sim.results.slo_terms import is_tail
-from sim.results.verdict import MET, NOT_MET, verdict
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, most_strained, verdict
 from sim.studies.changes.findings import (
     MANY_POINTS,
     SOME,
@@ -346,12 +346,15 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     if len(known) < 2:
         return []
     load = [*extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
-    only = meeting(known, slo_terms)
-    if len(only) == 1:
-        met = "is met" if verdict(only[0], slo_terms) == MET else "may be met"
-        return [f"Use {label_of(only[0], axes)}: with no other router the SLO {met}.", *load]
-    left_out = [p for p in known if p not in only]
-    first, *others = sorted(only, key=lambda p: value_of(p, name) or 0.0)
+    some, open_ = meeting(known, slo_terms), any(verdict(p, slo_terms) == UNCLEAR for p in known)
+    met = [p for p in known if verdict(p, slo_terms) == MET]
+    if all(verdict(p, slo_terms) == NOT_MET for p in known):
+        nearest = min(known, key=lambda p: most_strained(p, slo_terms))
+        return [f"No router meets the SLO; nearest is {label_of(nearest, axes)}.", *load]
+    if len(met) == 1:
+        return [f"Use {label_of(met[0], axes)}: no other router {'certainly ' if open_ else ''}meets the SLO.", *load]
+    chosen = met or some
+    first, *others = sorted(chosen, key=lambda p: value_of(p, name) or 0.0)
     near = _AS_FAST * (value_of(first, name) or 0.0)
     slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
     words = metric_words(name)
@@ -361,16 +364,18 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
         best = [p for p in best if (value_of(p, name) or 0.0) <= least]
     low, high = (show(name, value_of(point, name)) for point in (first, best[-1]))
     range_ = low if low == high else f"{low} to {high}"
-    slower += left_out
-    if not slower:
-        said = f"The router makes no clear difference: {words} is {range_} with all of them."
-    else:
-        other = next((p for p in slower if "round-robin" in p.set.values()), slower[-1])
-        *some, last = [label_of(point, axes) for point in best[:MANY_POINTS]]
-        said = (
-            f"Use {' or '.join(filter(None, [', '.join(some), last]))}: {words} is {range_} instead of "
-            f"{show(name, value_of(other, name))} with {label_of(other, axes)}."
-        )
+    left_out = [p for p in known if p not in chosen]
+    slower += [p for p in left_out if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
+    missed = [label_of(p, axes) for p in left_out if p not in slower]
+    said = f"The router makes no clear difference: {words} is {range_} with all of them."
+    if slower or left_out:
+        said = f"Use {_listed([label_of(point, axes) for point in best], 'or')}: {words} is {range_}"
+        other = next((p for p in slower if "round-robin" in p.set.values()), slower[-1] if slower else None)
+        said += f" instead of {show(name, value_of(other, name))} with {label_of(other, axes)}." if other else "."
+    if missed:
+        said += f" The SLO is not {'certainly ' if open_ else ''}met with {_listed(missed, 'or')}."
+    if slo_terms and not met:
+        said += " Whether the SLO is met is unclear."
     return [said, *load]
 
 

@@ -32,12 +32,10 @@ from sim.spec.scenario_file import resolved_values, value_text
 
 ABSENT, UNSET = "–", "unset"
 """Values of a key that a scenario has no place for, and of one that it leaves open."""
+_MIXED = "mixed"
 POOLS, REPLICAS = "fleet.pools", "fleet.replicas"
-_IN_PLACE_OF = {
-    POOLS: (REPLICAS,),
-    "adapters.mix": ("adapters.rank", "adapters.targets", "adapters.size", "adapters.acceptance"),
-}
-"""Keys that have no effect where a list has entries: each entry has its own."""
+MIX, _OF_KINDS = "adapters.mix", ("adapters.rank", "adapters.targets", "adapters.size", "adapters.acceptance")
+"""Kinds of adapters, and keys that each of them has for itself."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,8 @@ class SettingChanges:
         Pools have replicas of their own, and KV that moves between them: where one scenario has no pools, its replicas
         stand against both.
         """
-        for part, keys in _IN_PLACE_OF.items():
-            if part in self.counts and (key in keys or (part == POOLS and key.startswith("fleet.kv_transfer"))):
-                return part
+        if POOLS in self.counts and (key == REPLICAS or key.startswith("fleet.kv_transfer")):
+            return POOLS
         return next((part for part in _prefixes(key) if part in self.counts or part in self.sections), "")
 
 
@@ -74,8 +71,10 @@ def changed_settings(
     said = [resolved_values(scenario) for scenario in scenarios]
     counts = [_counts(values) for values in said]
     for values, entries in zip(said, counts, strict=True):
-        for key in (key for part, keys in _IN_PLACE_OF.items() if entries.get(part) for key in keys):
-            values.pop(key, None)
+        if entries.get(POOLS):
+            values.pop(REPLICAS, None)  # a default without effect
+        if entries.get(MIX):
+            values.update({key: _MIXED for key in _OF_KINDS if key in values and values[key] != UNSET})
     rows = []
     for key in dict.fromkeys([*said[0], *said[1], *swept[0], *swept[1]]):
         a, b = (

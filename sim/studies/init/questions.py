@@ -120,6 +120,8 @@ def _settings(question: Question, text: str) -> list[str]:
         return [f"fleet.profile={text}", f"{_GPU}=null"]
     parts = [part.strip() for part in text.split(",")]
     named = [_NAMED.fullmatch(part) for part in parts]
+    if question.keys[0] == _TTFT and any(named) and len({each and each[1] for each in named} - {None}) < len(parts):
+        raise InputError("not an answer to this question", key=_TTFT, got=text, allowed="every term by name, each once")
     if question.keys[0] == _TTFT and all(named):
         terms = {f"slo.{each[1]}": each[2] for each in named if each}
         return [f"{key}={value}" for key, value in ({_TTFT: "null"} | terms).items()]

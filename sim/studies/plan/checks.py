@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ _TRAFFIC = ("workload.", "adapters.", "tenants.")
 """Sections whose keys may change how many requests a tenant has."""
 _SPREAD = 4
 """Standard deviations by which a tenant may have more requests than expected."""
+_REPLICAS = re.compile(r"fleet\.(pools\.[^.]+\.)?replicas")
 MOST_PROBES = 500
 """Points of a grid that are tried before it is refused as a whole."""
 MOST_BUILT = 4
@@ -71,7 +73,7 @@ def _check_direction(plan: Plan) -> None:
             got=least,
             hint="maximize it (--maximize)",
         )
-    most = next((key for key in plan.keys if key.endswith("replicas") and plan.direction == "maximize"), None)
+    most = next((key for key in plan.keys if _REPLICAS.fullmatch(key) and plan.direction == "maximize"), None)
     if most is not None:
         raise ScenarioError(
             "the question is how few replicas are enough, not how many",

@@ -200,9 +200,10 @@ def _setting(read: PlanReading) -> str:
         likely = ", ".join(
             f"{key}: {make_axis(key, read.points).label(value)}" for key, value in read.chosen.set.items()
         )
-        return f"{likely}, which probably does: {_how_to_decide(read)}."
+        return f"{likely}, which probably meets the SLO: {_how_to_decide(read)}."
     if not read.feasible:
-        return "Nothing in this range. Try another key or a wider range, or relax the target."
+        nothing = "Nothing" if record.certain else "Nothing certain"
+        return f"{nothing} in this range. Try another key or a wider range, or relax the target."
     keys = [*record.keys] if not record.fleets else ["fleet", "fleet.replicas"]
     axes = {key: make_axis(key, read.points) for key in keys}
     named = {key: axis.words if key.startswith("tenants.") else key for key, axis in axes.items()}
@@ -344,7 +345,7 @@ def _at_the_end(read: PlanReading) -> str:
     record = read.record
     if record.edge_refused:
         return f"The next value, {read.phrase(record.edge_set or {})}, can't be built: {record.edge_refused}."
-    if record.fleets or record.refused or _ends(read):
+    if record.fleets or record.refused or _ends(read) or [*record.answer.values()] == [1]:
         return ""
     more = "larger" if record.direction == "maximize" else "smaller"
     return f"This is the end of the range; {more} values were not tried."

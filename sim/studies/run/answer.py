@@ -193,9 +193,9 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
 
 _BY_RUN = "Nothing yet; simulate more requests first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
-COLD_FIRST = "Start with full caches first (cache.warm: steady): they start empty, which may be why."
+COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
-_MORE_SLOTS = "Only more GPU slots (cache.gpu.slots) lower the miss ratio."
+_FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy)."
 
 
 def answer(
@@ -219,7 +219,7 @@ def answer(
     missed = point.metrics.get("miss_ratio")
     starts_decide = binding.evidence is Evidence.COLD_STARTS
     changed = point.impact is not None
-    cold = cold and found in (NOT_MET, UNCLEAR) and missed is not None and bool(missed.value)
+    cold = cold and found == NOT_MET and missed is not None and bool(missed.value)
     cold = cold and not starts_decide and not changed
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
@@ -244,9 +244,11 @@ def answer(
     )
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
-        setting = f"{capital(remedy)}." if remedy else _SLOWER if has_rollout([point]) else ""
+        setting = f"{capital(remedy)}." if remedy else ""
+        by_rollout = has_rollout([point]) and (headroom is None or not fails_today(headroom))
+        setting = setting or (_SLOWER if by_rollout else "")
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
-        setting = f"{_MORE_SLOTS} {setting}"
+        setting = f"{_FEWER_MISSES} {setting}"
     return Answer(
         headline,
         details,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,8 +15,8 @@ from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
-from sim.results.slo_terms import metric_of, with_tenants
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, strain, verdict
+from sim.results.slo_terms import with_tenants
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, is_overloaded, most_strained, verdict
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank
@@ -28,7 +27,7 @@ BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
 _NO_PRODUCTS = ("continuous", "fixed")
 """Idealised engines, which no server runs."""
-_DEMANDED = ("rate", "concurrency", "count", "cv")
+_DEMANDED = ("rate", "concurrency", "count", "hottest", "cv")
 """Last words of keys that traffic demands: for these the question is how much can be served."""
 
 
@@ -124,7 +123,7 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
     if not any(verdict(point, slo_terms) in (MET, NO_SLO) for point in points):
-        return min(points, key=lambda point: _most_strained(point, slo_terms))
+        return min(points, key=lambda point: most_strained(point, slo_terms))
     if axes and not any(axis.numeric for axis in axes):
         return fastest_point(points, slo_terms)
     good = [point for point in points if verdict(point, slo_terms) == MET]
@@ -133,13 +132,6 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
         return min(good, key=lambda p: ([-axis.index(p) for axis in demanded], [axis.index(p) for axis in bought]))
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
     return edge or slowest_point(good or points, main_metric(points, slo_terms))
-
-
-def _most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
-    """Return how far a point is from the target that it misses most; infinite where a term has no value."""
-    terms = with_tenants(slo_terms, point)
-    known = all((metric := metric_of(point, name)) is not None and metric.value is not None for name in terms)
-    return max(strain(point, name, target) for name, target in terms.items()) if known else math.inf
 
 
 def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
@@ -264,10 +256,13 @@ def sweep_answer(
     trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
     missing = [point for point in points if verdict(point, slo_terms) in (NOT_MET, UNCLEAR)]
     missed = focus.metrics.get("miss_ratio")
-    cold = cold and focus in missing and not is_changed(points) and missed is not None and bool(missed.value)
+    cold = cold and verdict(focus, slo_terms) == NOT_MET and missed is not None and bool(missed.value)
+    cold = cold and not (is_changed(points) or is_overloaded(focus))
     cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
     # What the nearest design lacks that fails is what limits the one to choose; without any, what limits the slowest.
-    worst = min(missing, key=lambda p: _most_strained(p, slo_terms)) if missing else slowest_point(points, name)
+    failing = [point for point in missing if verdict(point, slo_terms) == NOT_MET]
+    nearest = min(failing, key=lambda p: most_strained(p, slo_terms), default=None)
+    worst = nearest or slowest_point(missing or points, name)
     binding, *_ = limits(worst)
     return Answer(
         headline,
@@ -286,7 +281,7 @@ def sweep_answer(
 def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
     """Return what limits the point where the SLO fails; where nothing does, the term that it misses there."""
     found, at = verdict(worst, slo_terms), f", at {point_words(worst, axes)}"
-    if limits(worst)[0].evidence is not Evidence.NOTHING or found not in (NOT_MET, UNCLEAR):
+    if limits(worst)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
         return limit_line(worst, at)
     term = deciding_term(worst, slo_terms, found)
     said = term_sentence(worst, term, with_tenants(slo_terms, worst)[term], bounds=False)
