@@ -22,6 +22,7 @@ from sim.results.point_summary import summarise
 from sim.results.recording.recorder import LEAP_ROW, PAUSE_ROW, Recorder
 from sim.results.records import STATUS_WORDS, Recording, request_table
 from sim.spec.scenario import Scenario
+from sim.spec.sections.traffic_laws import PiecewiseArrivals
 from sim.studies.design import Design
 from sim.studies.evaluate import REPLICATION, Part, facts_of, simulate_part
 from sim.world.build import build_world
@@ -187,8 +188,18 @@ def facts_from(scenario: Scenario, world: World) -> Facts:
         broken=tuple(broken_times(scenario)),
         sessions=scenario.workload.sessions is not None,
         blocking=scenario.storage.mode == "blocking",
+        cycles=measured_cycles(scenario),
         fetched_at_arrival=scenario.cache.host is not None and scenario.cache.host.fill == "arrival",
     )
+
+
+def measured_cycles(scenario: Scenario) -> float:
+    """How often a replication's rate goes through its steps while it is measured; 0 where it repeats none."""
+    arrivals, workload = scenario.workload.arrivals, scenario.workload
+    if not isinstance(arrivals, PiecewiseArrivals) or len({step.level for step in arrivals.steps}) == 1:
+        return 0.0
+    length_s = workload.duration or (workload.requests or 0) / arrivals.rate
+    return (1 - scenario.run.warmup) * length_s / sum(step.time for step in arrivals.steps)
 
 
 def broken_times(scenario: Scenario) -> Iterator[Broken]:

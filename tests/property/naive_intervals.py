@@ -231,6 +231,10 @@ class SecondCount:
         self.replications = replications
         self.wholes = [whole(replication, facts) for replication in replications]
         how_many = math.ceil(SECTIONS_IN_ALL / len(replications))
+        cycles = round(facts.cycles)
+        if len(replications) >= 5 and cycles and 0.98 * cycles < facts.cycles < 1.02 * cycles:
+            while cycles % how_many:  # a section has whole cycles
+                how_many -= 1
         self.sections = [part for replication in replications for part in sections(replication, facts, how_many)]
 
     def of_sections(self, name: str, statistic: Statistic, enough: bool) -> Counted:

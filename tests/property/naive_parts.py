@@ -128,6 +128,7 @@ class Facts:
     sessions: bool = False
     blocking: bool = False
     fetched_at_arrival: bool = False
+    cycles: float = 0.0  # of the rate, in the measured time of a replication
     mostly_copies: bool = False  # of the loads in the whole measured time, by their seconds
 
     def occupies_loaders(self, tier: str | None) -> bool:
