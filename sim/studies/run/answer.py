@@ -220,7 +220,7 @@ def answer(
     starts_decide = binding.evidence is Evidence.COLD_STARTS
     changed = point.impact is not None
     cold = cold and found == NOT_MET and missed is not None and bool(missed.value)
-    cold = cold and not starts_decide and not changed
+    cold = cold and not (starts_decide or changed or is_overloaded(point))
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
     opening, shown = _verdict(point, slo_terms, found)
