@@ -1,4 +1,4 @@
-"""A chart as a small PNG, for those who see neither the page nor SVG, such as agents."""
+"""Charts as PNG, for agents: their clients show images, but neither pages nor SVG."""
 
 from __future__ import annotations
 

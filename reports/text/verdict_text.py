@@ -224,10 +224,9 @@ def find_trust(
 
 def _part(point: Point) -> str:
     """Return of how much of the cycle that the rate repeats an answer holds, if that is only a part."""
-    keys = ("measured_s", "cycle_s", "whole_s")
-    measured, cycle, whole = (human_seconds(point.traffic.get(key, 0.0)) for key in keys)
     if "cycle_s" not in point.traffic:
         return ""
+    measured, cycle, whole = (human_seconds(point.traffic[key]) for key in ("measured_s", "cycle_s", "whole_s"))
     return f"Only {measured} of a cycle of {cycle} were measured: set workload.duration to {whole}."
 
 

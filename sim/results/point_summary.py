@@ -21,7 +21,7 @@ from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
 from sim.results.slices import group_results, overloaded, pool_results, replica_results, span_results, tenant_results
-from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99
+from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, is_whole
 from sim.results.timeline import SPANS, event_rows, timeline_of, version_mix
 from sim.traffic.popularity import concentration
 from sim.traffic.request import (
@@ -39,10 +39,6 @@ _Q = [
 # fmt: on
 _ROUNDING = 1e-10
 """Share of the latency below which a stage is what rounding left of a difference of equal times."""
-
-
-_WHOLE = 0.98
-"""Share of a cycle from which on a run has seen all of it: its length is random where it has a number of requests."""
 
 
 def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str, Any], warnings: list[str]) -> Point:
@@ -170,7 +166,7 @@ def _cycle(m: MeasuredRequests) -> dict[str, float]:
     a run takes that measures all."""
     bounds = m.recordings[0].bounds
     measured_s, cycle_s = float(bounds[-1] - bounds[0]), m.facts.spans[0].cycle_s if m.facts.spans else 0.0
-    if not 0 < measured_s < _WHOLE * cycle_s:
+    if not 0 < measured_s < cycle_s or is_whole(measured_s / cycle_s):
         return {}
     return {"cycle_s": cycle_s, "measured_s": measured_s, "whole_s": cycle_s * float(bounds[-1]) / measured_s}
 

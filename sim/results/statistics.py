@@ -180,8 +180,10 @@ def by_size(
     """
     if metric.value is None or metric.lo is None or metric.hi is None:
         return metric
-    found = autocorrelation(replications)
-    missing = 1.0 if cyclic else max(enough / found.size, WINDOWS / found.windows)
+    missing, size = 1.0, 0.0
+    if not cyclic:
+        found = autocorrelation(replications)
+        missing, size = max(enough / found.size, WINDOWS / found.windows), found.size
     half = (half_width(metric.value, by_section) or 0.0) * _caution(missing)
     if is_share:
         low, high = max(0.0, metric.value - half), min(1.0, metric.value + half)
@@ -195,7 +197,7 @@ def by_size(
     if width > 1:
         return replace(metric, state=_wide(max(times, width**2)))
     if times > 1:
-        return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(found.size), math.ceil(found.size * times)))
+        return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(size), math.ceil(size * times)))
     assert half == 0 or is_share or half < MOST_SKEWED * metric.value, "a settled interval has both of its skewed ends"
     return replace(metric, lo=low, hi=high, state=SETTLED)
 

@@ -111,8 +111,10 @@ def parse_rate(value: object) -> float:
 
 def parse_level(value: object) -> Any:
     """Return a rate, which may be zero, as a number: ``"12/s"`` → 12.0; a number as it is."""
-    zero = isinstance(value, str) and (match := _RATE.fullmatch(value)) is not None and float(match[1]) == 0
-    return 0.0 if zero else parse_rate(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    match = _RATE.fullmatch(value)
+    return 0.0 if match is not None and float(match[1]) == 0 else parse_rate(value)
 
 
 def parse_bandwidth(value: object) -> int:

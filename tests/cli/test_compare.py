@@ -13,6 +13,7 @@ from command_line import CommandLine
 from sim.results.catalogue import UNITS
 from sim.spec.scenario_file import load_scenario
 from sim.studies.backends.pool import Local
+from sim.studies.compare.study import changed_settings
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
 
@@ -213,6 +214,15 @@ def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tm
     alone = loraplan("compare", str(runs / "aimless"), "wide", "--check")
     assert alone.code == 2
     assert "tenants: only one of the runs has the tenants with an SLO" in alone.err
+
+
+def test_a_mix_has_no_rank_of_its_own() -> None:
+    kinds = [{"share": 0.5, "rank": 32}, {"share": 0.5, "rank": 64}]
+    one, other = ({"adapters": {"count": 8, "rank": 8}}, {"adapters": {"count": 8, "mix": kinds}})
+    rows, parts = changed_settings([one, other], [{}, {}])
+    assert ("adapters.rank", "8", "mixed") in rows
+    assert parts.counts == {"adapters.mix": (0, 2)}
+    assert changed_settings([other, other], [{}, {}])[0] == []
 
 
 def test_lists_that_one_scenario_lacks_show_their_length(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:

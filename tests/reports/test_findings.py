@@ -11,16 +11,18 @@ import pytest
 import samples
 
 from reports.axes import make_axes
+from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.sweep_charts import varies
 from reports.tables.metric_tables import metrics_table
 from reports.tables.slice_tables import base_model_table
-from reports.text.limit_text import limits
+from reports.text.limit_text import Evidence, Limit, limits, remedy_words
 from reports.text.metric_text import capital
+from reports.text.verdict_text import find_trust
 from sim.results.metric_state import Cause, State
-from sim.results.model import Capacity, ComputeUse, SlotUse
+from sim.results.model import Capacity, ComputeUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
-from sim.results.verdict import NOT_MET, metric_probability, verdict_word
+from sim.results.verdict import MET, NOT_MET, metric_probability, verdict, verdict_word
 from sim.studies.run.answer import COLD_FIRST, answer
 from sim.studies.run.findings import find_cliff, sweep_answer, sweep_focus
 
@@ -305,6 +307,40 @@ def test_the_one_combination_that_misses_is_named() -> None:
     assert sweep_answer(points, {"e2e_p99_s": 1.0}).headline == (
         "Only eviction policy sieve with admission policy skip misses the SLO."
     )
+
+
+def test_a_plans_heat_map_hatches_what_the_plan_is_not_sure_of() -> None:
+    run = samples.grid()
+    axes, terms = make_axes(run.points), {"e2e_p99_s": 0.25, "miss_ratio": 0.4}
+    met = [point.set for point in run.points if verdict(point, terms) == MET]
+    assert len(met) == 10
+
+    def cells(certain: list[dict[str, Any]] | None) -> str:
+        facet = Facet(run.points, run.points[0], certain=certain)
+        chart = heat_chart(run.points, axes[0], axes[1], "e2e_p99_s", terms, facet)
+        assert chart is not None
+        return chart.desc
+
+    assert cells(None) == cells(met)
+    assert cells(met[1:]).endswith("9 of 30 cells meet the SLO.")
+
+
+def test_trust_is_about_the_number_of_the_headline() -> None:
+    narrow, wide = (Metric(0.5, 0.49, 0.51, "s", calibration_lo=0.5 - d, calibration_hi=0.5 + d) for d in (0.02, 0.2))
+    point = samples.make_point()
+    metrics = {**point.metrics, "ttft_p99_s": narrow, "e2e_p99_s": wide}
+    point = replace(point, metrics=metrics, calibration={"draws": 8, "overloaded": 0})
+    terms = {"ttft_p99_s": 1.0, "e2e_p99_s": 1.0}
+    assert find_trust(point, terms, about="ttft_p99_s").number.startswith("p99 TTFT is known to ±4 %")
+    assert find_trust(point, terms).number.startswith("p99 E2E is known to ±40 %"), "the worst"
+
+
+def test_slots_are_given_back_only_where_they_hold_much_of_the_memory() -> None:
+    few, many = (MemoryUse(1, 16, 5, 8, adapters, 1000, 40, 8, 1) for adapters in (3, 20))
+    kv = Limit("KV memory", Evidence.BLOCKED, 0.5)
+    for memory, said in ((few, False), (many, True)):
+        point = replace(samples.make_point(), setup=Setup("vllm", memory=memory))
+        assert ("fewer GPU slots" in remedy_words(kv, point)) is said
 
 
 def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import loraplan as api
 from sim.results.catalogue import measured_of
 from sim.results.point import Point
 from sim.results.run_directory.result_files import points_csv, summary_json, tenants_csv
@@ -56,6 +57,19 @@ def requests_of(traffic: Traffic, replication: int = 0) -> tuple[np.ndarray, np.
     chunks = list(traffic.chunks(replication))
     adapter = np.concatenate([chunk.adapter for chunk in chunks])
     return np.concatenate([chunk.arrival_s for chunk in chunks]), traffic.tenant_of[adapter]
+
+
+def test_keys_and_slots_without_effect_are_told() -> None:
+    half = {"adapters": 100, "share": 0.5}
+    tenants = [{"name": "a", **half, "priority": 2, "weight": 3}, {"name": "b", **half}]
+    values = {"tenants": tenants, "cache.gpu.slots": 240, "cache.host.slots": 240}
+    notes = build_world(api.load_scenario("quickstart", values).scenario).notes
+    for said in ("].priority has no effect", "].weight has no effect", "40 of 240 GPU slots stay empty"):
+        assert sum(said in note for note in notes) == 1
+    fair = {"tenants": tenants, "fleet.scheduling": "vtc", "fleet.engine": "continuous"}
+    notes = build_world(api.load_scenario("quickstart", fair).scenario).notes
+    assert not any("weight has no effect" in note for note in notes)
+    assert not any("stay empty" in note for note in notes)
 
 
 def test_shares_divide_the_requests_and_popularity_applies_within_each(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class OnOffArrivals(_Renewal):
     """Mean times on and off. While on, requests arrive at ``rate × (on + off) / on``."""
 
 
-def _leave_out(*names: str) -> ConfigDict:
+def _not_required(*names: str) -> ConfigDict:
     """Return the configuration of a model whose JSON Schema doesn't require these fields: others may stand for them."""
 
     def change(schema: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def _leave_out(*names: str) -> ConfigDict:
 class Step(Strict):
     """A period with one level."""
 
-    model_config = _leave_out("time")
+    model_config = _not_required("time")
 
     time: Seconds = Field(gt=0)
     """How long it lasts."""
@@ -118,7 +118,7 @@ class _Modulated(_Process):
 class PiecewiseArrivals(_Modulated):
     """A rate that cycles through steps."""
 
-    model_config = _leave_out("rate")
+    model_config = _not_required("rate")
 
     process: Literal["piecewise"]
     steps: tuple[Step, ...] = Field(min_length=1, max_length=100_000)

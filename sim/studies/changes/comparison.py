@@ -346,14 +346,14 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     if len(known) < 2:
         return []
     load = [*extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
-    some, open_ = meeting(known, slo_terms), any(verdict(p, slo_terms) == UNCLEAR for p in known)
-    met = [p for p in known if verdict(p, slo_terms) == MET]
-    if all(verdict(p, slo_terms) == NOT_MET for p in known):
+    found = [verdict(p, slo_terms) for p in known]
+    met, open_ = [p for p, word in zip(known, found, strict=True) if word == MET], UNCLEAR in found
+    if set(found) == {NOT_MET}:
         nearest = min(known, key=lambda p: most_strained(p, slo_terms))
         return [f"No router meets the SLO; nearest is {label_of(nearest, axes)}.", *load]
     if len(met) == 1:
         return [f"Use {label_of(met[0], axes)}: no other router {'certainly ' if open_ else ''}meets the SLO.", *load]
-    chosen = met or some
+    chosen = met or meeting(known, slo_terms)
     first, *others = sorted(chosen, key=lambda p: value_of(p, name) or 0.0)
     near = _AS_FAST * (value_of(first, name) or 0.0)
     slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]

@@ -32,10 +32,8 @@ from sim.spec.scenario_file import resolved_values, value_text
 
 ABSENT, UNSET = "–", "unset"
 """Values of a key that a scenario has no place for, and of one that it leaves open."""
-_MIXED = "mixed"
+MIX, RANK = "adapters.mix", "adapters.rank"
 POOLS, REPLICAS = "fleet.pools", "fleet.replicas"
-MIX, _OF_KINDS = "adapters.mix", ("adapters.rank", "adapters.targets", "adapters.size", "adapters.acceptance")
-"""Kinds of adapters, and keys that each of them has for itself."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def changed_settings(
         if entries.get(POOLS):
             values.pop(REPLICAS, None)  # a default without effect
         if entries.get(MIX):
-            values.update({key: _MIXED for key in _OF_KINDS if key in values and values[key] != UNSET})
+            values[RANK] = "mixed"  # each kind has its own
     rows = []
     for key in dict.fromkeys([*said[0], *said[1], *swept[0], *swept[1]]):
         a, b = (

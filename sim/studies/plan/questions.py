@@ -29,7 +29,7 @@ class SearchResult:
     """What a search found.
 
     :ivar answer: the most wanted design that meets the SLO; None: no design does.
-    :ivar best: the design closest to meeting the SLO.
+    :ivar best: the design closest to meeting the SLO; ``likely``: the most wanted one that probably meets it.
     :ivar edge: the design before the answer, more wanted, which misses the SLO; None: there is none in the range.
     :ivar other_edge: with two variables, the best design at the next more wanted value of the first, which misses it.
     :ivar beyond: the design after the answer, if it was evaluated.
@@ -40,12 +40,18 @@ class SearchResult:
 
     answer: PlanDesign | None
     best: PlanDesign
+    likely: PlanDesign | None = None
     edge: PlanDesign | None = None
     other_edge: PlanDesign | None = None
     beyond: PlanDesign | None = None
     doubtful: list[PlanDesign] = field(default_factory=list)
     fleets: list[FleetRecord] = field(default_factory=list)
     frontier: list[PlanDesign] = field(default_factory=list)
+
+    @property
+    def chosen(self) -> PlanDesign:
+        """The design that the plan is about."""
+        return self.answer or self.likely or self.best
 
 
 Along = Callable[[int], PlanDesign]

@@ -97,8 +97,8 @@ def make_plan(
             loaded, store, pool=execution.pool, confidence=plan.confidence, on_evaluation=on_evaluation
         )
         found = search(plan, axes, evaluator)
-        chosen = found.answer or likely_design(evaluator, axes, plan) or found.best
-        record = _record(plan, axes, found, chosen, evaluator, loaded)
+        found.likely = likely_design(evaluator, axes, plan)
+        chosen, record = found.chosen, _record(plan, axes, found, evaluator, loaded)
         designs = _in_order(evaluator.designs(), axes, plan)
         points += [design.point for design in designs if design.point is not None]
         if found.answer is not None:
@@ -306,12 +306,7 @@ def _price(design: PlanDesign) -> float | None:
 
 
 def _record(
-    plan: Plan,
-    axes: list[Variable],
-    found: SearchResult,
-    chosen: PlanDesign,
-    evaluator: DesignEvaluator,
-    loaded: LoadedScenario,
+    plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
 ) -> PlanRecord:
     answer: dict[str, Any] = {}
     if found.answer is not None:
@@ -323,6 +318,7 @@ def _record(
             answer["price"] = fleet.price * gpus * replicas
             if gpus > 1:
                 answer["gpus"] = gpus * replicas
+    chosen = found.chosen
     assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
     each = chosen.world.traffic.expected_requests() or 0
@@ -330,7 +326,6 @@ def _record(
     refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
     formulas = screen(chosen.world)
     grades = [evaluator.grade(design) for design in _most_wanted_first(evaluator.designs(), axes, plan)]
-    likely = likely_design(evaluator, axes, plan)
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
         direction=plan.direction,
@@ -349,7 +344,7 @@ def _record(
         beyond_key=found.beyond.key if found.beyond is not None and found.beyond.point is not None else None,
         doubtful=[design.set for design in found.doubtful],
         grades=grades,
-        probable=None if likely is None else evaluator.grade(likely),
+        probable=None if found.likely is None else evaluator.grade(found.likely),
         frontier=[
             replace(evaluator.grade(design), price=_price(design))
             for design in _most_wanted_first(found.frontier, axes, plan)
