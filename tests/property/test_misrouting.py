@@ -180,7 +180,7 @@ def test_a_stale_map_ends_when_its_routers_have_heard(scenario: Scenario) -> Non
     last_s = fault.lasts if fault.lasts is not None else np.inf
     early, late = requests["arrival_s"] < min(law.low, last_s), requests["arrival_s"] >= min(law.high, last_s)
     assert not np.any(marked(recording, MISROUTED) & late)
-    if fault.share == 1:
+    if fault.share == 1 and len(scenario.faults) == 1:  # after a crash, requests may be routed much later
         assert np.all(marked(recording, MISROUTED)[came & early])
     over = [event.time_s for event in recording.events if event.kind == "over" and "own adapters" in event.text]
     assert all(time <= min(law.high, last_s) for time in over)

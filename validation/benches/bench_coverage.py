@@ -5,7 +5,7 @@
 resumes; ``--table`` prints the tables of what is there.
 
 Queues with one server are sample paths (``queue_paths``), a hundred times quicker than the simulator, and the same
-statistics. M/M/1, M/D/1 and most others are known in closed form. cache-thrash and quickstart are simulated as
+statistics. M/M/1, M/D/1 and most others are known in closed form. cache-thrash, quickstart and cycles are simulated as
 ``loraplan run`` does it. Their true values, and the quantiles of M/LN/1, are from long runs (``--references`` of
 ``--long`` requests a load).
 
@@ -38,7 +38,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 from queue_paths import QUEUES, path
 
-SIMULATED = ("cache-thrash", "quickstart")
+SIMULATED = ("cache-thrash", "quickstart", "cycles")
 SCENARIOS = (*QUEUES, *SIMULATED)
 LOADS = (0.5, 0.7, 0.8, 0.9)
 METRICS = ("miss_ratio", "queue_mean_s", "queue_p99_s", "ttft_p99_s", "e2e_mean_s", "e2e_p50_s", "e2e_p99_s")
@@ -46,6 +46,9 @@ LOAD_S, MISSES = 0.035, 0.8
 """cache-thrash: a load takes 35 ms on average, and nearly 80 % of the requests miss: the load is that of the loader."""
 SATURATED_RPS = 10.0
 """quickstart: at about this rate its 32 slots are always in use, and queues grow."""
+CYCLE, CYCLE_STEPS = 5000, ((1 / 2, 0.5), (1 / 3, 1.0), (1 / 6, 0.2))
+"""cycles: quickstart with full caches, whose rate repeats a cycle of so many requests, in steps of these shares of its
+time and of the highest rate, which is that of the load."""
 WARMUP, REPLICATIONS = {"quickstart": 0.4}, 5
 """quickstart starts with cold slots, and near saturation the queue of that start lasts: it has a longer warm-up."""
 FIRST_REFERENCE = 1_000_001
@@ -83,7 +86,17 @@ def scenario_of(task: Task) -> Scenario:
         "run.replications": task.replications,
         "run.warmup": WARMUP.get(task.scenario, 0.05),
     }
-    return load_scenario(task.scenario, [f"{key}={value}" for key, value in sets.items()], task.seed).scenario
+    name = task.scenario
+    if name == "cycles":
+        del sets["workload.arrivals.rate"]
+        name, top = "quickstart", task.load * SATURATED_RPS
+        cycle_s = CYCLE / (top * sum(share * level for share, level in CYCLE_STEPS))
+        steps = [{"time": f"{share * cycle_s!r} s", "level": f"{level * top!r}/s"} for share, level in CYCLE_STEPS]
+        sets["workload.arrivals"] = json.dumps({"process": "piecewise", "steps": steps})
+        sets["workload.requests"] = "null"
+        sets["workload.duration"] = f"{task.requests / CYCLE * cycle_s / 0.95!r} s"
+        sets["cache.warm"] = "steady"
+    return load_scenario(name, [f"{key}={value}" for key, value in sets.items()], task.seed).scenario
 
 
 def drawn(task: Task) -> dict[str, Metric]:

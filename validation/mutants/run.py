@@ -38,7 +38,7 @@ from validation.mutants.trial import (
     try_mutant,
 )
 
-AREAS = ("sim/results", "sim/policies", "sim/world", "sim/studies")
+AREAS = ("sim/results", "sim/policies", "sim/world", "sim/studies", "reports")
 
 
 class Kept:
