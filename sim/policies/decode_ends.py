@@ -35,22 +35,24 @@ class DecodeEnds:
 
     def start(self, requests: list[Request], step: int) -> list[Request]:
         """Let sequences decode that get their next token at ``step``; return those for which it is the last."""
-        ended = []
+        ended: list[Request] = []
+        overruns, ending, mask = self._overruns, self._ending, self._mask
         for request in requests:
             left = request.output_tokens - request.generated - 1
             request.last_step = last = step + left
-            if self._overruns and request.stops:
+            if overruns and request.stops:
                 left += 1
                 last += 1
             if not left:
                 ended.append(request)
                 continue
-            if left > self._mask:
+            if left > mask:
                 self._widen(left)
-            place = last & self._mask
-            group = self._ending[place]
+                ending, mask = self._ending, self._mask
+            place = last & mask
+            group = ending[place]
             if group is None:
-                self._ending[place] = [request]
+                ending[place] = [request]
                 _push(self._steps, last)
                 if last < self.next_step:
                     self.next_step = last

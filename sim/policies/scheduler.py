@@ -91,7 +91,7 @@ class Scheduler:
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
     :ivar decode_steps: decode steps so far: the counter that finish times refer to.
     :ivar decided: the step that ``compose`` decided last.
-    :ivar users: requests in the batch by adapter that has any; those for the base model under its number.
+    :ivar users: requests in the batch by adapter; those for the base model under its number.
     :ivar distinct_adapters: how many adapters the batch has, without the base model.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
@@ -99,6 +99,7 @@ class Scheduler:
     :ivar recompute_gaps: seconds between two tokens of a sequence that was preempted, or passed by, between them; the
         world records and empties the list.
     :ivar late: decoding sequences for whose next token that is so.
+    :ivar holds: whether sequences may hold their places without getting tokens.
     :ivar preempted: preemptions so far.
     :ivar lost: requests preempted in the step just decided that lose their last token, and the time of the token before
         it; below 0: it came in the same leap.
@@ -107,9 +108,20 @@ class Scheduler:
         many).
     :ivar overran: sequences whose last token is dropped, since a stop token has ended them.
     :cvar charges: whether it has to know by ``charge_begun`` how far a leap is when a request comes.
+    :cvar sets_apart: whether requests may wait that are in no queue.
     """
 
+    # Without slots, objects with more than 30 attributes are slow to read (CPython 3.11 to 3.13).
+    __slots__ = (
+        "_asynchronous", "_base_model", "_blocked_key", "_caches", "_chooses", "_closed", "_costs", "_ended", "_ending",
+        "_ends", "_first_tokens", "_in_flight", "_joined_step", "_left_waiting", "_partial", "_partial_waits",
+        "_passed_by", "_prefill_step", "_rank_sum", "_rank_tokens", "_ranks", "_scanned", "adapters_changed", "blocked",
+        "decided", "decode_steps", "distinct_adapters", "holds", "kv", "late", "limits", "lost", "overran",
+        "overrunning", "paused", "preempted", "recompute_gaps", "rule", "running", "toggled", "users", "waiting",
+    )  # fmt: skip  # names in a paragraph, not one a line
+
     charges = False
+    sets_apart = False
 
     def __init__(
         self,
@@ -126,7 +138,7 @@ class Scheduler:
         self.rule = rule
         self.running = kv.running
         self.decode_steps = 0
-        self.users: dict[int, int] = {}
+        self.users = [0] * len(ranks)
         self.distinct_adapters = 0
         self.adapters_changed = False
         self.toggled: list[int] | None = None
@@ -142,6 +154,7 @@ class Scheduler:
         self._rank_sum = 0  # of the adapters of the batch; that of the base model is 0
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
         self._asynchronous = kv.lags = limits.asynchronous
+        self.holds = limits.asynchronous or limits.ends_scan
         self._ends = DecodeEnds(overruns=limits.asynchronous)
         self.overran = 0
         self._ending: list[Request] = []  # running, with their last token on its way
@@ -165,6 +178,7 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self._base_model = number
         self._ranks = [*self._ranks, 0]
+        self.users.append(0)
         self._costs = self._costs.with_base_model()
 
     # Decide the next step -------------------------------------------------------------------------------------------
@@ -179,22 +193,22 @@ class Scheduler:
             step.prefills = []
         self.blocked, self._scanned, self._closed = UNBLOCKED, LOWEST_KEY, False
 
-        if self.late:
+        if self.holds and self.late:
             self.late = [request for request in self.late if request.last_step >= 0]
         reaches_all = self.kv.reserve_decodes() or self._make_room(now)
         kv = self.kv
         prompt_tokens, preempted = 0, self.blocked == BY_KV
-        prefills = waiting.ready or waiting.deferred or self._partial is not None or self._any_waits()
-        if prefills and limits.prefill_interval > 1 and self._holds_prefills():
-            self._closed, prefills = True, False
-        if prefills:
+        if (
+            waiting.ready or waiting.deferred or self._partial is not None or (self.sets_apart and self._any_waits())
+        ) and not (limits.prefill_interval > 1 and self._holds_prefills()):
             budget = limits.batched_tokens - (0 if limits.prefill_first else kv.decoding + kv.drafted)
             if self._partial is not None and reaches_all:
                 prompt_tokens = self._continue_prefill(self._partial, budget, now)
                 preempted = self.blocked == BY_KV
             if not preempted and not (limits.interval > 1 and self._too_early_to_admit()):
                 prompt_tokens += self._admit(budget - prompt_tokens, now)
-            self._left_waiting = limits.prefill_interval > 1 and waiting.size() > 0
+            if limits.prefill_interval > 1:
+                self._left_waiting = waiting.size() > 0
 
         if not self.running and not self._ended:
             step.steps = step.tokens = step.decoding = 0
@@ -217,12 +231,14 @@ class Scheduler:
                 step.first_s += step.host_s
         if not tokens:
             step.first_s = 0.0  # all wait for their last token
-        alone = step.prefills or self.paused or preempted or self._ending or self.late
-        step.steps = 1 if alone else self._equal_steps()
+        if step.prefills or self.paused or preempted or (self.holds and (self._ending or self.late)):
+            step.steps = 1
+        else:
+            step.steps = self._equal_steps()
         return step
 
     def _any_waits(self) -> bool:
-        """Return whether requests wait that are in no queue."""
+        """Return whether requests wait that are in no queue; asked only if it ``sets_apart``."""
         return False
 
     def _make_room(self, now: float) -> bool:
@@ -300,12 +316,13 @@ class Scheduler:
             else:
                 self._partial_rejoins(partial)
             self._partial_waits = holds
+        self._closed = holds
         return holds
 
     def _partial_rejoins(self, partial: Request) -> None:
         """Count an unfinished prompt among those of the step again."""
         self._partial_waits = False
-        self._count_in(partial)
+        self._count_in([partial])
         self.waiting.resume(partial)
 
     def _too_early_to_admit(self) -> bool:
@@ -322,7 +339,7 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred = waiting.ready, waiting.deferred
+        ready, deferred, prefills, users = waiting.ready, waiting.deferred, self.decided.prefills, self.users
         chooses, caches, whole = self._chooses, self._caches, limits.whole_prompt
         late, left, free_slots = waiting.late, budget, limits.num_seqs - len(running)
         if chooses:
@@ -369,7 +386,17 @@ class Scheduler:
                     waiting.bring_forward()
             if rule is not None:
                 rule.joined(request)
-            self._join_with(request, chunk, cached, prompt, now)
+            running[request] = None
+            adapter = request.adapter
+            users[adapter] = count = users[adapter] + 1
+            if count == 1:
+                self._count_adapter(adapter, 1)
+            if request.admitted_s < 0:
+                request.admitted_s = now
+            request.chunk = chunk
+            request.context = cached + chunk
+            request.to_prefill = prompt - chunk
+            prefills.append(request)
             left -= chunk + kv.padding
             free_slots -= 1
         if left < budget:
@@ -377,24 +404,6 @@ class Scheduler:
         if self.blocked == UNBLOCKED and (waiting.over_limit or (deferred and waiting.defers)):
             self.blocked = BY_ADAPTER_LIMIT
         return budget - left
-
-    def _join(self, request: Request, now: float) -> None:
-        """Add a request to the batch."""
-        self.running[request] = None
-        self._count_in(request)
-        if request.admitted_s < 0:
-            request.admitted_s = now
-
-    def _join_with(self, request: Request, chunk: int, cached: int, prompt: int, now: float) -> None:
-        """Add a request that has blocks for a chunk of its prompt after the cached tokens.
-
-        :param prompt: tokens after the cached ones, those of the chunk included.
-        """
-        self._join(request, now)
-        request.chunk = chunk
-        request.context = cached + chunk
-        request.to_prefill = prompt - chunk
-        self.decided.prefills.append(request)
 
     def _preempt(self, now: float) -> Request:
         """Take a request out of the batch, and return it: the newest, or with priorities the last in their order.
@@ -504,22 +513,22 @@ class Scheduler:
         if step.prefills:
             self._prefill_step = ended_step
             self._complete_prefills(now, finished)
-        if self.late:
-            if self._asynchronous:
-                self._first_tokens += self.late
-            else:
-                for request in self.late:
-                    self._note_token(request, now)
-            self.late = []
-        self.overran = 0
-        if self._ending or self._passed_by or (finished and self._asynchronous):
-            finished = self._process_last_tokens(finished)
+        if self.holds:
+            if self.late:
+                if self._asynchronous:
+                    self._first_tokens += self.late
+                else:
+                    self._note_tokens(self.late, now)
+                self.late = []
+            self.overran = 0
+            if self._ending or self._passed_by or (finished and self._asynchronous):
+                finished = self._process_last_tokens(finished)
         if finished:
             self._leave(finished)
             if self.rule is not None:
                 for request in finished:
                     self.rule.left(request)
-        if self._ended:
+        if self.holds and self._ended:
             finished += self._ended
             self._ended = []
         return finished
@@ -548,21 +557,21 @@ class Scheduler:
 
     def deliver(self, now: float) -> None:
         """Note when tokens come that were on their way when the step under way was decided."""
-        for request in self._first_tokens:
-            self._note_token(request, now)
-        for request in self._in_flight:
-            request.last_token_s = now
         if self._first_tokens:
+            self._note_tokens(self._first_tokens, now)
             self._first_tokens = []
         if self._in_flight:
+            for request in self._in_flight:
+                request.last_token_s = now
             self._in_flight = []
 
-    def _note_token(self, request: Request, now: float) -> None:
-        """Note the token that follows from a prompt being complete."""
-        if request.first_token_s < 0:
-            request.first_token_s = now
-        else:
-            self.recompute_gaps.append(now - request.last_token_s)
+    def _note_tokens(self, requests: list[Request], now: float) -> None:
+        """Note the tokens that follow from prompts being complete."""
+        for request in requests:
+            if request.first_token_s < 0:
+                request.first_token_s = now
+            else:
+                self.recompute_gaps.append(now - request.last_token_s)
 
     def _complete_prefills(self, now: float, finished: list[Request]) -> None:
         """Give each sequence whose prompt is complete its token. It decodes from now on, unless that was its last."""
@@ -573,8 +582,7 @@ class Scheduler:
         if self._asynchronous:
             self._first_tokens += complete
         else:
-            for request in complete:
-                self._note_token(request, now)
+            self._note_tokens(complete, now)
         ended = self._ends.start(complete, self.decode_steps)
         finished += ended
         self.kv.start_decodes(complete)
@@ -622,21 +630,20 @@ class Scheduler:
         for request in requests:
             if request.last_step != HOLDING:
                 adapter = request.adapter
-                count = users[adapter]
-                if count > 1:
-                    users[adapter] = count - 1
-                else:
-                    del users[adapter]
+                users[adapter] = count = users[adapter] - 1
+                if not count:
                     self._count_adapter(adapter, -1)
         if self._costs.detailed:
             self._rank_tokens -= sum([self._ranks[r.adapter] for r in requests if r.last_step >= 0])
 
-    def _count_in(self, request: Request) -> None:
-        """Count a request that gets tokens, for the first time or again."""
-        count = self.users.get(request.adapter, 0)
-        self.users[request.adapter] = count + 1
-        if not count:
-            self._count_adapter(request.adapter, 1)
+    def _count_in(self, requests: list[Request]) -> None:
+        """Count requests that get tokens, for the first time or again."""
+        users = self.users
+        for request in requests:
+            adapter = request.adapter
+            users[adapter] = count = users[adapter] + 1
+            if count == 1:
+                self._count_adapter(adapter, 1)
 
     def _hold(self, requests: list[Request]) -> None:
         """Let decoding sequences hold their places and blocks, without getting tokens."""
@@ -650,8 +657,8 @@ class Scheduler:
         self._ends.start(requests, self.decode_steps)
         self.kv.resume(requests)
         self.late += requests
+        self._count_in(requests)
         for request in requests:
-            self._count_in(request)
             self.waiting.resume(request)
         if self._costs.detailed:
             self._rank_tokens += sum([self._ranks[request.adapter] for request in requests])
@@ -708,6 +715,6 @@ class Scheduler:
         assert len(self.running) <= self.limits.num_seqs
         out = self._partial if self._partial_waits else None
         adapters = Counter(r.adapter for r in self.running if r.last_step != HOLDING and r is not out)
-        assert self.users == adapters
+        assert self.users == [adapters[adapter] for adapter in range(len(ranks))]
         assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
         assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

@@ -239,9 +239,13 @@ class SglangScheduler(Scheduler):
         self._left = self.limits.batched_tokens - decodes
         self._taken_now = decodes
         ratio, taken = 1.0 if self._ignores_end else self.ratio, 0.0
+        step, late, fresh = self.decode_steps, self._overlapped and self._late, self._fresh
         for request in self.running:
-            if request.last_step >= 0:
-                taken += min(request.max_tokens - self._given(request), CLIP) * ratio
+            if request.last_step >= 0:  # as _given; half of the time of a saturated fleet goes by here
+                left = request.max_tokens - request.output_tokens + request.last_step - step
+                if late or request.index in fresh:
+                    left += 1
+                taken += (left if left < CLIP else CLIP) * ratio
         self._taken = decodes + taken
         self._states = []
 
@@ -287,7 +291,10 @@ class SglangScheduler(Scheduler):
             if len(chosen) > before:
                 cached.append(known)
                 self._queue.take(request)
-                self._join(request, now)
+                self.running[request] = None
+                self._count_in([request])
+                if request.admitted_s < 0:
+                    request.admitted_s = now
             if result == NO_MEMORY and (chosen or running):
                 self._is_full(BY_KV)
             if result != GOES_ON:

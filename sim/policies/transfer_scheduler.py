@@ -102,6 +102,8 @@ class TransferScheduler(Scheduler):
     :ivar waiting_apart: requests of the queue that hold blocks, in the order in which they got them. They go first.
     """
 
+    sets_apart = True
+
     def __init__(
         self,
         limits: Limits,
@@ -285,7 +287,15 @@ class TransferScheduler(Scheduler):
                 if state == _READY:
                     kv.take_up(request)
                     cached = request.context - whole_is_there
-            self._join_with(request, chunk, cached, prompt, now)
+            self._turned_away.discard(request)
+            self.running[request] = None
+            self._count_in([request])
+            if request.admitted_s < 0:
+                request.admitted_s = now
+            request.chunk = chunk
+            request.context = cached + chunk
+            request.to_prefill = prompt - chunk
+            self.decided.prefills.append(request)
             left -= chunk
             free_slots -= 1
         for request in later:
@@ -346,10 +356,6 @@ class TransferScheduler(Scheduler):
                 whole = request.to_prefill + (request.context if state == _READY else 0)
                 needed -= -whole // size - -request.context // size
         return needed
-
-    def _join_with(self, request: Request, chunk: int, cached: int, prompt: int, now: float) -> None:
-        self._turned_away.discard(request)
-        super()._join_with(request, chunk, cached, prompt, now)
 
     def _make_room(self, now: float) -> bool:
         """Preempt, or pass by those that find no block: with asynchronous scheduling, most can't be preempted yet."""

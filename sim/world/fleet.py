@@ -68,7 +68,8 @@ class Arrivals:
     :ivar base_model: the number by which replicas know the base model.
     :ivar prompt_limit: the most tokens of the prompt alone, for all adapters.
     :ivar max_tokens: the limit of requests with shorter answers.
-    :ivar with_text: whether requests carry what they share, for a prefix cache or a router.
+    :ivar with_text: whether requests carry what they share, for a prefix cache or a router; ``with_stops``: whether
+        they carry how they end, for schedulers that learn it late.
     :ivar tenant_of: (adapters + 1,) the tenant of each adapter, and last of the base model; None without tenants.
     """
 
@@ -78,6 +79,7 @@ class Arrivals:
     base_model: int
     prompt_limit: int = NO_LIMIT
     with_text: bool = False
+    with_stops: bool = False
     max_tokens: int = 0
     tenant_of: NDArray[np.int64] | None = None
 
@@ -100,7 +102,7 @@ class Fleet:
         self._times = arrivals.times
         self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
         self._base_model = arrivals.base_model
-        self._carry_text = arrivals.with_text
+        self._carry_text, self._carry_stops = arrivals.with_text, arrivals.with_stops
         self._tenant_of = arrivals.tenant_of
         self._chunks: Iterator[Chunk] = iter(())
         self._requests = ArrivingRequests(0, b"", b"", (b"", b""), (b"", b"", b""))
@@ -211,7 +213,7 @@ class Fleet:
             ),
             b"" if self._tenant_of is None else _packed(self._tenant_of[chunk.adapter], "<i8"),
             None if text is None else text.of_requests(),
-            _packed(chunk.stops, "<i8"),
+            _packed(chunk.stops, "<i8") if self._carry_stops else b"",
             self._max_tokens,
         )
 

@@ -190,9 +190,9 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     clock = Clock()
     recorder = make_recorder(world, replication, sections, clock)
 
-    at_a_time = min(map(adapters_at_a_time, world.own_pools))
-    routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     # With a single replica the router is never called.
+    at_a_time = min(map(adapters_at_a_time, world.own_pools)) if replicas > 1 else 1
+    routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
     reads = routing.reads if replicas > 1 else frozenset[str]()
     router_state = RouterState(world.base_model, replicas, reads | routing.current_reads)
     steered = bool(world.rollout_plan.rollouts) or not all(
@@ -237,6 +237,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
             world.base_model,
             times.limits.prompt,
             max_tokens=world.scenario.workload.tokens.max_tokens or 0,
+            with_stops=any(pool.asynchronous for pool in pools),
             with_text=any(pool.prefix_cache for pool in pools) or not reads.isdisjoint(("texts", "request")),
             tenant_of=world.traffic.tenant_of,
         ),

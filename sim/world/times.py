@@ -117,21 +117,19 @@ class AdapterTimes(TierTimes):
     def __init__(self, tier: TierCost, population: Population) -> None:
         self._tier = tier
         self._own = np.append(load_seconds(tier, population), 0.0)  # last the base model, which is never loaded
-        self._base: list[float] = self._own.tolist()
 
     def ratio(self, adapter: int, other: int) -> float:
-        return self._base[adapter] / self._base[other] if self._base[other] > 0 else 1.0
+        return self.mean_s(adapter) / self.mean_s(other) if self._own[other] > 0 else 1.0
 
     def mean_s(self, adapter: int) -> float:
-        return self._base[adapter]
+        return float(self._own[adapter])
 
     def seconds(self, adapter: NDArray[np.int64], uniform: Floats) -> Floats:
         return np.asarray(self._own[adapter] * residual(self._tier, uniform))
 
     def draws(self, rng: np.random.Generator) -> Callable[[int], float]:
-        base = self._base
         factors = _one_by_one(rng, lambda uniform: residual(self._tier, uniform))
-        return lambda adapter: base[adapter] * next(factors)
+        return lambda adapter: self.mean_s(adapter) * next(factors)
 
 
 def _one_by_one(rng: np.random.Generator, of_uniform: Callable[[Floats], Floats]) -> Iterator[float]:

@@ -132,7 +132,7 @@ class BatchServer(Server):
     def _elapsed(self, steps: int) -> float:
         """Return the seconds from the start of the leap under way to the end of its first ``steps`` steps."""
         equal = steps - self._ahead
-        return self._head_s + equal * self._first_s + self._growth_s * (equal * (equal - 1) / 2)
+        return self._head_s + equal * self._first_s + self._growth_s * (0.5 * (equal * (equal - 1)))
 
     def _steps_until(self, now: float, may_join_now: bool = False) -> int:
         """Return the fewest steps that end after ``now``, or with ``may_join_now`` at it: the next boundary to join."""
@@ -244,25 +244,34 @@ class BatchServer(Server):
 
     def _end_leap(self, decoding: int, now: float) -> None:
         scheduler, mode, steps = self.scheduler, self.mode, self._steps
-        apart = len(scheduler.late)  # their gaps are recorded one by one
-        self._record_steps(steps, decoding - apart - (self._log_pauses() if scheduler.paused else 0))
+        if scheduler.paused:
+            decoding -= self._log_pauses()
+        if scheduler.holds:
+            decoding -= len(scheduler.late)  # their gaps are recorded one by one
+        if self._ahead:
+            self._record_steps(steps, decoding)
+        else:
+            running, blocked, start_s = len(scheduler.running), scheduler.blocked, self._started_s
+            self.recorder.record_leap(
+                start_s, self._first_s, self._growth_s, self._load_s, steps, decoding, running, blocked, self.index
+            )
         finished = scheduler.complete(steps, now)
         if self._asynchronous:
             step = scheduler.decided
             self._gpu_s = step.first_s + step.growth_s * (steps - 1) + self._copy_s
-            self._due = decoding - apart - scheduler.overran
+            self._due = decoding - scheduler.overran
         if mode.failed:
             finished = self._end_failed(finished)
         if finished:
             self._leave(finished, now)
             if mode.discards:
-                mode.batch_shrank(decoding)
-        self._record_gaps()
+                mode.batch_shrank(scheduler.decided.decoding)
+        if scheduler.recompute_gaps:
+            self._record_gaps()
 
     def _record_gaps(self) -> None:
-        if self.scheduler.recompute_gaps:
-            self.recorder.gaps(self.scheduler.recompute_gaps, self._started_s)
-            self.scheduler.recompute_gaps = []
+        self.recorder.gaps(self.scheduler.recompute_gaps, self._started_s)
+        self.scheduler.recompute_gaps = []
 
     def _record_steps(self, steps: int, decoding: int) -> None:
         """Record the first ``steps`` steps of the leap under way; each gives ``decoding`` sequences a token."""
@@ -326,7 +335,7 @@ class BatchServer(Server):
         # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
         found = [
             (request, scheduler.tokens_so_far(request))
-            for request in (scheduler.running if adapter in scheduler.users or self._asynchronous else ())
+            for request in (scheduler.running if scheduler.users[adapter] or self._asynchronous else ())
             if request.adapter == adapter and (request.admitted_s < now or request.generated)
         ]
         if scheduler.preempted:
