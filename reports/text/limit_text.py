@@ -374,6 +374,9 @@ def limit_line(point: Point, where: str = "", *, searched: bool = True) -> str:
     return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
 
 
+_MORE_COPIES = "keep more copies in host memory (cache.host.slots)"
+_FROM_STORAGE = 0.05
+"""Share of the time that loads from storage take from steps, from which on copies in host memory help as slots do."""
 MORE_SLOTS = "add GPU slots (cache.gpu.slots) or replicas (fleet.replicas)"
 _REPLICAS = "add replicas (fleet.replicas)"
 _LITTLE = 0.1
@@ -395,9 +398,11 @@ _REMEDIES = {
 def remedy_words(limit: Limit, point: Point) -> str:
     """Return what to change where this limits a point, as an order; empty where the limit's sentence says it."""
     said = _REMEDIES.get(limit.name, "").format(bucket=limit.bucket)
+    loader = point.capacity.loader
     if limit.name == "loader":
-        host = not point.capacity.loader.host_holds_all
-        said = "keep more copies in host memory (cache.host.slots)" if host else MORE_SLOTS
+        said = MORE_SLOTS if loader.host_holds_all else _MORE_COPIES
+    if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
+        said = f"{_MORE_COPIES}, or {MORE_SLOTS}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS

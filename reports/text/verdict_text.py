@@ -265,10 +265,17 @@ def _number(point: Point, slo_terms: Mapping[str, float], about: str | None, *, 
     own = next((each for each in setups if each.costs_of or each.beyond), None)
     own = own or next((each for each in setups if each.anchored or each.status in _ORIGINS), None)
     foreign = own is not None and bool(own.costs_of or own.beyond)
-    known = f"{capital(metric_words(widest))} is known to {_half_words(halves[widest])}{' at best' if foreign else ''}"
+    reach = _half_words(_farther_end(metrics[widest]))
+    known = f"{capital(metric_words(widest))} is known to {reach}{' at best' if foreign else ''}"
     if round(halves[widest], 2) <= _WIDE and not assumed and not foreign:
         return f"{known}."
     return f"{known}, because {_origin(own)}; {_NARROW if own is not None and own.anchored else _CORRECT}."
+
+
+def _farther_end(metric: Metric) -> float:
+    """Return how far the farther end of a calibration interval is from the value, as a share of this."""
+    value, low, high = metric.value or 1.0, metric.calibration_lo or 0.0, metric.calibration_hi or 0.0
+    return max(high - value, value - low) / abs(value)
 
 
 def _origin(own: Setup | None) -> str:

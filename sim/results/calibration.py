@@ -92,13 +92,18 @@ _Pairs = Sequence[tuple[ReplicationValues, ReplicationValues]]
 
 
 def _of_metrics(metrics: Mapping[str, Metric], pairs: _Pairs) -> dict[str, Metric]:
-    return {
+    found = {
         # Counts are exact for their run; draws are not priced.
         name: metric
         if metric.unit in COUNTS or name in ONLY_WITH_PRICE
         else _calibrated(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
         for name, metric in metrics.items()
     }
+    good, served = found.get("goodput_rps"), found.get("throughput_rps")
+    if good and good.value and served and good.calibration_hi:  # what is good is a part of what is served
+        most = max(good.value, served.hi or 0.0, served.calibration_hi or 0.0)
+        found["goodput_rps"] = replace(good, calibration_hi=min(good.calibration_hi, most))
+    return found
 
 
 def _of_late(late: Mapping[str, LateShare], pairs: _Pairs) -> dict[str, LateShare]:

@@ -89,6 +89,7 @@ class State:
     :ivar times: as ``times_longer``, where ``found`` and ``needed`` don't say it.
     :ivar requests: ``workload.requests`` for such a run; None where a trace or a duration gives the length.
     :ivar recorded: whether the requests are those of a trace, which is replayed once.
+    :ivar by_cycle: whether sections are one cycle that the rate repeats, or parts of it, which differ by design.
     """
 
     cause: Cause = Cause.NONE
@@ -99,6 +100,7 @@ class State:
     times: float | None = None
     requests: int | None = None
     recorded: bool = False
+    by_cycle: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -115,6 +117,8 @@ class State:
     @property
     def longer(self) -> str:
         """How long the run must be, as advice."""
+        if self.by_cycle:
+            return "run more replications of whole cycles, five at least (run.replications, workload.duration)"
         if self.requests:
             return f"run about {self.requests:,} requests"
         verb = "take a trace" if self.recorded else "run"

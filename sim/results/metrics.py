@@ -117,6 +117,8 @@ class Measured(MeasuredRequests):
         """Return a metric with the number of requests for a run that is long enough, rounded up to two digits."""
         if self.facts.seed is None and metric.state != SETTLED:
             metric = replace(metric, state=replace(metric.state, recorded=True))
+        if metric.state != SETTLED and self.facts.spans and self.facts.spans[0].cycle_s > 0.9 * self.spans.min():
+            return replace(metric, state=replace(metric.state, by_cycle=True))
         times, requests = metric.state.times_longer, self.facts.requests
         if times is None or times > MANY_TIMES or requests is None:
             return metric

@@ -433,10 +433,11 @@ def _no_profile(shelf: Sequence[Shelved], wanted: Shelved) -> ScenarioError:
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
         steps.append(_build_step(wanted))
     gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
+    key, got = ("fleet.gpu", wanted.gpu) if elsewhere else ("adapters.base_model", wanted.model)
     return ScenarioError(
         f"there is no profile of {wanted.model} on {gpus} of kind {wanted.gpu}",
-        key="fleet.tensor_parallel" if split else "adapters.base_model",
-        got=wanted.gpus if split else wanted.model,
+        key="fleet.tensor_parallel" if split else key,
+        got=wanted.gpus if split else got,
         allowed=f"the nearest are {', '.join(each.name for each in (split or near)[:_MOST_NEAR])}",
         hint="; or ".join(steps),
     )

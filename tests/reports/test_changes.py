@@ -17,6 +17,7 @@ from reports.formatting import interval, read_terms, show
 from reports.table import Table
 from sim.results.model import ComputeUse
 from sim.results.point import LateShare, Metric, Point
+from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 from sim.studies.changes.comparison import extremes
 from sim.studies.changes.findings import composition, replications_needed, rollouts_begun
@@ -185,6 +186,16 @@ def test_what_misses_the_slo_is_not_recommended() -> None:
         "With length of the fault 60 s, the SLO is not met with 100 GPU slots, which affects 8 (7.6 to 8.4) requests."
         in said.details
     )
+
+
+def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> None:
+    point = samples.changed_point(harmed=50, rollout=False, harm={"slow": 50})
+    point = replace(point, metrics={**point.metrics, "ttft_p99_s": Metric(1.3, 1.25, 1.35, "s")})
+    found = Headroom(FOUND, multiple=3.6, term="ttft_p99_s", without=("faults",))
+    said = answer(point, TERMS, headroom=found)
+    assert said.headline.startswith("The SLO is not met: p99 TTFT is 1.3 s, above the 1 s target; the fault affected ")
+    assert said.setting == "Nothing in the fleet: without the fault, it would meet the SLO."
+    assert not any(detail.startswith("The SLO") for detail in said.details)
 
 
 def test_who_never_got_an_answer_is_told_first() -> None:

@@ -19,7 +19,7 @@ from reports.text.limit_text import Evidence, Limit, limits, remedy_words
 from reports.text.metric_text import capital
 from reports.text.verdict_text import find_trust
 from sim.results.metric_state import Cause, State
-from sim.results.model import Capacity, ComputeUse, MemoryUse, Setup, SlotUse
+from sim.results.model import Capacity, ComputeUse, LoaderUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.results.verdict import MET, NOT_MET, metric_probability, verdict, verdict_word
@@ -333,6 +333,9 @@ def test_trust_is_about_the_number_of_the_headline() -> None:
     terms = {"ttft_p99_s": 1.0, "e2e_p99_s": 1.0}
     assert find_trust(point, terms, about="ttft_p99_s").number.startswith("p99 TTFT is known to ±4 %")
     assert find_trust(point, terms).number.startswith("p99 E2E is known to ±40 %"), "the worst"
+    skewed = replace(wide, calibration_lo=0.1, calibration_hi=3.0)  # as intervals of ratios are
+    point = replace(point, metrics={**metrics, "e2e_p99_s": skewed})
+    assert find_trust(point, terms).number.startswith("p99 E2E is known to within a factor of 6"), "3 over 0.5"
 
 
 def test_slots_are_given_back_only_where_they_hold_much_of_the_memory() -> None:
@@ -341,6 +344,18 @@ def test_slots_are_given_back_only_where_they_hold_much_of_the_memory() -> None:
     for memory, said in ((few, False), (many, True)):
         point = replace(samples.make_point(), setup=Setup("vllm", memory=memory))
         assert ("fewer GPU slots" in remedy_words(kv, point)) is said
+
+
+def test_copies_in_host_memory_help_where_slots_are_short_because_loads_come_from_storage() -> None:
+    slots = Limit("slots", Evidence.BLOCKED, 0.5)
+    for loader, said in (
+        (LoaderUse(0.3, storage=0.3), "keep more copies in host memory (cache.host.slots), or add GPU slots"),
+        (LoaderUse(0.3, storage=0.01), "add GPU slots"),
+        (LoaderUse(0.3, storage=0.3, host_holds_all=True), "add GPU slots"),
+    ):
+        point = samples.make_point()
+        point = replace(point, capacity=replace(point.capacity, loader=loader))
+        assert remedy_words(slots, point).startswith(said)
 
 
 def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from profiles_with_draws import write_profile
 
-from sim.results.calibration import bounds
+from sim.results.calibration import ReplicationValues, bounds, with_calibration
 from sim.results.metrics import measure
 from sim.results.point import Metric, Point
 from sim.results.point_summary import measure_alone
@@ -175,6 +175,15 @@ def test_doubling_looks_at_the_sampling_interval_and_draws_come_last(tmp_path: P
 )
 def test_ends_by_hand(name: str, metric: Metric, pairs: list[tuple[float, float]], low: float, high: float) -> None:
     assert bounds(name, metric, pairs) == pytest.approx((low, high), rel=1e-4)
+
+
+def test_no_draw_makes_more_requests_good_than_are_served() -> None:
+    metrics = {"goodput_rps": Metric(9.0, 8.8, 9.2, "1/s"), "throughput_rps": Metric(10.0, 9.9, 10.1, "1/s")}
+    own = ReplicationValues({"goodput_rps": 6.0, "throughput_rps": 10.0}, overloaded=False)
+    drawn = [replace(own, values={"goodput_rps": good, "throughput_rps": 10.0}) for good in (4.0, 10.0)]
+    found = with_calibration(Point({}, metrics), [own], drawn, 2).metrics
+    assert found["goodput_rps"].calibration_hi == 10.1, "15 by the draws alone"
+    assert found["goodput_rps"].calibration_lo < 6.0
 
 
 def test_the_interval_is_never_narrower_than_the_draws() -> None:

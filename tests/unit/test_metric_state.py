@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from strategies import build
 
 from reports.text.metric_text import remark, unsettled, why
-from sim.results.metric_state import Cause, State
+from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.model import from_plain
 from sim.results.point import Metric, Point
+from sim.studies.evaluate import evaluate_scenario
 
 
 @pytest.mark.parametrize("cause", Cause)
@@ -44,7 +46,22 @@ def test_too_short_a_run_says_how_many_requests_it_needs() -> None:
         (State(Cause.WIDE, times=1.6, recorded=True), "take a trace about 1.6 times as long"),
         (State(Cause.WIDE, times=1e9, recorded=True), "take a trace more than 100 times as long"),
         (State(Cause.WIDE, recorded=True), "take a longer trace"),
+        (
+            State(Cause.WIDE, times=14.0, by_cycle=True),
+            "run more replications of whole cycles, five at least (run.replications, workload.duration)",
+        ),
     ],
 )
-def test_a_trace_is_told_to_be_longer_as_it_is_replayed_once(state: State, advice: str) -> None:
+def test_what_makes_a_value_settled_depends_on_the_traffic(state: State, advice: str) -> None:
     assert state.longer == advice
+
+
+@pytest.mark.parametrize(("cycle_s", "by_cycle"), [(20, True), (0.2, False)])
+def test_parts_of_a_cycle_differ_by_design_and_need_whole_ones(cycle_s: float, by_cycle: bool) -> None:
+    steps = [{"time": f"{cycle_s / 2} s", "level": level} for level in (1, 3)]
+    arrivals = {"process": "piecewise", "rate": "10/s", "steps": steps}
+    workload = {"requests": 100, "arrivals": arrivals}
+    scenario = build(workload=workload, adapters={"count": 4, "size": "1 MB"}, run={"replications": 2})
+    state = evaluate_scenario(scenario).point.metrics["throughput_rps"].state
+    assert state != SETTLED
+    assert state.by_cycle is by_cycle

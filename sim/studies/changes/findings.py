@@ -178,12 +178,14 @@ def badge_words(points: Sequence[Point]) -> str:
 def impact_headline(point: Point, found: str, opening: str) -> str:
     """Return whether the SLO is met and what the change did, in one sentence.
 
-    :param found: the grade on the SLO; ``opening``: it in words.
+    :param found: the grade on the SLO; ``opening``: it in words, a sentence or the start of one.
     """
     said = impact_clause(point)
     if found == NO_SLO:
         return f"{capital(said)}."
     contrast = has_clear_impact(point) and found in (MET, PROBABLY_MET)
+    if opening.endswith("."):
+        return f"{opening[:-1]}; {said}."
     return f"{opening}, {'but' if contrast else 'and'} {said}."
 
 

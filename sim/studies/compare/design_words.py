@@ -67,6 +67,9 @@ def _design_changes(comparison: Comparison) -> list[_Change]:
         and not _SLO_KEY.match(row[0])
         and not any(value.startswith("swept: ") for value in row[1:])
     ]
+    # What A's law had and B's has not goes without saying.
+    laws = tuple(key.removesuffix("law") for key, *_ in rows if key.endswith(".law"))
+    rows = [row for row in rows if not (row[2] in (UNSET, ABSENT) and row[0].startswith(laws))]
     return changes_of(comparison, [row for row in rows if row[0] == "fleet.engine"] or rows)
 
 

@@ -41,6 +41,7 @@ from sim.results.verdict import (
     verdict,
 )
 from sim.studies.changes.findings import (
+    cause_of,
     change_sentences,
     held_back_sentences,
     impact_headline,
@@ -224,11 +225,13 @@ def answer(
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
     opening, shown = _verdict(point, slo_terms, found)
+    told = changed and found in (NOT_MET, UNCLEAR) and not is_overloaded(point)  # by the headline, whole
+    short = opening if told else verdict_opening(point, slo_terms, shown)
     headline, *details = by_rank(
         {
             Rank.HELD_BACK: held_back_sentences([point]),
-            Rank.CHANGE: [impact_headline(point, graded, verdict_opening(point, slo_terms, shown))] if changed else [],
-            Rank.VERDICT: [opening],
+            Rank.CHANGE: [impact_headline(point, graded, short)] if changed else [],
+            Rank.VERDICT: [] if told else [opening],
             Rank.EFFECT: change_sentences(point, slo_terms),
             Rank.MEASURED: _by_time(point, shown) + _measured(point, slo_terms, shown),
             Rank.LIMIT: [f"Also near its limit: {each.name}. {limit_sentence(each, point)}" for each in others],
@@ -245,8 +248,13 @@ def answer(
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(remedy)}." if remedy else ""
-        by_rollout = has_rollout([point]) and (headroom is None or not fails_today(headroom))
-        setting = setting or (_SLOWER if by_rollout else "")
+        if not setting and changed and (headroom is None or not fails_today(headroom)):
+            cause = (
+                ""
+                if headroom is None
+                else f"Nothing in the fleet: without {cause_of([point]).words}, it would meet the SLO."
+            )
+            setting = _SLOWER if has_rollout([point]) else cause
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_FEWER_MISSES} {setting}"
     return Answer(
