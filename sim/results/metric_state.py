@@ -118,7 +118,7 @@ class State:
     def longer(self) -> str:
         """How long the run must be, as advice."""
         if self.by_cycle:
-            return "run more replications of whole cycles, five at least (run.replications, workload.duration)"
+            return "run five or more replications of whole cycles"
         if self.requests:
             return f"run about {self.requests:,} requests"
         verb = "take a trace" if self.recorded else "run"
@@ -141,7 +141,7 @@ class State:
         return {name: getattr(self, name) for name in _NUMBERS}
 
 
-_NUMBERS = ("found", "needed", "others", "share", "times", "requests", "recorded")
+_NUMBERS = ("found", "needed", "others", "share", "times", "requests", "recorded", "by_cycle")
 SETTLED = State()
 TRUSTED = frozenset({Kind.SETTLED, Kind.NOT_MEASURED, Kind.NOT_APPLICABLE})
 """Kinds of states in which there is nothing to doubt: the value is sound, or none is to be expected."""

@@ -45,7 +45,10 @@ def counted_from_start(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     workload = data.get("workload")
-    start = parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
+    given = workload.get("start") if isinstance(workload, dict) else None
+    start = parse_time_of_day(given)
+    if given is not None and start is None:
+        return data
     counted = dict(data)
     for section in ("rollouts", "faults"):
         if isinstance(data.get(section), (list, tuple)):
