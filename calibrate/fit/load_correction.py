@@ -155,7 +155,7 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
         )
 
     fixed_s = profile.step.fixed_s
-    front_end_s = profile.front_end_s or 0.0
+    front_end_s = loads[0].world.pools[0].front_end_s
     begin = [0.0, fixed_s, front_end_s] if with_fixed else [0.0, front_end_s]
     blur_s = _blur_s(loads)
     front_end_step_s = max(blur_s, 5e-4)

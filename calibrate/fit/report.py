@@ -27,6 +27,8 @@ from sim.studies.fidelity.least_squares import LEFT_OUT
 from sim.studies.profile_listing import tpot_error
 
 _UNEXPLAINED, _UNSEEN = 0.15, 0.4
+_SHOWS = {"decoding": "TPOT (or E2E)", "prompts": "TTFT of prompts of 1,000 tokens or more that are not cached"}
+"""What a run has to measure to show each part."""
 
 
 def fit_report(profile: Profile, out: Path) -> Report:
@@ -148,11 +150,15 @@ def anchor_report(
     widths = " and ".join(f"± {100 * error:.0f} % {when}" for when, error in errors.items() if error is not None)
     factors = {"decoding": anchored.decode, "prompts": anchored.prompt}
     takes = {what: _times(factor) for what, factor in factors.items()}
+    if all(each.metric.startswith("ttft") for each in anchored.checked):
+        takes["decoding"] = f"{anchored.decode.value:.2f} ± ?"
     unseen = [what for what, times in takes.items() if "?" in times]
-    note = (
-        f"these runs say little about {' and '.join(unseen)}, whose costs stay near the profile: give a run with TPOT "
-        "and TTFT, and prompts of 1,000 tokens or more that are not cached"
-    )
+    notes = []
+    if unseen:
+        needed = " and ".join(_SHOWS[what] for what in unseen)
+        notes.append(f"these runs say little about {' and '.join(unseen)}: give a run with {needed}")
+    if errors["after"] and errors["before"] and round(errors["after"], 2) > round(errors["before"], 2):
+        notes.append("this anchor does not help, TPOT is less certain than before: keep the profile, or measure TPOT")
     return Report(
         kind="profiles adjust",
         name=done.name,
@@ -172,7 +178,7 @@ def anchor_report(
             *(["", f"TPOT of 32 sequences with 16 adapters: {widths}"] if widths else []),
             *("", f"profile  {out}"),
         ],
-        notes=[*([note] if unseen else []), *_unexplained(anchored.checked)],
+        notes=[*notes, *_unexplained(anchored.checked)],
     )
 
 

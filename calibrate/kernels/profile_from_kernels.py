@@ -183,7 +183,8 @@ def build_command(deployment: Deployment, model: str | None = None) -> list[str]
     card, sheet = deployment.card, list[str]()
     if card != ALL.get(card.name):
         bandwidth, flops = card.bandwidth_bytes_per_s / 1e9, card.flops / 1e12
-        sheet = ["--memory", f"{card.memory_bytes / MIB:.10g}MiB", "--bandwidth", f"{bandwidth:.10g}GB/s"]
+        unit, size = ("MiB", MIB) if card.memory_bytes % 10**7 else ("GB", 10**9)
+        sheet = ["--memory", f"{card.memory_bytes / size:.10g}{unit}", "--bandwidth", f"{bandwidth:.10g}GB/s"]
         sheet += ["--flops", f"{flops:.10g}T"]
     what = ["--gpu", card.name, *sheet, "--model", *([name] if model is None else [model, "--name", name])]
     return ["loraplan", "profiles", "build", *what, *gpus, *engine, *weights]

@@ -52,7 +52,7 @@ def why(name: str, state: State) -> str:
     """Return why a metric has no value or can't be trusted, and what to do about it; empty where there is nothing."""
     return _OTHER_WORDS.get(state.cause, state.cause.note).format(
         metric=metric_words(name),
-        found=state.found,
+        measured=state.measured,
         needed=state.needed,
         others=state.others,
         some=state.found or "none",

@@ -35,10 +35,7 @@ class Cause(Enum):
     WIDE = (Kind.WIDE, "the 95 % interval is wider than ±10 %; {longer}")
     WIDE_OVER_REPLICATIONS = (Kind.WIDE, "the 95 % interval is wider than ±10 %; run more replications")
     NO_REQUESTS = (Kind.TOO_FEW_REQUESTS, "not enough data")
-    FEW_REQUESTS = (
-        Kind.TOO_FEW_REQUESTS,
-        "not enough data: {found:,} requests were measured, {needed:,} are needed",
-    )
+    FEW_REQUESTS = (Kind.TOO_FEW_REQUESTS, "not enough data: {measured}, {needed:,} are needed")
     NONE_REROUTED = (Kind.NOT_MEASURED, "no request was rerouted and completed")
     NO_BASELINE = (Kind.NOT_MEASURED, "the same traffic without the rollouts and faults was not simulated")
     FEW_SECTIONS = (Kind.RUN_TOO_SHORT, "the run is too short for an interval; run more requests")
@@ -129,9 +126,14 @@ class State:
         return f"{verb} about {max(1.1, self.times_longer):.2g} times as long"
 
     @property
+    def measured(self) -> str:
+        """How many requests were measured, in words."""
+        return f"{self.found:,} {'request was' if self.found == 1 else 'requests were'} measured"
+
+    @property
     def note(self) -> str:
         """The text that ``summary.json`` and the files of points have for it."""
-        return self.cause.note.format(**self._numbers(), longer=self.longer) if self.cause.note else ""
+        return self.cause.note.format(**self._numbers(), longer=self.longer, measured=self.measured)
 
     def to_json(self) -> dict[str, Any]:
         """Return the cause and those numbers that say something, as plain data."""

@@ -138,6 +138,21 @@ def test_an_anchored_profile_predicts_its_runs_and_says_so(loraplan: CommandLine
     assert json.loads(once_more.out)["file"] == found["file"]
 
 
+@pytest.mark.parametrize(
+    ("run", "unseen", "helps"),
+    [
+        ("concurrency=1,prompt=10,output=1,ttft=27ms", "decoding and prompts: give a run with TPOT (or E2E)", False),
+        ("concurrency=8,prompt=1024,output=128,tpot=30ms", "prompts: give a run with TTFT of prompts of 1,000", True),
+    ],
+)
+def test_a_run_says_what_it_does_not_show(loraplan: CommandLine, run: str, unseen: str, helps: bool) -> None:
+    """Steps with short prompts take as long as reading the weights, but none of them decodes."""
+    ended = loraplan("profiles", "adjust", L40S, "--anchor", run)
+    assert f"these runs say little about {unseen}" in ended.err
+    assert ("± ? and prompts" in ended.out) != helps
+    assert ("this anchor does not help" in ended.err) != helps
+
+
 def servers(shared: Path) -> Iterator[tuple[Server, list[Stage]]]:
     """Servers with several measured stages that were not overloaded, the lowest load of each first."""
     files = (shared / "measured" / name for name in ("serving_runs.csv", "residency_runs.csv"))

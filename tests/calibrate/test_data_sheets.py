@@ -146,6 +146,9 @@ def test_every_card_of_a_data_sheet_has_figures_of_its_maker(name: str) -> None:
 def test_a_card_of_which_figures_are_given_goes_by_these() -> None:
     same = card_of("h200", bandwidth_bytes_per_s=4e12)
     assert (same.system, same.flops, same.bandwidth_bytes_per_s) == ("", ALL["h200"].flops, 4e12)
+    for typed in ("48GB", "46068MiB"):
+        card = card_of("x", **figures_of(typed, "960GB/s", "200T"))
+        assert typed in build_command(Deployment(card, base_model_of("llama-3.1-8b")))
     mine = card_of("My Card_2", **figures_of("48 GiB", "960 GB/s", "200TFLOPS"))
     assert (mine.name, mine.memory_bytes, mine.flops, mine.batch_sequences) == ("my-card-2", 48 << 30, 200e12, 256)
     command = build_command(Deployment(mine, base_model_of("llama-3.1-8b")))

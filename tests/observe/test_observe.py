@@ -67,6 +67,16 @@ def test_a_profile_is_corrected_by_what_was_measured(loraplan: CommandLine, samp
         assert predicted.quantile(kind, 0.5) == pytest.approx(np.median(kept["high"][f"{kind}_p50_s"]), rel=0.2)
 
 
+def test_errors_before_a_fit_are_those_without_one(loraplan: CommandLine) -> None:
+    Path("m.txt").write_text(counted(100, 1.0), encoding="utf-8")
+    Path("few.yaml").write_text("extends: quickstart\nworkload: {requests: 100}\n", encoding="utf-8")
+    command = ("observe", "--prometheus", "m.txt", "--window", "50 s", "--base", "few.yaml", "--out")
+    plain, fitted = loraplan(*command, "a.yaml").out, loraplan(*command, "b.yaml", "--fit-profile", "p.json").out
+    for name in ("mean TTFT", "mean ITL"):
+        before = next(line for line in fitted.splitlines() if line.startswith("metrics ") and name in line).split()[-2]
+        assert next(line for line in plain.splitlines() if line.startswith(name)).endswith(f" {before}")
+
+
 def test_growth_is_between_two_pages_and_survives_a_restart() -> None:
     first, last = page(counted(100, 1.0), name="a"), page(counted(160, 1.0), START_S + 30, "b")
     found = observed_service(readings_of([first, last]))

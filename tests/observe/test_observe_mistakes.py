@@ -79,11 +79,13 @@ def test_a_pod_in_place_of_another_is_one_server() -> None:
     assert of_answer(rows).servers == 1
 
 
-def two_files(loraplan: CommandLine, *arguments: str, swapped: bool, extra: tuple[str, str] = ("", "")) -> Any:
+def two_files(
+    loraplan: CommandLine, *arguments: str, swapped: bool, extra: tuple[str, str] = ("", ""), apart_s: float = 600
+) -> Any:
     """What ``observe`` says of files with 100,000 and 100,600 requests, if copying swapped their times."""
     for name, requests, at_s, more in (
-        ("before.txt", 100_000, START_S + 600 * swapped, extra[0]),
-        ("after.txt", 100_600, START_S + 600 * (not swapped), extra[1]),
+        ("before.txt", 100_000, START_S + apart_s * swapped, extra[0]),
+        ("after.txt", 100_600, START_S + apart_s * (not swapped), extra[1]),
     ):
         Path(name).write_text(counted(requests, 1.0) + more, encoding="utf-8")
         os.utime(name, (at_s, at_s))
@@ -111,6 +113,13 @@ def test_files_in_the_wrong_order_are_refused(loraplan: CommandLine) -> None:
     began = "process_start_time_seconds "
     ended = two_files(loraplan, swapped=True, extra=(f"{began}{START_S - 9}\n", f"{began}{START_S}\n"))
     assert ended.code == 2  # the process gets older: no restart does that
+
+
+def test_times_of_copies_are_refused(loraplan: CommandLine) -> None:
+    ended = two_files(loraplan, swapped=False, apart_s=1 / 256)
+    assert (ended.code, Path("observed.yaml").exists()) == (2, False)
+    assert "3.91 ms is too short: requests take 1 s on average (got before.txt, after.txt)" in ended.err
+    assert "such as --window 10min" in ended.err
 
 
 def test_popularity_does_not_saturate() -> None:

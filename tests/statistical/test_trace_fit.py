@@ -137,6 +137,12 @@ def test_the_popularity_law_that_made_requests_is_the_likeliest_and_not_ruled_ou
     assert list(found.law.model_dump().values())[1] == pytest.approx(value, rel=0.02)
 
 
+def test_a_shift_of_0_is_zipfs_law_and_no_other() -> None:
+    steep, flat = np.array([2000, 300, 150, 90, 60]), np.array([900, 800, 700, 300, 100])
+    laws = [{fit.law.law for fit in fit_popularity(asked)} for asked in (steep, flat)]
+    assert (laws[1] - laws[0], "zipf" in laws[0]) == ({"zipf-mandelbrot"}, True)
+
+
 @pytest.mark.slow
 def test_true_laws_are_seldom_ruled_out(monkeypatch: pytest.MonkeyPatch) -> None:
     law = {"law": "zipf-mandelbrot", "exponent": 0.95, "shift": 6.5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, header_of, write_example_fleet, write_sparse
 from sim.errors import InputError, OutputError
 from sim.spec.scenario import Targets
+from sim.traffic.adapters import SHAPES
 from sim.training.files import census as counted
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS
-from sim.training.files.census import find_copies, groups, known_model, take_census
+from sim.training.files.census import Copies, find_copies, groups, known_model, take_census
+from sim.training.files.engine_checks import ServingTarget, check_census
 
 
 def add(
@@ -183,6 +186,39 @@ def test_copies_are_found_and_only_likely_ones_are_read(tmp_path: Path) -> None:
     assert copies.bytes_read == 4 * entries[0].file_bytes
     limited = find_copies(entries, limit=1000)
     assert (limited.sets, limited.unread, limited.bytes_read) == ((), 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "same"),
+    [
+        ({"lora_alpha": 128}, False),
+        ({"use_dora": True}, False),
+        ({"use_rslora": True}, False),
+        ({"alpha_pattern": {"q_proj": 4}}, False),
+        ({"base_model_name_or_path": "other"}, False),
+        ({"lora_dropout": 0.3, "peft_version": "9", "new": None, "target_modules": ["v_proj", "q_proj"]}, True),
+    ],
+)
+def test_copies_compute_the_same(tmp_path: Path, fields: dict[str, Any], same: bool) -> None:
+    add(tmp_path, "a")
+    add(tmp_path, "b", **fields)
+    assert find_copies(take_census(tmp_path).entries).sets == ((("a", "b"),) if same else ())
+
+
+@pytest.mark.parametrize(
+    ("layers", "alike", "level"), [(16, MODEL, None), (16, "qwen2.5-7b", "wrong"), (40, MODEL, "wrong")]
+)
+def test_fewer_layers_are_part_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, alike: str, level: str | None
+) -> None:
+    """An adapter of 16 of 32 layers that doesn't say so, of matrices as large as a model's."""
+    monkeypatch.setitem(SHAPES, "other", replace(SHAPES[alike], layers=layers))
+    write_sparse(tmp_path / "a", *header_of("other", 8, ("q", "v"), "bf16"), adapter_config(BASE, 8, ("q", "v")), 0)
+    census = take_census(tmp_path)
+    assert census.entries[0].extras == (() if level else ("part of the layers",))
+    found = {each.check: each.level for each in check_census(census, ServingTarget("vllm-0.32"), Copies((), 0, 0))}
+    assert found.get("shape") == level
+    assert "extras" not in found, "vLLM serves it"
 
 
 def test_a_file_that_goes_away_is_no_copy(tmp_path: Path) -> None:

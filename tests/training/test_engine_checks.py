@@ -60,7 +60,7 @@ def entry(
         base_model=base,
         model=model,
         extras=extras,
-        header_digest=folder,
+        digest=folder,
     )
 
 

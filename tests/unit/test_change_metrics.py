@@ -12,6 +12,7 @@ from made_recordings import recording_of, scenario_facts
 from sim.results.baseline_impact import usual_impact, with_impact
 from sim.results.catalogue import ALWAYS_THERE
 from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
+from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
@@ -268,6 +269,7 @@ def test_during_and_before_are_told_apart_by_arrival() -> None:
     assert values(found, "rollout_miss_ratio", "before_miss_ratio") == [pytest.approx(3 / 10), pytest.approx(1 / 16)]
     few = metrics(one, least=17)
     assert few["before_e2e_p99_s"].note == "not enough data: 16 requests were measured, 17 are needed"
+    assert State(Cause.FEW_REQUESTS, 1, 9).note == "not enough data: 1 request was measured, 9 are needed"
 
 
 def test_a_window_without_end_goes_to_the_end() -> None:

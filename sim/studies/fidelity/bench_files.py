@@ -101,10 +101,10 @@ def _runs(path: Path, data: Any, name: str) -> Iterator[BenchRun]:
     for form, is_form, read in _FORMS:
         if is_form(data):
             return read(JsonFields(str(path), form, data), name)
-    has = ", ".join(map(str, list(data)[:8])) if isinstance(data, dict) else type(data).__name__
-    raise InputError(
-        "is no result of a benchmark that is known", file=str(path), got=f"the fields {has}", allowed=KNOWN
-    )
+    got = f"a JSON {type(data).__name__}"
+    if isinstance(data, dict):
+        got = f"the fields {', '.join(map(str, list(data)[:8]))}" if data else "no fields"
+    raise InputError("is no result of a benchmark that is known", file=str(path), got=got, allowed=KNOWN)
 
 
 class Latencies:

@@ -13,6 +13,7 @@ import typer
 from sim.cli.options import JsonOption, QuietOption
 from sim.cli.output import command_line, finish, message, say
 from sim.errors import InputError, ScenarioError
+from sim.spec.units import human_seconds
 from sim.studies.init.command import gpu_setting, one_command
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _LIMIT_S = 30.0
 _SHORTEST_S = 1.0
 _FITTED: tuple[Role, ...] = ("itl", "ttft")
-_FIT_REQUESTS = 2_000
 _MOST_SLOTS = 16
 """GPU slots that the next command plans with, at most."""
 _WINDOW = "metrics"
@@ -105,8 +105,10 @@ def observe(
         check_target(target)
     loaded = None if base is None else load_scenario(base)
     window_s = None if window is None else _window(window)
-    readings = readings_of(_pages(where, window_s, quiet), window_s)
+    pages = _pages(where, window_s, quiet)
+    readings = readings_of(pages, window_s)
     service = observed_service(readings)
+    _check_seconds(service, pages)
     if fit_profile is not None:
         _check_fit(service, loaded, fit_profile)
     watching = {} if dashboard is None else dashboard_files(dashboard, readings, service)
@@ -207,6 +209,17 @@ def _pages(where: list[str], window_s: float | None, quiet: bool) -> list[Metric
     return [first, _fetched(where[0])]
 
 
+def _check_seconds(service: ObservedService, pages: list[MetricPage]) -> None:
+    mean_s = service.histograms["e2e"].mean if "e2e" in service.histograms else None
+    if mean_s is not None and service.seconds < mean_s:
+        raise InputError(
+            f"{human_seconds(service.seconds)} is too short: requests take {human_seconds(mean_s)} on average",
+            key="--prometheus",
+            got=", ".join(page.name for page in pages),
+            hint="copying a file changes its time: say how much time passed, such as --window 10min",
+        )
+
+
 def _fetched(url: str) -> MetricPage:
     """Read an address once; without a path, that of ``/metrics``."""
     from calibrate.serve.connection import run_or_stop, without_credentials
@@ -278,7 +291,7 @@ def _correct(service: ObservedService, scenario: Scenario, where: list[str], pro
     found = {f"{role}_mean_s": service.histograms[role] for role in _FITTED}
     load = MeasuredLoad(
         _WINDOW,
-        observed_world(scenario, _FIT_REQUESTS),
+        observed_world(scenario),
         {name: histogram.mean for name, histogram in found.items() if histogram.mean is not None},
         {name: histogram.half_width() for name, histogram in found.items()},
     )

@@ -45,9 +45,9 @@ class ComparedMetric:
         return self.bucket is not None and self.bucket.holds(self.simulated)
 
 
-def observed_world(scenario: Scenario, requests: int = SIMULATED_REQUESTS) -> World:
-    """Return the world of a scenario of measured traffic, with so many requests at most."""
-    few = min(scenario.workload.requests or requests, requests)
+def observed_world(scenario: Scenario) -> World:
+    """Return the world of a scenario of measured traffic, with ``SIMULATED_REQUESTS`` at most."""
+    few = min(scenario.workload.requests or SIMULATED_REQUESTS, SIMULATED_REQUESTS)
     workload = scenario.workload.model_copy(update={"requests": few, "duration": None})
     return build_world(scenario.model_copy(update={"workload": workload}))
 

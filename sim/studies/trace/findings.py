@@ -27,8 +27,6 @@ OFF = 0.15
 _MOST_NAMED = 3
 _FEW_MISS = 0.2
 """Miss ratio up to which few requests miss."""
-_FEW_TOGETHER = 1.6
-"""Requests of a session, on average, up to which there are none to see where less than one is active at a time."""
 _NO_GAIN = "Shuffling the requests changes the miss ratio little, whatever the number of slots."
 _CORRELATED = 0.1
 """Correlation of lengths from which it is one."""
@@ -80,15 +78,18 @@ def _main_finding(facts: TraceFacts) -> str:
     at = _most_visible(curve)
     real, shuffled = curve.real[at], curve.shuffled[at]
     start = f"At {plural(curve.slots[at], 'slot')} LRU misses {about(real)} of requests"
-    # Chance variation of either order: three standard errors of a share.
-    chance = 3 * math.sqrt(max(shuffled * (1 - shuffled), 0.0) / facts.requests)
-    if abs(shuffled - real) <= max(GAP, chance):
-        return f"{start}, and {about(shuffled)} when shuffled: users do not come in sessions."
+    if abs(shuffled - real) <= _by_chance(shuffled, facts.requests):
+        return f"{start}, and {about(shuffled)} when shuffled: their order hardly matters."
     if real > shuffled:
         effect = "the order hurts: adapters return just after they were evicted"
     else:
         effect = "locality decides" if shuffled >= DECIDES * real else "locality helps"
     return f"{start}, but {about(shuffled)} of the same ones shuffled: {effect}."
+
+
+def _by_chance(share: float, requests: int) -> float:
+    """Return up to which difference two orders are alike: three standard errors of a share."""
+    return max(GAP, 3 * math.sqrt(max(share * (1 - share), 0.0) / requests))
 
 
 def _most_visible(curve: MissCurve) -> int:
@@ -191,8 +192,8 @@ def _session_words(facts: TraceFacts) -> str:
     sessions = facts.sessions
     if sessions is None or facts.curve is None or facts.adapters < 2 or not facts.span_s > 0:
         return ""
-    gain = _gain_words(facts.curve)
-    if gain == _NO_GAIN and sessions.requests_mean < _FEW_TOGETHER and sessions.at_a_time < 1:
+    gain = _gain_words(facts.curve, facts.requests)
+    if gain == _NO_GAIN and not sessions.named:
         return f"No sessions of users can be seen. {gain}"
     pauses = "" if sessions.pause_s is None else f" with pauses up to {human_seconds(sessions.pause_s)}"
     return (
@@ -201,13 +202,13 @@ def _session_words(facts: TraceFacts) -> str:
     )
 
 
-def _gain_words(curve: MissCurve) -> str:
+def _gain_words(curve: MissCurve, requests: int) -> str:
     """Return from how many slots on sessions help LRU, and how far independent draws are off there."""
     places = _round_places(curve.slots)
     factors = {
         i: curve.shuffled[i] / curve.real[i]
         for i in places
-        if curve.real[i] > 0 and curve.shuffled[i] - curve.real[i] >= GAP
+        if curve.real[i] > 0 and curve.shuffled[i] - curve.real[i] > _by_chance(curve.shuffled[i], requests)
     }
     if not factors:
         return _NO_GAIN
@@ -311,8 +312,7 @@ def _skipped_words(facts: TraceFacts) -> str:
     left_out = sum(facts.skipped.values())
     if not left_out:
         return ""
-    share = about(left_out / (left_out + facts.requests))
-    return f"{plural(left_out, 'row')} ({share}) could not be used and {'is' if left_out == 1 else 'are'} left out."
+    return f"{plural(left_out, 'row')} could not be used and {'is' if left_out == 1 else 'are'} left out."
 
 
 def laws_sentences(facts: TraceFacts) -> list[str]:

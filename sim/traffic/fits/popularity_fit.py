@@ -71,6 +71,8 @@ class PopularityFit:
 def fit_popularity(asked: Ints, seed: int = 1) -> list[PopularityFit]:
     """Fit every law that has parameters, and the uniform one; the likeliest first, by AIC.
 
+    Zipf-Mandelbrot is left out where its likeliest shift is 0.
+
     :param asked: (adapters,) requests of each adapter, any order; at least one request.
     """
     counts = with_unseen(asked)
@@ -196,6 +198,8 @@ def _fitted(counts: Floats) -> list[PopularityFit]:
     for name in _FAMILIES if len(counts) > 1 else ("uniform",):
         fit, parameters = _FAMILIES[name]
         law = fit(counts, _FINE if len(counts) < _MANY else _COARSE)
+        if isinstance(law, ZipfMandelbrotPopularity) and law.shift == 0:
+            continue  # Zipf's law again
         found.append(
             PopularityFit(law, len(counts), _likelihood(law, counts), parameters, _distance(law, counts), None)
         )

@@ -108,7 +108,7 @@ class AdapterFacts:
     :ivar bytes: of all tensors, without the header; ``file_bytes``: of the file.
     :ivar layers: layers that have one of its modules, by the numbers in their names.
     :ivar extras: what it has besides plain LoRA.
-    :ivar header_digest: equal for files with equal headers.
+    :ivar digest: equal for files with equal headers; of an adapter folder, its configuration counts too.
     """
 
     ranks: tuple[int, ...]
@@ -121,7 +121,7 @@ class AdapterFacts:
     file_bytes: int
     layers: int
     extras: tuple[Extra, ...]
-    header_digest: str
+    digest: str
     experts: str = ""
 
     @property
@@ -191,7 +191,7 @@ def _facts(header: Header, size: int, digest: str) -> HeaderFacts:
         even=len(set(by_layer.values())) <= 1,
         others=others,
         extras=_extras(targets, others),
-        header_digest=digest,
+        digest=digest,
     )
 
 
@@ -320,7 +320,12 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
         base_model=config.get("base_model_name_or_path"),
         alpha=config.get("lora_alpha"),
         others=facts.others,
-        **{**facts.as_fields(), "ranks": ranks, "extras": _all_extras(facts, config)},
+        **{
+            **facts.as_fields(),
+            "ranks": ranks,
+            "extras": _all_extras(facts, config),
+            "digest": facts.digest + _settings_digest(config),
+        },
     )
 
 
@@ -403,6 +408,23 @@ def _all_extras(facts: HeaderFacts, config: Mapping[str, Any]) -> tuple[Extra, .
     if not facts.even:
         found.add("part of the layers")
     return tuple(extra for extra in EXTRAS if extra in found)
+
+
+_TRAINING = {
+    *("auto_mapping", "corda_config", "eva_config", "inference_mode", "init_lora_weights", "loftq_config"),
+    *("lora_dropout", "megatron_config", "megatron_core", "peft_version", "runtime_config", "task_type"),
+}
+"""Fields of the configuration that don't change what a trained adapter computes."""
+
+
+def _settings_digest(config: Mapping[str, Any]) -> str:
+    """Return what is equal for configurations that compute the same: lists are sets, and null is a missing field."""
+    settings = {
+        key: sorted(value, key=repr) if isinstance(value, list) else value
+        for key, value in config.items()
+        if key not in _TRAINING and value not in (None, False, [], {}, "none")
+    }
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _only_rank(config: Mapping[str, Any], path: Path) -> tuple[int, ...]:

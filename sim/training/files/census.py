@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from sim.training.files.adapter_folder import (
     find_adapters,
     read_adapter,
 )
+from sim.training.files.engine_rules import Extra
 
 # Base models by their names in configurations: ``meta-llama/Llama-3.1-8B-Instruct`` is our ``llama-3.1-8b``.
 
@@ -37,8 +38,8 @@ _NO_FAMILY = ("tiny",)
 def known_model(name: str) -> str | None:
     """Return our name of a base model, or None.
 
-    A name counts if its last part begins with ours: fine-tuned and quantised versions have the same layers. ``fits``
-    tells whether an adapter's matrices match.
+    A name counts if its last part begins with ours: fine-tuned and quantised versions have the same layers.
+    ``Entry.fits`` tells whether an adapter's matrices match.
     """
     last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-")
     for prefix in _PREFIXES:
@@ -47,15 +48,11 @@ def known_model(name: str) -> str | None:
     return max(found, key=len, default=None)
 
 
-def fits(model: str, rank: int, modules: Sequence[str], parameters: int) -> bool:
-    """Return whether LoRA of one rank on these modules of every layer of our ``model`` has so many parameters."""
-    return parameters == rank * parameters_per_rank(DENSE[model], tuple(modules))  # type: ignore[arg-type]
-
-
 _SHORT = {f"{name}_proj": name for name in MODULES}
 _IN_EXPERTS = frozenset({"gate", "up", "down", "w1", "w2", "w3", "gate_up_proj", "base_layer", "experts"})
 """Names of what is in experts, whose models have no other modules of these names."""
 _MOST_TARGETS = 32
+_PARTIAL: Extra = "part of the layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +77,15 @@ class Entry(AdapterFacts):
         if self.experts:
             short = {self.experts if name in _IN_EXPERTS else name for name in short}
         return tuple(sorted(short, key=lambda name: (order.get(name, len(order)), name)))
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether its matrices are as large as those layers of its model that it has ask for; None: not known."""
+        if self.model is None or len(self.ranks) > 1 or not set(self.modules) <= set(MODULES):
+            return None
+        shape = DENSE[self.model]
+        whole = self.rank * parameters_per_rank(shape, self.modules)  # type: ignore[arg-type]
+        return self.layers <= shape.layers and self.lora_parameters * shape.layers == whole * self.layers
 
     @property
     def target_words(self) -> str:
@@ -180,7 +186,7 @@ def groups(entries: Iterable[Entry]) -> list[AlikeAdapters]:
 
 def _entry(adapter: AdapterFile, root: Path) -> Entry:
     base = None if adapter.base_model is None else printable(adapter.base_model.strip())
-    return Entry(
+    entry = Entry(
         folder=_below(adapter.folder, root),
         path=adapter.path,
         alpha=adapter.alpha,
@@ -189,6 +195,9 @@ def _entry(adapter: AdapterFile, root: Path) -> Entry:
         # Only the first module names: there may be a hundred thousand.
         **{**adapter.as_fields(), "targets": tuple(printable(name, 40) for name in adapter.targets[:_MOST_TARGETS])},
     )
+    if not entry.fits or entry.model is None or entry.layers == DENSE[entry.model].layers or _PARTIAL in entry.extras:
+        return entry
+    return replace(entry, extras=(*entry.extras, _PARTIAL))
 
 
 def _below(folder: Path, root: Path) -> str:
@@ -277,9 +286,9 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Groups of files with equal content.
+    """Groups of equal adapters.
 
-    :ivar sets: folders of equal files, each in order.
+    :ivar sets: their folders, each in order.
     :ivar unread: files that have a likely twin and were not read, because ``READ_LIMIT`` was reached.
     :ivar bytes_read: of the files that were read whole.
     """
@@ -295,14 +304,15 @@ def find_copies(
     limit: int = READ_LIMIT,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Copies:
-    """Return the adapters whose weights files are equal byte for byte.
+    """Return the adapters with equal weights files, byte for byte, and equal settings.
 
-    Equal sizes and headers, known from the census, come first. Most fleets have thousands of those, so four blocks of 4
-    KiB of each are compared next. Only files that agree in these too are read whole, and their SHA-256 decides.
+    Equal sizes, headers and settings, known from the census, come first. Most fleets have thousands of those, so four
+    blocks of 4 KiB of each are compared next. Only files that agree in these too are read whole, and their SHA-256
+    decides.
     """
     likely = [
         twins
-        for alike in _alike(entries, lambda entry: (entry.file_bytes, entry.header_digest))
+        for alike in _alike(entries, lambda entry: (entry.file_bytes, entry.digest))
         for twins in _alike(alike, _samples)
     ]
     total = sum(entry.file_bytes for twins in likely for entry in twins)

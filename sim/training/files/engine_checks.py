@@ -10,8 +10,8 @@ from typing import Literal
 from sim.errors import InputError
 from sim.spec.engines import ENGINES
 from sim.spec.units import human_bytes
-from sim.traffic.adapters import DTYPE_BYTES, SHAPES, parameters_per_rank
-from sim.training.files.census import Census, Copies, Entry, fits, known_model
+from sim.traffic.adapters import DTYPE_BYTES, MODULES, SHAPES, parameters_per_rank
+from sim.training.files.census import Census, Copies, Entry, known_model
 from sim.training.files.engine_rules import EXTRAS, EngineRules, Verdict
 
 ConcernLevel = Literal["refused", "wrong", "waste", "unknown", "note"]
@@ -148,14 +148,7 @@ def _base_models(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Co
 
 def _misfits(entries: Sequence[Entry]) -> Iterator[Concern]:
     """Yield adapters whose matrices don't fit the model that they name."""
-    wrong = [
-        entry
-        for entry in entries
-        if entry.model is not None
-        and len(entry.ranks) == 1
-        and _is_plain(entry)
-        and not fits(entry.model, entry.rank, entry.modules, entry.lora_parameters)
-    ]
+    wrong = [entry for entry in entries if _is_plain(entry) and entry.fits is False]
     if wrong:
         yield _concern(
             "shape",
@@ -167,8 +160,7 @@ def _misfits(entries: Sequence[Entry]) -> Iterator[Concern]:
 
 
 def _is_plain(entry: Entry) -> bool:
-    known = set(entry.modules) <= {"q", "k", "v", "o", "gate", "up", "down"}
-    return known and "part of the layers" not in entry.extras
+    return set(entry.modules) <= set(MODULES) and "part of the layers" not in entry.extras
 
 
 def _ranks(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
@@ -279,7 +271,7 @@ def _copies(copies: Copies) -> Iterator[Concern]:
     if copies.sets:
         spare = sum(len(equal) - 1 for equal in copies.sets)
         what = "1 adapter is" if spare == 1 else f"{spare:,} adapters are"
-        words = f"{what} there already under another name, byte for byte; as two names they take two slots"
+        words = f"{what} there already under another name (same weights, same settings); two names take two slots"
         example = tuple(" = ".join(equal[:EXAMPLES]) for equal in copies.sets[:EXAMPLES])
         yield Concern("copies", "waste", words, sum(map(len, copies.sets)), example)
     if copies.unread:
