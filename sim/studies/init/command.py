@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.log_options import BaseModelOption, ColumnsOption, SkipBadOption, trace_source
+from sim.cli.log_options import BaseModelOption, ColumnsOption, trace_source
 from sim.cli.options import QuietOption, session_of
 from sim.cli.output import message, prompt, say
 from sim.errors import InputError
@@ -72,7 +72,9 @@ def init(
         str | None,
         typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column.", hidden=True),
     ] = None,
-    skip_bad: SkipBadOption = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.", hidden=True)
+    ] = False,
     from_adapters: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of PEFT adapters, with their ranks and sizes.")
     ] = None,
@@ -117,9 +119,8 @@ def init(
         if engines:
             _add_pods(draft, engines[0], command, manifests[0].name)
         draft.add_command(command)
-    if others := len(engines[1:]):
-        more = "1 more engine" if others == 1 else f"{others} more engines"
-        draft.comments.append(f"{manifests[0].name} starts {more}; this is the first.")
+    if len(engines) > 1:
+        draft.comments.append(f"{manifests[0].name} starts {len(engines)} engines; this is the first.")
     for picker in pickers:
         settings, comments = read_picker(picker)
         draft.add([*settings, Setting("fleet.replicas", 2, EXAMPLE)])
@@ -246,14 +247,15 @@ def _add_pods(draft: Draft, engine: FoundEngine, command: ReadCommand, file: str
     """Take what a manifest says of the pods that a command line runs in."""
     from sim.spec.engine_flags.command_lines import Setting
 
-    servers, split = command.value("fleet.replicas") or 1, command.value("fleet.tensor_parallel") or 1
+    servers = command.value("fleet.replicas") or 1
+    used = servers * (command.value("fleet.tensor_parallel") or 1)
     if engine.replicas is not None:
         said = f"replicas in {file}" + (f", each of {servers} with data parallelism" if servers > 1 else "")
         draft.add([Setting("fleet.replicas", engine.replicas * servers, said)])
     if engine.gpu is not None:
         draft.add([Setting("fleet.gpu", engine.gpu, f"what {file} asks for")])
-    if engine.gpus and engine.gpus != servers * split:
-        said = f"GPUs of a pod in {file}: {engine.gpus}; tensor × data parallelism of its command: {servers * split}"
+    if engine.gpus and engine.gpus != used:
+        said = f"GPUs of a pod in {file}: {engine.gpus}; tensor × data parallelism of its command: {used}"
         draft.comments.append(f"{said}. Costs follow fleet.gpus_per_replica.")
         draft.add([Setting("fleet.gpus_per_replica", engine.gpus // servers, f"of a pod in {file}, for costs")])
 
