@@ -37,7 +37,7 @@ class Cause(Enum):
     NO_REQUESTS = (Kind.TOO_FEW_REQUESTS, "not enough data")
     FEW_REQUESTS = (
         Kind.TOO_FEW_REQUESTS,
-        "not enough data: {found:,} of the {needed:,} measured requests needed",
+        "not enough data: {found:,} requests were measured, {needed:,} are needed",
     )
     NONE_REROUTED = (Kind.NOT_MEASURED, "no request was rerouted and completed")
     NO_BASELINE = (Kind.NOT_MEASURED, "the same traffic without the rollouts and faults was not simulated")

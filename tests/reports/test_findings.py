@@ -195,7 +195,7 @@ def test_unsettled_and_missing_values_are_called_so() -> None:
     made.metrics["e2e_p99_s"] = Metric(None, unit="s", state=State(Cause.FEW_REQUESTS, 40, 1000))
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
-    assert "not enough data: 40 of the 1,000 measured requests needed" in said.headline
+    assert "not enough data: 40 requests were measured, 1,000 are needed" in said.headline
 
 
 def test_assumed_costs_are_called_so() -> None:

@@ -68,7 +68,7 @@ def test_intervals_of_means_tails_and_known_differences_hold(replications: int) 
 def test_too_few_requests_have_no_p99() -> None:
     metrics = evaluate_scenario(queue(1, 1, 900)).point.metrics
     assert metrics["queue_p99_s"].value is None
-    assert metrics["queue_p99_s"].note == "not enough data: 855 of the 1,000 measured requests needed"
+    assert metrics["queue_p99_s"].note == "not enough data: 855 requests were measured, 1,000 are needed"
     assert metrics["queue_p50_s"].value is not None
 
 

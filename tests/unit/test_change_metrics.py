@@ -267,7 +267,7 @@ def test_during_and_before_are_told_apart_by_arrival() -> None:
     assert values(found, "rollout_ttft_p99_s", "before_ttft_p99_s") == [pytest.approx(0.5), pytest.approx(0.5)]
     assert values(found, "rollout_miss_ratio", "before_miss_ratio") == [pytest.approx(3 / 10), pytest.approx(1 / 16)]
     few = metrics(one, least=17)
-    assert few["before_e2e_p99_s"].note == "not enough data: 16 of the 17 measured requests needed"
+    assert few["before_e2e_p99_s"].note == "not enough data: 16 requests were measured, 17 are needed"
 
 
 def test_a_window_without_end_goes_to_the_end() -> None:

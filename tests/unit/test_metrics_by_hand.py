@@ -124,7 +124,7 @@ def test_a_miss_ratio_of_few_requests_is_withheld() -> None:
     metrics = summarise([recording() for _ in range(REPLICATIONS - 1)], FACTS, {}, []).metrics
     for name in ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio", "loads_per_request"):
         assert metrics[name].value is None
-        assert metrics[name].note == "not enough data: 96 of the 100 measured requests needed"
+        assert metrics[name].note == "not enough data: 96 requests were measured, 100 are needed"
     assert metrics["throughput_rps"].value is not None
 
 
