@@ -74,10 +74,7 @@ class Draft:
                 self.settings.setdefault(setting.key, setting)
 
     def add_command(self, command: ReadCommand) -> None:
-        """Take what a command line says.
-
-        :raises InputError: for a largest rank that the engine refuses.
-        """
+        """Take what a command line says, unless the engine refuses its largest rank."""
         row = nearest_version(command.engine)
         engine = command.engine if row.simulated else row.preset
         check_serving_target(ServingTarget(engine, command.value("adapters.rank")), "--max-lora-rank")
@@ -159,8 +156,7 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
                 hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
             break
-    others = {key: why for key, why in refused.items() if key != _MODEL}
-    left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in others.items()]
+    left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in refused if key != _MODEL]
     return [*draft.notes(refused), *left_out, *hopeless]
 
 
