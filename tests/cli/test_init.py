@@ -111,6 +111,10 @@ def test_options_that_slow_a_server_are_not_called_harmless_and_secrets_are_not_
     assert [said for said, _ in read.untranslated] == slower
     assert read.of_server == ("--api-key …", "--hf_token …", "--ssl-keyfile-password …", "--ssl-keyfile /k")
     assert [said.partition(" (")[0] for said in read.unknown] == ["--my-secret-name …", "--max-total-tokens 9"]
+    for wrong in (f"ollama run {secret}", f"vllm serve '{secret}"):
+        with pytest.raises(InputError) as refused:
+            read_command(wrong)
+        assert "sk-" not in str(refused.value)
 
 
 @pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
