@@ -60,6 +60,10 @@ def test_a_command_line_becomes_a_scenario_that_runs(loraplan: CommandLine) -> N
 def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> None:
     scenario = drafted(loraplan, "--from-vllm", "vllm serve my/own-3b -tp 4 --max-loras 4")
     assert (scenario.adapters.base_model, scenario.fleet.tensor_parallel) == (None, None)
+    ended = loraplan("init", "--out", "other.yaml", "--from-vllm", "vllm serve my/own-3b --port 80")
+    first = ended.err.splitlines()[0]
+    assert first.startswith("note: Not your model: this simulates llama-3.1-8b, not my/own-3b: there is no profile of")
+    assert "build it from the model's config.json: loraplan profiles build --gpu h100-80gb --model config.json" in first
     text = Path("mine.yaml").read_text(encoding="utf-8")
     assert "# base_model: my/own-3b   # the command line's model; left out: there is no profile of my/own-3b" in text
     assert "# tensor_parallel: 4   # -tp 4; left out: there is no profile" in text
@@ -98,6 +102,19 @@ def test_command_lines_that_loraplan_writes_are_read_back() -> None:
                     assert parse_bytes(setting.value) == pytest.approx(meant, rel=1e-5)  # GiB, to six digits
                 elif setting.key not in ("adapters.rank", "adapters.targets") and meant is not None:
                     assert setting.value == meant, (scenario.name, setting)
+
+
+def test_options_that_slow_a_server_are_not_called_harmless_and_secrets_are_not_shown() -> None:
+    slower = ["--enforce-eager", "-O0", "-O.level=0", "--compilation-config.level 0", "--cuda-graph-sizes 8 16"]
+    secret = "--api-key sk-1 sk-2 --hf_token=sk-3 --ssl-keyfile-password sk-4 --my-secret-name sk-5"
+    read = read_command(f"vllm serve m {' '.join(slower)} {secret} --ssl-keyfile /k --max-total-tokens 9")
+    assert [said for said, _ in read.untranslated] == slower
+    assert read.of_server == ("--api-key …", "--hf_token …", "--ssl-keyfile-password …", "--ssl-keyfile /k")
+    assert [said.partition(" (")[0] for said in read.unknown] == ["--my-secret-name …", "--max-total-tokens 9"]
+    for wrong in (f"ollama run {secret}", f"vllm serve '{secret}"):
+        with pytest.raises(InputError) as refused:
+            read_command(wrong)
+        assert "sk-" not in str(refused.value)
 
 
 @pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
@@ -149,9 +166,9 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"adapters.targets": ["q", "v"]},
     ),
     "sglang": (
-        SGLANG.format("m") + " --chunked-prefill-size -1 --disable-radix-cache",
+        SGLANG.format("m") + " --chunked-prefill-size -1 --disable-radix-cache --lora-eviction-policy lru",
         "sglang",
-        {"adapters.count": 3, "fleet.chunked_prefill": False, "fleet.prefix_caching": False},
+        {"cache.eviction": "lru", "adapters.count": 3, "fleet.chunked_prefill": False, "fleet.prefix_caching": False},
     ),
     "the longest prefix first, and drained adapters": (
         SGLANG.format("m") + " --schedule-policy lpm --lora-drain-wait-threshold 2.5",
@@ -278,6 +295,23 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
         assert "doesn't enable LoRA" not in Path("mine.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("options", "asked", "replicas", "gpus"),
+    [("", 4, 3, 4), (", -pp, '4'", 4, 3, 4), (", -dp, '2'", 4, 6, 2), (", -dp, '2'", 2, 6, None), ("", 1, 3, None)],
+)
+def test_costs_count_the_gpus_of_a_pod(
+    loraplan: CommandLine, options: str, asked: int, replicas: int, gpus: int | None
+) -> None:
+    engine = f"args: [vllm, serve, llama-3.1-8b, --enable-lora{options}]"
+    Path("llm.yaml").write_text(
+        f"replicas: 3\nspec: {{{engine}, resources: {{limits: {{nvidia.com/gpu: '{asked}'}}}}}}\n"
+    )
+    fleet = drafted(loraplan, "--from-manifest", "llm.yaml").fleet
+    assert (fleet.replicas, fleet.gpus_per_replica) == (replicas, gpus)
+    noted = f"GPUs of a pod in llm.yaml: {asked}; tensor" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert noted == (gpus is not None)
+
+
 PICKER = """
 kind: EndpointPickerConfig
 plugins:
@@ -322,6 +356,7 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     assert loraplan("adapters", "fleet", "--example").code == 0
     ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert "Guessed: time, adapter, input, output, unit" in ended.err
+    assert "The log names 2 adapters, 0 of them in fleet. They get the ranks and sizes" in ended.err
     scenario = load_scenario("mine.yaml").scenario
     assert scenario.workload.trace.columns is not None
     assert len(scenario.adapters.mix) > 1
@@ -329,12 +364,31 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     assert loraplan("run", "mine.yaml").code == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("", "vLLM refuses 1 of these adapters: a rank up to 64, above 16, the largest asked for."),
+        ("--max-lora-rank 64", None),
+        ("--max-lora-rank 256", "Not translated: --max-lora-rank 256: simulated slots fit the largest rank, 64, and"),
+    ],
+)
+def test_a_folder_is_compared_with_the_largest_rank_of_its_server(
+    loraplan: CommandLine, option: str, said: str | None
+) -> None:
+    assert loraplan("adapters", "fleet", "--example").code == 0
+    drafted(loraplan, "--from-adapters", "fleet", "--from-vllm", f"vllm serve llama-3.1-8b --enable-lora {option}")
+    text = Path("mine.yaml").read_text(encoding="utf-8")
+    assert said in text if said else "rank up to" not in text and "--max-lora-rank" not in text
+
+
 def test_a_log_is_read_as_the_options_say(loraplan: CommandLine) -> None:
     Path("log.csv").write_text("when,route,n,m\n1741078800,/lora/a,5,7\n1741078802,/lora/b,6,8\n1741078803,base,9,9\n")
     columns = ("--columns", "time=when,adapter=route,input=n,output=m", "--base-model", "base")
     scenario = drafted(loraplan, "--from-trace", "log.csv", *columns)
     assert scenario.workload.trace.base_model == "base"
-    pattern = ("--columns", "time=when,adapter=route,input=n,output=m", "--adapter-from", "/lora/(.+)")
+    with Path("log.csv").open("a") as log:
+        log.write("then,/lora/b,6,8\n")
+    pattern = ("--columns", "time=when,adapter=route,input=n,output=m", "--adapter-from", "/lora/(.+)", "--skip-bad")
     Path("mine.yaml").unlink()
     assert drafted(loraplan, "--from-trace", "log.csv", *pattern).workload.trace.adapter_from == "/lora/(.+)"  # type: ignore[union-attr]
 

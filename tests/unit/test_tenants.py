@@ -70,6 +70,8 @@ def test_keys_and_slots_without_effect_are_told() -> None:
     notes = build_world(api.load_scenario("quickstart", fair).scenario).notes
     assert not any("weight has no effect" in note for note in notes)
     assert not any("stay empty" in note for note in notes)
+    one = build_world(api.load_scenario("quickstart", {"adapters.count": 1}).scenario).notes
+    assert any("stay empty, for there is 1 adapter; they take" in note for note in one)
 
 
 def test_shares_divide_the_requests_and_popularity_applies_within_each(tmp_path: Path) -> None:

@@ -28,12 +28,15 @@ _VERSION = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)")
 _SERVING = re.compile(
     r"host|port|served-model-name|api-key|log|uvicorn|download-dir|load-format|trust-remote-code|chat-template|seed|"
     r"tokenizer|ssl|cors|root-path|allowed|disable-log|enable-log|enable-auto-tool-choice|tool-call|reasoning-parser|"
-    r"metric|uds|middleware|revision|hf-|cuda-graph|compilation|enforce-eager"
+    r"metric|uds|middleware|revision|hf-"
 )
 """Options of a server that are not about what it can serve, or how fast."""
-_SWITCHES = re.compile(r"(enable|disable)-.*|trust-remote-code|enforce-eager|skip-tokenizer-init|allow-credentials")
+_SWITCHES = re.compile(r"(enable|disable)-.*|trust-remote-code|skip-tokenizer-init|allow-credentials")
 """Options outside the tables that take no value: the word behind one of them may be the model."""
+_DETAIL = re.compile(r"\..*|(?<=^o)\d$")
+"""What ``--compilation-config.level`` and ``-O0`` have behind the option."""
 _SHELL = re.compile(r"(^|/)(ba|da|z)?sh$")
+_SECRET = re.compile(r"(?is)((?<![a-z])(?:keys?|token|secrets?|passwords?)(?![a-z])[\w-]*)(?:=|\s+)[^\s-].*?(?=\s-|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,15 @@ class ReadCommand:
     of_server: tuple[str, ...]
     loras: bool
 
+    def value(self, key: str) -> Any:
+        """Return what it means for a key of a scenario; None: nothing."""
+        return next((setting.value for setting in self.settings if setting.key == key), None)
+
+
+def _without_secrets(text: str) -> str:
+    """Return a command line, or an option of one, with … for the values of keys, tokens, secrets and passwords."""
+    return _SECRET.sub(r"\1 …", text)
+
 
 def starts_engine(words: Sequence[str]) -> bool:
     """Return whether words are a command line that starts vLLM or SGLang."""
@@ -85,7 +97,7 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
         words = shlex.split(text.replace("\\\n", " "), comments=True) if isinstance(text, str) else list(text)
         words = _without_shell(words)
     except ValueError as error:
-        raise InputError("not a command line", got=str(text)[:80], hint=str(error)) from None
+        raise InputError("not a command line", got=_without_secrets(str(text))[:80], hint=str(error)) from None
     for place, word in enumerate(words):
         for table, engine, mark in _STARTS:
             if mark.search(word.partition(":")[0]):
@@ -98,7 +110,7 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
                 return _read(flag_tables()[table], f"{engine}-{version[1]}" if version else engine, rest)
     raise InputError(
         "no command line of vLLM or SGLang",
-        got=" ".join(words)[:80],
+        got=_without_secrets(" ".join(words))[:80],
         allowed='"vllm serve MODEL --enable-lora ..." or "python -m sglang.launch_server --model-path MODEL ..."',
     )
 
@@ -121,11 +133,11 @@ def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:
     unknown: list[str] = []
     of_server: list[str] = []
     for name, values in given.items():
-        flag = flags.get(name) or flags.get(name.removeprefix("no-"))
+        flag = flags.get(name) or flags.get(name.removeprefix("no-")) or flags.get(_DETAIL.sub("", name))
         if flag is None:
             place = of_server if _SERVING.match(name) else unknown
             near = None if place is of_server else did_you_mean(f"--{name}", [each.name for each in table.flags])
-            place.append(said[name] + (f" ({near})" if near else ""))
+            place.append(_without_secrets(said[name]) + (f" ({near})" if near else ""))
             continue
         if flag.name in ("--model", "--model-path"):
             model = values[0] if values else model
@@ -189,11 +201,12 @@ def _meaning(flag: Flag, name: str, values: list[str], given: dict[str, list[str
         if any(value for _, value in pairs):
             return {} if off else {key: _scalar(value) for key, value in pairs}
         return {pairs[0][0]: not off}
-    if not values or values[0] in ("auto", "None", "-1"):
+    word = values[0] if values else "nothing"
+    if word in ("auto", "None", "-1"):
         return {}
-    number = _scalar(values[0])
+    number = _scalar(word)
     if not isinstance(number, (int, float)) or isinstance(number, bool) or not number > 0:
-        raise InputError("not a number above zero", key=flag.name, got=values[0])
+        raise InputError("not a number above zero", key=flag.name, got=word)
     return {pairs[0][0]: number}
 
 

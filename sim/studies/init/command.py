@@ -15,12 +15,12 @@ from sim.cli.output import message, prompt, say
 from sim.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.spec.engine_flags.command_lines import Setting
+    from sim.spec.engine_flags.command_lines import ReadCommand, Setting
     from sim.spec.sections.trace_source import Trace
-    from sim.studies.init.draft import Draft
+    from sim.studies.init.draft import Draft, FoundEngine
     from sim.studies.init.questions import Question
 
-_OF_LOGS = ("--columns", "--base-model", "--adapter-from")
+_OF_LOGS = ("--columns", "--base-model", "--adapter-from", "--skip-bad")
 """Options that say how a log is read."""
 _INPUT = "standard input"
 _LONGEST_LINE = 10_000
@@ -35,8 +35,8 @@ def one_command(given: list[str] | None) -> str | None:
         raise InputError(
             "more than one command line",
             key="--from-vllm, --from-sglang",
-            got=" and ".join(given),
-            allowed="one",
+            got=len(given),
+            allowed="1",
             hint="draft a scenario for each",
         )
     return given[0] if given else None
@@ -72,6 +72,9 @@ def init(
         str | None,
         typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column.", hidden=True),
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.", hidden=True)
+    ] = False,
     from_adapters: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of PEFT adapters, with their ranks and sizes.")
     ] = None,
@@ -92,33 +95,32 @@ def init(
     if gpu is not None:
         draft.add([gpu_setting(gpu)])
     text = one_command(from_vllm)
-    command = None if text is None else read_command(text)
     pickers = [file for file in from_manifest or () if is_picker(file)]
     manifests = [file for file in from_manifest or () if file not in pickers]
     if len(pickers) > 1 or len(manifests) > 1:
         got = " and ".join(map(str, pickers if len(pickers) > 1 else manifests))
         raise InputError("more than one of a kind", key="--from-manifest", got=got, allowed="one, and one --from-epp")
+    if manifests and text is not None:
+        got = f"a command line and {manifests[0]}"
+        raise InputError("both start an engine", key="--from-vllm, --from-manifest", got=got, allowed="one of them")
     engines = read_manifest(manifests[0]) if manifests else []
+    words = engines[0].words if engines else text
+    command = None if words is None else read_command(words)
+    of_log = (columns, base_model, adapter_from, skip_bad)
     if from_trace:
-        served = read_command(engines[0].words) if engines else command
-        source = trace_source(from_trace, columns, base_model, adapter_from)
-        model = served.model if served is not None and base_model is None else ""
+        source = trace_source(from_trace, columns, base_model, adapter_from, skip_bad=skip_bad)
+        model = command.model if command is not None and base_model is None else ""
         _add_trace(draft, source, model, out.parent, quiet)
-    elif unread := [key for key, value in zip(_OF_LOGS, (columns, base_model, adapter_from), strict=True) if value]:
+    elif unread := [key for key, value in zip(_OF_LOGS, of_log, strict=True) if value]:
         raise InputError("says how a log is read, and there is none", key=unread[0], hint="give --from-trace too")
     if from_adapters is not None:
-        _add_adapters(draft, from_adapters)
-    for manifest in manifests:
-        first, *others = engines
-        draft.add_command(read_command(first.words))
-        if first.replicas is not None:
-            draft.add([Setting("fleet.replicas", first.replicas, f"replicas in {manifest.name}")])
-        if first.gpu is not None:
-            draft.add([Setting("fleet.gpu", first.gpu, f"what {manifest.name} asks for")])
-        if others:
-            draft.comments.append(f"{manifest.name} starts {len(others)} more engines; this is the first.")
+        _add_adapters(draft, from_adapters, command)
     if command is not None:
+        if engines:
+            _add_pods(draft, engines[0], command, manifests[0].name)
         draft.add_command(command)
+    if len(engines) > 1:
+        draft.comments.append(f"{manifests[0].name} starts {len(engines)} engines; this is the first.")
     for picker in pickers:
         settings, comments = read_picker(picker)
         draft.add([*settings, Setting("fleet.replicas", 2, EXAMPLE)])
@@ -130,9 +132,10 @@ def init(
                 "nothing to draft a scenario from", allowed=allowed, hint="loraplan plan --ask reads answers"
             )
         _ask(draft, quiet)
-    for note in write_draft(draft, out):
-        message(f"note: {note}", quiet)
+    notes = write_draft(draft, out)
     say(f"scenario {out}")
+    for note in notes:
+        message(f"note: {note}", quiet)
     session_of(context).kept = f"{out} is kept"
     if not any(key.startswith("plan.") for key in draft.settings):
         say(f"next     loraplan run {out}")
@@ -236,15 +239,34 @@ def _add_trace(draft: Draft, source: Trace, model: str, folder: Path, quiet: boo
     for note in data.notes:
         message(f"note: {note}", quiet)
     draft.lines["workload"] = replay_lines(source, data, folder)
-    draft.names_adapters = data.adapter is not None
+    draft.names = None if data.adapter is None else data.names
     draft.comments.append(f"The requests are those of {', '.join(Path(file).name for file in source.files)}.")
 
 
-def _add_adapters(draft: Draft, folder: Path) -> None:
+def _add_pods(draft: Draft, engine: FoundEngine, command: ReadCommand, file: str) -> None:
+    """Take what a manifest says of the pods that a command line runs in."""
     from sim.spec.engine_flags.command_lines import Setting
+
+    servers = command.value("fleet.replicas") or 1
+    used = servers * (command.value("fleet.tensor_parallel") or 1)
+    if engine.replicas is not None:
+        said = f"replicas in {file}" + (f", each of {servers} with data parallelism" if servers > 1 else "")
+        draft.add([Setting("fleet.replicas", engine.replicas * servers, said)])
+    if engine.gpu is not None:
+        draft.add([Setting("fleet.gpu", engine.gpu, f"what {file} asks for")])
+    if engine.gpus and engine.gpus != used:
+        said = f"GPUs of a pod in {file}: {engine.gpus}; tensor × data parallelism of its command: {used}"
+        draft.comments.append(f"{said}. Costs follow fleet.gpus_per_replica.")
+        draft.add([Setting("fleet.gpus_per_replica", engine.gpus // servers, f"of a pod in {file}, for costs")])
+
+
+def _add_adapters(draft: Draft, folder: Path, command: ReadCommand | None) -> None:
+    """Take the adapters of a folder, which a command line serves."""
+    from sim.spec.engine_flags.command_lines import Setting
+    from sim.spec.engine_flags.options import vllm_rank
     from sim.studies.vet.adapter_scenario import adapter_lines
     from sim.training.files.census import known_model, take_census
-    from sim.training.files.engine_checks import ServingTarget, is_served, served_base
+    from sim.training.files.engine_checks import ServingTarget, above_rank, is_served, served_base
 
     census = take_census(folder, lambda done, total: None)
     base = served_base(census.entries, ServingTarget(None, None, None))
@@ -252,7 +274,19 @@ def _add_adapters(draft: Draft, folder: Path) -> None:
     if not served:
         raise InputError("no adapter can be read", key="--from-adapters", got=str(folder))
     lines = adapter_lines(served)
-    draft.lines["adapters"] = [line for line in lines if not (draft.names_adapters and line.startswith("  count:"))]
-    draft.comments.append(f"The adapters are the {len(served):,} in {folder.name}, with the sizes of their files.")
+    draft.lines["adapters"] = lines if draft.names is None else lines[1:]
+    said = f"The adapters are the {len(served):,} in {folder.name}, with the sizes of their files."
+    if draft.names is not None:
+        both = len(set(draft.names) & {name for entry in served for name in (entry.folder, Path(entry.folder).name)})
+        said = f"The log names {len(draft.names):,} adapters, {both:,} of them in {folder.name}. They get the ranks "
+        said += f"and sizes of its {len(served):,} adapters by share, not by name."
+    draft.comments.append(said)
+    if command is not None and (limit := command.value("adapters.rank")):
+        for concern in above_rank(served, ServingTarget(None, limit)):
+            draft.comments.append(f"{command.name} refuses {concern.count:,} of these adapters: {concern.words}.")
+        largest = max(entry.rank for entry in served)
+        if limit > (vllm_rank(largest) if command.name == "vLLM" else largest):
+            said = f"Not translated: --max-lora-rank {limit}: simulated slots fit the largest rank, {largest}"
+            draft.comments.append(f"{said}, and take less memory")
     if model := known_model(base or ""):
         draft.add([Setting("adapters.base_model", model, "what the adapters name")])

@@ -22,6 +22,7 @@ from sim.spec.profile_choice import DEFAULT_MODEL
 from sim.spec.scenario_file import load_scenario
 from sim.studies.deploy.picker import documents_of
 from sim.studies.design import check_points
+from sim.training.files.engine_checks import ServingTarget, check_serving_target
 
 EXAMPLE = "an example: put your own here"
 _SECTIONS = ("workload", "tenants", "adapters", "fleet", "cache", "storage", "router", "slo", "plan")
@@ -37,6 +38,8 @@ _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 _LARGER_SHARE_FROM = (0, 25)
 _DEEPEST = 40
+_GPU_COUNTS = ("nvidia.com/gpu", "amd.com/gpu", "requestGPU")
+_MODEL = "adapters.base_model"
 
 
 @dataclass(slots=True)
@@ -47,7 +50,7 @@ class Draft:
     :ivar settings: by key; the first that was given counts.
     :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
     :ivar comments: what the command line says that no key holds.
-    :ivar names_adapters: whether a trace says which adapters there are.
+    :ivar names: of the adapters in a trace; None: there is none, or it names none.
     :ivar runs_vllm: whether a command line says that vLLM serves, so that its defaults fill what it leaves out.
     :ivar made_by: the command that drafts it.
     :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
@@ -57,7 +60,7 @@ class Draft:
     settings: dict[str, Setting] = field(default_factory=dict)
     lines: dict[str, list[str]] = field(default_factory=dict)
     comments: list[str] = field(default_factory=list)
-    names_adapters: bool = False
+    names: tuple[str, ...] | None = None
     runs_vllm: bool = False
     made_by: str = "loraplan init"
     extends: str | None = None
@@ -66,20 +69,21 @@ class Draft:
         """Take settings whose key has none yet, and that no whole section contradicts."""
         for setting in settings:
             section = setting.key.partition(".")[0]
-            ours = section in self.lines and not (section == "adapters" and setting.key == "adapters.base_model")
+            ours = section in self.lines and not (section == "adapters" and setting.key == _MODEL)
             if not ours:
                 self.settings.setdefault(setting.key, setting)
 
     def add_command(self, command: ReadCommand) -> None:
-        """Take what a command line says."""
+        """Take what a command line says, unless the engine refuses its largest rank."""
         row = nearest_version(command.engine)
         engine = command.engine if row.simulated else row.preset
+        check_serving_target(ServingTarget(engine, command.value("adapters.rank")), "--max-lora-rank")
         self.add([Setting("fleet.engine", engine, f"a command line of {command.name}"), *command.settings])
         if not row.simulated:
             self.comments.append(f"{engine} stands for {command.engine}: {command.name} {row.words} {row.about}")
         if command.model:
-            self.add([Setting("adapters.base_model", command.model, "the command line's model")])
-        elif "adapters.base_model" not in self.settings:
+            self.add([Setting(_MODEL, command.model, "the command line's model")])
+        elif _MODEL not in self.settings:
             self.comments.append(f"The command line names no model: {DEFAULT_MODEL} is assumed (adapters.base_model).")
         if not command.loras:
             self.comments.append("The command line doesn't enable LoRA; this scenario serves adapters all the same.")
@@ -110,9 +114,17 @@ class Draft:
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:
-            self.add(_ADAPTERS[1:] if self.names_adapters else _ADAPTERS)
+            self.add(_ADAPTERS if self.names is None else _ADAPTERS[1:])
         if not any(key.startswith("slo.") for key in self.settings):
             self.add(_GOALS)
+
+    def notes(self, refused: Mapping[str, str]) -> list[str]:
+        """Return the comments; the first says if another base model is simulated than was given."""
+        if _MODEL not in refused:
+            return self.comments
+        simulated = "that of fleet.profile" if "fleet.profile" in self.settings.keys() - refused else DEFAULT_MODEL
+        other = f"Not your model: this simulates {simulated}, not {self.settings[_MODEL].value}"
+        return [f"{other}: {refused[_MODEL]}", *self.comments]
 
 
 def _memory_share(engine: str) -> Setting:
@@ -144,8 +156,8 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
                 hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
             break
-    left_out = [f"left out {key} ({draft.settings[key].said}): {why}" for key, why in refused.items()]
-    return [*draft.comments, *left_out, *hopeless]
+    left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in refused if key != _MODEL]
+    return [*draft.notes(refused), *left_out, *hopeless]
 
 
 def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
@@ -155,7 +167,7 @@ def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
     """
     lines = [
         f"# Drafted by {draft.made_by}. Every value says where it comes from.",
-        *(f"# {_one_line(comment)}" for comment in draft.comments),
+        *(f"# {_one_line(note)}" for note in draft.notes(refused)),
         "schema_version: 1",
         *([f"extends: {flow_text(draft.extends)}"] if draft.extends is not None else ()),
         f"name: {draft.name}",
@@ -187,7 +199,7 @@ def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]
         yield f"{'  ' * (len(tables) + 1)}{last}: {flow_text(setting.value)}   # {_one_line(setting.said)}"
 
 
-_CHOOSE_PROFILE = ("adapters.base_model", "fleet.tensor_parallel", "fleet.gpu")
+_CHOOSE_PROFILE = (_MODEL, "fleet.tensor_parallel", "fleet.gpu")
 """Keys that choose the profile, the most specific first."""
 
 
@@ -216,11 +228,13 @@ class FoundEngine:
     :ivar words: its command line.
     :ivar replicas: how many there are; None: it doesn't say.
     :ivar gpu: the GPU that it asks for, as ``fleet.gpu`` has it; None: it doesn't say, or none of ours.
+    :ivar gpus: how many it asks for; None: it doesn't say.
     """
 
     words: tuple[str, ...]
     replicas: int | None
     gpu: str | None
+    gpus: int | None
 
 
 def read_manifest(file: Path) -> list[FoundEngine]:
@@ -251,7 +265,7 @@ def _engines_in(value: Any, replicas: int | None, gpu: str | None, depth: int) -
     is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
     words = _chart_words(value) if is_chart else _container_words(value)
     if starts_engine(words):
-        yield FoundEngine(tuple(words), replicas, _gpu(value) or gpu)
+        yield FoundEngine(tuple(words), replicas, _gpu(value) or gpu, _gpu_count(value))
         return
     for each in value.values():
         yield from _engines_in(each, replicas, gpu, depth + 1)
@@ -313,3 +327,11 @@ def _gpu(value: Any, depth: int = 0) -> str | None:
         return None
     parts = value.values() if isinstance(value, Mapping) else value
     return next((found for each in parts if (found := _gpu(each, depth + 1))), None)
+
+
+def _gpu_count(value: Mapping[str, Any]) -> int | None:
+    """Return how many GPUs a container, or a chart's model, asks for."""
+    resources = value.get("resources")
+    tables = [*(resources.values() if isinstance(resources, Mapping) else ()), value]
+    asked = (str(table.get(key)) for table in tables if isinstance(table, Mapping) for key in _GPU_COUNTS)
+    return next((int(count) for count in asked if re.fullmatch(r"[1-9][0-9]{0,2}", count)), None)

@@ -67,9 +67,10 @@ def rules_of(engine: str) -> EngineRules:
     return rules
 
 
-def check_serving_target(target: ServingTarget) -> None:
+def check_serving_target(target: ServingTarget, option: str = "--max-rank") -> None:
     """Refuse an unknown engine, a largest rank that it doesn't allow, and a base model that can't be printed.
 
+    :param option: that gives the rank.
     :raises InputError: naming the option.
     """
     if target.engine is not None and target.engine not in ENGINES:
@@ -80,7 +81,7 @@ def check_serving_target(target: ServingTarget) -> None:
     if target.max_rank is not None and choices and target.max_rank not in choices:
         raise InputError(
             f"{target.engine} has no such largest rank",
-            key="--max-rank",
+            key=option,
             got=target.max_rank,
             allowed=", ".join(map(str, choices)),
         )
@@ -92,7 +93,7 @@ def check_census(census: Census, target: ServingTarget, copies: Copies) -> list[
     found = [
         *_base_models(entries, target),
         *_misfits(entries),
-        *_ranks(entries, target),
+        *above_rank(entries, target),
         *_modules(entries, target),
         *_extras(entries, target),
         *_padding(entries, target),
@@ -163,7 +164,8 @@ def _is_plain(entry: Entry) -> bool:
     return set(entry.modules) <= set(MODULES) and "part of the layers" not in entry.extras
 
 
-def _ranks(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
+def above_rank(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern]:
+    """Yield adapters whose rank is above the largest asked for, or that the engine can have."""
     limit = target.max_rank
     if limit is None and target.rules.rank_choices:
         limit = target.rules.rank_choices[-1]
