@@ -225,7 +225,7 @@ def answer(
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
     opening, shown = _verdict(point, slo_terms, found)
-    told = changed and found in (NOT_MET, UNCLEAR) and not is_overloaded(point)  # by the headline, whole
+    told = changed and found == NOT_MET and not is_overloaded(point)  # by the headline, whole
     short = opening if told else verdict_opening(point, slo_terms, shown)
     headline, *details = by_rank(
         {
