@@ -447,15 +447,21 @@ def _faults(shares: Mapping[str, float]) -> str:
     return f"{capital(said)}, and requests waited for that."
 
 
+_MEANT_OTHERWISE = 100
+"""How many times as many tokens are asked for as a bucket admits where its rate was probably meant in requests."""
+
+
 def _bucket(bucket: BucketUse) -> str:
     start = f"The bucket of {bucket.tenant} admits {_figure(bucket.rate)}"
     share = percent(bucket.limited)
     if bucket.asked <= bucket.rate:  # on average; at times it lacks tokens
         return f"{start} {bucket.counts}/s and {'refuses' if bucket.refuses else 'holds'} {share} of its requests."
     asked = f"{start} of {_figure(float(f'{bucket.asked:.3g}'))} {bucket.counts}/s"
+    meant = bucket.counts == "tokens" and bucket.rate < bucket.asked / _MEANT_OTHERWISE
+    hint = " It counts tokens; counts: requests makes it count requests." if meant else ""
     if bucket.refuses:
-        return f"{asked} and refuses {share} of its requests."
-    return f"{asked}, so the queue in front of it grows without limit."
+        return f"{asked} and refuses {share} of its requests.{hint}"
+    return f"{asked}, so the queue in front of it grows without limit.{hint}"
 
 
 def _figure(rate: float) -> str:

@@ -9,6 +9,7 @@ import samples
 
 from reports.tables.slice_tables import memory_table
 from reports.text.headroom_text import first_limit
+from reports.text.limit_text import limit_sentence, limits
 from reports.text.setup_text import bill
 from sim.results.model import BatchSlotUse, BucketUse, Capacity, GpuShare, LoaderUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point, Usage
@@ -116,6 +117,16 @@ BUSY = LoaderUse(0.95, 0.95, 1)
 )
 def test_the_first_limit_names_its_multiple_and_the_remedy(found: Headroom | None, said: str) -> None:
     assert first_limit(found, "otherwise").startswith(said)
+
+
+@pytest.mark.parametrize(("counts", "said"), [("tokens", True), ("requests", False)])
+def test_a_bucket_whose_rate_was_meant_in_requests_is_told_that_it_counts_tokens(counts: str, said: bool) -> None:
+    bucket = BucketUse("free", 0.17, 600.0, 0.99, 400, refuses=True, counts=counts)
+    point = samples.make_point()
+    point = replace(point, capacity=replace(point.capacity, buckets=(bucket,)))
+    sentence = limit_sentence(limits(point)[0], point)
+    assert sentence.startswith(f"The bucket of free admits 0.17 of 600 {counts}/s")
+    assert ("counts tokens" in sentence) is said
 
 
 def test_where_the_slo_is_missed_today_a_search_without_its_cause_says_nothing() -> None:
