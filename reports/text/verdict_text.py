@@ -126,11 +126,18 @@ def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> Confidence |
     return None
 
 
-def _calibration_half(metric: Metric) -> float | None:
-    """Return half the width of the calibration interval over the value."""
+def _calibration_ends(metric: Metric) -> tuple[float, float] | None:
+    """Return how far the ends of the calibration interval lie below and above the value, as shares of it."""
     if not metric.value or metric.calibration_lo is None or metric.calibration_hi is None:
         return None
-    return (metric.calibration_hi - metric.calibration_lo) / 2 / abs(metric.value)
+    below, above = metric.value - metric.calibration_lo, metric.calibration_hi - metric.value
+    return below / abs(metric.value), above / abs(metric.value)
+
+
+def _calibration_half(metric: Metric) -> float | None:
+    """Return half the width of the calibration interval over the value."""
+    ends = _calibration_ends(metric)
+    return None if ends is None else sum(ends) / 2
 
 
 _REASONS: Mapping[Doubt, str] = {
@@ -258,24 +265,18 @@ def _number(point: Point, slo_terms: Mapping[str, float], about: str | None, *, 
     drawn = _of_calibration(point, metrics)
     if drawn is not None and drawn.doubt is not Doubt.DRAWS_WIDE:
         return f"{capital(confidence_reason(drawn))}."
-    halves = {name: half for name, metric in metrics.items() if (half := _calibration_half(metric)) is not None}
-    if not halves:
+    ends = {name: each for name, metric in metrics.items() if (each := _calibration_ends(metric)) is not None}
+    if not ends:
         return f"The costs are assumed, not measured; {_CORRECT}." if assumed else ""
-    widest = about if about in halves else max(halves, key=lambda name: halves[name])
+    widest = about if about in ends else max(ends, key=lambda name: sum(ends[name]))
     own = next((each for each in setups if each.costs_of or each.beyond), None)
     own = own or next((each for each in setups if each.anchored or each.status in _ORIGINS), None)
     foreign = own is not None and bool(own.costs_of or own.beyond)
-    reach = _half_words(_farther_end(metrics[widest]))
+    reach = _half_words(max(ends[widest]))
     known = f"{capital(metric_words(widest))} is known to {reach}{' at best' if foreign else ''}"
-    if round(halves[widest], 2) <= _WIDE and not assumed and not foreign:
+    if round(sum(ends[widest]) / 2, 2) <= _WIDE and not assumed and not foreign:
         return f"{known}."
     return f"{known}, because {_origin(own)}; {_NARROW if own is not None and own.anchored else _CORRECT}."
-
-
-def _farther_end(metric: Metric) -> float:
-    """Return how far the farther end of a calibration interval is from the value, as a share of this."""
-    value, low, high = metric.value or 1.0, metric.calibration_lo or 0.0, metric.calibration_hi or 0.0
-    return max(high - value, value - low) / abs(value)
 
 
 def _origin(own: Setup | None) -> str:

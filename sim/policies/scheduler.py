@@ -91,7 +91,6 @@ class Scheduler:
     :param rule: KV memory that a request must find to join, if that is more than its prompt needs.
     :ivar decode_steps: decode steps so far: the counter that finish times refer to.
     :ivar decided: the step that ``compose`` decided last.
-    :ivar users: requests in the batch by adapter; those for the base model under its number.
     :ivar distinct_adapters: how many adapters the batch has, without the base model.
     :ivar adapters_changed: whether an adapter joined or left the batch since the world last set this to False.
     :ivar toggled: optional list; the scheduler appends an adapter each time it joins or leaves the batch.
@@ -115,9 +114,9 @@ class Scheduler:
     __slots__ = (
         "_asynchronous", "_base_model", "_blocked_key", "_caches", "_chooses", "_closed", "_costs", "_ended", "_ending",
         "_ends", "_first_tokens", "_in_flight", "_joined_step", "_left_waiting", "_partial", "_partial_waits",
-        "_passed_by", "_prefill_step", "_rank_sum", "_rank_tokens", "_ranks", "_scanned", "adapters_changed", "blocked",
-        "decided", "decode_steps", "distinct_adapters", "holds", "kv", "late", "limits", "lost", "overran",
-        "overrunning", "paused", "preempted", "recompute_gaps", "rule", "running", "toggled", "users", "waiting",
+        "_passed_by", "_prefill_step", "_rank_sum", "_rank_tokens", "_ranks", "_scanned", "_users", "adapters_changed",
+        "blocked", "decided", "decode_steps", "distinct_adapters", "holds", "kv", "late", "limits", "lost", "overran",
+        "overrunning", "paused", "preempted", "recompute_gaps", "rule", "running", "toggled", "waiting",
     )  # fmt: skip  # names in a paragraph, not one a line
 
     charges = False
@@ -138,7 +137,6 @@ class Scheduler:
         self.rule = rule
         self.running = kv.running
         self.decode_steps = 0
-        self.users = [0] * len(ranks)
         self.distinct_adapters = 0
         self.adapters_changed = False
         self.toggled: list[int] | None = None
@@ -151,6 +149,7 @@ class Scheduler:
         self._chooses, self._caches = waiting.chooses, kv.caches
         self._costs = costs
         self._ranks = ranks
+        self._users: list[int] = []  # requests in the batch by adapter, up to the highest number that has had any
         self._rank_sum = 0  # of the adapters of the batch; that of the base model is 0
         self._rank_tokens = 0  # ranks of decoding sequences, summed; only if step costs depend on it
         self._asynchronous = kv.lags = limits.asynchronous
@@ -178,7 +177,6 @@ class Scheduler:
         """Let requests without an adapter join, under this adapter number. Call it before the first request."""
         self._base_model = number
         self._ranks = [*self._ranks, 0]
-        self.users.append(0)
         self._costs = self._costs.with_base_model()
 
     # Decide the next step -------------------------------------------------------------------------------------------
@@ -339,7 +337,7 @@ class Scheduler:
     def _admit(self, budget: int, now: float) -> int:
         """Admit waiting requests while tokens, batch slots and KV blocks allow; return the tokens of their prompts."""
         waiting, running, kv, limits, rule = self.waiting, self.running, self.kv, self.limits, self.rule
-        ready, deferred, prefills, users = waiting.ready, waiting.deferred, self.decided.prefills, self.users
+        ready, deferred, prefills, users = waiting.ready, waiting.deferred, self.decided.prefills, self._users
         chooses, caches, whole = self._chooses, self._caches, limits.whole_prompt
         late, left, free_slots = waiting.late, budget, limits.num_seqs - len(running)
         if chooses:
@@ -388,6 +386,8 @@ class Scheduler:
                 rule.joined(request)
             running[request] = None
             adapter = request.adapter
+            if adapter >= len(users):
+                self._widen_users(adapter)
             users[adapter] = count = users[adapter] + 1
             if count == 1:
                 self._count_adapter(adapter, 1)
@@ -626,7 +626,7 @@ class Scheduler:
 
     def _count_out(self, requests: list[Request]) -> None:
         """Count requests that get no more tokens out of the sums of the batch."""
-        users = self.users
+        users = self._users
         for request in requests:
             if request.last_step != HOLDING:
                 adapter = request.adapter
@@ -638,12 +638,23 @@ class Scheduler:
 
     def _count_in(self, requests: list[Request]) -> None:
         """Count requests that get tokens, for the first time or again."""
-        users = self.users
+        users = self._users
         for request in requests:
             adapter = request.adapter
+            if adapter >= len(users):
+                self._widen_users(adapter)
             users[adapter] = count = users[adapter] + 1
             if count == 1:
                 self._count_adapter(adapter, 1)
+
+    def _widen_users(self, adapter: int) -> None:
+        """Make room for the count of an adapter; a replica that never sees one needs none."""
+        users = self._users
+        users.extend([0] * (min(max(adapter + 1, 2 * len(users)), len(self._ranks)) - len(users)))
+
+    def uses(self, adapter: int) -> bool:
+        """Return whether the batch has a request for an adapter that gets tokens."""
+        return adapter < len(self._users) and self._users[adapter] > 0
 
     def _hold(self, requests: list[Request]) -> None:
         """Let decoding sequences hold their places and blocks, without getting tokens."""
@@ -715,6 +726,6 @@ class Scheduler:
         assert len(self.running) <= self.limits.num_seqs
         out = self._partial if self._partial_waits else None
         adapters = Counter(r.adapter for r in self.running if r.last_step != HOLDING and r is not out)
-        assert self.users == [adapters[adapter] for adapter in range(len(ranks))]
+        assert {adapter: count for adapter, count in enumerate(self._users) if count} == adapters
         assert self._rank_sum == sum(ranks[adapter] for adapter in adapters)
         assert self.distinct_adapters == len(adapters.keys() - {self._base_model})

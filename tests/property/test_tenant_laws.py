@@ -86,7 +86,7 @@ class Watch:
         if victims:
             self.preempted.append((victims, list(server.scheduler.running)))
         joined = [r for r in server.scheduler.decided.prefills if r.admitted_s == now]
-        self.joined.append((joined, [r for r in queue if server.scheduler.users[r.adapter]]))
+        self.joined.append((joined, [r for r in queue if server.scheduler.uses(r.adapter)]))
 
     @staticmethod
     def is_gone(server: Any, request: Request) -> bool:

@@ -349,6 +349,9 @@ def test_lists_and_sections_are_one_change() -> None:
     laws = [{"law": "lognormal", "mean": 120, "p99": 400}, {"law": "fixed", "value": 300}]
     drawn, fixed = ({"workload": {"tokens": {"output": law}}} for law in laws)
     assert phrase(drawn, fixed).endswith("lognormal and workload.tokens.output.value 300 instead of no value")
+    kinds = [{"process": "gamma", "rate": "6/s", "cv": 2}, {"process": "poisson", "rate": "6/s"}]
+    bursty, plain = ({"workload": {"arrivals": arrivals}} for arrivals in kinds)
+    assert phrase(bursty, plain) == "workload.arrivals.process poisson instead of gamma"
 
 
 def test_keys_of_tenants_and_pools_are_named_not_numbered() -> None:

@@ -188,4 +188,4 @@ def test_a_replica_takes_few_bytes_for_an_adapter_that_it_never_sees() -> None:
     """What grows with replicas and adapters together: 256 replicas of 200,000 adapters must fit into a laptop."""
     replicas, adapters = 4, 4000
     grows = [replica_bytes(r, a) for r in (replicas, 2 * replicas) for a in (adapters, 2 * adapters)]
-    assert (grows[3] - grows[2] - grows[1] + grows[0]) / (replicas * adapters) < 36
+    assert (grows[3] - grows[2] - grows[1] + grows[0]) / (replicas * adapters) < 28

@@ -23,6 +23,8 @@ _ENTRY_WORDS = {
     "adapters.mix": ("kind of adapter", "kinds of adapters"),
 }
 """What an entry of a list is called, and several."""
+_LAWS = ("law", "process")
+"""Last words of keys that choose which other keys there are beside them."""
 _SECTION_WORDS = {"fleet.autoscale": "an autoscaler", "router.controller": "a placement controller"}
 """What an optional section sets up, where that has an article."""
 
@@ -67,8 +69,8 @@ def _design_changes(comparison: Comparison) -> list[_Change]:
         and not _SLO_KEY.match(row[0])
         and not any(value.startswith("swept: ") for value in row[1:])
     ]
-    # What A's law had and B's has not goes without saying.
-    laws = tuple(key.removesuffix("law") for key, *_ in rows if key.endswith(".law"))
+    # What A's law of lengths or arrivals had and B's has not goes without saying.
+    laws = tuple(f"{section}." for key, *_ in rows for section, _, last in [key.rpartition(".")] if last in _LAWS)
     rows = [row for row in rows if not (row[2] in (UNSET, ABSENT) and row[0].startswith(laws))]
     return changes_of(comparison, [row for row in rows if row[0] == "fleet.engine"] or rows)
 

@@ -159,7 +159,7 @@ class EngineReplay:
         loads = self.cache.touch()
         self.cache.check_integrity()
         scheduler.check_integrity()
-        evicted = [(adapter, scheduler.users[adapter] > 0) for adapter in victims]
+        evicted = [(adapter, scheduler.uses(adapter)) for adapter in victims]
         comparisons: list[tuple[str, object, object]] = [
             ("tokens by request", scheduled, step.scheduled),
             ("preempted", preempted, sorted(step.preempted)),

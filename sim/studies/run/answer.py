@@ -199,6 +199,16 @@ _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (r
 _FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy)."
 
 
+def _for_the_change(point: Point, headroom: Headroom | None) -> str:
+    """Return what to set where a rollout or fault makes the SLO fail; empty where the fleet fails without it, too."""
+    if headroom is not None and fails_today(headroom):
+        return ""
+    if has_rollout([point]):
+        return _SLOWER
+    cause = cause_of([point]).words
+    return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
+
+
 def answer(
     point: Point,
     slo_terms: Mapping[str, float],
@@ -247,14 +257,7 @@ def answer(
     )
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
     if setting is None or graded == PROBABLY_NOT:
-        setting = f"{capital(remedy)}." if remedy else ""
-        if not setting and changed and (headroom is None or not fails_today(headroom)):
-            cause = (
-                ""
-                if headroom is None
-                else f"Nothing in the fleet: without {cause_of([point]).words}, it would meet the SLO."
-            )
-            setting = _SLOWER if has_rollout([point]) else cause
+        setting = f"{capital(remedy)}." if remedy else _for_the_change(point, headroom) if changed else ""
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_FEWER_MISSES} {setting}"
     return Answer(

@@ -335,7 +335,7 @@ class BatchServer(Server):
         # A request that joined at this very boundary has computed nothing yet, unless it was preempted before.
         found = [
             (request, scheduler.tokens_so_far(request))
-            for request in (scheduler.running if scheduler.users[adapter] or self._asynchronous else ())
+            for request in (scheduler.running if scheduler.uses(adapter) or self._asynchronous else ())
             if request.adapter == adapter and (request.admitted_s < now or request.generated)
         ]
         if scheduler.preempted:
