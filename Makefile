@@ -80,13 +80,12 @@ same: $(VENV)/.installed-test ## after a refactoring: no number and no sentence 
 gallery: $(VENV)/.installed-test ## published results next to predictions: docs/gallery.md; fails where a bar is missed
 	$(BIN)/python -m validation.gallery --page
 
-bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts; adds to their history
+bench: $(VENV)/.installed-test ## simulated requests per second, compared with bare SimPy timeouts
 	$(BIN)/python validation/benches/bench.py
-	$(BIN)/python validation/benches/bench_compare.py --append
 	$(BIN)/python validation/benches/bench_cache.py
 
-bench-compare: $(VENV)/.installed-test ## a few quick rows of bench next to their history: reports, fails on nothing
-	-$(BIN)/python validation/benches/bench_compare.py
+bench-compare: $(VENV)/.installed-test ## quick rows of bench, in turn with another commit (BASE=…); fails if they are slower
+	$(BIN)/python validation/benches/bench_compare.py $(BASE)
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
 	$(BIN)/python validation/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)

@@ -194,7 +194,11 @@ class TransferScheduler(Scheduler):
         decoding: Iterable[Request] = ()
         if step.decoding:
             decoding = self.running if source.follows_answers else [r for r in refused if r in self.running]
-        tokens = [(r, held_tokens(r, self.decode_steps) + 1) for r in decoding if r.last_step >= 0]
+        # With asynchronous scheduling, a token that is still on its way fills no block yet.
+        ahead, late = self._asynchronous, self.late
+        tokens = [
+            (r, held_tokens(r, self.decode_steps) + (not ahead or r in late)) for r in decoding if r.last_step >= 0
+        ]
         tokens += [(r, r.context) for r in step.prefills]
         source.decided(tokens, self.preempted_now, self.ended)
         self.ended = []

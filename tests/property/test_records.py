@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.studies.fidelity.record_prediction import fit_costs, predict, record_times, scenario_of
-from sim.studies.fidelity.sglang_record import read_any_record
-from sim.studies.fidelity.step_record import PairRecord, StepRecord, read_record
+from sim.studies.fidelity.sglang_record import read_any_record, replay_any_record
+from sim.studies.fidelity.step_record import StepRecord, read_record
 from sim.studies.fidelity.step_replay import replay
-from sim.studies.fidelity.transfer_replay import replay_offload, replay_pair
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
 
 OFFLINE = (
@@ -247,8 +246,19 @@ def test_records_of_copied_kv_are_met_step_for_step(shared: Path) -> None:
     files = [*sorted((shared / "vllm_offload").glob("*.gz")), *sorted((shared / "vllm_pd").glob("*.gz"))]
     assert len(files) >= 18
     for file in files:
-        record = read_any_record(file)
-        result = replay_pair(record) if isinstance(record, PairRecord) else replay_offload(record)
-        assert result.first_difference is None, file.name
-        assert result.equal_steps == result.steps > 0
-        assert result.equal_loads == result.predicted_loads == result.loads > 0
+        meets(file)
+
+
+OURS = sorted((Path(__file__).parents[1] / "records").glob("*.gz"))
+
+
+@pytest.mark.parametrize("file", OURS, ids=[file.name.removesuffix(".json.gz") for file in OURS])
+def test_a_record_of_ours_is_met_step_for_step(file: Path) -> None:
+    meets(file)
+
+
+def meets(file: Path) -> None:
+    result = replay_any_record(read_any_record(file))
+    assert result.first_difference is None, file.name
+    assert result.equal_steps == result.steps > 0
+    assert result.equal_loads == result.predicted_loads == result.loads > 0

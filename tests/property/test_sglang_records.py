@@ -12,7 +12,7 @@ import pytest
 from naive_sglang import Batch, Pool, Server, steps
 
 from sim.policies.batch_slots import BatchSlots
-from sim.studies.fidelity.sglang_record import Replayer, SglangRecord, read_any_record, replay_sglang
+from sim.studies.fidelity.sglang_record import Replayer, SglangRecord, read_any_record, replay_any_record
 
 RECORDS = (
     "base_slots4",
@@ -69,7 +69,7 @@ def test_the_twin_meets_a_record_step_for_step(shared: Path, name: str) -> None:
 def test_loraplan_meets_a_record_step_for_step(shared: Path, name: str) -> None:
     record = read_any_record(shared / "sglang_steps" / f"{name}.json.gz")
     assert isinstance(record, SglangRecord)
-    result = replay_sglang(record)
+    result = replay_any_record(record)
     assert result.first_difference is None  # of tokens, cached ones too, retractions, loads, evictions, in their order
     assert result.equal_steps == result.steps > 0
     assert result.equal_loads == result.predicted_loads == result.loads > 0
@@ -177,7 +177,7 @@ def test_loraplan_meets_the_twin_step_for_step(seed: int) -> None:
         r["before_try"] = 1 + int(r["came_s"])
     record = {"engine": "sglang 0.5.23 (cpu)", "mode": "steps", "config": config, "requests": requests}
     record["steps"] = steps(config, requests)
-    result = replay_sglang(SglangRecord.model_validate(record))
+    result = replay_any_record(SglangRecord.model_validate(record))
     assert result.first_difference is None
     assert result.equal_steps == result.steps
     assert result.equal_loads == result.predicted_loads == result.loads

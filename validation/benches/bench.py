@@ -2,8 +2,7 @@
 
 Each row is a process of its own, so that its peak memory is its own. Bare timeouts (``yield env.timeout(1)``) are
 measured in the same process, before and after each repetition; a row shows the repetition with the least CPU time,
-which a busy machine disturbs least. ``worth`` is the time of one simulated request in bare timeouts. What was measured
-is added to the history (``bench_history.py``).
+which a busy machine disturbs least. ``worth`` is the time of one simulated request in bare timeouts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.changes import STRATEGIES
 from sim.world.build import build_world
 from sim.world.replication import simulate
-from validation.benches.bench_history import Figures, append
 
 LENGTHS = {
     "short": {
@@ -280,40 +278,39 @@ def main() -> None:
         requests = data["workload"]["requests"]
         print(json.dumps(measure(data, 5 if requests <= 100_000 else 2 if requests <= 1_000_000 else 1)))
         return
-    shown = [show(title, list(table), quick) for title, table in tables.items()]
-    append("quick" if quick else "full", {name: figures for rows in shown for name, figures in rows.items()})
+    for title, table in tables.items():
+        show(title, list(table), quick)
     print("worth: the time of one simulated request in bare SimPy timeouts. Every change of the batch is an event, so")
     print("a request costs less the more of them share a step: quote the workload with the figure.")
 
 
-def measured(name: str, quick: bool) -> Figures:
+def measured(name: str, quick: bool) -> dict[str, float]:
     """Measure a row in a process of its own.
 
     :raises subprocess.SubprocessError: if that fails; its ``stderr`` says why.
     """
     command = [sys.executable, __file__, "--row", name, *(["--quick"] if quick else [])]
     limit_s = 60 if quick else 600
-    row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s).stdout)
-    return Figures(row["worth"], 1 / row["request_s"], 1 / row["timeout_s"], row["peak_mb"])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s)
+    return dict(json.loads(done.stdout))
 
 
-def show(title: str, names: list[str], quick: bool) -> dict[str, Figures]:
-    """Measure the rows of one table, print it and return their figures."""
+def show(title: str, names: list[str], quick: bool) -> None:
+    """Measure the rows of one table and print it."""
     print(f"{title:38} {'requests/s':>10} {'timeouts/s':>10} {'worth':>6} {'peak MB':>8} {'against first':>14}")
-    shown: dict[str, Figures] = {}
+    first = 0.0
     for name in names:
         try:
-            row = shown[name] = measured(name, quick)
+            row = measured(name, quick)
         except subprocess.SubprocessError as error:
             sys.exit(getattr(error, "stderr", None) or str(error))
-        first = shown[names[0]].worth
+        first = first or row["worth"]
         print(
-            f"{name:38} {row.requests_per_s:10,.0f} {row.bare_per_s:10,.0f} {row.worth:6.1f} "
-            f"{row.peak_mb:8,.0f} {row.worth / first:13.2f}x",
+            f"{name:38} {1 / row['request_s']:10,.0f} {1 / row['timeout_s']:10,.0f} {row['worth']:6.1f} "
+            f"{row['peak_mb']:8,.0f} {row['worth'] / first:13.2f}x",
             flush=True,
         )
     print(flush=True)
-    return shown
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Zipf draws over adapters of equal size, 200 of which fit: 1,000 adapters with many and with few misses and in bursts,
 and 10,000 of which nearly every request misses. Every policy is measured in turn with the bare loop, in the same
 process; medians of CPU seconds, which a busy machine disturbs least. ``beside bare`` is a policy's time over that of
-the bare loop, which serves slots of one size and counts misses only. It is added to the history (``bench_history.py``).
+the bare loop, which serves slots of one size and counts misses only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from sim.policies.replay.cache_replay import CHUNK, KERNELS
 from sim.policies.replay.lru_curve import lru_curve
-from validation.benches.bench_history import Figures, append
 
 FIT, SIZE = 200, 50_000_000
 REPETITIONS = 7
@@ -65,7 +64,6 @@ def main() -> None:
     """Print the table."""
     quick = "--quick" in sys.argv
     requests = 200_000 if quick else 1_000_000
-    rows: dict[str, Figures] = {}
     streams = {
         "zipf 0.9": zipf(1000, 0.9, requests),
         "zipf 1.2": zipf(1000, 1.2, requests),
@@ -84,10 +82,8 @@ def main() -> None:
             ]
             own, beside = (statistics.median(side) for side in zip(*times, strict=True))
             print(f"{label:24} {policy:8} {misses / requests:8.1%} {requests / own:12,.0f} {own / beside:11.2f}x")
-            rows[f"{label}, {policy}"] = Figures(own / beside, requests / own, requests / beside)
         curve = statistics.median(seconds(partial(lru_curve, objects)) for _ in range(3))
         print(f"{label:24} {'whole LRU curve, every size':30} {curve * 1e6 / requests:10.2f} s a million requests")
-    append("cache-quick" if quick else "cache", rows)
 
 
 if __name__ == "__main__":

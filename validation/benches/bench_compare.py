@@ -1,17 +1,23 @@
-"""Hold a few quick rows of ``bench.py`` against the history; what CI reports after its tests, and never fails on.
+"""Hold quick rows of ``bench.py`` against another commit, in turn on this machine; run by ``make bench-compare``.
 
-``python validation/benches/bench_compare.py`` writes nothing; with ``--append`` (``make bench``) it adds what it
-measured.
+``python validation/benches/bench_compare.py [COMMIT] [--rounds N]``: without a commit, against ``BASE``. Fails if the
+rows are slower by more than 5 % in the geometric mean, or one of them by more than 15 %. Each tree runs its own
+``bench.py``; a row's time is the least of all rounds, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 
-from validation.benches import bench
-from validation.benches.bench_history import HISTORY, Figures, append, compare, read, table
+BASE = "75c6d70f"
+"""Move it where a change is worth what it costs, and say in the commit's message what that is."""
 
 ROWS = (
     "short requests, 40/s",
@@ -22,29 +28,72 @@ ROWS = (
     "four, rollout in-place of all",
     "engine fixed, cache-thrash: 30/s",
 )
-"""The plain engine, misses, a preset at ease and saturated, a router, a rollout and the fixed engine: 14 s of one
-core."""
+"""The plain engine, misses, a preset at ease and saturated, a router, a rollout and the fixed engine."""
+
+SLOWER = 1.05
+ROW_SLOWER = 1.15
+"""Rows are noisy by a few percent on a shared machine."""
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def measured(names: tuple[str, ...]) -> tuple[dict[str, Figures], list[str]]:
-    """Measure rows, and say which could not be."""
-    rows, notes = {}, []
-    for name in names:
+def seconds(tree: Path, row: str) -> float:
+    """Return the CPU seconds of one simulated request, by the benchmark of a tree.
+
+    :raises subprocess.SubprocessError: if that fails; its ``stderr`` says why.
+    """
+    command = [sys.executable, "-P", str(tree / "validation/benches/bench.py"), "--row", row, "--quick"]
+    env = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=tree, env=env)
+    return float(json.loads(done.stdout)["request_s"])
+
+
+def ratios(
+    rows: Sequence[str], trees: tuple[Path, Path], rounds: int, measure: Callable[[Path, str], float] = seconds
+) -> dict[str, float]:
+    """Return how many times longer each row takes in the second tree than in the first."""
+    found = {}
+    for row in rows:
+        taken = [[measure(tree, row) for tree in trees] for _ in range(rounds)]
+        before, now = (min(times) for times in zip(*taken, strict=True))
+        found[row] = now / before
+        print(f"{row:44} {found[row]:6.2f}", flush=True)
+    return found
+
+
+def verdict(found: dict[str, float]) -> list[str]:
+    """Return what is too slow, in words; empty if nothing is."""
+    mean = geometric_mean(found.values())
+    slow = [f"{row} takes {ratio:.2f} times as long" for row, ratio in found.items() if ratio > ROW_SLOWER]
+    if mean > SLOWER:
+        slow.append(f"all rows together take {mean:.2f} times as long (at most {SLOWER})")
+    return slow
+
+
+def main() -> None:
+    """Print the ratios; exit with 1 if anything is too slow."""
+    arguments = sys.argv[1:]
+    rounds = 3
+    if "--rounds" in arguments:
+        place = arguments.index("--rounds")
+        rounds = int(arguments[place + 1])
+        del arguments[place : place + 2]
+    commit = arguments[0] if arguments else BASE
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "before")
+        git = ["git", "-C", str(ROOT), "worktree"]
+        added = subprocess.run([*git, "add", "--detach", str(tree), commit], capture_output=True, text=True)
+        if added.returncode:
+            sys.exit(f"can't check out {commit}: {added.stderr.strip()}")
         try:
-            rows[name] = bench.measured(name, quick=True)
-        except (subprocess.SubprocessError, ValueError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            notes.append(f"{name}: not measured: {said[-1] if said else type(error).__name__}")
-    return rows, notes
-
-
-def main(history: Path = HISTORY) -> None:
-    """Print the comparison; exit with 0 whatever it says."""
-    rows, failed = measured(ROWS)
-    runs, unread = read(history)
-    print("\n".join([*table(compare("quick", rows, runs)), *failed, *unread]))
-    if "--append" in sys.argv:
-        append("quick", rows, history)
+            print(f"{'time of a request, against ' + commit:44} {'ratio':>6}")
+            slow = verdict(ratios(ROWS, (tree, ROOT), rounds))
+        except subprocess.SubprocessError as error:
+            sys.exit(str(getattr(error, "stderr", None) or error))
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], capture_output=True)
+    if slow:
+        sys.exit("\n".join(slow))
 
 
 if __name__ == "__main__":

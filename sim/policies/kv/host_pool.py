@@ -193,7 +193,7 @@ class ArcOrder(PoolOrder):
                 often.move_to_end(key)
 
     def ended(self, offers: _Offers) -> None:
-        for key in _last_first(offers):
+        for key in sorted(offers.used, key=offers.used.__getitem__, reverse=True):  # the last block first
             only_stored = key in offers.stored and key not in offers.reused
             if key in self._once and key in offers.reused:
                 del self._once[key]
@@ -228,10 +228,6 @@ class ArcOrder(PoolOrder):
             while len(ghosts) > self.capacity:
                 ghosts.popitem(last=False)
         return [key for key, _ in taken]
-
-
-def _last_first(offers: _Offers) -> list[Key]:
-    return sorted(offers.used, key=offers.used.__getitem__, reverse=True)
 
 
 class HostPool(KvSource):

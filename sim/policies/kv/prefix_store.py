@@ -121,9 +121,9 @@ class PrefixStore(PrefixLookup):
         return fits
 
     def arrived(self, request: Request) -> None:
-        full = request.context // self.size
-        if request.shared:
-            self._fill_shared(request, full)
+        size, shared = self.size, request.shared
+        if shared and size <= shared[-1][0]:
+            self._fill_shared(request, request.context // size)
         if request.text_key >= 0:
             self._unfilled[request.text_key] = request
 

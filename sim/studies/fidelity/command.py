@@ -218,25 +218,18 @@ def _profile_of(server: Server, folder: Path) -> str | None:
 def _record_report(file: Path, fit_on: Path | None) -> Report:
     from sim.studies.fidelity.record_prediction import fit_costs, predict, record_times
     from sim.studies.fidelity.report import replay_report, with_prediction
-    from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_sglang
+    from sim.studies.fidelity.sglang_record import SglangRecord, read_any_record, replay_any_record
     from sim.studies.fidelity.step_record import PairRecord, read_record
-    from sim.studies.fidelity.step_replay import replay
-    from sim.studies.fidelity.transfer_replay import replay_offload, replay_pair
 
     record = read_any_record(file)
-    if isinstance(record, SglangRecord):
-        if fit_on is not None:
-            raise InputError("records of SGLang have no times that could be predicted", key="--fit-on", got=str(fit_on))
-        return replay_report(file, record, replay_sglang(record))
-    if isinstance(record, PairRecord) or record.config.offload is not None:
-        if fit_on is not None:
-            raise InputError("records of copied KV have no times to predict", key="--fit-on", got=str(fit_on))
-        if isinstance(record, PairRecord):
-            return replay_report(file, record, replay_pair(record))
-        return replay_report(file, record, replay_offload(record))
+    replayed = replay_report(file, record, replay_any_record(record))
     if fit_on is None:
-        return replay_report(file, record, replay(record))
+        return replayed
+    if isinstance(record, SglangRecord):
+        raise InputError("records of SGLang have no times that could be predicted", key="--fit-on", got=str(fit_on))
+    if isinstance(record, PairRecord) or record.config.offload is not None:
+        raise InputError("records of copied KV have no times to predict", key="--fit-on", got=str(fit_on))
     times = record_times(record, str(file))
     costs = fit_costs(record_times(read_record(fit_on), str(fit_on)))
-    replayed, metrics = replay_report(file, record, replay(record)), predict(record, times, costs)
+    metrics = predict(record, times, costs)
     return with_prediction(replayed, fit_on, costs, metrics, itself=fit_on.resolve() == file.resolve())

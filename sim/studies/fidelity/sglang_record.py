@@ -6,6 +6,7 @@ nothing is left out. What comes from the record is when requests joined the queu
 
 from __future__ import annotations
 
+from bisect import insort
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,8 @@ from sim.policies.scheduler import Limits
 from sim.policies.sglang_scheduler import FIRST_RATIO, SglangScheduler
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import Count, PairRecord, Part, StepRecord, Time, read_data, validated
-from sim.studies.fidelity.step_replay import Replay, differing
+from sim.studies.fidelity.step_replay import Replay, differing, replay
+from sim.studies.fidelity.transfer_replay import replay_offload, replay_pair
 from sim.traffic.request import Request
 
 MOST_TRIES = 1_000_000
@@ -141,9 +143,13 @@ def read_any_record(path: Path) -> StepRecord | SglangRecord | PairRecord:
     return validated(SglangRecord, data, path)
 
 
-def replay_sglang(record: SglangRecord) -> Replay:
-    """Replay a record, try by try."""
-    return Replayer(record).run()
+def replay_any_record(record: StepRecord | SglangRecord | PairRecord) -> Replay:
+    """Replay a record, step by step."""
+    if isinstance(record, SglangRecord):
+        return Replayer(record).run()
+    if isinstance(record, PairRecord):
+        return replay_pair(record)
+    return replay(record) if record.config.offload is None else replay_offload(record)
 
 
 class Replayer:
@@ -176,14 +182,9 @@ class Replayer:
         self._number = 0
         self.base_model = self.cache.serve_base_model()
         self.scheduler.admit_base_model(self.base_model)
-        self.requests = requests = [self._request(request) for request in record.requests]
-        self._coming = [
-            (request.before_try, requests[request.id]) for request in record.requests if request.after is None
-        ]
-        self._coming.sort(key=lambda coming: (coming[0], coming[1].index))
-        self._next_turns = {
-            request.after: requests[request.id] for request in record.requests if request.after is not None
-        }
+        self.requests = [self._request(request) for request in record.requests]
+        self._coming = sorted((request.before_try, request.id) for request in record.requests if request.after is None)
+        self._next_turns = {request.after: request for request in record.requests if request.after is not None}
 
     def _queue(self) -> RejoiningQueue:
         config = self.record.config
@@ -204,8 +205,9 @@ class Replayer:
             recorded.id, recorded.before_try - 1.0, adapter, recorded.prompt_tokens, recorded.output_tokens
         )
         request.max_tokens = recorded.max_tokens
-        if recorded.prefix is not None:
-            request.shared = ((recorded.prefix[1], recorded.prefix[0]),)
+        text, tokens = recorded.prefix or (0, 0)
+        if tokens:
+            request.shared = ((tokens, text),)
         if recorded.session is not None:
             request.text_key = self.record.config.texts + recorded.session
         return request
@@ -230,7 +232,7 @@ class Replayer:
     def _try(self, number: int, place: int, step: SglangStep | None, result: Replay) -> list[Request]:
         scheduler, cache, memory = self.scheduler, self.cache, self.memory
         while self._coming and self._coming[0][0] <= number:
-            scheduler.waiting.push(self._coming.pop(0)[1])
+            scheduler.waiting.push(self.requests[self._coming.pop(0)[1]])
         before, thrown_out = list(scheduler.running), memory.thrown_out
         victims: list[int] = []
         cache.victims = victims
@@ -275,6 +277,7 @@ class Replayer:
         known_at = number + (2 if self.record.config.overlap_schedule else 1)
         for request in finished:
             cache.release(request.adapter)
-            if request.index in self._next_turns:
-                self._coming.append((known_at, self._next_turns[request.index]))
+            turn = self._next_turns.get(request.index)
+            if turn is not None:
+                insort(self._coming, (max(known_at, turn.before_try), turn.id))  # its client may pause
         return finished

@@ -96,7 +96,7 @@ class RecordedRequest(Part):
     :ivar prefix: the text that the prompt starts with, and how many of its tokens; ``tail_tokens``: tokens of its own
         after them. In a conversation, turns after the first start with the whole turn before, its answer too.
     :ivar session: conversation; ``turn``: its turn in there; ``after``: the request of the turn before. This one joins
-        the queue at the end of the step in which that one ends.
+        the queue at the end of the step in which that one ends, or later if its client pauses.
     :ivar before_step: of a record in real time, the first step before whose start it was in the queue.
     """
 
@@ -220,7 +220,7 @@ class StepRecord(Part):
             raise ValueError(f"a request names an adapter beyond config.adapters ({config.adapters})")
         if request.prefix is not None:
             text, tokens = request.prefix
-            if text >= config.texts:
+            if tokens and text >= config.texts:  # prompts without a shared text have one of no tokens
                 raise ValueError(f"request {request.id} names a text beyond config.texts ({config.texts})")
             if tokens > request.prompt_tokens:
                 raise ValueError(f"request {request.id}: prefix is longer than prompt_tokens ({request.prompt_tokens})")
@@ -250,7 +250,8 @@ class PairConfig(Part):
     """A prefill engine, a decode engine, and how many of its steps the latter's reads take.
 
     :ivar transfer_rate: blocks a step on top of ``transfer_steps``; 0: they take no longer for more blocks.
-    :ivar fail_every: reads fail of requests whose number is one less than a multiple of this; 0: of none.
+    :ivar fail_every: reads fail of requests whose number is one less than a multiple of this; 0: of none. ``failure``:
+        whether these compute their prompt on the decode engine, or end.
     :ivar lease_ticks: the prefill engine keeps what was not read for so long after the failure.
     """
 
@@ -262,7 +263,7 @@ class PairConfig(Part):
     transfer_steps: NonNegativeInt
     transfer_rate: NonNegativeInt = 0
     fail_every: NonNegativeInt = 0
-    failure: Literal["recompute"] = "recompute"
+    failure: Literal["recompute", "fail"] = "recompute"
     lease_ticks: NonNegativeInt = 0
     ticks: Count
 

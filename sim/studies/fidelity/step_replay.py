@@ -6,7 +6,7 @@ set's), and for records in real time when each step began.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 
 from sim.policies.costs import StepCosts
@@ -97,13 +97,14 @@ class EngineReplay:
         self._next_turns = {
             request.after: requests[request.id] for request in record.requests if request.after is not None
         }
-        first_turns = [request for request in record.requests if request.after is None]
-        if record.mode == "online" and all(request.before_step is not None for request in first_turns):
-            self._to_come = [((request.before_step or 0), requests[request.id]) for request in first_turns]
-        else:
-            starts = [step.at_s for step in record.steps]
-            self._to_come = [(bisect_left(starts, request.arrival_s), requests[request.id]) for request in first_turns]
-        self._to_come.sort(key=lambda coming: (coming[0], coming[1].arrival_s, coming[1].key))
+        counted = record.mode == "online" and all(r.before_step is not None for r in record.requests if r.after is None)
+        starts = [step.at_s for step in record.steps]
+        # The step before which each request came.
+        self._joins = [(r.before_step or 0) if counted else bisect_left(starts, r.arrival_s) for r in record.requests]
+        self._to_come: list[tuple[int, float, int, Request]] = []
+        for first_turn in [requests[r.id] for r in record.requests if r.after is None]:
+            self._expect(first_turn, 0)
+        self._pushed = 0
         self._taken_back: set[int] = set()  # at some time, by the client
         self._finished: list[int] = []  # since the step before was scheduled
 
@@ -144,7 +145,7 @@ class EngineReplay:
         scheduler = self.scheduler
         self._orders.note(step.adapters)
         while self._to_come and self._to_come[0][0] <= number:
-            self.waiting.push(self._to_come.pop(0)[1])
+            self.push(self._to_come.pop(0)[-1])
         before = [request.index for request in scheduler.running]
         evicted_blocks = self.kv.evicted_blocks
         scheduler.compose(step.at_s)
@@ -206,8 +207,18 @@ class EngineReplay:
         self._finished = [request.index for request in finished]
         for index in processed:
             if index in self._finished and index in self._next_turns:
-                self.waiting.push(self._next_turns[index])
+                self._expect(self._next_turns[index], number + 1)
         return finished
+
+    def push(self, request: Request) -> None:
+        """Queue a request that comes to this engine now."""
+        request.key = self.record.requests[request.index].priority * len(self.requests) + self._pushed
+        self._pushed += 1
+        self.waiting.push(request)
+
+    def _expect(self, request: Request, number: int) -> None:
+        """Let a request come before the step in which it came, but not before this one."""
+        insort(self._to_come, (max(number, self._joins[request.index]), request.arrival_s, request.index, request))
 
     def _processed(self, number: int) -> int:
         """Return how many steps' outputs are processed when this one is scheduled."""
@@ -228,10 +239,9 @@ class EngineReplay:
         config = self.record.config
         adapter = base_model if recorded.adapter is None else recorded.adapter
         request = Request(recorded.id, recorded.arrival_s, adapter, recorded.prompt_tokens, recorded.output_tokens)
-        request.key += recorded.priority * len(self.record.requests)
         request.stops = config.ends == "stop"
-        if recorded.prefix is not None:
-            text, tokens = recorded.prefix
+        text, tokens = recorded.prefix or (0, 0)
+        if tokens:
             request.shared = ((tokens, text),)
         if recorded.session is not None:
             request.text_key = config.texts + recorded.session

@@ -142,7 +142,6 @@ class _Side(EngineReplay):
         self.steps = {step.tick: (number, step) for number, step in enumerate(self.record.steps)}
         self._to_come = []
         self._taken_back = {request.id for request in record.requests if request.abort is not None}
-        self._keys = 0
         self._reported: list[tuple[list[int], list[int], list[int]]] = []
 
     def _scheduler(self, limits: Limits, costs: StepCosts) -> Scheduler:
@@ -151,13 +150,6 @@ class _Side(EngineReplay):
             limits, self.kv, self.waiting, ranks, costs, self.reads if decodes else None, hands_over=not decodes
         )
         return self.transfers
-
-    def push(self, index: int) -> None:
-        """Queue a request that comes to this engine now."""
-        request = self.requests[index]
-        request.key = self._keys
-        self._keys += 1
-        self.waiting.push(request)
 
     def take_back(self, index: int) -> bool:
         """Let a request leave; return whether it could have been read, but nobody has ordered that."""
@@ -184,6 +176,8 @@ class _Side(EngineReplay):
             for index in received:
                 report = self.transfers.failed if index in failed else self.transfers.arrived
                 report(self.requests[index])
+                if index in failed and self.pair.failure == "fail":
+                    self.take_back(index)
             for index in sent:
                 self.transfers.read(self.requests[index])
         return [request.index for request in finished]
@@ -240,10 +234,10 @@ class _PairReplay:
                 if (p if where == "p" else d).take_back(index):
                     p.to_send[tick + 1].append(index)
             for index in coming[tick]:
-                p.push(index)
+                p.push(p.requests[index])
             for index in handed_over:
                 d.reads.ready.add(d.requests[index])
-                d.push(index)
+                d.push(d.requests[index])
             handed_over = p.in_tick(tick)
             d.ends = []
             d.in_tick(tick)
