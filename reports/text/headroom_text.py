@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import (
-    BLOCKED_FOR_P99,
     MORE_SLOTS,
     Evidence,
     Limit,
-    blocked,
     limit_sentence,
     limit_words,
     limits,
@@ -29,7 +27,7 @@ from sim.results.run_directory.headroom_record import (
     TOO_SHORT,
     Headroom,
 )
-from sim.results.slo_terms import is_tail, judged, split_term
+from sim.results.slo_terms import judged, split_term
 from sim.results.verdict import allowed, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
@@ -208,10 +206,8 @@ def _failing(point: Point, term: str) -> Limit:
     bucket = _bucket(point, term)
     if bucket is not None:
         return Limit("token bucket", Evidence.BUCKET, bucket.limited, bucket=bucket)
-    limit = next((limit for limit in limits(point) if _concerns(limit, term)), Limit("none", Evidence.NOTHING))
-    if limit.name == "none" and is_tail(term or ""):
-        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
-    return limit
+    found = (limit for limit in limits(point, [term]) if _concerns(limit, term))
+    return next(found, Limit("none", Evidence.NOTHING))
 
 
 def _bucket(point: Point, term: str) -> BucketUse | None:

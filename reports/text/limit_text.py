@@ -6,7 +6,7 @@ The states follow from ``Point.capacity``, ``Point.breakdown`` and the counts of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -14,6 +14,7 @@ from reports.formatting import percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
+from sim.results.slo_terms import is_tail, judged
 from sim.results.verdict import is_overloaded, unserved
 from sim.spec.units import human_seconds
 
@@ -26,8 +27,14 @@ whole models, and loads that block steps. The latter never queue for their loade
 late: they cost the batch its steps, and requests then seem to lack slots or compute."""
 BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
-BLOCKED_FOR_P99 = 0.01
+_BLOCKED_FOR_TAIL = 0.01
 """The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
+_BLOCKED_IN_BURSTS = 0.001
+"""The same where its queue decides that p99: many requests may come at such a time."""
+_QUEUE_OF_TAIL, _LOAD_OF_TAIL = 0.5, 0.3
+"""Shares of a latency from which its queue decides it, or a load: that of another request may come before its own."""
+_LONG_GAPS = 2.0
+"""How many times as long as a mean gap a p99 gap is where prompts lengthen some steps."""
 KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
 KV_LINK = "the link that KV is copied over"
 _BUSY_LINK = 0.9
@@ -62,6 +69,8 @@ class Evidence(Enum):
     LOADER_BUSY = auto()
     LOADS_BLOCK = auto()
     LOADS_BLOCK_ALL_IN_HOST = auto()
+    LOADS_LAST = auto()
+    LONG_STEPS = auto()
     BLOCKED = auto()
     COMPUTE_OVERLOADED = auto()
     SERVER_BUSY = auto()
@@ -155,10 +164,12 @@ def largest_stage(point: Point) -> tuple[str, float] | None:
     return name, point.breakdown[name] / total
 
 
-def limits(point: Point) -> list[Limit]:
+def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
+
+    :param missed: terms of its SLO that it misses. Of those about tails, few requests decide.
     """
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
@@ -166,11 +177,39 @@ def limits(point: Point) -> list[Limit]:
     link = point.capacity.link
     copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
     first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), copies, loader)
-    short = blocked(point)
+    short = _blocked(point, BLOCKED)
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    return found or [Limit("none", Evidence.NOTHING)]
+    return found or [_of_tails(point, [term for term in missed if is_tail(term)]) or Limit("none", Evidence.NOTHING)]
+
+
+def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
+    """Return what the slowest requests wait for, where that takes no large share of the time."""
+    if not terms:
+        return None
+    if short := _blocked(point, _BLOCKED_IN_BURSTS if _queue_decides(point) else _BLOCKED_FOR_TAIL):
+        return short[0]
+    stages, misses = stages_of(point), _value(point, "miss_ratio")
+    load_s = (stages.loader_queue_s + stages.load_s) / misses if misses else 0.0
+    found = [judged(point, term) for term in terms]
+    if misses >= _BLOCKED_FOR_TAIL and any(load_s > _LOAD_OF_TAIL * _value(*each) for each in found):
+        return Limit("loader", Evidence.LOADS_LAST, misses, wait_s=load_s)
+    gaps = point.capacity.seats is not None and all(metric.startswith(("itl", "tpot")) for _, metric in found)
+    if gaps and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s"):
+        return Limit("compute", Evidence.LONG_STEPS)
+    return None
+
+
+def _queue_decides(point: Point) -> bool:
+    """Return whether the slowest first tokens are those of requests that waited for admission."""
+    queue_s = _value(point, "queue_p99_s")
+    return queue_s > 0 and queue_s > _QUEUE_OF_TAIL * _value(point, "ttft_p99_s")
+
+
+def _value(point: Point, name: str) -> float:
+    metric = point.metrics.get(name)
+    return 0.0 if metric is None else metric.value or 0.0
 
 
 def _not_served(point: Point) -> Limit | None:
@@ -240,7 +279,7 @@ def _loader(point: Point) -> Limit | None:
     return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)
 
 
-def blocked(point: Point, least: float = BLOCKED) -> list[Limit]:
+def _blocked(point: Point, least: float) -> list[Limit]:
     """Return slots, KV memory and batch slots that made requests wait, the longest wait first.
 
     :param least: share of the time from which it counts.
@@ -334,13 +373,15 @@ _BUSY: Mapping[Evidence, str] = {
     Evidence.LOADING_MODELS: "Replicas of full models spend {busy} of their time loading whole models.",
     Evidence.LOADER_OVERLOADED: "Loads need {busy} of the loader's capacity, so its queue grows without limit.",
     Evidence.LOADS_BLOCK: (
-        "The loader is busy {busy} of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
+        "Loads from storage take {busy} of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
         "max_cpu_loras) to see what more copies in host memory would give."
     ),
     Evidence.LOADS_BLOCK_ALL_IN_HOST: (
-        "The loader is busy {busy} of the time, and no step runs meanwhile. Host memory already has room for every "
-        "adapter."
+        "Loads from storage take {busy} of the time, and no step runs meanwhile. Host memory already has room for "
+        "every adapter."
     ),
+    Evidence.LOADS_LAST: "{busy} of requests load their adapter, which takes {wait} on average.",
+    Evidence.LONG_STEPS: "Steps that compute prompts are long, and all sequences wait for their end.",
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
     ),
@@ -359,17 +400,18 @@ def limit_words(limit: Limit, none: str = "none: no request waits long") -> str:
     return {"none": none, "slots": "adapter slots"}.get(limit.name, limit.name)
 
 
-def limit_line(point: Point, where: str = "", *, searched: bool = True) -> str:
+def limit_line(point: Point, missed: Collection[str] = (), where: str = "", *, searched: bool = True) -> str:
     """Return what limits a point, and why, in one sentence.
 
+    :param missed: as of ``limits``.
     :param where: at which of several points this is: ``, at 16 GPU slots``.
     :param searched: whether more traffic was simulated.
     """
-    limit, *_ = limits(point)
+    limit, *_ = limits(point, missed)
     if limit.evidence is Evidence.NOTHING:
         stage = largest_stage(point)
         more = "" if searched else "; more traffic was not simulated"
-        return f"None{where or ' today'}{'' if stage is None else f': {stage_words(*stage)}'}{more}."
+        return f"None{where or ' today'}{'' if stage is None else f': {_waits(point)}{stage_words(*stage)}'}{more}."
     why = limit_sentence(limit, point)
     return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
 
@@ -403,6 +445,8 @@ def remedy_words(limit: Limit, point: Point) -> str:
         said = MORE_SLOTS if loader.host_holds_all else _MORE_COPIES
     if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
         said = f"{_MORE_COPIES}, or {MORE_SLOTS}"
+    if limit.evidence is Evidence.LONG_STEPS:
+        said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
@@ -437,7 +481,8 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
         return _loader_words(limit)
     share = "" if limit.of_latency is None else percent(limit.of_latency)
-    return _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=percent(limit.otherwise))
+    wait, otherwise = human_seconds(limit.wait_s), percent(limit.otherwise)
+    return _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=otherwise, wait=wait)
 
 
 def _faults(shares: Mapping[str, float]) -> str:
@@ -478,9 +523,16 @@ def _loader_words(limit: Limit) -> str:
 
 def _nothing(point: Point) -> str:
     stage = largest_stage(point)
-    if stage is None:
-        return "No request waits long."
-    return f"No request waits long: {stage_words(*stage)}."
+    if stage is not None and (waits := _waits(point)):
+        return f"{capital(waits)}{stage_words(*stage)}."
+    return f"No request waits long{'' if stage is None else f': {stage_words(*stage)}'}."
+
+
+def _waits(point: Point) -> str:
+    """Return how long a few requests wait, to go before what most of the latency is; empty where none waits long."""
+    if not _queue_decides(point):
+        return ""
+    return f"one request in a hundred waits {human_seconds(_value(point, 'queue_p99_s'))} or longer, though "
 
 
 def stage_words(name: str, share: float) -> str:

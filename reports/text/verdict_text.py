@@ -62,6 +62,7 @@ class Confidence:
     :ivar half: half the width of the interval over the value.
     :ivar overloaded, draws: draws of the profile with which the fleet is overloaded, and how many were simulated.
     :ivar assumed: whether the costs come from a profile that was not measured.
+    :ivar more: what more of would decide: a fault or rollout happens once in each replication, however long that is.
     """
 
     word: str
@@ -72,6 +73,7 @@ class Confidence:
     overloaded: int = 0
     draws: int = 0
     assumed: bool = False
+    more: str = "requests"
 
 
 def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bool = False) -> Confidence:
@@ -94,7 +96,7 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
             return Confidence("low", Doubt.UNSETTLED, name, metric)
     if verdict(point, slo_terms) == UNCLEAR:
         only_draws = verdict(point.without_calibration(), slo_terms) != UNCLEAR
-        return Confidence("medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR)
+        return Confidence("medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR, more=more_of(point))
     if assumed:
         return Confidence("medium", Doubt.ASSUMED, assumed=True)
     if drawn is not None:
@@ -103,8 +105,13 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
         if metric.value and metric.lo is not None and metric.hi is not None:
             half = (metric.hi - metric.lo) / 2 / abs(metric.value)
             if half > _WIDE and split_term(name)[1] != "miss_ratio":
-                return Confidence("medium", Doubt.WIDE, name, metric, half)
+                return Confidence("medium", Doubt.WIDE, name, metric, half, more=more_of(point))
     return Confidence("high", Doubt.NOTHING)
+
+
+def more_of(point: Point) -> str:
+    """Return what a point needs more of for narrower intervals."""
+    return "requests" if point.impact is None else "replications (run.replications)"
 
 
 def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> Confidence | None:
@@ -156,7 +163,7 @@ _REASONS: Mapping[Doubt, str] = {
         "only the calibration interval includes the target: measure the costs more precisely; a longer run does not "
         "help"
     ),
-    Doubt.UNCLEAR: "an interval includes its target; run more requests",
+    Doubt.UNCLEAR: "an interval includes its target; run more {found.more}",
     Doubt.ASSUMED: "the intervals are narrow, but the costs behind them are assumed, not measured",
     Doubt.WIDE: "the interval of {metric} is {half}",
     Doubt.NOTHING: "every interval is narrow and settled",
@@ -246,7 +253,7 @@ def _choice(point: Point, slo_terms: Mapping[str, float]) -> str:
         what, word = ("The verdict is", "sure") if slo_terms else ("The intervals are", "narrow")
         wide = found.doubt is Doubt.WIDE
         if wide and not slo_terms:
-            return f"{capital(confidence_reason(found))}: run more requests."
+            return f"{capital(confidence_reason(found))}: run more {found.more}."
         why = f", though {confidence_reason(found)}" if wide else ""
         why = f": {confidence_reason(found)}" if found.doubt is Doubt.UNSERVED else why
         return f"{what} {word}{why}."

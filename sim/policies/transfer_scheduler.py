@@ -144,7 +144,7 @@ class TransferScheduler(Scheduler):
     def _report(self, request: Request, state: int) -> None:
         if request in self.given_up:
             self.given_up.remove(request)
-            self.kv.drop(request)
+            self.kv.drop(request, decided=False)
         else:
             self.waiting_apart[request] = state
             self._loads -= 1
@@ -173,7 +173,7 @@ class TransferScheduler(Scheduler):
             self.kv.take_up(request)
             self.kv.give_back([request], early=True)
         elif state != _EMPTY:
-            self.kv.drop(request)
+            self.kv.drop(request, decided=False)
         else:
             self._turned_away.discard(request)
             self.waiting.remove(request)
@@ -322,7 +322,7 @@ class TransferScheduler(Scheduler):
             request.to_prefill -= request.context
             state = _READY
         elif state == _FAILED:
-            self.kv.drop(request)
+            self.kv.drop(request, decided=True)
             request.context = 0
             state = _EMPTY
         self.waiting_apart[request] = state

@@ -6,6 +6,7 @@ and its numbers too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -98,6 +99,7 @@ class State:
     requests: int | None = None
     recorded: bool = False
     by_cycle: bool = False
+    once: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -116,6 +118,12 @@ class State:
         """How long the run must be, as advice."""
         if self.by_cycle:
             return "run five or more replications of whole cycles"
+        if self.once:
+            times = self.times_longer
+            known = times is not None and times <= MANY_TIMES
+            return (
+                f"run {f'about {max(2, math.ceil(times or 0))} times as many' if known else 'many more'} replications"
+            )
         if self.requests:
             return f"run about {self.requests:,} requests"
         verb = "take a trace" if self.recorded else "run"
@@ -143,7 +151,7 @@ class State:
         return {name: getattr(self, name) for name in _NUMBERS}
 
 
-_NUMBERS = ("found", "needed", "others", "share", "times", "requests", "recorded", "by_cycle")
+_NUMBERS = ("found", "needed", "others", "share", "times", "requests", "recorded", "by_cycle", "once")
 SETTLED = State()
 TRUSTED = frozenset({Kind.SETTLED, Kind.NOT_MEASURED, Kind.NOT_APPLICABLE})
 """Kinds of states in which there is nothing to doubt: the value is sound, or none is to be expected."""

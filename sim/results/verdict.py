@@ -134,6 +134,11 @@ def strain(point: Point, name: str, target: float) -> float:
     return value if late is None else max(value, _over(late.value, allowed(name)))
 
 
+def strained(point: Point, terms: Mapping[str, float]) -> list[str]:
+    """Return the terms that a point's values miss, certainly or not; ``terms``: those of tenants included."""
+    return [name for name, target in terms.items() if strain(point, name, target) > 1]
+
+
 def most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
     """Return how far a point is from the target that it misses most; infinite where a term has no value."""
     terms = with_tenants(slo_terms, point)

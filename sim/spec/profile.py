@@ -327,6 +327,16 @@ class Profile(Strict):
     quantized: dict[Literal["int8", "nf4"], Quantized] = Field(default_factory=dict)
     """The same device, model and engine with quantised base weights, by format (``adapters.base_quantization``)."""
 
+    def reading_at(self, bytes_per_s: float) -> Profile:
+        """Return this profile with another bandwidth of storage."""
+
+        def changed(costs: LoadCost) -> LoadCost:
+            storage = costs.storage.model_copy(update={"bandwidth_bytes_per_s": bytes_per_s})
+            return costs.model_copy(update={"storage": storage})
+
+        draws = tuple(draw.model_copy(update={"load": changed(draw.load)}) for draw in self.draws)
+        return self.model_copy(update={"load": changed(self.load), "draws": draws})
+
     @property
     def unfit_to_plan(self) -> bool:
         """Whether its class of deployments is off too far to plan with, as its status note ends."""

@@ -210,6 +210,8 @@ def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
         memory = profile.memory.model_copy(update={"total_bytes": of_gpu * profile.tensor_parallel})
         device = f"{profile.device} (with {human_bytes(of_gpu)})"
         profile = profile.model_copy(update={"memory": memory, "device": device})
+    if storage.bandwidth is not None:
+        profile = profile.reading_at(storage.bandwidth)
     return profile, digest
 
 

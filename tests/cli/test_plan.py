@@ -19,6 +19,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
+from sim.studies.plan import study
 from sim.studies.plan.findings import PlanReading, plan_answer
 from sim.studies.plan.study import likely_design, make_plan
 from sim.world.build import build_world
@@ -310,6 +311,31 @@ def test_smaller_steps_are_tried_where_gaps_between_tokens_are_too_long() -> Non
     assert plan("quickstart", again, minimize={"fleet.replicas": (5, 6)}).data.plan.feasible
     few = plan("quickstart", {**again, "fleet.max_num_batched_tokens": 256}, minimize={"fleet.replicas": (1, 2)})
     assert few.data.levers == [], "steps are as small as that"
+
+
+def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on a hopeless one, nor on one that may do as it is."""
+    chances = {"hopeless": 0.0, "short": 0.14, "open": 0.61, "answer": 0.99}
+    designs: dict[str, Any] = {name: SimpleNamespace(name=name) for name in chances}
+    evaluator: Any = SimpleNamespace(grade=lambda design: SimpleNamespace(probability=chances[design.name]))
+    found: Any = SimpleNamespace(
+        answer=designs["answer"],
+        best=designs["answer"],
+        doubtful=[designs["short"], designs["open"]],
+        other_edge=designs["hopeless"],
+        edge=None,
+    )
+    tried: list[str] = []
+
+    def levers(design: Any) -> tuple[str, ...]:
+        tried.append(design.name)
+        return ("steps",) if design.name == "short" else ()
+
+    monkeypatch.setattr(study, "_levers", levers)
+    assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
+    found.doubtful = [designs["open"]]
+    assert study._falls_short(found, [], evaluator) == (None, ())
+    assert tried == ["short", "hopeless"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from reports.charts.svg import Chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.table import Table
-from sim.results.model import ComputeUse
+from sim.results.model import Capacity, ComputeUse, from_plain
 from sim.results.point import LateShare, Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
@@ -196,6 +196,15 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     assert said.headline.startswith("The SLO is not met: p99 TTFT is 1.3 s, above the 1 s target; the fault affected ")
     assert said.setting == "Nothing in the fleet: without the fault, it would meet the SLO."
     assert not any(detail.startswith("The SLO") for detail in said.details)
+    crashed = replace(point, capacity=from_plain(Capacity, {"faults": {"crash": 0.1}, "slots": {"blocked_share": 0.2}}))
+    said = answer(crashed, TERMS, headroom=found)
+    assert said.setting == "Add replicas (fleet.replicas) that take over.", "slots are short because of the crash"
+
+
+def test_more_replications_narrow_what_happens_once() -> None:
+    point = samples.changed_point(harmed=50, rollout=False, harm={"slow": 50})
+    point = replace(point, metrics={**point.metrics, "ttft_p99_s": Metric(1.0, 0.9, 1.1, "s")})
+    assert answer(point, TERMS).setting == "Nothing yet; simulate more replications (run.replications) first."
 
 
 def test_who_never_got_an_answer_is_told_first() -> None:
@@ -264,6 +273,10 @@ def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
     unsure.metrics["ttft_p99_s"] = wide
     also = " The SLO is not certainly met with random."
     assert sweep_answer([*run.points, unsure], TERMS).headline == said.headline + also, "slower by chance, no advice"
+    slow = replace(run.points[0], set={"router.policy": "power-of-two"})
+    slow = replace(slow, metrics={**slow.metrics, "ttft_p99_s": replace(slow.metrics["ttft_p99_s"], lo=0.6, hi=1.2)})
+    said = sweep_answer([slow, *run.points], TERMS)
+    assert said.headline.endswith(" The SLO is not certainly met with power-of-two."), "slower, and open"
     same = [
         replace(point, metrics={**point.metrics, "ttft_p99_s": run.points[0].metrics["ttft_p99_s"]})
         for point in run.points
@@ -280,6 +293,9 @@ def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
 def test_composition_counts_no_request_twice() -> None:
     point = samples.changed_point(harm={"lost": 2, "failed_loads": 1, "failed": 7, "slow": 5})
     assert composition(point) == "5 late, 4 failed, 2 lost, 1 failed loads"
+    assert point.impact is not None
+    point = replace(point, impact=replace(point.impact, beyond={"mixed": 16.0, "slow": -4.0, "lost": 0.0}))
+    assert composition(point) == "16 mixed versions, 4 fewer late"
 
 
 def test_events_close_together_share_a_label() -> None:

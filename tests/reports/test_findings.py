@@ -95,13 +95,13 @@ def test_loads_that_block_steps_limit_before_their_loader_is_busy() -> None:
     short = replace(made, capacity=replace(made.capacity, slots=replace(made.capacity.slots, blocked_share=0.4)))
     assert [limit.name for limit in limits(short)] == ["loader", "slots"]
     assert answer(short, {}).binding_sentence == (
-        "The loader is busy 30 % of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
+        "Loads from storage take 30 % of the time, and no step runs meanwhile. Sweep cache.host.slots (vLLM's "
         "max_cpu_loras) to see what more copies in host memory would give."
     )
     assert limits(blocking(utilization=0.2, offered_load=0.2))[0].name == "none"
     loader = replace(made.capacity.loader, host_holds_all=True)
     assert answer(replace(made, capacity=replace(made.capacity, loader=loader)), {}).binding_sentence == (
-        "The loader is busy 30 % of the time, and no step runs meanwhile. Host memory already has room for every "
+        "Loads from storage take 30 % of the time, and no step runs meanwhile. Host memory already has room for every "
         "adapter."
     )
 
@@ -257,6 +257,11 @@ def test_the_key_numbers_are_of_the_point_to_choose() -> None:
     assert sweep_focus(points, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32, "workload.arrivals.rate": "6/s"}
     policies = [samples.make_point({"cache.eviction": name}, p99=p99) for name, p99 in (("lru", 0.9), ("sieve", 0.4))]
     assert sweep_focus(policies, {"e2e_p99_s": 1.0}).set == {"cache.eviction": "sieve"}
+    free = [
+        samples.make_point({"workload.arrivals.rate": rate, "fleet.speculation.tokens": tokens}, p99=p99)
+        for rate, tokens, p99 in (("1/s", 0, 0.3), ("1/s", 3, 0.6), ("4/s", 0, 5.0), ("4/s", 3, 4.0))
+    ]
+    assert sweep_focus(free, {"e2e_p99_s": 1.0}) is free[0], "of what costs nothing, the most room"
     slots = slots_sweep({16: 5.0, 32: 0.4, 64: 0.3})
     assert sweep_focus(slots, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32}
 

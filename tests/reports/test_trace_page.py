@@ -81,6 +81,16 @@ UNCHECKED = replace(FIT, slots=[], real=[], synthetic=[], independent=[], values
 CHECKED_BUT_NAMELESS = replace(UNCHECKED, candidates=[], values=FIT.values, chosen="independent")
 
 
+def test_a_hole_in_a_log_is_told_with_the_rate_of_the_rest() -> None:
+    holed = replace(FACTS, longest_gap_s=2000.0)
+    said = headline(holed)
+    assert said.startswith(
+        "No request comes for 33.3 min; in the rest of the time there are 4/s. If the log has a hole"
+    )
+    assert "No request comes" not in headline(FACTS)
+    assert "No request comes" not in headline(replace(FACTS, longest_gap_s=300.0)), "it hardly changes the rate"
+
+
 def instant(facts: TraceFacts) -> TraceFacts:
     """The same trace with all requests at one time."""
     return replace(

@@ -50,6 +50,8 @@ def test_too_short_a_run_says_how_many_requests_it_needs() -> None:
             State(Cause.WIDE, times=14.0, by_cycle=True),
             "run five or more replications of whole cycles",
         ),
+        (State(Cause.WIDE, times=3.2, once=True), "run about 4 times as many replications"),
+        (State(Cause.WIDE, times=1e9, once=True), "run many more replications"),
     ],
 )
 def test_what_makes_a_value_settled_depends_on_the_traffic(state: State, advice: str) -> None:
@@ -65,3 +67,12 @@ def test_parts_of_a_cycle_differ_by_design_and_need_whole_ones(cycle_s: float, b
     state = evaluate_scenario(scenario).point.metrics["throughput_rps"].state
     assert state != SETTLED
     assert state.by_cycle is by_cycle
+
+
+def test_what_happens_once_in_a_run_needs_more_of_them() -> None:
+    faults = [{"kind": "storage-stall", "at": "2 s", "lasts": "1 s"}]
+    workload = {"requests": 100, "arrivals": {"process": "poisson", "rate": "10/s"}}
+    sections = {"workload": workload, "adapters": {"count": 4, "size": "1 MB"}, "run": {"replications": 2}}
+    once = evaluate_scenario(build(**sections, faults=faults)).point.metrics["throughput_rps"].state
+    assert (once.once, once.requests) == (True, None)
+    assert not evaluate_scenario(build(**sections)).point.metrics["throughput_rps"].state.once

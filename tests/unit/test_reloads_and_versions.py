@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from strategies import build, fixed_time
 
 from sim.traffic.request import FROM_HOST, FROM_STORAGE
@@ -24,6 +25,22 @@ def test_a_reload_takes_the_time_of_its_tier() -> None:
         tier_times(scenario, world.pools[0].profile, world.pools[0].population), ReplicaDraws(1, 0, 0)
     )
     assert [seconds(adapter, tier) for adapter in (0, 7) for tier in (FROM_STORAGE, FROM_HOST)] == [0.125, 0.005] * 2
+
+
+def test_a_slower_disk_takes_longer_for_every_byte() -> None:
+    sections = {
+        "workload": {"requests": 10, "arrivals": {"process": "poisson", "rate": "1/s"}},
+        "adapters": {"count": 2, "size": "100 MB"},
+        "fleet": {"profile": "h100-64gb/llama-3.1-8b/vllm-0.8.5"},
+    }
+    slow, slower = (build(**sections, storage={"bandwidth": rate}) for rate in ("200 MB/s", "100 MB/s"))
+    pools = [build_world(scenario).pools[0] for scenario in (slow, slower)]
+    storage, host = zip(*(tier_times(pool.scenario, pool.profile, pool.population) for pool in pools), strict=True)
+    assert storage[1].mean_s(0) - storage[0].mean_s(0) == pytest.approx(0.5)
+    assert host[0].mean_s(0) == host[1].mean_s(0)
+    profile = pools[0].profile
+    assert profile is not None
+    assert {draw.load.storage.bandwidth_bytes_per_s for draw in profile.draws} == {200e6}
 
 
 def test_the_newest_version_is_the_one_that_counts_as_needed() -> None:

@@ -204,7 +204,7 @@ class BlockStore(ExactCount):
             self._fill(request, (tokens - unknown) // self.size)
             self._free_blocks(request, -(-tokens // self.size))
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: Request, *, decided: bool) -> None:
         super().take_up(request)
         self._free_blocks(request, -(-request.context // self.size))
 

@@ -153,8 +153,11 @@ class KvStore(ABC):
         self.aside -= request.context
         del self.apart[request]
 
-    def drop(self, request: Request) -> None:
-        """Take back the blocks of a request that was set apart, whose tokens have not come."""
+    def drop(self, request: Request, *, decided: bool) -> None:
+        """Take back the blocks of a request that was set apart, whose tokens have not come.
+
+        :param decided: whether decodes have taken the blocks of their next tokens.
+        """
         self.take_up(request)
         self.give_back([request], early=True)
 

@@ -131,9 +131,9 @@ class PrefixStore(PrefixLookup):
         super().take_up(request)
         self._admissions = request.place = self._admissions + 1
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: Request, *, decided: bool) -> None:
         super().take_up(request)
-        self._queue.note_free(self._free)
+        self._queue.note_free(self._free if decided else self._free + self._needed_next())
         spans = self._held.pop(request.index, [])
         known = spans[-1][1] if spans else 0
         idle = self._queue.give_back(spans)

@@ -414,6 +414,8 @@ class Storage(Strict):
     """Loads from storage that run at the same time; the rest queue."""
     load: TimeLaw | None = None
     """Time of one load from storage to the GPU; unset: computed from the profile and the adapter's size."""
+    bandwidth: Bandwidth | None = None
+    """Bytes per second of each load from storage, such as those of a network disk; unset: the profile's."""
     host_loaders: PositiveInt = 1
     """Copies from host to GPU that run at the same time."""
     host_load: TimeLaw | None = None
@@ -421,6 +423,11 @@ class Storage(Strict):
     mode: Literal["overlap", "blocking"] = "overlap"
     """``overlap``: steps continue during a load, and only its requests wait. ``blocking``: a step waits for the loads
     of the requests it admits, one after the other."""
+
+    @checks
+    def _one_time_of_a_load(self) -> Errors:
+        if self.load is not None and self.bandwidth is not None:
+            yield located("bandwidth", "storage.load gives the time of a load already", hint="remove one of them")
 
 
 class Pool(ReplicaKeys):

@@ -366,11 +366,12 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     range_ = low if low == high else f"{low} to {high}"
     left_out = [p for p in known if p not in chosen]
     slower += [p for p in left_out if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
-    missed = [label_of(p, axes) for p in left_out if p not in slower]
+    missed = [label_of(p, axes) for p in left_out]
     said = f"The router makes no clear difference: {words} is {range_} with all of them."
     if slower or left_out:
         said = f"Use {_listed([label_of(point, axes) for point in best], 'or')}: {words} is {range_}"
-        other = next((p for p in slower if "round-robin" in p.set.values()), slower[-1] if slower else None)
+        slowest = max(slower, key=lambda p: value_of(p, name) or 0.0, default=None)
+        other = next((p for p in slower if "round-robin" in p.set.values()), slowest)
         said += f" instead of {show(name, value_of(other, name))} with {label_of(other, axes)}." if other else "."
     if missed:
         said += f" The SLO is not {'certainly ' if open_ else ''}met with {_listed(missed, 'or')}."

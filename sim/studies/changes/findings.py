@@ -105,8 +105,10 @@ def with_bounds(metric: Metric) -> str:
 
 
 def composition(point: Point) -> str:
-    """Return what the impact of a point consists of, most frequent first: ``108 late, 95 mixed versions``."""
-    return ", ".join(f"{rounded(count)} {_WORDS[kind]}" for kind, count in impact_parts(point) if count >= SOME)
+    """Return what the impact of a point consists of, most frequent first: ``95 mixed versions, 4 fewer late``."""
+    more = [f"{rounded(count)} {_WORDS[kind]}" for kind, count in impact_parts(point) if count >= SOME]
+    beyond = (impact_of(point).beyond or {}).items()
+    return ", ".join([*more, *(f"{rounded(-count)} fewer {_WORDS[kind]}" for kind, count in beyond if count <= -SOME)])
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from reports.axes import make_axis
 from reports.formatting import likelihood, listed, metric_words, percent, plural, read_terms, show
 from reports.text.headroom_text import first_limit, headroom_sentences
 from reports.text.limit_text import (
-    BLOCKED_FOR_P99,
-    blocked,
     largest_stage,
     limit_line,
     limit_sentence,
@@ -23,7 +21,7 @@ from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust
 from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
-from sim.results.slo_terms import is_tail, metric_of, split_term, with_tenants
+from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,
@@ -31,6 +29,8 @@ from sim.results.verdict import (
     is_overloaded,
     lacks_answers,
     out_of_hand,
+    strain,
+    strained,
     term_verdict,
     verdict,
 )
@@ -125,7 +125,7 @@ def plan_answer(data: RunData) -> Answer:
     read = PlanReading(data)
     binding, sentence = _binding(read)
     load = None if data.headroom is None else data.headroom.load
-    today = limit_line(read.chosen, searched=data.headroom is not None)
+    today = limit_line(read.chosen, strained(read.chosen, read.terms), searched=data.headroom is not None)
     whose = "this" if read.record.direction == "maximize" else "today's"
     return Answer(
         headline=_headline(read),
@@ -232,7 +232,7 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
 
 def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) -> str:
     """Return which change would make a design enough that misses the SLO, and how to plan with it."""
-    few, name = read.phrase(short.set), next(iter(read.missed(short)), read.tightest())
+    few, name = read.phrase(short.set), max(read.terms, key=lambda each: strain(short, each, read.terms[each]))
     tried = {row.label: row for row in rows if row.verdict is not None}
     known = {
         label: found for label, row in tried.items() if (found := row.metrics.get(name)) and found.other is not None
@@ -241,7 +241,7 @@ def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) ->
     if not tried:
         return ""
     if not known:
-        return f"Runs as short as these don't show whether another router would do with {few}."
+        return f"Runs as short as these don't show what would make {few} enough; tried: {listed([*tried])}."
     if not enough:
         return f"Tried with {few}, without success: {listed([*tried])}."
     best = min(enough, key=lambda label: known[label].other or 0.0)
@@ -430,9 +430,7 @@ def _left_out(read: PlanReading) -> str:
 def _binding(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
     record, point = read.record, read.edge or read.chosen
-    limit, *_ = limits(point)
-    if limit.name == "none" and any(is_tail(term) for term in read.missed(point)):
-        limit = next(iter(blocked(point, BLOCKED_FOR_P99)), limit)
+    limit, *_ = limits(point, read.missed(point))
     name, sentence = limit.name, limit_sentence(limit, point)
     stage = largest_stage(point) if limit.name == "none" else None
     if stage is not None and stage[0] in ("decode_s", "prefill_s"):

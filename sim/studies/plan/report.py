@@ -34,7 +34,7 @@ def plan_report(data: RunData) -> Report:
     tables = [frontier_table(read), what_if_table(data.what_if, names)]
     if read.short is not None:
         few = read.phrase(read.short.set)
-        tables.append(what_if_table(data.levers, names, f"Would another router do with {few}?", f"With {few}"))
+        tables.append(what_if_table(data.levers, names, f"What would make {few} enough?", f"With {few}"))
     return points_report(
         data,
         answer,

@@ -19,7 +19,7 @@ from sim.results.run_directory.result_files import MANIFEST, json_ready, read_ma
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.slo_terms import all_terms, split_term
-from sim.results.verdict import PROBABLE, strain
+from sim.results.verdict import PROBABLE, strain, strained
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.profile_choice import prices_of
@@ -143,7 +143,8 @@ def _falls_short(
     :param designs: all, the most wanted last: if the best may do, the first of them that probably does not is tried.
     """
     misses = (each for each in (found.best, *designs) if evaluator.grade(each).probability <= 1 - PROBABLE)
-    tried = (next(misses, None),) if found.answer is None else (found.other_edge, found.edge)
+    likely_short = [each for each in found.doubtful if evaluator.grade(each).probability < 0.5]
+    tried = [next(misses, None)] if found.answer is None else [*likely_short, found.other_edge, found.edge]
     for design in tried:
         if design is not None and (levers := _levers(design)):
             return design, levers
@@ -154,8 +155,8 @@ def _levers(design: PlanDesign) -> tuple[str, ...]:
     point, world = design.point, design.world
     if point is None or world is None:
         return ()
-    gaps = {name: target for name, target in all_terms(world.scenario).items() if _is_gap(name)}
-    slow = any(strain(point, name, target) > 1 for name, target in gaps.items())
+    missed = strained(point, all_terms(world.scenario))
+    slow = len(missed) > 0 and all(map(_is_gap, missed))  # shorter steps shorten nothing else
     return (*(_FOR_ADAPTERS if _waits_for_adapters(design) else ()), *(_FOR_GAPS if slow else ()))
 
 

@@ -24,7 +24,7 @@ from reports.text.limit_text import (
 )
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import bill, cost_sentences
-from reports.text.verdict_text import Trust, find_trust, other_tenants_sentences, verdict_opening, whose_slo
+from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.slo_terms import metric_of, split_term, with_tenants
@@ -37,6 +37,7 @@ from sim.results.verdict import (
     grade,
     is_overloaded,
     met_probability,
+    strained,
     term_verdict,
     verdict,
 )
@@ -192,7 +193,7 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
     return []
 
 
-_BY_RUN = "Nothing yet; simulate more requests first."
+_BY_RUN = "Nothing yet; simulate more {} first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
@@ -205,6 +206,8 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
         return ""
     if has_rollout([point]):
         return _SLOWER
+    if "crash" in point.capacity.faults:
+        return "Add replicas (fleet.replicas) that take over."
     cause = cause_of([point]).words
     return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
 
@@ -226,7 +229,8 @@ def answer(
     """
     found, terms = verdict(point, slo_terms), with_tenants(slo_terms, point)
     graded = grade(met_probability(point, terms)) if terms else NO_SLO
-    binding, *others = limits(point)
+    over = strained(point, terms)
+    binding, *others = limits(point, over)
     missed = point.metrics.get("miss_ratio")
     starts_decide = binding.evidence is Evidence.COLD_STARTS
     changed = point.impact is not None
@@ -255,9 +259,13 @@ def answer(
         verdict(point.without_calibration(), slo_terms) != UNCLEAR
         or (shown is not None and open_by_costs(metric_of(point, shown), terms[shown]))
     )
-    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN}.get(found)
+    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN.format(more_of(point))}.get(
+        found
+    )
     if setting is None or graded == PROBABLY_NOT:
-        setting = f"{capital(remedy)}." if remedy else _for_the_change(point, headroom) if changed else ""
+        setting = f"{capital(remedy)}." if remedy else ""
+        if changed and (headroom is not None or not remedy):  # what is short may be short because of the change
+            setting = _for_the_change(point, headroom) or setting
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_FEWER_MISSES} {setting}"
     return Answer(
@@ -269,6 +277,10 @@ def answer(
         headroom_sentences(headroom, missed_today=missed_today, cold=cold),
         find_trust(point, terms, assumed=assumed, about=shown),
         " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
-        first_limit(headroom, limit_line(point, searched=headroom is not None), missed_today=missed_today),
+        first_limit(
+            headroom,
+            limit_line(point, over, searched=headroom is not None),
+            missed_today=missed_today,
+        ),
         bill(point),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from reports.charts.sweep_charts import (
 from reports.charts.timeline_chart import timeline_chart
 from reports.table import Table
 from sim.results.point import Point
+from sim.results.verdict import strain, strained
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 from sim.timing import timed
 
@@ -101,6 +103,16 @@ def _latency(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     return "ttft_p99_s" if has_values(points, "ttft_p99_s") else "e2e_p99_s"
 
 
+def _most_missed(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
+    """Return the latency that keeps most points from the SLO; the main one where none does."""
+    worst = Counter(
+        max(over, key=lambda name: strain(point, name, slo_terms[name]))
+        for point in points
+        if (over := [name for name in strained(point, slo_terms) if name.endswith("_s") and has_values([point], name)])
+    )
+    return worst.most_common(1)[0][0] if worst else _latency(points, slo_terms)
+
+
 def _two_keys(
     points: Sequence[Point],
     axes: Sequence[Axis],
@@ -119,7 +131,8 @@ def _two_keys(
         ]
     if len(first.values) * len(second.values) > _MOST_CELLS:
         return []
-    return [heat_chart(points, first, second, latency, slo_terms, Facet(points, focus, certain=certain))]
+    cells = _most_missed(points, slo_terms)
+    return [heat_chart(points, first, second, cells, slo_terms, Facet(points, focus, certain=certain))]
 
 
 def _facets(
@@ -134,7 +147,7 @@ def _facets(
         groups.setdefault(point_words(point, rest), []).append(point)
     if len(across.values) * len(up.values) > _MOST_CELLS:
         return []
-    name = _latency(points, slo_terms)
+    name = _most_missed(points, slo_terms)
     shown = spread(list(groups.items()), _MOST_FACETS)
     charts = [
         heat_chart(some, across, up, name, slo_terms, Facet(points, focus, f"heat-{i}", f" with {words}"))

@@ -16,7 +16,17 @@ from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import with_tenants
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, is_overloaded, most_strained, verdict
+from sim.results.verdict import (
+    MET,
+    NO_SLO,
+    NOT_MET,
+    UNCLEAR,
+    is_lacking,
+    is_overloaded,
+    most_strained,
+    strained,
+    verdict,
+)
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank
@@ -113,7 +123,8 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
     """Return the point that the key numbers are of, which is the one to choose where there is a choice.
 
-    That is the edge of the SLO: of several keys the least that serves the most demand. Of rollouts and faults it is the
+    That is the edge of the SLO: of several keys the least that serves the most demand, and of what costs nothing the
+    value with the most room. Of rollouts and faults it is the
     design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
     SLO. Where no point meets it, that is the one least far from its targets. An engine that is no product is chosen
     only where no other was tried.
@@ -128,8 +139,9 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
         return fastest_point(points, slo_terms)
     good = [point for point in points if verdict(point, slo_terms) == MET]
     demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
-    if good and len(axes) > 1 and len(demanded) + len(bought) == len(axes):
-        return min(good, key=lambda p: ([-axis.index(p) for axis in demanded], [axis.index(p) for axis in bought]))
+    if good and len(axes) > 1 and (demanded or bought):
+        costs = {id(p): ([-a.index(p) for a in demanded], [a.index(p) for a in bought]) for p in good}
+        return min(good, key=lambda p: (*costs[id(p)], most_strained(p, slo_terms)))
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
     return edge or slowest_point(good or points, main_metric(points, slo_terms))
 
@@ -263,7 +275,7 @@ def sweep_answer(
     failing = [point for point in missing if verdict(point, slo_terms) == NOT_MET]
     nearest = min(failing, key=lambda p: most_strained(p, slo_terms), default=None)
     worst = nearest or slowest_point(missing or points, name)
-    binding, *_ = limits(worst)
+    binding, *_ = limits(worst, strained(worst, with_tenants(slo_terms, worst)))
     return Answer(
         headline,
         details,
@@ -281,8 +293,9 @@ def sweep_answer(
 def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
     """Return what limits the point where the SLO fails; where nothing does, the term that it misses there."""
     found, at = verdict(worst, slo_terms), f", at {point_words(worst, axes)}"
-    if limits(worst)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
-        return limit_line(worst, at)
+    terms = strained(worst, with_tenants(slo_terms, worst))
+    if limits(worst, terms)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
+        return limit_line(worst, terms, at)
     term = deciding_term(worst, slo_terms, found)
     said = term_sentence(worst, term, with_tenants(slo_terms, worst)[term], bounds=False)
     return f"{capital(point_words(worst, axes))}: {said}."

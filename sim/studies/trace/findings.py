@@ -11,6 +11,7 @@ from reports.text.metric_text import capital
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, MissCurve, TraceFacts
 from sim.traffic.fits.popularity_fit import LEAST_P
+from sim.traffic.traces.data import is_silence
 
 GAP = 0.02
 """Miss ratios closer than this are called the same: such a gap does not matter."""
@@ -45,8 +46,19 @@ _SHARES = ("hot", "requests")
 
 
 def headline(facts: TraceFacts) -> str:
-    """Return the answer: a burst, if there is one; then what locality does for a cache, or the rate."""
-    return " ".join(filter(None, (_burst_words(facts), _main_finding(facts))))
+    """Return the answer: a hole and a burst, if there are any; then what locality does for a cache, or the rate."""
+    return " ".join(filter(None, (hole_words(facts), _burst_words(facts), _main_finding(facts))))
+
+
+def hole_words(facts: TraceFacts) -> str:
+    """Return that a long time without requests lowers the rate; empty if there is none."""
+    gap_s, rest_s = facts.longest_gap_s, facts.span_s - facts.longest_gap_s
+    if not is_silence(facts.requests, facts.span_s, gap_s) or gap_s < facts.span_s / 10 or not rest_s > 0:
+        return ""
+    return (
+        f"No request comes for {human_seconds(gap_s)}; in the rest of the time there are "
+        f"{number(facts.requests / rest_s)}/s. If the log has a hole there, plan with that rate."
+    )
 
 
 def _burst_words(facts: TraceFacts) -> str:

@@ -153,9 +153,13 @@ def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:
         yield f"{file}: {shared:,} of {len(arrival_s):,} requests share their time with another"
 
 
+def is_silence(count: int, span_s: float, longest_s: float) -> bool:
+    """Return whether the longest gap of so many requests is far longer than by chance."""
+    # n independent gaps reach about 1 + ln n times their mean.
+    return count > 1 and longest_s > max(SILENCE * (1 + float(np.log(count))) * span_s / count, span_s / 100)
+
+
 def silence_note(file: str, arrival_s: Floats, longest_s: float, row: int) -> Iterable[str]:
     """Yield a note on the longest gap without requests, if it looks like a gap in the recording."""
-    count, span = len(arrival_s), float(arrival_s[-1])
-    # n independent gaps reach about 1 + ln n times their mean.
-    if longest_s > SILENCE * (1 + np.log(count)) * span / count and longest_s > span / 100:
+    if is_silence(len(arrival_s), float(arrival_s[-1]), longest_s):
         yield f"{file}: the longest gap without requests, {longest_s:,.4g} s, ends with row {row}"

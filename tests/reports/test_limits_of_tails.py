@@ -1,0 +1,59 @@
+"""What few slow requests wait for: it takes no large share of the time, and decides a tail all the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import samples
+
+from reports.text.limit_text import limit_line, limits, remedy_words
+from sim.results.model import Capacity, from_plain
+from sim.results.point import Metric, Point
+
+
+def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stages: float) -> Point:
+    """Return a point of a batching replica where nothing takes a large share of the time."""
+    parts = {"loader": {"utilization": 0.1}, "compute": {"utilization": 0.4}, "seats": {"blocked_share": 0.0}}
+    point = samples.make_point(p99=1.0, miss=0.2, fixed=False, breakdown={"decode_s": 2.0, **stages})
+    metrics = point.metrics | {name: Metric(value, unit="s") for name, value in values.items()}
+    return replace(point, metrics=metrics, capacity=from_plain(Capacity, parts | capacity))
+
+
+SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
+
+
+@pytest.mark.parametrize(
+    ("values", "capacity", "stages", "missed", "name", "remedy"),
+    [
+        ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_p99_s", "slots", "add GPU slots"),
+        ({"queue_p99_s": 0.1}, SLOTS, {}, "ttft_p99_s", "none", "add replicas"),
+        ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_mean_s", "none", "add replicas"),
+        ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.08}, "ttft_p95_s", "loader", "keep more copies in host memory"),
+        ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.02}, "ttft_p95_s", "none", "add replicas"),
+        ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}, {}, "itl_p99_s", "compute", "compute fewer tokens in a step"),
+        ({"itl_p99_s": 0.05, "itl_mean_s": 0.03}, {}, {}, "itl_p99_s", "none", "add replicas"),
+    ],
+)
+def test_a_missed_tail_is_traced_to_what_its_requests_wait_for(
+    values: dict[str, float],
+    capacity: dict[str, dict[str, Any]],
+    stages: dict[str, float],
+    missed: str,
+    name: str,
+    remedy: str,
+) -> None:
+    point = quiet(values, capacity, **stages)
+    assert limits(point)[0].name == "none"
+    (limit,) = limits(point, [missed])
+    assert limit.name == name
+    assert remedy_words(limit, point).startswith(remedy)
+
+
+def test_a_long_wait_of_few_is_not_called_none() -> None:
+    few = limit_line(quiet({"queue_p99_s": 0.9}, {}), ["ttft_p99_s"])
+    assert few.startswith("None today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
+    loads = quiet({"ttft_p95_s": 0.9}, {}, load_s=0.08)
+    said = limit_line(loads, ["ttft_p95_s"])
+    assert said == "Loader: 20 % of requests load their adapter, which takes 400 ms on average."
