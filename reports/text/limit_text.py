@@ -185,10 +185,14 @@ def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
 
 
 def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
-    """Return what the slowest requests wait for, where that takes no large share of the time."""
-    if not terms:
+    """Return what the slowest requests wait for, where that takes no large share of the time.
+
+    Not where something changed while traffic flowed: they are the ones that met it.
+    """
+    if not terms or point.impact is not None:
         return None
-    if short := _blocked(point, _BLOCKED_IN_BURSTS if _queue_decides(point) else _BLOCKED_FOR_TAIL):
+    idle = (point.capacity.compute.utilization or 0.0) < BUSY_COMPUTE  # else queues may be for steps
+    if short := _blocked(point, _BLOCKED_IN_BURSTS if idle and _queue_decides(point) else _BLOCKED_FOR_TAIL):
         return short[0]
     stages, misses = stages_of(point), _value(point, "miss_ratio")
     load_s = (stages.loader_queue_s + stages.load_s) / misses if misses else 0.0

@@ -29,6 +29,7 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
     [
         ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_p99_s", "slots", "add GPU slots"),
         ({"queue_p99_s": 0.1}, SLOTS, {}, "ttft_p99_s", "none", "add replicas"),
+        ({"queue_p99_s": 0.9}, SLOTS | {"compute": {"utilization": 0.95}}, {}, "ttft_p99_s", "none", "add replicas"),
         ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_mean_s", "none", "add replicas"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.08}, "ttft_p95_s", "loader", "keep more copies in host memory"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.02}, "ttft_p95_s", "none", "add replicas"),

@@ -24,7 +24,6 @@ from sim.results.verdict import (
     is_lacking,
     is_overloaded,
     most_strained,
-    strained,
     verdict,
 )
 from sim.studies.changes.comparison import compare, growing, recommended
@@ -275,7 +274,7 @@ def sweep_answer(
     failing = [point for point in missing if verdict(point, slo_terms) == NOT_MET]
     nearest = min(failing, key=lambda p: most_strained(p, slo_terms), default=None)
     worst = nearest or slowest_point(missing or points, name)
-    binding, *_ = limits(worst, strained(worst, with_tenants(slo_terms, worst)))
+    binding, *_ = limits(worst)
     return Answer(
         headline,
         details,
@@ -293,9 +292,8 @@ def sweep_answer(
 def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
     """Return what limits the point where the SLO fails; where nothing does, the term that it misses there."""
     found, at = verdict(worst, slo_terms), f", at {point_words(worst, axes)}"
-    terms = strained(worst, with_tenants(slo_terms, worst))
-    if limits(worst, terms)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
-        return limit_line(worst, terms, at)
+    if limits(worst)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
+        return limit_line(worst, where=at)
     term = deciding_term(worst, slo_terms, found)
     said = term_sentence(worst, term, with_tenants(slo_terms, worst)[term], bounds=False)
     return f"{capital(point_words(worst, axes))}: {said}."
