@@ -69,8 +69,11 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
     :param otherwise: what limits the fleet today, where no search says more; ``missed_today``: whether it misses its
         SLO; ``whose``: the traffic of which this is a multiple.
     """
-    if found is None or found.outcome in (*_NO_SEARCH, NEVER) or (missed_today and not fails_today(found)):
+    if found is None or found.outcome in (*_NO_SEARCH, NEVER):
         return otherwise
+    if missed_today and not fails_today(found):
+        changes = [each for each in found.without if each != _SCALING]
+        return f"{capital(listed(changes))}: without them, {_met_up_to(found)}" if changes else otherwise
     if found.outcome == ALWAYS:
         assert found.lo is not None, "something was tried"
         return (
@@ -130,12 +133,15 @@ def _otherwise(found: Headroom) -> str:
     left_out = [part for part in found.without if part != _SCALING]
     parts = [f"without {listed(left_out)}"] if left_out else []
     parts += ["with as many replicas all the time as the autoscaler may start"] if _SCALING in found.without else []
-    start = f"Headroom: none. {capital(' and '.join(parts))}, the SLO would be met"
+    return f"Headroom: none. {capital(' and '.join(parts))}, {_met_up_to(found)}"
+
+
+def _met_up_to(found: Headroom) -> str:
     if found.outcome == ALWAYS:
         assert found.lo is not None, "something was tried"
-        return f"{start} up to {times_words(found.lo)} times the traffic, the most that was tried."
+        return f"the SLO would be met up to {times_words(found.lo)} times the traffic, the most that was tried."
     assert found.multiple is not None, "it was found"
-    return f"{start} up to about {times_words(found.multiple)} times the traffic."
+    return f"the SLO would be met up to about {times_words(found.multiple)} times the traffic."
 
 
 _SCALING = "autoscaling"

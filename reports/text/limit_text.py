@@ -31,8 +31,8 @@ _BLOCKED_FOR_TAIL = 0.01
 """The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
 _BLOCKED_IN_BURSTS = 0.001
 """The same where its queue decides that p99: many requests may come at such a time."""
-_QUEUE_OF_TAIL, _LOAD_OF_TAIL = 0.5, 0.3
-"""Shares of a latency from which its queue decides it, or a load: that of another request may come before its own."""
+_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.5
+"""Shares of a latency from which its queue decides it, or a load. Those of others may come before a request's own."""
 _LONG_GAPS = 2.0
 """How many times as long as a mean gap a p99 gap is where prompts lengthen some steps."""
 KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
@@ -191,18 +191,29 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     """
     if not terms or point.impact is not None:
         return None
+    found = [judged(point, term) for term in terms]
+    loader, (waiting, load_s) = point.capacity.loader, _waits_for_loads(point)
+    shortest_s = min(_value(*each) for each in found)
+    if all(metric.startswith(("itl", "tpot")) for _, metric in found):
+        if loader.blocks_steps and load_s > _LOAD_OF_GAP * shortest_s:
+            return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
+        batches = point.capacity.seats is not None
+        long = batches and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s")
+        return Limit("compute", Evidence.LONG_STEPS) if long else None
     idle = (point.capacity.compute.utilization or 0.0) < BUSY_COMPUTE  # else queues may be for steps
     if short := _blocked(point, _BLOCKED_IN_BURSTS if idle and _queue_decides(point) else _BLOCKED_FOR_TAIL):
         return short[0]
-    stages, misses = stages_of(point), _value(point, "miss_ratio")
-    load_s = (stages.loader_queue_s + stages.load_s) / misses if misses else 0.0
-    found = [judged(point, term) for term in terms]
-    if misses >= _BLOCKED_FOR_TAIL and any(load_s > _LOAD_OF_TAIL * _value(*each) for each in found):
-        return Limit("loader", Evidence.LOADS_LAST, misses, wait_s=load_s)
-    gaps = point.capacity.seats is not None and all(metric.startswith(("itl", "tpot")) for _, metric in found)
-    if gaps and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s"):
-        return Limit("compute", Evidence.LONG_STEPS)
+    if waiting >= _BLOCKED_FOR_TAIL and load_s > _LOAD_OF_TAIL * shortest_s:
+        return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
     return None
+
+
+def _waits_for_loads(point: Point) -> tuple[float, float]:
+    """Return the share of requests that wait for a load, and for how many seconds on average."""
+    for_adapters = 1 - (point.traffic.get("base_share") or 0.0)
+    waiting = for_adapters * (_value(point, "miss_ratio") + _value(point, "delayed_hit_ratio"))
+    stages = stages_of(point)
+    return waiting, (stages.loader_queue_s + stages.load_s) / waiting if waiting else 0.0
 
 
 def _queue_decides(point: Point) -> bool:
@@ -384,7 +395,7 @@ _BUSY: Mapping[Evidence, str] = {
         "Loads from storage take {busy} of the time, and no step runs meanwhile. Host memory already has room for "
         "every adapter."
     ),
-    Evidence.LOADS_LAST: "{busy} of requests load their adapter, which takes {wait} on average.",
+    Evidence.LOADS_LAST: "{busy} of requests wait for a load of their adapter, {wait} on average.",
     Evidence.LONG_STEPS: "Steps that compute prompts are long, and all sequences wait for their end.",
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
@@ -449,7 +460,8 @@ def remedy_words(limit: Limit, point: Point) -> str:
         said = MORE_SLOTS if loader.host_holds_all else _MORE_COPIES
     if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
         said = f"{_MORE_COPIES}, or {MORE_SLOTS}"
-    if limit.evidence is Evidence.LONG_STEPS:
+    if limit.evidence is Evidence.LONG_STEPS and point.setup is not None and point.setup.engine.startswith("vllm"):
+        # With prompts in steps of their own, more and shorter ones only come before the next decode step.
         said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
@@ -534,7 +546,8 @@ def _nothing(point: Point) -> str:
 
 def _waits(point: Point) -> str:
     """Return how long a few requests wait, to go before what most of the latency is; empty where none waits long."""
-    if not _queue_decides(point):
+    stage = largest_stage(point)  # where loads overlap with steps, a queue includes the wait for them
+    if not _queue_decides(point) or stage is None or stage[0] not in ("prefill_s", "decode_s"):
         return ""
     return f"one request in a hundred waits {human_seconds(_value(point, 'queue_p99_s'))} or longer, though "
 

@@ -62,7 +62,7 @@ class Confidence:
     :ivar half: half the width of the interval over the value.
     :ivar overloaded, draws: draws of the profile with which the fleet is overloaded, and how many were simulated.
     :ivar assumed: whether the costs come from a profile that was not measured.
-    :ivar more: what more of would decide: a fault or rollout happens once in each replication, however long that is.
+    :ivar more: what more of would decide: what begins within a run happens once in each replication, however long.
     """
 
     word: str
@@ -111,7 +111,9 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
 
 def more_of(point: Point) -> str:
     """Return what a point needs more of for narrower intervals."""
-    return "requests" if point.impact is None else "replications (run.replications)"
+    once = point.impact is not None and any(event["t_s"] > 0 for event in point.events)
+    recorded = any(metric.state.recorded for metric in point.metrics.values())  # each replication is the same trace
+    return "replications (run.replications)" if once and not recorded else "requests"
 
 
 def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> Confidence | None:

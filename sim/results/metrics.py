@@ -119,7 +119,8 @@ class Measured(MeasuredRequests):
             metric = replace(metric, state=replace(metric.state, recorded=True))
         if metric.state != SETTLED and self.facts.spans and self.facts.spans[0].cycle_s > 0.9 * self.spans.min():
             return replace(metric, state=replace(metric.state, by_cycle=True))
-        if metric.state != SETTLED and (self.facts.strategies or self.facts.faults_from_s < math.inf):
+        once = self.facts.seed is not None and (self.facts.strategies or self.facts.faults_from_s < math.inf)
+        if metric.state != SETTLED and once:
             return replace(metric, state=replace(metric.state, once=True))
         times, requests = metric.state.times_longer, self.facts.requests
         if times is None or times > MANY_TIMES or requests is None:

@@ -333,9 +333,11 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
 
     monkeypatch.setattr(study, "_levers", levers)
     assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
+    chances |= {"short": 0.49, "open": 0.5}
+    assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
     found.doubtful = [designs["open"]]
     assert study._falls_short(found, [], evaluator) == (None, ())
-    assert tried == ["short", "hopeless"]
+    assert tried == ["short", "short", "hopeless"]
 
 
 @pytest.mark.parametrize(

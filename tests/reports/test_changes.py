@@ -199,12 +199,15 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     crashed = replace(point, capacity=from_plain(Capacity, {"faults": {"crash": 0.1}, "slots": {"blocked_share": 0.2}}))
     said = answer(crashed, TERMS, headroom=found)
     assert said.setting == "Add replicas (fleet.replicas) that take over.", "slots are short because of the crash"
+    assert said.first_limit == "Faults: without them, the SLO would be met up to about 3.6 times the traffic."
 
 
 def test_more_replications_narrow_what_happens_once() -> None:
     point = samples.changed_point(harmed=50, rollout=False, harm={"slow": 50})
     point = replace(point, metrics={**point.metrics, "ttft_p99_s": Metric(1.0, 0.9, 1.1, "s")})
     assert answer(point, TERMS).setting == "Nothing yet; simulate more replications (run.replications) first."
+    always = replace(point, events=[{"t_s": 0.0, "kind": "fault", "text": "faults.0: 2 % reach another adapter"}])
+    assert answer(always, TERMS).setting == "Nothing yet; simulate more requests first."
 
 
 def test_who_never_got_an_answer_is_told_first() -> None:
@@ -277,6 +280,14 @@ def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
     slow = replace(slow, metrics={**slow.metrics, "ttft_p99_s": replace(slow.metrics["ttft_p99_s"], lo=0.6, hi=1.2)})
     said = sweep_answer([slow, *run.points], TERMS)
     assert said.headline.endswith(" The SLO is not certainly met with power-of-two."), "slower, and open"
+    none = [replace(p, metrics={**p.metrics, "ttft_p99_s": wide}) for p in run.points[:2]]
+    lost = replace(
+        run.points[2], metrics={**run.points[2].metrics, "ttft_p99_s": replace(wide, value=5, lo=4.8, hi=5.2)}
+    )
+    said = sweep_answer([*none, lost], TERMS)
+    assert said.headline.endswith(
+        f" The SLO is not met with {lost.set['router.policy']}. Whether it is met with the others is unclear."
+    )
     same = [
         replace(point, metrics={**point.metrics, "ttft_p99_s": run.points[0].metrics["ttft_p99_s"]})
         for point in run.points

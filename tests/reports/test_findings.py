@@ -261,7 +261,12 @@ def test_the_key_numbers_are_of_the_point_to_choose() -> None:
         samples.make_point({"workload.arrivals.rate": rate, "fleet.speculation.tokens": tokens}, p99=p99)
         for rate, tokens, p99 in (("1/s", 0, 0.3), ("1/s", 3, 0.6), ("4/s", 0, 5.0), ("4/s", 3, 4.0))
     ]
-    assert sweep_focus(free, {"e2e_p99_s": 1.0}) is free[0], "of what costs nothing, the most room"
+    assert sweep_focus(free, {"e2e_p99_s": 1.0}) is free[0], "of what costs nothing, the fastest"
+    lengths = [
+        samples.make_point({"cache.gpu.slots": slots, "workload.tokens.output.mean": mean}, p99=p99)
+        for slots, mean, p99 in ((12, 60, 0.5), (12, 120, 5.0), (32, 60, 0.3), (32, 120, 0.6))
+    ]
+    assert sweep_focus(lengths, {"e2e_p99_s": 1.0}) is lengths[3], "lengths are not for free"
     slots = slots_sweep({16: 5.0, 32: 0.4, 64: 0.3})
     assert sweep_focus(slots, {"e2e_p99_s": 1.0}).set == {"cache.gpu.slots": 32}
 

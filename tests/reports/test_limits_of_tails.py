@@ -9,7 +9,7 @@ import pytest
 import samples
 
 from reports.text.limit_text import limit_line, limits, remedy_words
-from sim.results.model import Capacity, from_plain
+from sim.results.model import Capacity, Setup, from_plain
 from sim.results.point import Metric, Point
 
 
@@ -17,10 +17,12 @@ def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stage
     """Return a point of a batching replica where nothing takes a large share of the time."""
     parts = {"loader": {"utilization": 0.1}, "compute": {"utilization": 0.4}, "seats": {"blocked_share": 0.0}}
     point = samples.make_point(p99=1.0, miss=0.2, fixed=False, breakdown={"decode_s": 2.0, **stages})
+    point = replace(point, setup=Setup("vllm (rules of 0.33)"))
     metrics = point.metrics | {name: Metric(value, unit="s") for name, value in values.items()}
     return replace(point, metrics=metrics, capacity=from_plain(Capacity, parts | capacity))
 
 
+BLOCKING = {"loader": {"utilization": 0.1, "blocks_steps": True}}
 SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
 
 
@@ -33,7 +35,16 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
         ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_mean_s", "none", "add replicas"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.08}, "ttft_p95_s", "loader", "keep more copies in host memory"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.02}, "ttft_p95_s", "none", "add replicas"),
-        ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}, {}, "itl_p99_s", "compute", "compute fewer tokens in a step"),
+        ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}, {"load_s": 0.02}, "itl_p99_s", "compute", "compute fewer tokens"),
+        ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, BLOCKING, {"load_s": 0.01}, "itl_p99_s", "compute", "compute fewer"),
+        (
+            {"itl_p99_s": 0.12, "itl_mean_s": 0.03},
+            BLOCKING,
+            {"load_s": 0.02},
+            "itl_p99_s",
+            "loader",
+            "keep more copies",
+        ),
         ({"itl_p99_s": 0.05, "itl_mean_s": 0.03}, {}, {}, "itl_p99_s", "none", "add replicas"),
     ],
 )
@@ -57,4 +68,15 @@ def test_a_long_wait_of_few_is_not_called_none() -> None:
     assert few.startswith("None today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
     loads = quiet({"ttft_p95_s": 0.9}, {}, load_s=0.08)
     said = limit_line(loads, ["ttft_p95_s"])
-    assert said == "Loader: 20 % of requests load their adapter, which takes 400 ms on average."
+    assert said == "Loader: 20.2 % of requests wait for a load of their adapter, 396 ms on average."
+
+
+def test_with_prompts_in_steps_of_their_own_smaller_steps_are_no_remedy() -> None:
+    point = replace(quiet({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}), setup=Setup("sglang (rules of 0.5.23)"))
+    (limit,) = limits(point, ["itl_p99_s"])
+    assert remedy_words(limit, point) == "add replicas (fleet.replicas)"
+
+
+def test_a_queue_that_is_a_wait_for_loads_is_not_set_against_them() -> None:
+    point = quiet({"queue_p99_s": 0.9}, {}, load_s=3.0)
+    assert limit_line(point) == "None today: 60 % of the mean latency is loading adapters."

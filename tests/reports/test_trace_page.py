@@ -61,6 +61,8 @@ FACTS = TraceFacts(
     dispersion_1s=1.5,
     dispersion_60s=5.8,
     longest_gap_s=9.0,
+    silences=0,
+    silent_s=0.0,
     prompt=TOKENS,
     output=TOKENS,
     length_correlation=-0.123,
@@ -82,13 +84,14 @@ CHECKED_BUT_NAMELESS = replace(UNCHECKED, candidates=[], values=FIT.values, chos
 
 
 def test_a_hole_in_a_log_is_told_with_the_rate_of_the_rest() -> None:
-    holed = replace(FACTS, longest_gap_s=2000.0)
-    said = headline(holed)
+    said = headline(replace(FACTS, longest_gap_s=2000.0, silences=1, silent_s=2000.0))
     assert said.startswith(
-        "No request comes for 33.3 min; in the rest of the time there are 4/s. If the log has a hole"
+        "There are no requests for 33.3 min; the rate in the rest of the time is 4/s. If the log lacks"
     )
-    assert "No request comes" not in headline(FACTS)
-    assert "No request comes" not in headline(replace(FACTS, longest_gap_s=300.0)), "it hardly changes the rate"
+    said = headline(replace(FACTS, longest_gap_s=1000.0, silences=3, silent_s=3000.0))
+    assert said.startswith("There are no requests in 3 gaps of 50 min in all; the rate in the rest of the time is 8/s.")
+    assert "no requests" not in headline(FACTS)
+    assert "no requests" not in headline(replace(FACTS, silences=1, silent_s=300.0)), "it hardly changes the rate"
 
 
 def instant(facts: TraceFacts) -> TraceFacts:

@@ -48,6 +48,21 @@ class Replica:
         return self.kv.peak_share() * BLOCKS * SIZE
 
 
+@pytest.mark.parametrize(("shared", "known"), [(8, 0), (32, 2)])
+def test_a_text_shorter_than_a_block_is_not_known_once_it_was_read(shared: int, known: int) -> None:
+    kv = PrefixStore(BLOCKS, SIZE)
+    readers = [Request(index, 0.0, 0, 50, 5) for index in (0, 1)]
+    for request in readers:
+        request.shared = ((shared, 0),)
+    first, second = readers
+    assert kv.reserve(first, 50, 50, 0)
+    first.context = 50
+    kv.set_apart(first)
+    kv.arrived(first)
+    kv.check_integrity()
+    assert kv.cached_tokens(second) == known * SIZE
+
+
 @pytest.mark.parametrize("shared", [0, 160])
 def test_a_prompt_that_shares_blocks_with_a_decode_does_not_lower_the_peak(shared: int) -> None:
     replica = Replica()

@@ -7,6 +7,7 @@ rows are slower by more than 5 % in the geometric mean, or one of them by more t
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -72,13 +73,11 @@ def verdict(found: dict[str, float]) -> list[str]:
 
 def main() -> None:
     """Print the ratios; exit with 1 if anything is too slow."""
-    arguments = sys.argv[1:]
-    rounds = 3
-    if "--rounds" in arguments:
-        place = arguments.index("--rounds")
-        rounds = int(arguments[place + 1])
-        del arguments[place : place + 2]
-    commit = arguments[0] if arguments else BASE
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("commit", nargs="?", default=BASE)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    commit = asked.commit
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "before")
         git = ["git", "-C", str(ROOT), "worktree"]
@@ -87,7 +86,7 @@ def main() -> None:
             sys.exit(f"can't check out {commit}: {added.stderr.strip()}")
         try:
             print(f"{'time of a request, against ' + commit:44} {'ratio':>6}")
-            slow = verdict(ratios(ROWS, (tree, ROOT), rounds))
+            slow = verdict(ratios(ROWS, (tree, ROOT), asked.rounds))
         except subprocess.SubprocessError as error:
             sys.exit(str(getattr(error, "stderr", None) or error))
         finally:

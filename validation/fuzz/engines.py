@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from random import Random
 
+from sim.errors import InputError
 from sim.studies.fidelity.sglang_record import read_any_record, replay_any_record
 
 RECORDERS = {
@@ -121,7 +122,7 @@ def _sglang(draw: Draw, kind: str) -> None:
 
 
 def main() -> None:
-    """Record and replay; exit with 1 if a replay differs."""
+    """Record and replay; exit with 1 if a replay differs, or none was made."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=RECORDERS)
     parser.add_argument("--python", required=True)
@@ -134,6 +135,7 @@ def main() -> None:
     met = differs = 0
     for seed in range(asked.first, asked.first + asked.cases):
         record, options = asked.out / f"{asked.kind}-{seed}.json.gz", arguments(asked.kind, seed)
+        record.unlink(missing_ok=True)
         command = [asked.python, str(asked.tools / RECORDERS[asked.kind]), str(record), *options]
         with (asked.out / f"{asked.kind}-{seed}.log").open("w") as log:
             # Engines leave processes behind: they end with their group.
@@ -145,10 +147,11 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 os.killpg(running.pid, 9)
                 running.wait()
-        if not record.exists():
-            print(f"{asked.kind} {seed}: no record: {log.name}", flush=True)
+        try:
+            result = replay_any_record(read_any_record(record))
+        except InputError as error:  # no file, or a torn one
+            print(f"{asked.kind} {seed}: {error}; see {log.name}", flush=True)
             continue
-        result = replay_any_record(read_any_record(record))
         said = result.first_difference or f"{result.steps} steps met"
         print(f"{asked.kind} {seed}: {said}  ({' '.join(options)})", flush=True)
         differs += result.first_difference is not None
@@ -156,7 +159,7 @@ def main() -> None:
         if not result.first_difference:
             record.unlink()
     print(f"{met} records met, {differs} differ, {asked.cases - met - differs} not made")
-    sys.exit(differs > 0)
+    sys.exit(differs > 0 or not met)
 
 
 if __name__ == "__main__":

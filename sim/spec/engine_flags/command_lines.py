@@ -107,8 +107,8 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
                     rest and re.search(r"vllm\.entrypoints|sglang\.launch_server", rest[0])
                 ):
                     rest.pop(0)
-                if len(rest) > 1 and rest[1][:1].isalnum() and (hint := did_you_mean(rest[0], ["serve"])):
-                    raise InputError("no command of vLLM", got=rest[0], allowed="serve", hint=hint)
+                if len(rest) > 1 and not rest[1].startswith("-") and (hint := did_you_mean(rest[0], ["serve"])):
+                    raise InputError("unknown command of an engine", got=rest[0], allowed="serve", hint=hint)
                 return _read(flag_tables()[table], f"{engine}-{version[1]}" if version else engine, rest)
     raise InputError(
         "no command line of vLLM or SGLang",

@@ -366,7 +366,7 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     range_ = low if low == high else f"{low} to {high}"
     left_out = [p for p in known if p not in chosen]
     slower += [p for p in left_out if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
-    missed = [label_of(p, axes) for p in left_out]
+    missed = [label_of(p, axes) for p in left_out if met or verdict(p, slo_terms) == NOT_MET]
     said = f"The router makes no clear difference: {words} is {range_} with all of them."
     if slower or left_out:
         said = f"Use {_listed([label_of(point, axes) for point in best], 'or')}: {words} is {range_}"
@@ -374,9 +374,9 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
         other = next((p for p in slower if "round-robin" in p.set.values()), slowest)
         said += f" instead of {show(name, value_of(other, name))} with {label_of(other, axes)}." if other else "."
     if missed:
-        said += f" The SLO is not {'certainly ' if open_ else ''}met with {_listed(missed, 'or')}."
+        said += f" The SLO is not {'certainly ' if open_ and met else ''}met with {_listed(missed, 'or')}."
     if slo_terms and not met:
-        said += " Whether the SLO is met is unclear."
+        said += f" Whether it is met{' with the others' if missed else ''} is unclear."
     return [said, *load]
 
 

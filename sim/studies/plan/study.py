@@ -140,6 +140,8 @@ def _falls_short(
 
     One of them may make it enough. Of two variables, one less of the first saves more.
 
+    Where a plan was found, that is the most wanted design that rather misses than meets the SLO, or an edge.
+
     :param designs: all, the most wanted last: if the best may do, the first of them that probably does not is tried.
     """
     misses = (each for each in (found.best, *designs) if evaluator.grade(each).probability <= 1 - PROBABLE)

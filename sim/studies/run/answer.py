@@ -21,6 +21,7 @@ from reports.text.limit_text import (
     limits,
     overload_words,
     remedy_words,
+    without_keys_of_pools,
 )
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import bill, cost_sentences
@@ -207,7 +208,7 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     if has_rollout([point]):
         return _SLOWER
     if "crash" in point.capacity.faults:
-        return "Add replicas (fleet.replicas) that take over."
+        return without_keys_of_pools("Add replicas (fleet.replicas) that take over.", point)
     cause = cause_of([point]).words
     return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
 
@@ -264,7 +265,8 @@ def answer(
     )
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(remedy)}." if remedy else ""
-        if changed and (headroom is not None or not remedy):  # what is short may be short because of the change
+        breaks = "crash" in point.capacity.faults or (headroom is not None and has_rollout([point]))
+        if changed and (breaks or not remedy):  # what is short may be short because of that
             setting = _for_the_change(point, headroom) or setting
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_FEWER_MISSES} {setting}"

@@ -34,6 +34,8 @@ _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
+_FREE = ("fleet.speculation.tokens", "fleet.max_num_batched_tokens", "fleet.prefix_caching", "fleet.async_scheduling")
+"""Keys of settings that cost nothing."""
 _NO_PRODUCTS = ("continuous", "fixed")
 """Idealised engines, which no server runs."""
 _DEMANDED = ("rate", "concurrency", "count", "hottest", "cv")
@@ -123,7 +125,7 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     """Return the point that the key numbers are of, which is the one to choose where there is a choice.
 
     That is the edge of the SLO: of several keys the least that serves the most demand, and of what costs nothing the
-    value with the most room. Of rollouts and faults it is the
+    fastest value. Of rollouts and faults it is the
     design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
     SLO. Where no point meets it, that is the one least far from its targets. An engine that is no product is chosen
     only where no other was tried.
@@ -138,9 +140,10 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
         return fastest_point(points, slo_terms)
     good = [point for point in points if verdict(point, slo_terms) == MET]
     demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
-    if good and len(axes) > 1 and (demanded or bought):
+    if good and len(axes) > 1 and all(axis in demanded or axis in bought or axis.key in _FREE for axis in axes):
         costs = {id(p): ([-a.index(p) for a in demanded], [a.index(p) for a in bought]) for p in good}
-        return min(good, key=lambda p: (*costs[id(p)], most_strained(p, slo_terms)))
+        least = min(costs.values())
+        return fastest_point([p for p in good if costs[id(p)] == least], slo_terms)
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
     return edge or slowest_point(good or points, main_metric(points, slo_terms))
 

@@ -147,6 +147,8 @@ class TraceFacts:
     dispersion_1s: float | None
     dispersion_60s: float | None
     longest_gap_s: float
+    silences: int
+    silent_s: float
     prompt: dict[str, float] | None
     output: dict[str, float] | None
     length_correlation: float | None

@@ -11,7 +11,6 @@ from reports.text.metric_text import capital
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import CheckedValue, FitCheck, LawRow, MissCurve, TraceFacts
 from sim.traffic.fits.popularity_fit import LEAST_P
-from sim.traffic.traces.data import is_silence
 
 GAP = 0.02
 """Miss ratios closer than this are called the same: such a gap does not matter."""
@@ -51,13 +50,15 @@ def headline(facts: TraceFacts) -> str:
 
 
 def hole_words(facts: TraceFacts) -> str:
-    """Return that a long time without requests lowers the rate; empty if there is none."""
-    gap_s, rest_s = facts.longest_gap_s, facts.span_s - facts.longest_gap_s
-    if not is_silence(facts.requests, facts.span_s, gap_s) or gap_s < facts.span_s / 10 or not rest_s > 0:
+    """Return that long times without requests lower the rate; empty if they hardly do."""
+    rest_s = facts.span_s - facts.silent_s
+    if facts.silent_s < facts.span_s / 10 or not rest_s > 0:
         return ""
+    silent = human_seconds(facts.silent_s)
+    gaps = f"for {silent}" if facts.silences == 1 else f"in {facts.silences} gaps of {silent} in all"
     return (
-        f"No request comes for {human_seconds(gap_s)}; in the rest of the time there are "
-        f"{number(facts.requests / rest_s)}/s. If the log has a hole there, plan with that rate."
+        f"There are no requests {gaps}; the rate in the rest of the time is {number(facts.requests / rest_s)}/s. If "
+        "the log lacks requests there, plan with that rate."
     )
 
 

@@ -46,6 +46,7 @@ from sim.traffic.fits.describe import (
 from sim.traffic.fits.popularity_fit import fit_popularity
 from sim.traffic.popularity import concentration
 from sim.traffic.shared_text import repeated_tokens
+from sim.traffic.traces.data import silence_s
 from sim.traffic.traces.read import TraceData
 
 Floats = NDArray[np.float64]
@@ -115,6 +116,8 @@ def study_trace(
     asked = None if adapter is None else np.bincount(adapter, minlength=len(trace.names))
     sessions, table = _sessions(trace, span, pause)
     in_sessions = trace.session is not None or (model is not None and model.pause_s is not None)
+    gaps = np.diff(times)
+    silent = gaps[gaps > silence_s(requests, span)] if requests > 1 else gaps
     facts = TraceFacts(
         file=file,
         requests=requests,
@@ -125,7 +128,9 @@ def study_trace(
         gap_cv=gap_cv(times),
         dispersion_1s=dispersion(times, 1.0),
         dispersion_60s=dispersion(times, 60.0),
-        longest_gap_s=float(np.diff(times).max()) if len(times) > 1 else 0.0,
+        longest_gap_s=float(gaps.max(initial=0.0)),
+        silences=len(silent),
+        silent_s=float(silent.sum()),
         prompt=None if prompt is None else quantiles(prompt),
         output=None if output is None else quantiles(output),
         length_correlation=None if prompt is None or output is None else correlation(prompt[some], output[some]),

@@ -153,13 +153,13 @@ def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:
         yield f"{file}: {shared:,} of {len(arrival_s):,} requests share their time with another"
 
 
-def is_silence(count: int, span_s: float, longest_s: float) -> bool:
-    """Return whether the longest gap of so many requests is far longer than by chance."""
+def silence_s(count: int, span_s: float) -> float:
+    """Return the seconds from which a gap of so many requests is far longer than by chance."""
     # n independent gaps reach about 1 + ln n times their mean.
-    return count > 1 and longest_s > max(SILENCE * (1 + float(np.log(count))) * span_s / count, span_s / 100)
+    return max(SILENCE * (1 + float(np.log(count))) * span_s / count, span_s / 100)
 
 
 def silence_note(file: str, arrival_s: Floats, longest_s: float, row: int) -> Iterable[str]:
     """Yield a note on the longest gap without requests, if it looks like a gap in the recording."""
-    if is_silence(len(arrival_s), float(arrival_s[-1]), longest_s):
+    if longest_s > silence_s(len(arrival_s), float(arrival_s[-1])):
         yield f"{file}: the longest gap without requests, {longest_s:,.4g} s, ends with row {row}"
