@@ -5,6 +5,7 @@ The states follow from ``Point.capacity``, ``Point.breakdown`` and the counts of
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from reports.formatting import percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
-from sim.results.slo_terms import is_tail, judged
+from sim.results.slo_terms import is_gap, is_tail, judged
 from sim.results.verdict import is_overloaded, unserved
 from sim.spec.units import human_seconds
 
@@ -191,10 +192,10 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     """
     if not terms or point.impact is not None:
         return None
-    found = [judged(point, term) for term in terms]
+    known = [value for term in terms if (value := _value(*judged(point, term)))]
     loader, (waiting, load_s) = point.capacity.loader, _waits_for_loads(point)
-    shortest_s = min(_value(*each) for each in found)
-    if all(metric.startswith(("itl", "tpot")) for _, metric in found):
+    shortest_s = min(known, default=math.inf)
+    if all(map(is_gap, terms)):
         if loader.blocks_steps and load_s > _LOAD_OF_GAP * shortest_s:
             return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
         batches = point.capacity.seats is not None
@@ -395,8 +396,8 @@ _BUSY: Mapping[Evidence, str] = {
         "Loads from storage take {busy} of the time, and no step runs meanwhile. Host memory already has room for "
         "every adapter."
     ),
-    Evidence.LOADS_LAST: "{busy} of requests wait for a load of their adapter, {wait} on average.",
-    Evidence.LONG_STEPS: "Steps that compute prompts are long, and all sequences wait for their end.",
+    Evidence.LOADS_LAST: "{busy} of requests wait for their adapter to load, {wait} on average.",
+    Evidence.LONG_STEPS: "Steps that compute prompts take long, and all running sequences wait for them.",
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
     ),

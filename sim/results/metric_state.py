@@ -119,11 +119,9 @@ class State:
         if self.by_cycle:
             return "run five or more replications of whole cycles"
         if self.once:
-            times = self.times_longer
-            known = times is not None and times <= MANY_TIMES
-            return (
-                f"run {f'about {max(2, math.ceil(times or 0))} times as many' if known else 'many more'} replications"
-            )
+            times = self.times_longer or math.inf
+            many = f"about {max(2, math.ceil(times))} times as many" if times <= MANY_TIMES else "many more"
+            return f"run {many} replications"
         if self.requests:
             return f"run about {self.requests:,} requests"
         verb = "take a trace" if self.recorded else "run"

@@ -42,6 +42,11 @@ def is_tail(name: str) -> bool:
     return (quantile_of(name) or 0.0) > 0.5
 
 
+def is_gap(name: str) -> bool:
+    """Return whether a term is about the time between tokens."""
+    return split_term(name)[1].startswith(("itl", "tpot"))
+
+
 def all_terms(scenario: Scenario) -> dict[str, float]:
     """Return the targets of a scenario, those of its tenants included."""
     own = scenario.slo.terms()

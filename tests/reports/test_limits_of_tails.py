@@ -35,6 +35,7 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
         ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_mean_s", "none", "add replicas"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.08}, "ttft_p95_s", "loader", "keep more copies in host memory"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.02}, "ttft_p95_s", "none", "add replicas"),
+        ({}, {}, {"load_s": 0.08}, "ttft_p95_s", "none", "add replicas"),  # not known
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}, {"load_s": 0.02}, "itl_p99_s", "compute", "compute fewer tokens"),
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, BLOCKING, {"load_s": 0.01}, "itl_p99_s", "compute", "compute fewer"),
         (
@@ -68,7 +69,7 @@ def test_a_long_wait_of_few_is_not_called_none() -> None:
     assert few.startswith("None today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
     loads = quiet({"ttft_p95_s": 0.9}, {}, load_s=0.08)
     said = limit_line(loads, ["ttft_p95_s"])
-    assert said == "Loader: 20.2 % of requests wait for a load of their adapter, 396 ms on average."
+    assert said == "Loader: 20.2 % of requests wait for their adapter to load, 396 ms on average."
 
 
 def test_with_prompts_in_steps_of_their_own_smaller_steps_are_no_remedy() -> None:

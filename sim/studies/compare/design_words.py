@@ -24,7 +24,7 @@ _ENTRY_WORDS = {
 }
 """What an entry of a list is called, and several."""
 _LAWS = ("law", "process")
-"""Last words of keys that choose which other keys there are beside them."""
+"""Last words of keys on which the other keys of their section depend."""
 _SECTION_WORDS = {"fleet.autoscale": "an autoscaler", "router.controller": "a placement controller"}
 """What an optional section sets up, where that has an article."""
 

@@ -24,7 +24,7 @@ from sim.results.pairs import (
 )
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
-from sim.results.slo_terms import judged, split_term, with_tenants
+from sim.results.slo_terms import is_gap, judged, split_term, with_tenants
 from sim.results.verdict import MET, NOT_MET, is_overloaded, term_verdict, unserved, verdict
 from sim.spec.scenario_file import resolved_values, value_text
 
@@ -362,7 +362,7 @@ def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
         during = [f"rollout_{latency_name(points, own)}"] if has_rollout(points) else []
         wanted = [impact_name(points), *during, *(slo or ["e2e_p99_s"])]
     apart = any("hand_over_s" in point.breakdown for point in points)  # prefill and decode: it is done for ITL
-    if apart and not any(split_term(name)[1].startswith(("itl", "tpot")) for name in slo):
+    if apart and not any(map(is_gap, slo)):
         wanted.append("itl_p99_s")
     wanted += [name for name in ("refused", "failed") if any(_is_lacking(point, name) for point in points)]
     if slo:

@@ -222,14 +222,13 @@ def _record_report(file: Path, fit_on: Path | None) -> Report:
     from sim.studies.fidelity.step_record import PairRecord, read_record
 
     record = read_any_record(file)
-    replayed = replay_report(file, record, replay_any_record(record))
     if fit_on is None:
-        return replayed
+        return replay_report(file, record, replay_any_record(record))
     if isinstance(record, SglangRecord):
         raise InputError("records of SGLang have no times that could be predicted", key="--fit-on", got=str(fit_on))
     if isinstance(record, PairRecord) or record.config.offload is not None:
         raise InputError("records of copied KV have no times to predict", key="--fit-on", got=str(fit_on))
     times = record_times(record, str(file))
     costs = fit_costs(record_times(read_record(fit_on), str(fit_on)))
-    metrics = predict(record, times, costs)
+    replayed, metrics = replay_report(file, record, replay_any_record(record)), predict(record, times, costs)
     return with_prediction(replayed, fit_on, costs, metrics, itself=fit_on.resolve() == file.resolve())

@@ -13,7 +13,7 @@ import numpy as np
 from sim.errors import InputError, ScenarioError, SeveralErrors, UnknownKeyError
 from sim.results.metric_state import Cause, State
 from sim.results.run_directory.result_files import scenario_hash
-from sim.results.slo_terms import all_terms, quantile_of, split_term
+from sim.results.slo_terms import all_terms, is_gap, quantile_of, split_term
 from sim.results.statistics import MIN_FOR_P99, MIN_FOR_RATIO, MIN_FOR_REST, enough_for
 from sim.spec.profile_choice import profile_of
 from sim.spec.scenario import Plan
@@ -195,7 +195,7 @@ def check_terms(loaded: LoadedScenario) -> None:
         return
     places = {tenant.name: f"tenants.{place}." for place, tenant in enumerate(scenario.tenants)}
     for tenant, name in map(split_term, terms):
-        if name.startswith(("tpot", "itl")):
+        if is_gap(name):
             raise loaded.locate(
                 ScenarioError(
                     "engine fixed has no tokens, so this is never measured",

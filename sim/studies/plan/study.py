@@ -18,7 +18,7 @@ from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.results.slo_terms import all_terms, split_term
+from sim.results.slo_terms import all_terms, is_gap
 from sim.results.verdict import PROBABLE, strain, strained
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
@@ -140,7 +140,7 @@ def _falls_short(
 
     One of them may make it enough. Of two variables, one less of the first saves more.
 
-    Where a plan was found, that is the most wanted design that rather misses than meets the SLO, or an edge.
+    Where a plan was found, that is the most wanted design that more likely misses the SLO than meets it, or an edge.
 
     :param designs: all, the most wanted last: if the best may do, the first of them that probably does not is tried.
     """
@@ -158,12 +158,8 @@ def _levers(design: PlanDesign) -> tuple[str, ...]:
     if point is None or world is None:
         return ()
     missed = strained(point, all_terms(world.scenario))
-    slow = len(missed) > 0 and all(map(_is_gap, missed))  # shorter steps shorten nothing else
+    slow = len(missed) > 0 and all(map(is_gap, missed))  # shorter steps shorten nothing else
     return (*(_FOR_ADAPTERS if _waits_for_adapters(design) else ()), *(_FOR_GAPS if slow else ()))
-
-
-def _is_gap(name: str) -> bool:
-    return split_term(name)[1].startswith(("itl", "tpot"))
 
 
 def _waits_for_adapters(design: PlanDesign) -> bool:

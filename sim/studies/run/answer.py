@@ -260,9 +260,8 @@ def answer(
         verdict(point.without_calibration(), slo_terms) != UNCLEAR
         or (shown is not None and open_by_costs(metric_of(point, shown), terms[shown]))
     )
-    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: _BY_COSTS if costs else _BY_RUN.format(more_of(point))}.get(
-        found
-    )
+    more = _BY_COSTS if costs else _BY_RUN.format(more_of(point))
+    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: more}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(remedy)}." if remedy else ""
         breaks = "crash" in point.capacity.faults or (headroom is not None and has_rollout([point]))
@@ -279,10 +278,6 @@ def answer(
         headroom_sentences(headroom, missed_today=missed_today, cold=cold),
         find_trust(point, terms, assumed=assumed, about=shown),
         " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
-        first_limit(
-            headroom,
-            limit_line(point, over, searched=headroom is not None),
-            missed_today=missed_today,
-        ),
+        first_limit(headroom, limit_line(point, over, searched=headroom is not None), missed_today=missed_today),
         bill(point),
     )

@@ -16,16 +16,7 @@ from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import with_tenants
-from sim.results.verdict import (
-    MET,
-    NO_SLO,
-    NOT_MET,
-    UNCLEAR,
-    is_lacking,
-    is_overloaded,
-    most_strained,
-    verdict,
-)
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, is_overloaded, most_strained, verdict
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank
@@ -125,10 +116,9 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     """Return the point that the key numbers are of, which is the one to choose where there is a choice.
 
     That is the edge of the SLO: of several keys the least that serves the most demand, and of what costs nothing the
-    fastest value. Of rollouts and faults it is the
-    design with the least impact, of policies, engines or GPUs the fastest, and else the slowest point that meets the
-    SLO. Where no point meets it, that is the one least far from its targets. An engine that is no product is chosen
-    only where no other was tried.
+    fastest value. Of rollouts and faults it is the design with the least impact, of policies, engines or GPUs the
+    fastest, and else the slowest point that meets the SLO. Where no point meets it, that is the one least far from its
+    targets. An engine that is no product is chosen only where no other was tried.
     """
     points = [point for point in points if point.set.get("fleet.engine") not in _NO_PRODUCTS] or points
     axes = make_axes(points)
@@ -141,9 +131,9 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     good = [point for point in points if verdict(point, slo_terms) == MET]
     demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
     if good and len(axes) > 1 and all(axis in demanded or axis in bought or axis.key in _FREE for axis in axes):
-        costs = {id(p): ([-a.index(p) for a in demanded], [a.index(p) for a in bought]) for p in good}
-        least = min(costs.values())
-        return fastest_point([p for p in good if costs[id(p)] == least], slo_terms)
+        costs = [([-a.index(p) for a in demanded], [a.index(p) for a in bought]) for p in good]
+        least = min(costs)
+        return fastest_point([p for p, cost in zip(good, costs, strict=True) if cost == least], slo_terms)
     edge = find_boundary(points, axes[0], slo_terms).edge_point if len(axes) == 1 else None
     return edge or slowest_point(good or points, main_metric(points, slo_terms))
 

@@ -130,6 +130,7 @@ class TraceFacts:
         windows. None: too few to say.
     :ivar prompt, output: ``mean``, ``p50``, ``p90``, ``p99``, ``max`` in tokens; None where the trace has no lengths.
     :ivar concentration: ``top_1pct``, …, ``effective_adapters``; None, like ``curve``, where it names no adapters.
+    :ivar silences: gaps far longer than by chance; ``silent_s``: how long they are in all.
     :ivar timeline: ``t_s`` (middles of equal spans) and ``rate_rps``.
     :ivar skipped: rows left out, by reason.
     :ivar base_share: share of the requests that are for the base model; popularity, locality and sessions are those of
