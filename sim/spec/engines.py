@@ -357,7 +357,8 @@ def fill(data: Any) -> Any:
     for section, values in preset.items():
         given = data.get(section, {})
         if isinstance(given, dict):
-            meant = {key: value for key, value in values.items() if given.get(_WITHOUT.get(key, "")) is None}
+            left_out = [key for key, other in _WITHOUT.items() if given.get(other) is not None]
+            meant = {key: value for key, value in values.items() if key not in left_out}
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
     if own.get("kv_check") == "ratio" and all(isinstance(filled[section], dict) for section in preset):
         _leave_out_what_does_not_fit(filled, data)

@@ -209,7 +209,7 @@ def without_indexes(key: str) -> str:
     parts = [part for part in key.split(".") if not part.isdigit()]
     if key.startswith(_POOLS) and len(parts) > 3 and parts[2] not in _OF_A_POOL:
         del parts[2]
-    if parts[0] == _TENANTS and len(parts) > 2 and parts[1] not in _OF_A_TENANT:
+    if len(parts) > 2 and parts[0] == _TENANTS and parts[1] not in _OF_A_TENANT:
         del parts[1]
     return ".".join(parts)
 
