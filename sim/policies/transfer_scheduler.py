@@ -20,6 +20,8 @@ from sim.traffic.request import BY_ADAPTER_LIMIT, BY_BATCH_SLOTS, BY_KV, HOLDING
 LATER: Final = -1
 """``KvSource.look_up``: whether there is anything to load is not known yet."""
 
+_NO_ROOM: Final = -2  # for a request, where a number of tokens is asked
+
 _LOADING: Final = 0
 _ARRIVED: Final = 1  # nobody has looked at the request since
 _FAILED: Final = 2  # the same
@@ -218,26 +220,24 @@ class TransferScheduler(Scheduler):
         return len(self.waiting_apart) > self._loads
 
     def _admit(self, budget: int, now: float) -> int:
-        waiting, kv, whole = self.waiting, self.kv, self.limits.whole_prompt
+        waiting = self.waiting
         apart, later, turned = list(self.waiting_apart), list[Request](), list[Request]()
-        left, free_slots, place = budget, self.limits.num_seqs - len(self.running), 0
-        over_limit = False
+        left, place, over_limit = budget, 0, False
         waiting.begin()
         while left and (place < len(apart) or waiting.ready or waiting.deferred):
-            if not free_slots:
+            if len(self.running) >= self.limits.num_seqs:
                 self.blocked = BY_BATCH_SLOTS
                 break
             if place < len(apart):
                 request = apart[place]
+                place += 1
                 state = self._look_at(request)
                 if state == _LOADING:
-                    place += 1
                     continue
                 if not waiting.may_join(request):
                     over_limit = True
                     if state == _EMPTY:
                         turned.append(request)
-                    place += 1
                     continue
             else:
                 candidate = waiting.next_candidate()
@@ -250,58 +250,15 @@ class TransferScheduler(Scheduler):
                     if waiting.pass_over(request):
                         continue
                     break
-
-            cached = whole_is_there = loaded = 0
-            source = self._source
-            if state == _READY:
-                whole_is_there = int(not request.to_prefill)
-            else:
-                cached = kv.cached_tokens(request) if self._caches else 0
-                tokens = source.look_up(request, cached) if source is not None else 0
-                if tokens == LATER:
-                    waiting.put_aside(request)
-                    later.append(request)
-                    continue
-                if tokens and source is not None and not source.within_step(request, cached, tokens):
-                    if not self._reserve(request, cached, tokens):
-                        self.blocked, self._blocked_key = BY_KV, request.key
-                        break
-                    if place == len(apart):
-                        waiting.put_aside(request)
-                    else:
-                        place += 1
-                    continue
-                loaded = tokens
-            prompt = request.to_prefill - cached - loaded + whole_is_there
-            chunk = min(prompt, left)
-            if not whole_is_there and not kv.take(
-                request, loaded + chunk, loaded + (prompt if whole else chunk), cached
-            ):
+            tokens = self._take_on(request, state, left, now)
+            if tokens == _NO_ROOM:
                 self.blocked, self._blocked_key = BY_KV, request.key
                 break
-            if loaded and source is not None:
-                source.order(request, cached, loaded)
-                cached += loaded
-            if place == len(apart):
-                waiting.take(request)
+            if tokens == LATER:
+                waiting.put_aside(request)
+                later.append(request)
             else:
-                place += 1
-                del self.waiting_apart[request]
-                waiting.claim(request)
-                if state == _READY:
-                    kv.take_up(request)
-                    cached = request.context - whole_is_there
-            self._turned_away.discard(request)
-            self.running[request] = None
-            self._count_in([request])
-            if request.admitted_s < 0:
-                request.admitted_s = now
-            request.chunk = chunk
-            request.context = cached + chunk
-            request.to_prefill = prompt - chunk
-            self.decided.prefills.append(request)
-            left -= chunk
-            free_slots -= 1
+                left -= tokens
         for request in later:
             waiting.push(request)
         for request in reversed(turned):
@@ -313,6 +270,48 @@ class TransferScheduler(Scheduler):
         if self.blocked == UNBLOCKED and (over_limit or waiting.over_limit or (waiting.deferred and waiting.defers)):
             self.blocked = BY_ADAPTER_LIMIT
         return budget - left
+
+    def _take_on(self, request: Request, state: int, left: int, now: float) -> int:
+        """Let a request join, or order the load that it waits for; return how many of its tokens the step computes.
+
+        It may be ``_NO_ROOM`` or ``LATER`` as well.
+        """
+        kv, source, waiting, whole = self.kv, self._source, self.waiting, self.limits.whole_prompt
+        cached = again = loaded = 0
+        if state == _READY:
+            again = int(not request.to_prefill)  # the last token of a prompt that is there
+        else:
+            cached = kv.cached_tokens(request) if self._caches else 0
+            loaded = source.look_up(request, cached) if source is not None else 0
+            if loaded == LATER:
+                return LATER
+            if loaded and source is not None and not source.within_step(request, cached, loaded):
+                return self._reserve(request, cached, loaded)
+        prompt = request.to_prefill - cached - loaded + again
+        chunk = min(prompt, left)
+        if not again and not kv.take(request, loaded + chunk, loaded + (prompt if whole else chunk), cached):
+            return _NO_ROOM
+        if loaded and source is not None:
+            source.order(request, cached, loaded)
+            cached += loaded
+        if request in self.waiting_apart:
+            del self.waiting_apart[request]
+            waiting.claim(request)
+            if state == _READY:
+                kv.take_up(request)
+                cached = request.context - again
+        else:
+            waiting.take(request)
+        self._turned_away.discard(request)
+        self.running[request] = None
+        self._count_in([request])
+        if request.admitted_s < 0:
+            request.admitted_s = now
+        request.chunk = chunk
+        request.context = cached + chunk
+        request.to_prefill = prompt - chunk
+        self.decided.prefills.append(request)
+        return chunk
 
     def _look_at(self, request: Request) -> int:
         """Return the state of a request whose turn it is, after what follows from the end of its load."""
@@ -328,21 +327,23 @@ class TransferScheduler(Scheduler):
         self.waiting_apart[request] = state
         return state
 
-    def _reserve(self, request: Request, cached: int, tokens: int) -> bool:
-        """Order a load, and blocks for what it brings; return whether there is room."""
+    def _reserve(self, request: Request, cached: int, tokens: int) -> int:
+        """Order a load, and blocks for what it brings; return 0, or ``_NO_ROOM``."""
         source = self._source
         assert source is not None
         room_for = tokens + self._needed_by_others() * self.kv.size
         if self.limits.whole_prompt:
             room_for = max(room_for, request.to_prefill - cached)
         if not self.kv.reserve(request, tokens, room_for, cached):
-            return False
+            return _NO_ROOM
         request.context = cached + tokens
         self.kv.set_apart(request)
+        if request not in self.waiting_apart:
+            self.waiting.put_aside(request)
         self.waiting_apart[request] = _LOADING
         self._loads += 1
         source.order(request, cached, tokens)
-        return True
+        return 0
 
     def _needed_by_others(self) -> int:
         """Return how many blocks prompts that are computed or loaded in part still need."""
