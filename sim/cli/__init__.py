@@ -189,8 +189,10 @@ def _explain_usage(error: Any) -> None:
     """Say what is wrong with a command line, what was probably meant, and where its options are listed."""
     from sim.spec.engine_flags.options import flag_hint
 
-    option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
-    command = error.ctx.command_path if getattr(error, "ctx", None) is not None else "loraplan"
+    known, context = getattr(error, "possibilities", None), getattr(error, "ctx", None)
+    # The error of an option that lacks its value has the option's name as well.
+    option = error.option_name if hasattr(error, "possibilities") else None
+    command = context.command_path if context is not None else "loraplan"
     problem = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":  # of click, or of typer's own copy
         for line in problem.splitlines():
@@ -202,7 +204,7 @@ def _explain_usage(error: Any) -> None:
     elif near := did_you_mean((option or "").lstrip("-"), [each.lstrip("-") for each in known or ()], 0.65):
         near = near.replace("'", "'--", 1)
         problem = f"{error.message}; {near}"
-    elif option and any(each.name == "set_" for each in error.ctx.command.params) and (keys := _keys(option)):
+    elif option and context and any(each.name == "set_" for each in context.command.params) and (keys := _keys(option)):
         problem = f"{error.message}; did you mean --set {keys[0]}=VALUE?"
     elif known:
         problem = error.message

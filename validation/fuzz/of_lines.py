@@ -100,7 +100,7 @@ _BACKENDS = (
     "",
     "127.0.0.1:1",
 )
-_NEVER = ("calibrate serve", "ui")
+_NEVER = ("calibrate serve", "mcp", "ui")
 """Start a server."""
 _MEASURES = ("calibrate steps", "calibrate loads", "calibrate all")
 """Take minutes where their device exists."""
