@@ -141,6 +141,16 @@ def test_a_run_directory_that_was_changed_is_named(
     )
 
 
+def test_tables_are_not_made_from_a_point_that_was_changed(loraplan: CommandLine, tmp_path: Path) -> None:
+    assert loraplan(*SWEEP).code == 0
+    (tmp_path / "out/summary.json").unlink()
+    file = next((tmp_path / "out/points").glob("*.json"))
+    data = json.loads(file.read_text())
+    data["point"]["metrics"]["miss_ratio"]["unit"] = True
+    file.write_text(json.dumps(data))
+    assert "out: something in this run directory is not what loraplan writes" in loraplan.refused(*SWEEP)
+
+
 def test_an_error_that_quotes_control_characters_is_one_printable_line(loraplan: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text('schema_version: 1\nfleet: {replicas: "x\\0\\e[31m\\ny"}\n')
     said = loraplan.refused("check", "s.yaml")

@@ -48,9 +48,9 @@ def template() -> Path:
 
 @cache
 def _files(name: str) -> dict[str, bytes]:
-    """Return the files of a run directory that are read again; the pages are not."""
+    """Return the files of a run directory that are read again; pages and tables are not."""
     root = template()
-    there = sorted(file for file in (root / name).rglob("*") if file.is_file() and file.suffix != ".html")
+    there = sorted(file for file in (root / name).rglob("*") if file.is_file() and file.suffix not in (".html", ".csv"))
     return {str(file.relative_to(root)): file.read_bytes() for file in there if file.name != ".lock"}
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -207,13 +207,14 @@ class RunStore:
             for key, point in zip(keys, points, strict=True):
                 if key not in self._kept:
                     self.save_point(key, point)
-        found = self.manifest.get("headroom")
-        more = Headroom.from_json(found) if found else None
-        write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points, more))
-        write_text(self.path / "points.csv", points_csv(points))
-        by_tenant = tenants_csv(points)
-        if by_tenant:
-            write_text(self.path / "tenants.csv", by_tenant)
+        with blamed_on(self.path) if self.resumed else nullcontext():  # points of this run are what we write
+            found = self.manifest.get("headroom")
+            more = Headroom.from_json(found) if found else None
+            write_json(self.path / "summary.json", summary_json(str(self.manifest.get("name", "")), points, more))
+            write_text(self.path / "points.csv", points_csv(points))
+            by_tenant = tenants_csv(points)
+            if by_tenant:
+                write_text(self.path / "tenants.csv", by_tenant)
         # Last, because a manifest that says finished promises that the rest is there.
         self.update({**(manifest_updates or {}), "status": status, "points_done": len(points)})
         self.close()
