@@ -19,37 +19,53 @@ Reader = Callable[[Any], Any]
 
 
 def from_plain(kind: type[T], data: Mapping[str, Any]) -> T:
-    """Return what a file has of a dataclass: fields that are missing have their default, other keys are left out."""
+    """Return what a file has of a dataclass: fields that are missing have their default, other keys are left out.
+
+    :raises TypeError, LookupError, AttributeError: if a value is none of its field.
+    """
     dataclass_: Any = kind
     readers = _field_readers(dataclass_)
-    known = ((name, value, readers[name]) for name, value in data.items() if name in readers)
-    return kind(**{name: value if read is None else read(value) for name, value, read in known})
+    return kind(**{name: readers[name](value) for name, value in data.items() if name in readers})
 
 
 @cache
-def _field_readers(kind: Any) -> dict[str, Reader | None]:
+def _field_readers(kind: Any) -> dict[str, Reader]:
     hints = get_type_hints(kind)
     return {each.name: _reader(hints[each.name]) for each in fields(kind)}
 
 
 @cache
-def _reader(kind: Any) -> Reader | None:
-    """Return what makes a value of this type of a file's; None: it is one."""
+def _reader(kind: Any) -> Reader:
+    """Return what makes a value of this type of a file's."""
     if is_dataclass(kind) and isinstance(kind, type):
         return partial(from_plain, kind)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind.__getitem__
-    origin, inner = get_origin(kind), [read for read in map(_reader, get_args(kind)) if read is not None]
-    if not inner:
-        return tuple if origin is tuple else None
-    (read,) = inner
-    if origin is list:
-        return lambda values: [read(value) for value in values]
-    if origin is tuple:
-        return lambda values: tuple(map(read, values))
+    if kind in _PLAIN:
+        return partial(_checked, _PLAIN[kind])
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (list, tuple):
+        item = _reader(inner[0])
+        return lambda values: origin(map(item, values))
     if origin in (dict, Mapping):
-        return lambda values: {name: read(value) for name, value in values.items()}
-    return lambda value: None if value is None else read(value)
+        item = _reader(inner[1])
+        return lambda values: {name: item(value) for name, value in values.items()}
+    if type(None) in inner:
+        known = _reader(next(each for each in inner if each is not type(None)))
+        return lambda value: None if value is None else known(value)
+    return lambda value: value
+
+
+def _checked(types: tuple[type, ...], value: Any) -> Any:
+    if type(value) not in types:
+        raise TypeError(f"a {type(value).__name__} where a {types[0].__name__} stands: {value!r}")
+    return value
+
+
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    bool: (bool,), str: (str,), int: (int, float),
+    float: (float, int, type(None)),  # files have null for NaN
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,22 +133,25 @@ def test_a_run_directory_that_was_changed_is_named(
     assert loraplan(*SWEEP).code == 0
     for file in (tmp_path / "out/points").glob("*.json"):
         data = json.loads(file.read_text())
-        data["point"]["timeline"] = {"t_s": ["."], "running": [[]]}
-        data["point"]["metrics"]["miss_ratio"]["value"] = "x"
+        data["point"]["metrics"] = {}
         file.write_text(json.dumps(data))
     assert "out: something in this run directory is not what loraplan writes" in loraplan.refused(*command).replace(
         "out or out", "out"
     )
 
 
-def test_tables_are_not_made_from_a_point_that_was_changed(loraplan: CommandLine, tmp_path: Path) -> None:
-    assert loraplan(*SWEEP).code == 0
-    (tmp_path / "out/summary.json").unlink()
+@pytest.mark.parametrize(("name", "value"), [("unit", True), ("value", "x"), ("lo", [1]), ("state", 1)])
+def test_a_value_of_a_wrong_type_is_simulated_again(
+    loraplan: CommandLine, tmp_path: Path, name: str, value: object
+) -> None:
+    first = loraplan(*SWEEP)
     file = next((tmp_path / "out/points").glob("*.json"))
     data = json.loads(file.read_text())
-    data["point"]["metrics"]["miss_ratio"]["unit"] = True
+    data["point"]["metrics"]["miss_ratio"][name] = value
     file.write_text(json.dumps(data))
-    assert "out: something in this run directory is not what loraplan writes" in loraplan.refused(*SWEEP)
+    assert f"{file.name}: this point is missing or damaged" in loraplan.refused("report", "out")
+    assert loraplan(*SWEEP).out == first.out
+    assert loraplan("report", "out").code == 0
 
 
 def test_an_error_that_quotes_control_characters_is_one_printable_line(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ class PlacementController(Strict):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_policy(cls, given: Any) -> Any:
-        entry = PLACERS.get(given["policy"]) if isinstance(given, Mapping) and "policy" in given else None
+        policy = given.get("policy") if isinstance(given, Mapping) else None
+        entry = PLACERS.get(policy) if isinstance(policy, str) else None
         return {"period": entry.period, "history": entry.history, **given} if entry and entry.period else given
 
     @field_validator("policy")
