@@ -49,6 +49,8 @@ _LATE = 0.01
 """Share of late requests from which cold starts limit a point: what a p99 allows."""
 _OFTEN_LATE = 4.0
 """How many times as often requests are late, at least, that arrive while a replica starts."""
+UNEVEN = 1.3
+"""Requests of the busiest replica over the mean, from which a router is why requests are late."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
 """Why requests fail, by the name in ``Impact``."""
 
@@ -72,6 +74,7 @@ class Evidence(Enum):
     LOADS_BLOCK_ALL_IN_HOST = auto()
     LOADS_LAST = auto()
     LONG_STEPS = auto()
+    UNEVEN = auto()
     BLOCKED = auto()
     COMPUTE_OVERLOADED = auto()
     SERVER_BUSY = auto()
@@ -84,8 +87,8 @@ class Limit:
     """One resource that limits a point.
 
     :ivar name: ``fault``, ``refusals``, ``failures``, ``token bucket``, ``cold starts``, ``swaps``, ``loader``,
-        ``slots``, ``KV memory``, ``batch slots (max_num_seqs)``, ``compute`` or ``none``.
-    :ivar value: utilization, offered load, blocked share or share of late requests, as the evidence has it.
+        ``slots``, ``KV memory``, ``batch slots (max_num_seqs)``, ``router``, ``compute`` or ``none``.
+    :ivar value: utilization, offered load, blocked share, share of late requests or skew, as the evidence has it.
     :ivar bucket: of a tenant, with how it is used.
     :ivar otherwise: of cold starts: the share of late requests among those that arrive while no replica starts.
     :ivar wait_s: mean wait for a loader; ``of_latency``: the share of the mean latency that is spent waiting.
@@ -182,7 +185,22 @@ def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    return found or [_of_tails(point, [term for term in missed if is_tail(term)]) or Limit("none", Evidence.NOTHING)]
+    if found and found[0] is not compute:
+        return found
+    if is_uneven(point) and not all(map(is_gap, missed)):  # gaps are long where steps are
+        return [Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")), *found]
+    if found:
+        return found
+    return [_of_tails(point, [term for term in missed if is_tail(term)]) or Limit("none", Evidence.NOTHING)]
+
+
+def is_uneven(point: Point) -> bool:
+    """Return whether one replica gets much more than the others, and not by design.
+
+    Pools may differ, and so do replicas of which some start, crash or get other versions.
+    """
+    by_design = point.pools or point.impact is not None or _value(point, "replica_seconds")
+    return not by_design and _value(point, "replica_load_skew") >= UNEVEN
 
 
 def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
@@ -398,6 +416,7 @@ _BUSY: Mapping[Evidence, str] = {
     ),
     Evidence.LOADS_LAST: "{busy} of requests wait for their adapter to load, {wait} on average.",
     Evidence.LONG_STEPS: "Steps that compute prompts take long, and all running sequences wait for them.",
+    Evidence.UNEVEN: "The busiest replica gets {value:.2g} times as many requests as replicas do on average.",
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
     ),
@@ -448,6 +467,7 @@ _REMEDIES = {
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
     KV_MEMORY: f"{_REPLICAS}, or try fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets",
     KV_LINK: "raise its bandwidth (fleet.kv_transfer, fleet.kv_offload)",
+    "router": f"spread requests more evenly (another router.policy, or its bound), before you {_REPLICAS}",
     "compute": _REPLICAS,
     "none": _REPLICAS,
 }

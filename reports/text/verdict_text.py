@@ -112,6 +112,7 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
 def more_of(point: Point) -> str:
     """Return what a point needs more of for narrower intervals."""
     once = point.impact is not None and any(event["t_s"] > 0 for event in point.events)
+    once = once or any(metric.state.once for metric in point.metrics.values())
     recorded = any(metric.state.recorded for metric in point.metrics.values())  # each replication is the same trace
     return "replications (run.replications)" if once and not recorded else "requests"
 

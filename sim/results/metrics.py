@@ -123,7 +123,7 @@ class Measured(MeasuredRequests):
         if metric.state != SETTLED and once:
             return replace(metric, state=replace(metric.state, once=True))
         times, requests = metric.state.times_longer, self.facts.requests
-        if times is None or times > MANY_TIMES or requests is None:
+        if times is None or times > MANY_TIMES or requests is None or metric.state.once:
             return metric
         needed = requests * times
         step = int(10 ** max(0, math.floor(math.log10(needed)) - 1))

@@ -122,6 +122,7 @@ class Setup:
     :ivar assumed: what was assumed because the scenario doesn't name it: ``GPU``, ``base model``.
     :ivar share: what each GPU holds; None: a replica runs on one GPU.
     :ivar memory: what each replica keeps; None where no adapters and KV cache share a GPU.
+    :ivar in_order: whether tenants with an SLO wait behind those without, though the engine has priorities.
     :ivar pool: the name of its pool; empty in a fleet without pools.
     :ivar pools: of a fleet of pools, on what each runs; the other fields are then those of the first. None: no pools.
     """
@@ -138,6 +139,7 @@ class Setup:
     anchored: bool = False
     share: GpuShare | None = None
     memory: MemoryUse | None = None
+    in_order: bool = False
     pool: str = ""
     pools: tuple[Setup, ...] | None = None
 

@@ -4,7 +4,8 @@ Requests of one run depend on each other: a p99 treated as if they didn't has an
 run is cut into sections (consecutive parts), the statistic is taken in each, and Student's t over the sections
 gives the half-width around the whole-sample value. That is right where sections are long enough to be independent of
 each other, as the effective sample size shows. Where it is too small or not known, the spread between replications
-is taken as well from five of them on, and the wider of the two intervals is printed.
+is taken as well from five of them on, and wherever they differ by more than their sections; the wider of the two
+intervals is printed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MIN_FOR_RATIO = 100
 MIN_FOR_REST = 20
 MIN_SECTION_P99 = 100
 """Measured requests a section needs, or its own p99 is little more than its maximum."""
+_LEAST_F = 4.0
+"""Below all 99.9 % quantiles of F for up to 20 sections in all."""
 WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
 ENOUGH_REPLICATIONS = 5
@@ -141,11 +144,30 @@ def spread_over(value: float, each: Floats, unit: str, *, highest: float = math.
 
 
 def _wider_half(value: float, by_section: Floats, by_replication: Floats) -> float | None:
-    """Return the wider half-width of sections and, where there are enough, of replications."""
-    half = half_width(value, by_section)
-    if half is not None and len(by_replication) >= ENOUGH_REPLICATIONS:
+    """Return the wider half-width of sections and, where there are enough or they differ, of replications."""
+    half, count = half_width(value, by_section), len(by_replication)
+    if half is not None and (count >= ENOUGH_REPLICATIONS or _differ(by_section, count)):
         half = max(half, half_width(value, by_replication) or 0.0)
     return half
+
+
+def _differ(by_section: Floats, replications: int) -> bool:
+    """Return whether replications differ by more than their sections explain (analysis of variance, at 0.1 %).
+
+    They do where something that is decided early stays for the whole run, such as which replica has which adapter.
+    """
+    sections = len(by_section) // max(replications, 1)
+    if replications < 2 or sections < 2 or not np.isfinite(by_section).all():
+        return False
+    groups = by_section.reshape(replications, sections)
+    means = np.add.reduce(groups, axis=1) / sections
+    within = float(np.sum((groups - means[:, None]) ** 2)) / (replications * (sections - 1))
+    between = float(np.sum((means - means.mean()) ** 2)) * sections / (replications - 1)
+    if between <= _LEAST_F * within:
+        return False
+    from scipy.special import fdtri  # takes long to import
+
+    return between > within * float(fdtri(replications - 1, replications * (sections - 1), 0.999))
 
 
 def _width(value: float, half: float, *, is_share: bool) -> float:
@@ -162,6 +184,7 @@ def _wide(times: float) -> State:
 def by_size(
     metric: Metric,
     by_section: Floats,
+    by_replication: Floats,
     replications: Sequence[Floats],
     enough: float,
     *,
@@ -170,9 +193,9 @@ def by_size(
 ) -> Metric:
     """Return a metric, unsettled unless its effective sample size is large enough.
 
-    If it is settled, sections are independent of each other, so its interval is theirs alone.
+    If it is settled, sections are independent of each other, so its interval is theirs alone, if replications agree.
 
-    :param by_section: the statistic in each section of all replications.
+    :param by_section, by_replication: the statistic in each section of all replications, and in each replication.
     :param replications: values of which it is the mean; of a quantile, which values exceed it.
     :param enough: effective sample size for a half-width of ``NARROW`` or more.
     :param cyclic: whether sections are whole cycles of the traffic: these are independent of each other, whatever
@@ -185,6 +208,8 @@ def by_size(
         found = autocorrelation(replications)
         missing, size = max(enough / found.size, WINDOWS / found.windows), found.size
     half = (half_width(metric.value, by_section) or 0.0) * _caution(missing)
+    if differ := _differ(by_section, len(by_replication)):
+        half = max(half, half_width(metric.value, by_replication) or 0.0)
     if is_share:
         low, high = max(0.0, metric.value - half), min(1.0, metric.value + half)
     elif half < MOST_SKEWED * metric.value:
@@ -195,7 +220,8 @@ def by_size(
     # In a longer run the half-width is smaller too, and with it what is needed.
     times = min(missing, math.sqrt(missing) * width * WIDE / NARROW)
     if width > 1:
-        return replace(metric, state=_wide(max(times, width**2)))
+        times = max(times, width**2) if not differ else max(width**2, ENOUGH_REPLICATIONS / len(by_replication))
+        return replace(metric, state=replace(_wide(times), once=differ))
     if times > 1:
         return replace(metric, state=State(Cause.FEW_EFFECTIVE, round(size), math.ceil(size * times)))
     assert half == 0 or is_share or half < MOST_SKEWED * metric.value, "a settled interval has both of its skewed ends"
@@ -349,21 +375,21 @@ class Sampled:
     def mean(self, unit: str) -> Metric:
         """Return the mean, with its interval."""
         parts = _Parts(self._by_section(), self.by_replication(), self._values)
-        metric, by_section = self._estimate(parts, mean_of, unit, MIN_FOR_REST)
+        metric, by_part = self._estimate(parts, mean_of, unit, MIN_FOR_REST)
         if not metric.value:
             return metric
         # The error of a mean is in proportion to the standard deviation, which a few values make up in a heavy tail.
         scv = float(np.var(self._values)) / metric.value**2
-        return by_size(metric, by_section, self.by_replication(), ENOUGH * max(1.0, scv), cyclic=self._cyclic)
+        return by_size(metric, *by_part, self.by_replication(), ENOUGH * max(1.0, scv), cyclic=self._cyclic)
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
         least = enough_for(q, self._least_for_p99, MIN_FOR_REST)
-        metric, by_section = self._estimate(self._sorted, lambda part: quantile_of_sorted(part, q), unit, least)
+        metric, by_part = self._estimate(self._sorted, lambda part: quantile_of_sorted(part, q), unit, least)
         if metric.value is None:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
-        metric = by_size(metric, by_section, beyond, enough_for(q, ENOUGH_FOR_P99, ENOUGH), cyclic=self._cyclic)
+        metric = by_size(metric, *by_part, beyond, enough_for(q, ENOUGH_FOR_P99, ENOUGH), cyclic=self._cyclic)
         of_section = enough_for(q, MIN_SECTION_P99, 0)
         if metric.settled and np.diff(self._edges).min() < of_section:
             return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=of_section))
@@ -390,11 +416,12 @@ class Sampled:
 
     def _estimate(
         self, parts: _Parts, statistic: Callable[[Floats], float], unit: str, least: int
-    ) -> tuple[Metric, Floats]:
+    ) -> tuple[Metric, tuple[Floats, Floats]]:
         if len(self) < least:
-            return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least)), np.empty(0)
-        by_section = _each(statistic, parts.sections)
-        return estimate(statistic(parts.all), by_section, _each(statistic, parts.replications), unit), by_section
+            none = np.empty(0)
+            return Metric(None, unit=unit, state=State(Cause.FEW_REQUESTS, len(self), least)), (none, none)
+        by_part = _each(statistic, parts.sections), _each(statistic, parts.replications)
+        return estimate(statistic(parts.all), *by_part, unit), by_part
 
 
 def _each(statistic: Callable[[Floats], float], parts: list[Floats]) -> Floats:
@@ -423,7 +450,7 @@ def share_by_size(
     :param replications: 1 for each request that is part of it, else 0.
     """
     share = ratio(over, under, sections, "1", highest=1)
-    return by_size(share, _ratios(over, under, sections)[0], replications, enough, is_share=True, cyclic=cyclic)
+    return by_size(share, *_ratios(over, under, sections), replications, enough, is_share=True, cyclic=cyclic)
 
 
 def _ratios(over: Floats, under: Floats, sections: int) -> tuple[Floats, Floats]:

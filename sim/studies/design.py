@@ -12,6 +12,7 @@ from typing import Any
 
 from sim.errors import InputError, ScenarioError
 from sim.results.model import Setup
+from sim.spec.engines import schedulings_of
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import other_costs, profile_choice
 from sim.spec.scenario import Scenario
@@ -164,6 +165,12 @@ def _beyond(pool: ReplicaPool, profile: Profile) -> str:
     return f"rank {rank}" if rank > profile.envelope.rank else ""
 
 
+def serves_in_order(scenario: Scenario) -> bool:
+    """Return whether requests of tenants with and without an SLO are served in order, and the engine has priorities."""
+    fleet, with_slo = scenario.fleet, {bool(tenant.slo.terms()) for tenant in scenario.tenants}
+    return fleet.scheduling == "fcfs" and len(with_slo) == 2 and "priority" in schedulings_of(fleet.engine)
+
+
 def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
     engine, profile = pool.scenario.fleet.engine, pool.profile
     if profile is None:
@@ -182,4 +189,5 @@ def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
         profile.is_anchored,
         gpu_share(pool, replicas),
         memory_use(pool),
+        serves_in_order(pool.scenario),
     )

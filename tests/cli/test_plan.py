@@ -13,6 +13,7 @@ from command_line import CommandLine, Ended
 from profiles_with_draws import write_profile
 
 from loraplan import plan
+from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
@@ -311,6 +312,25 @@ def test_smaller_steps_are_tried_where_gaps_between_tokens_are_too_long() -> Non
     assert plan("quickstart", again, minimize={"fleet.replicas": (5, 6)}).data.plan.feasible
     few = plan("quickstart", {**again, "fleet.max_num_batched_tokens": 256}, minimize={"fleet.replicas": (1, 2)})
     assert few.data.levers == [], "steps are as small as that"
+
+
+@pytest.mark.slow
+def test_priorities_are_tried_where_a_tenant_misses_its_slo() -> None:
+    values = {"workload.requests": 3000, "run.replications": 2, "sweep": None}
+    found = plan("noisy-neighbour", values, minimize={"fleet.replicas": (1, 2)})
+    assert [(row.label, row.verdict) for row in found.data.levers] == [("tenants with an SLO first", "met")]
+    assert "With tenants with an SLO first, 1 replica would probably do: p99 TTFT of chat " in found.answer.setting
+
+
+def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:
+    scenario = load_scenario("quickstart", ["fleet.replicas=2", "router.policy=affinity-residency"]).scenario
+
+    def tried(skew: float) -> tuple[str, ...]:
+        point = Point({}, {"ttft_p99_s": Metric(9.0), "replica_load_skew": Metric(skew)})
+        design: Any = SimpleNamespace(point=point, world=SimpleNamespace(scenario=scenario, replicas=2))
+        return study._levers(design)
+
+    assert (tried(1.1), tried(1.6)) == ((), ("router",))
 
 
 def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:

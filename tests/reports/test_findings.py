@@ -403,6 +403,8 @@ def test_an_slo_missed_from_a_cold_start_says_how_to_start_warm() -> None:
     assert COLD_FIRST not in answer(samples.make_point(), terms, cold=True).setting, "the SLO is met"
     assert COLD_FIRST not in answer(samples.make_point(p99=3.0, miss=0.0), terms, cold=True).setting
     assert COLD_FIRST not in answer(samples.rollout().points[0], {"e2e_p99_s": 0.01}, cold=True).setting
+    full = samples.make_point(p99=3.0, capacity={"slots": {"blocked_share": 0.6}})
+    assert COLD_FIRST not in answer(full, terms, cold=True).setting, "running requests fill the slots"
     for multiple, helps in ((1.5, True), (0.8, False)):  # headroom is found with full caches
         more = Headroom(FOUND, multiple, multiple - 0.1, multiple + 0.1, "e2e_p99_s", failing=late)
         assert (COLD_FIRST in answer(late, terms, cold=True, headroom=more).setting) is helps

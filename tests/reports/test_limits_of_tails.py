@@ -9,7 +9,7 @@ import pytest
 import samples
 
 from reports.text.limit_text import limit_line, limits, remedy_words
-from sim.results.model import Capacity, Setup, from_plain
+from sim.results.model import Capacity, Impact, Setup, from_plain
 from sim.results.point import Metric, Point
 
 
@@ -81,3 +81,22 @@ def test_with_prompts_in_steps_of_their_own_smaller_steps_are_no_remedy() -> Non
 def test_a_queue_that_is_a_wait_for_loads_is_not_set_against_them() -> None:
     point = quiet({"queue_p99_s": 0.9}, {}, load_s=3.0)
     assert limit_line(point) == "None today: 60 % of the mean latency is loading adapters."
+
+
+def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None:
+    point = quiet({"queue_p99_s": 0.9, "replica_load_skew": 1.9}, {})
+    (limit,) = limits(point, ["ttft_p99_s"])
+    assert remedy_words(limit, point).startswith("spread requests more evenly (another router.policy, or its bound)")
+    said = limit_line(point, ["ttft_p99_s"])
+    assert said == "Router: the busiest replica gets 1.9 times as many requests as replicas do on average."
+    busy = quiet({"replica_load_skew": 1.9}, {"compute": {"utilization": 0.95}}, queue_s=1.0)
+    assert [each.name for each in limits(busy, ["ttft_p99_s"])] == ["router", "compute"]
+    assert [each.name for each in limits(busy)] == ["compute"], "nothing is missed"
+    for other in (
+        quiet({"replica_load_skew": 1.2}, {}),
+        quiet({"replica_load_skew": 1.9, "replica_seconds": 9.0}, {}),
+        quiet({"replica_load_skew": 1.9}, {"slots": {"blocked_share": 0.2, "slots": 8}}),
+        replace(point, impact=Impact()),
+    ):
+        assert "router" not in [each.name for each in limits(other, ["ttft_p99_s"])]
+    assert limits(point, ["itl_p99_s"])[0].name != "router", "gaps are long where steps are"

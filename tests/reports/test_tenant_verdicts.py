@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import samples
 
+from sim.results.model import Setup
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.verdict import MET, NO_SLO, NOT_MET, verdict
 from sim.studies.run.answer import answer
@@ -116,3 +117,12 @@ def test_a_badge_judges_tenants_with_the_fleet() -> None:
     met = shared(BATCH)
     assert verdict_badge([met], TERMS, answer(met, TERMS).verdict) == ("✓", "SLO met", "met")
     assert verdict_badge([replace(point, tenants=[]), point], TERMS, MET)[1] == "SLO met at 1 of 2 points"
+
+
+def test_tenants_that_miss_their_slo_are_served_first_where_the_engine_can() -> None:
+    first = "Serve chat first (fleet.scheduling: priority, with tenants.N.priority: 1 for the others)"
+    able = replace(shared(CHAT, FREE), setup=Setup("vllm", in_order=True))
+    assert answer(able, {}).setting.startswith(f"{first}, or ")
+    assert first not in answer(shared(CHAT, FREE), {}).setting
+    alone = replace(shared(BATCH, FREE, p99=2.0), setup=Setup("vllm", in_order=True))
+    assert "Serve" not in answer(alone, TERMS).setting, "the fleet's SLO is missed"

@@ -121,6 +121,37 @@ def test_an_interval_is_students_t_over_sections() -> None:
     assert not metric.settled
 
 
+@pytest.mark.parametrize("replications", [2, 5])
+def test_replications_that_differ_by_more_than_their_sections_widen_intervals(replications: int) -> None:
+    sections, each = sections_per_replication(replications), 40_000 // replications
+    section = np.arange(replications * each) * sections // each
+    random, asked = np.random.default_rng(7), 200
+
+    def held(spread: float) -> tuple[int, int]:
+        """How often the interval of the mean holds 10, and how often more replications are asked for."""
+        times = more = 0
+        for _ in range(asked):
+            shift = np.repeat(random.normal(0, spread, replications), each)
+            metric = Sampled(10 + shift + random.normal(0, 1, len(section)), section, sections, replications).mean("s")
+            times += metric.lo <= 10 <= metric.hi
+            more += metric.state.once
+        return times, more
+
+    alike, asked_for_nothing = held(0.0)
+    assert asked_for_nothing <= 2, "one in a thousand differs by chance"
+    apart, more = held(4.0)
+    # 95 % of 200 are 190; 99.9 % of such counts are 180 and more. Sections alone would hold in 50 to 70 %.
+    assert min(alike, apart) >= 180
+    assert more > 190 if replications > 2 else more > 170
+
+
+def test_a_metric_that_differs_between_replications_asks_for_more_of_them() -> None:
+    section = np.repeat(np.arange(20), 2000)
+    values = np.where(section < 10, 1.0, 3.0) + np.random.default_rng(1).normal(0, 0.1, len(section))
+    metric = Sampled(values, section, sections=10, replications=2).mean("s")
+    assert metric.note == "the 95 % interval is wider than ±10 %; run many more replications"
+
+
 def test_a_ratio_weighs_sections_by_their_size() -> None:
     metric = ratio(np.array([1.0, 9.0]), np.array([10.0, 10.0]), 2, "1", highest=1)
     assert metric.value == 0.5

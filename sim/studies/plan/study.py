@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reports.text.limit_text import is_uneven
 from sim.errors import InputError, OutputError
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
@@ -18,7 +19,7 @@ from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.results.slo_terms import all_terms, is_gap
+from sim.results.slo_terms import all_terms, is_gap, split_term
 from sim.results.verdict import PROBABLE, strain, strained
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
@@ -130,7 +131,9 @@ def make_plan(
 
 
 _FOR_ADAPTERS, _FOR_GAPS = ("router", "eviction", "host copies"), ("steps",)
-"""Groups of changes that cost no GPU, where requests wait for adapters, and where gaps between tokens are too long."""
+_FOR_EVEN_LOAD, _FOR_TENANTS = ("router",), ("scheduling",)
+"""Groups of changes that cost no GPU: where requests wait for adapters, where gaps between tokens are too long, where
+one replica gets more requests than others, and where a tenant's SLO is missed."""
 
 
 def _falls_short(
@@ -159,7 +162,9 @@ def _levers(design: PlanDesign) -> tuple[str, ...]:
         return ()
     missed = strained(point, all_terms(world.scenario))
     slow = len(missed) > 0 and all(map(is_gap, missed))  # shorter steps shorten nothing else
-    return (*(_FOR_ADAPTERS if _waits_for_adapters(design) else ()), *(_FOR_GAPS if slow else ()))
+    for_queues = _FOR_ADAPTERS if _waits_for_adapters(design) else _FOR_EVEN_LOAD if is_uneven(point) else ()
+    for_tenants = _FOR_TENANTS if any(split_term(term)[0] for term in missed) else ()
+    return (*for_queues, *(_FOR_GAPS if slow else ()), *for_tenants)
 
 
 def _waits_for_adapters(design: PlanDesign) -> bool:

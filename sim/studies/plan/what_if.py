@@ -23,7 +23,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.traffic_laws import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.workload import AdapterKind
 from sim.spec.units import format_rate
-from sim.studies.design import Design, build, make_design
+from sim.studies.design import Design, build, make_design, serves_in_order
 from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.studies.execution import Execution
 from sim.studies.study_identity import code_version, input_digests
@@ -47,7 +47,7 @@ class Change:
     """One change of a scenario.
 
     :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``host copies``, ``prefix cache``,
-        ``eviction``, ``router``, ``steps`` or ``remedy``.
+        ``eviction``, ``router``, ``steps``, ``scheduling`` or ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
@@ -68,7 +68,7 @@ def changes(world: World) -> list[Change]:
         return [*_traffic(scenario), *_routers(scenario)]
     (pool,) = world.own_pools
     found = [*_traffic(scenario), *_adapters(scenario), *_base_model(pool), *_loading(scenario), *_prefixes(pool)]
-    found += _steps(scenario)
+    found += [*_steps(scenario), *_priorities(scenario)]
     if scenario.eviction_policy.is_exchangeable:
         found += [
             Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
@@ -224,6 +224,12 @@ def _steps(scenario: Scenario) -> Iterator[Change]:
         if tokens < now:
             fewer = {"fleet.max_num_seqs": tokens} if fleet.max_num_seqs > tokens else {}
             yield Change("steps", f"steps of {tokens:,} tokens", {"fleet.max_num_batched_tokens": tokens, **fewer})
+
+
+def _priorities(scenario: Scenario) -> Iterator[Change]:
+    if serves_in_order(scenario):
+        ranks = {f"tenants.{i}.priority": int(not tenant.slo.terms()) for i, tenant in enumerate(scenario.tenants)}
+        yield Change("scheduling", "tenants with an SLO first", {"fleet.scheduling": "priority", **ranks})
 
 
 def _loading(scenario: Scenario) -> Iterator[Change]:

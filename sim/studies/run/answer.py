@@ -11,7 +11,7 @@ from enum import IntEnum, auto
 
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
-from reports.formatting import metric_words, show
+from reports.formatting import listed, metric_words, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
     Evidence,
@@ -196,9 +196,18 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
 
 _BY_RUN = "Nothing yet; simulate more {} first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
+_FULL = 0.5
+"""Share of the time in which running requests use every slot, from which empty slots at the start are not why."""
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
 _FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy)."
+
+
+def may_be_cold(point: Point, slo_terms: Mapping[str, float]) -> bool:
+    """Return whether empty caches at the start may be why the SLO is missed: not where running requests fill them."""
+    missed, full = point.metrics.get("miss_ratio"), point.capacity.slots.blocked_share or 0.0
+    loads = missed is not None and bool(missed.value) and full < _FULL and not is_overloaded(point)
+    return loads and point.impact is None and verdict(point, slo_terms) == NOT_MET
 
 
 def _for_the_change(point: Point, headroom: Headroom | None) -> str:
@@ -211,6 +220,14 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
         return without_keys_of_pools("Add replicas (fleet.replicas) that take over.", point)
     cause = cause_of([point]).words
     return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
+
+
+def _serve_first(point: Point, over: Sequence[str]) -> str:
+    """Return whom to serve first where tenants miss their SLO and others have none; it costs no GPU."""
+    late = dict.fromkeys(tenant for term in over if (tenant := split_term(term)[0]))
+    if not late or point.setup is None or not point.setup.in_order:
+        return ""
+    return f"serve {listed([*late])} first (fleet.scheduling: priority, with tenants.N.priority: 1 for the others)"
 
 
 def answer(
@@ -232,11 +249,8 @@ def answer(
     graded = grade(met_probability(point, terms)) if terms else NO_SLO
     over = strained(point, terms)
     binding, *others = limits(point, over)
-    missed = point.metrics.get("miss_ratio")
-    starts_decide = binding.evidence is Evidence.COLD_STARTS
     changed = point.impact is not None
-    cold = cold and found == NOT_MET and missed is not None and bool(missed.value)
-    cold = cold and not (starts_decide or changed or is_overloaded(point))
+    cold = cold and may_be_cold(point, slo_terms) and binding.evidence is not Evidence.COLD_STARTS
     if headroom is not None and fails_today(headroom):
         cold = False  # full caches, with which that was found, don't help
     opening, shown = _verdict(point, slo_terms, found)
@@ -263,7 +277,7 @@ def answer(
     more = _BY_COSTS if costs else _BY_RUN.format(more_of(point))
     setting = {NO_SLO: "", MET: "No change.", UNCLEAR: more}.get(found)
     if setting is None or graded == PROBABLY_NOT:
-        setting = f"{capital(remedy)}." if remedy else ""
+        setting = f"{capital(', or '.join(filter(None, (_serve_first(point, over), remedy))))}." if remedy else ""
         breaks = "crash" in point.capacity.faults or (headroom is not None and has_rollout([point]))
         if changed and (breaks or not remedy):  # what is short may be short because of that
             setting = _for_the_change(point, headroom) or setting

@@ -16,10 +16,10 @@ from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import with_tenants
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, is_overloaded, most_strained, verdict
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, most_strained, verdict
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
-from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank
+from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank, may_be_cold
 
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
@@ -259,9 +259,7 @@ def sweep_answer(
     focus = sweep_focus(points, slo_terms)
     trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
     missing = [point for point in points if verdict(point, slo_terms) in (NOT_MET, UNCLEAR)]
-    missed = focus.metrics.get("miss_ratio")
-    cold = cold and verdict(focus, slo_terms) == NOT_MET and missed is not None and bool(missed.value)
-    cold = cold and not (is_changed(points) or is_overloaded(focus))
+    cold = cold and may_be_cold(focus, slo_terms) and not is_changed(points)
     cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
     # What the nearest design lacks that fails is what limits the one to choose; without any, what limits the slowest.
     failing = [point for point in missing if verdict(point, slo_terms) == NOT_MET]
