@@ -55,6 +55,7 @@ def test_bad_folders_stop_nothing_and_are_named(tmp_path: Path) -> None:
     (add(tmp_path, "no-config") / CONFIG).unlink()
     (add(tmp_path, "not-a-number") / CONFIG).write_text('{"r": 8, "lora_alpha": NaN}')
     (add(tmp_path, "endless") / CONFIG).write_text('{"r": 8, "lora_alpha": 1e999}')
+    (add(tmp_path, "huge") / CONFIG).write_text(f'{{"r": 8, "lora_alpha": {10**400}}}')
     (add(tmp_path, "deep") / CONFIG).write_text('{"a":' * 5000)
     pipe = add(tmp_path, "pipe") / WEIGHTS
     pipe.unlink()
@@ -77,6 +78,7 @@ def test_bad_folders_stop_nothing_and_are_named(tmp_path: Path) -> None:
         "cut": "too short",
         "deep": "not JSON",
         "endless": "lora_alpha",
+        "huge": "lora_alpha",
         "loop": "",
         "no-config": "no adapter_config",
         "not-a-number": "NaN is no JSON number",

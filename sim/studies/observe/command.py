@@ -98,10 +98,12 @@ def observe(
     from sim.studies.observe.study import observed_service
     from sim.studies.vet.adapter_scenario import check_target
 
-    where, command, lengths = prometheus or [], one_command(from_vllm), lengths_file(out)
+    where, command = prometheus or [], one_command(from_vllm)
     _check(where, base, command, gpu)
+    check_target(out)  # before names beside it: a folder may have none
+    lengths = lengths_file(out)
     targets = [out, lengths, *(out.with_name(file) for file in (RULES, DASHBOARD) if dashboard is not None)]
-    for target in targets:
+    for target in targets[1:]:
         check_target(target)
     loaded = None if base is None else load_scenario(base)
     window_s = None if window is None else _window(window)

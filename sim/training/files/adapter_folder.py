@@ -9,7 +9,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +361,10 @@ def find_adapters(root: Path, unreadable: list[OSError] | None = None) -> Iterat
             yield Path(place)
 
 
+_MOST = 1e15
+"""Numbers of a configuration are below this, and thus finite."""
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """Return ``adapter_config.json``, with the types of the used fields checked."""
     if not path.is_file():
@@ -368,7 +372,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path, _CONFIG_LIMIT, "configuration", constants=False)
     for key, kinds in (("base_model_name_or_path", (str,)), ("lora_alpha", (int, float)), ("r", (int,))):
         value = config.get(key)
-        if value is not None and (type(value) not in kinds or (type(value) is float and not isfinite(value))):
+        if value is not None and (type(value) not in kinds or (kinds != (str,) and not abs(value) < _MOST)):
             raise InputError("not of the right type", file=str(path), key=key, got=printable(str(value)))
     return config
 
