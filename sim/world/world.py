@@ -120,6 +120,8 @@ class Pool:
         shares = self.traffic.shares() * (1 - base)
         lengths = np.array([accept_length(each, spec.tokens) for each in self.acceptances])
         asked = np.append(shares * self.takes[: len(shares)], base * self.takes[-1])
+        if not asked.any():  # all requests are for full models: as the base model's would be
+            return float(lengths[-1])
         return float(asked.sum() / (asked / np.append(lengths[: len(shares)], lengths[-1])).sum())
 
     @property

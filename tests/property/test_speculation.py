@@ -22,6 +22,7 @@ from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, Recording
 from sim.rng import stream_key, uniform_draw
 from sim.spec.profile import StepCost
+from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import BASE_MODEL, Request
 from sim.world.build import build_world
@@ -430,6 +431,13 @@ def test_base_model_and_kinds_of_adapters_have_their_own_acceptance() -> None:
     assert mixed.pools[0].accept_length == pytest.approx(
         1 + facts["accepted_tokens"] / facts["drafts_verified"], rel=0.1
     )
+
+
+def test_where_all_requests_are_for_full_models_the_base_models_acceptance_is_told() -> None:
+    full = ["adapters.mix=[{share: 1, kind: full}]", "fleet.full_models={serve: dedicated}", "sweep=null"]
+    loaded = load_scenario("speculation", [*full, "adapters.count=2", "cache.gpu.slots=2"])
+    spec = loaded.scenario.fleet.speculation
+    assert build_world(loaded.scenario).pools[0].accept_length == accept_length(spec.acceptance, spec.tokens)
 
 
 @pytest.mark.parametrize("section", [None, {"tokens": 0, "acceptance": 0.7, "draft": 0.05}])
