@@ -64,8 +64,8 @@ class PoolOrder(ABC):
     def insert(self, key: Key, number: int, offers: _Offers) -> None:
         """Add a block that a request stores, its ``number``-th."""
 
-    def reuse(self, key: Key, number: int, offers: _Offers) -> None:
-        """Note that a running request uses a block that is there."""
+    def accessed(self, keys: Sequence[Key], offers: _Offers) -> None:
+        """Note that a running request uses blocks for the first time: some that are there, or that it will store."""
 
     def missed(self, keys: Sequence[Key]) -> None:
         """Note that a request will store these blocks, which it has not tried before."""
@@ -134,9 +134,14 @@ class LruOrder(PoolOrder):
     def insert(self, key: Key, number: int, offers: _Offers) -> None:
         self._put(key, number, self._group(offers))
 
-    def reuse(self, key: Key, number: int, offers: _Offers) -> None:
-        if self._by_request and self._group_of[key].rank < self._group(offers).rank:
-            self._put(key, number, self._group(offers))
+    def accessed(self, keys: Sequence[Key], offers: _Offers) -> None:
+        if not self._by_request or not keys:
+            return
+        mine = self._group(offers)  # its place in time, even if its blocks find no room
+        for key in keys:
+            group = self._group_of.get(key)
+            if group is not None and group.rank < mine.rank:
+                self._put(key, key[2], mine)
 
     def ended(self, offers: _Offers) -> None:
         group = self._move_last(self._group(offers))
@@ -316,13 +321,11 @@ class HostPool(KvSource):
         size, offers = self._kv.size, self._state(request)
         first, end = cached // size, (cached + tokens) // size
         keys = self._kv.keys_of(request, end)[first:end]
-        for number, key in enumerate(keys, first):
+        for key in keys:
             self._idle_blocks -= not self._users[key]
             self._users[key] += 1
-            offers.used.setdefault(key, number)
-            if key not in offers.stored:
-                offers.reused.add(key)
-            self._order.reuse(key, number, offers)
+        self._use(keys, offers)
+        offers.reused.update(key for key in keys if key not in offers.stored)
         self._loading.update(keys)
         offers.next_block = end
         job = Job(request, keys, [], stores=False)
@@ -395,12 +398,8 @@ class HostPool(KvSource):
             wanted = [key for key in wanted if self._counts.get(key, 0) >= self._store_from]
         self._order.missed([key for key in wanted if key not in offers.missed])
         offers.missed.update(wanted)
-        for key in (*wanted, *there):
-            offers.used.setdefault(key, key[2])
-        for key in there:
-            if key not in offers.stored:
-                offers.reused.add(key)
-            self._order.reuse(key, key[2], offers)
+        self._use([*wanted, *there], offers)
+        offers.reused.update(key for key in there if key not in offers.stored)
         if not wanted:
             offers.next_block = end
             return None
@@ -426,6 +425,12 @@ class HostPool(KvSource):
         self.stores.append(job)
         self.evicted[job] = evicted
         return job
+
+    def _use(self, keys: Sequence[Key], offers: _Offers) -> None:
+        """Note that a request stores, loads or finds these blocks."""
+        new = [key for key in keys if key not in offers.used]
+        offers.used.update((key, key[2]) for key in new)
+        self._order.accessed(new, offers)
 
     def _count(self, keys: Iterable[Key]) -> None:
         """Count an offer, for blocks that are stored only when they are offered again."""

@@ -106,6 +106,8 @@ class _OffloadReplay(EngineReplay):
                 next(due for due in self._due.values() if job in due).remove(job)
                 ends.append(job)
         self._reported.append(ends)
+        # With asynchronous scheduling, the engine has stopped before the output of its last step is processed.
+        unheard = self.record.asynchronous and number == len(self.record.steps) - 1
         stores = [(job.request.index, len(job.keys), len(pool.evicted[job])) for job in pool.stores]
         refused = [request.index for request in pool.refused]
         loads = [(job.request.index, len(job.keys)) for job in pool.loads]
@@ -116,7 +118,7 @@ class _OffloadReplay(EngineReplay):
             ("stores", stores, [(i, len(kept), len(gone)) for i, kept, gone in step.store if kept is not None]),
             ("stores refused", refused, [index for index, kept, _ in step.store if kept is None]),
             ("copies waited for", sorted(jobs[job] for job in pool.flushed), sorted(step.flush)),
-            ("copies done", sorted(jobs[job] for job in ends), sorted(step.done)),
+            ("copies done", [] if unheard else sorted(jobs[job] for job in ends), sorted(step.done)),
             ("blocks on the host", pool.blocks(), step.host),
             ("free blocks", _spare(self.kv), step.free),
         ]
