@@ -13,6 +13,7 @@ from command_line import CommandLine, Ended
 from profiles_with_draws import write_profile
 
 from loraplan import plan
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import load_scenario
@@ -20,7 +21,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
-from sim.studies.plan import study
+from sim.studies.plan import findings, study
 from sim.studies.plan.findings import PlanReading, plan_answer
 from sim.studies.plan.study import likely_design, make_plan
 from sim.world.build import build_world
@@ -320,6 +321,13 @@ def test_priorities_are_tried_where_a_tenant_misses_its_slo() -> None:
     found = plan("noisy-neighbour", values, minimize={"fleet.replicas": (1, 2)})
     assert [(row.label, row.verdict) for row in found.data.levers] == [("tenants with an SLO first", "met")]
     assert "With tenants with an SLO first, 1 replica would probably do: p99 TTFT of chat " in found.answer.setting
+
+
+def test_more_replications_decide_where_these_differ() -> None:
+    for once, said in ((True, "raise run.replications to decide it"), (False, "raise workload.requests to decide it")):
+        point = Point({}, {"ttft_p99_s": Metric(9.0, state=State(Cause.WIDE, once=once))})
+        read: Any = SimpleNamespace(points=[point], record=SimpleNamespace(doubtful=[{}]), terms={}, workload={})
+        assert findings._how_to_decide(read) == said
 
 
 def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:

@@ -18,7 +18,7 @@ from reports.text.limit_text import (
 )
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import bill, cost_sentences, gpu_words
-from reports.text.verdict_text import Trust, confidence, find_trust
+from reports.text.verdict_text import Trust, confidence, find_trust, more_of
 from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term, with_tenants
@@ -504,14 +504,20 @@ def _how_to_decide(read: PlanReading) -> str:
     """Return what would decide the open verdicts."""
     if _open_by_costs(read):
         return "only a better profile can decide it, not a longer run"
+    if any(more_of(point) != "requests" for point in _doubtful(read)):
+        return "raise run.replications to decide it"
     longer = (words for key, words in LONGER.items() if read.workload.get(key) is not None)
     return f"{next(longer, 'raise workload.requests')} to decide it"
+
+
+def _doubtful(read: PlanReading) -> list[Point]:
+    return [point for point in read.points if point.set in read.record.doubtful]
 
 
 def _open_by_costs(read: PlanReading) -> bool:
     """Return whether all open verdicts would be clear if the profile's costs were certain, or can't be while they
     aren't."""
-    points = [point for point in read.points if point.set in read.record.doubtful]
+    points = _doubtful(read)
 
     def is_open(point: Point) -> bool:
         if verdict(point.without_calibration(), read.terms) != UNCLEAR:
