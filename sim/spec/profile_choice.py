@@ -97,13 +97,17 @@ def sibling_profile(name: str, gpus: int | None) -> str:
     known = siblings(name)
     if gpus in known:
         return known[gpus]
-    there = {profile.tensor_parallel: name} | known
+    there, hint = {profile.tensor_parallel: name} | known, _build_hint(profile, gpus)
+    problem = f"there is no profile of {profile.model} for so many GPUs on this device and engine"
+    if not known:
+        problem = "the profile that the scenario names is for another number of GPUs"
+        hint = f"remove fleet.profile (null) to take a bundled one; or {hint}"
     raise ScenarioError(
-        f"there is no profile of {profile.model} for so many GPUs on this device and engine",
+        problem,
         key="fleet.tensor_parallel",
         got=gpus,
         allowed=", ".join(f"{number} ({each})" for number, each in sorted(there.items())),
-        hint=_build_hint(profile, gpus),
+        hint=hint,
     )
 
 
