@@ -138,6 +138,7 @@ def test_inference_perf(samples: Path) -> None:
         ({"total_input_tokens": "many"}, ["total_input_tokens", "got many", "a number"]),
         ({"ttfts": [1.0]}, ["start_times", "lists of the same length"]),
         ({"max_concurrency": -1}, ["max_concurrency", "0 to"]),
+        ({"max_concurrency": None, "request_rate": None}, ["request_rate", "is missing"]),
         ({"itls": 3}, ["itls", "a list"]),
         ({"itls": [["x"]]}, ["itls.0.0", "got x", "a number"]),
         ({"itls": [[0.1, float("nan")]]}, ["itls.0.1", "got nan", "a number"]),

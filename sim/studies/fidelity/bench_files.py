@@ -210,7 +210,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
 def _vllm_load(fields: JsonFields, completed: int) -> ClosedLoad | OpenLoad:
     """Return the load: a rate ``inf`` sends everything at once, up to the concurrency."""
     cap, rate = fields.maybe("max_concurrency"), fields.data.get("request_rate")
-    if rate is None or rate == "inf" or (isinstance(rate, float) and math.isinf(rate)):
+    if rate == "inf" or (isinstance(rate, float) and math.isinf(rate)) or (rate is None and cap is not None):
         total = fields.maybe("num_prompts") or completed
         return _closed(min(cap, total) if cap is not None else total)
     return _open(fields.number("request_rate"), fields.maybe("burstiness") or 1.0, cap)
