@@ -56,6 +56,7 @@ def read_bench(path: Path) -> list[BenchRun]:
     except OSError as error:
         raise InputError("can't be read", file=str(path), hint=error.strerror) from None
     runs = [run for data, name in _documents(path, raw) for run in _runs(path, data, name)]
+    runs = [run for run in runs if run.completed]
     if not runs:
         raise InputError("has no run with a completed request", file=str(path))
     return runs
