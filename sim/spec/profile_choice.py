@@ -430,14 +430,14 @@ def _no_profile(shelf: Sequence[Shelved], wanted: Shelved) -> ScenarioError:
     near = sorted(shelf, key=unlike)
     split = [each for each in near if each.gpu == wanted.gpu and is_model(wanted.model, each.model)]
     steps = []
-    if split:
-        counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
-        steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
     elsewhere = [each.gpu for each in shelf if is_model(wanted.model, each.model) and each.gpus == wanted.gpus]
     if elsewhere:
         steps.append(f"set fleet.gpu to one that has a profile of it ({', '.join(dict.fromkeys(elsewhere))})")
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
         steps.append(_build_step(wanted))
+    if split:
+        counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
+        steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
     gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
     key, got = ("fleet.gpu", wanted.gpu) if elsewhere else ("adapters.base_model", wanted.model)
     return ScenarioError(

@@ -98,10 +98,7 @@ def _with_names(plan: Plan, loaded: LoadedScenario) -> Plan:
 
 
 def _check_gpus(design: LoadedScenario, plan: Plan, number: int) -> None:
-    """Refuse a fleet without a profile, or with another number of GPUs than its profile: its price follows from them.
-
-    :param design: of the fleet; ``number``: its place in the plan.
-    """
+    """Refuse a fleet without a profile, or of other GPUs than its profile: its price follows. ``number``: its place."""
     fleet = plan.fleets[number]
     try:
         profile, _ = profile_of(design.scenario)
