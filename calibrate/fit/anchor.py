@@ -27,7 +27,7 @@ from calibrate.fit.load_correction import (
     predicted_targets,
     solved,
 )
-from reports.formatting import measured_value, measured_words
+from reports.formatting import listed, measured_value, measured_words
 from sim.errors import InputError
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, Draw, Profile, Provenance
@@ -173,7 +173,7 @@ def named_profile(
 
     :param files: those among the loads that are files, by names that differ.
     """
-    note = f"anchored on {' and '.join(load.name for load in loads)}"
+    note = f"anchored on {listed([load.name for load in loads])}"
     left = ", ".join(f"{measured_words(each.metric)} {each.after:+.1%}" for each in anchored.checked)
     return anchored.profile.model_copy(
         update={
