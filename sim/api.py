@@ -126,10 +126,13 @@ def sweep(
     from sim.studies.design import grid
 
     loaded = _loaded(scenario, values, how)
-    axes = {key: list(values) for key, values in (over or {}).items()}
-    for key, swept in axes.items():
-        if not swept:
-            raise InputError("no values to sweep", key=f"over: {key}", hint=_OVER)
+    if not isinstance(over or {}, Mapping):
+        raise InputError("not values by dotted key", key="over", got=over, hint=_OVER)
+    axes: dict[str, list[Any]] = {}
+    for key, swept in (over or {}).items():
+        axes[key] = list(swept) if isinstance(swept, Iterable) and not isinstance(swept, str) else []
+        if not axes[key]:
+            raise InputError("no values to sweep", key=f"over: {key}", got=swept, hint=_OVER)
     if not axes and not loaded.scenario.sweep:
         raise InputError("nothing to sweep", key="over", hint=f"{_OVER}, or write a sweep: block in the scenario")
     return simulated(loaded, grid(loaded, axes), how.get("out"), _executing(how))

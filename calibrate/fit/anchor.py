@@ -27,7 +27,7 @@ from calibrate.fit.load_correction import (
     predicted_targets,
     solved,
 )
-from reports.formatting import measured_value, measured_words
+from reports.formatting import listed, measured_value, measured_words
 from sim.errors import InputError
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, Draw, Profile, Provenance
@@ -102,7 +102,7 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
         CheckedTarget(load.name, name, load.measured[name], math.expm1(old), math.expm1(new))
         for (load, name), old, new in zip(targets, before, after[:-2] * deviations, strict=True)
     )
-    _refuse_far(profile, checked, solution)
+    _refuse_far(profile, checked, solution, lora=lora)
     inverse = np.linalg.pinv(slopes)
     half_widths = NORMAL * np.sqrt(np.diag(inverse @ inverse.T))
     decode, prompt = (
@@ -128,23 +128,28 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
     return Anchored(profile.model_copy(update=update), decode, prompt, checked)
 
 
-def _refuse_far(profile: Profile, checked: Sequence[CheckedTarget], logs: Floats) -> None:
+def _refuse_far(profile: Profile, checked: Sequence[CheckedTarget], logs: Floats, *, lora: bool) -> None:
     """Refuse an anchor that needs a factor beyond ``FAR``, or stays off by one: a weak factor is held by its prior.
 
-    :param logs: logarithms of both factors.
+    :param logs: logarithms of both factors; ``lora``: whether a run has adapters.
     """
     left = max(abs(math.log1p(each.after)) for each in checked)
     if max(left, np.abs(logs).max()) <= math.log(FAR):
         return
     worst = max(checked, key=lambda each: abs(math.log1p(each.before)))
     predicted = measured_value(worst.metric, worst.measured * (1 + worst.before))
+    decode, prompt = np.exp(logs).tolist()
+    adapters = "" if lora else "does the server have adapters? Then give --scenario with them. Otherwise: "
     raise InputError(
-        f"the anchor contradicts the profile by more than a factor of {FAR:g}: {measured_words(worst.metric)} is "
-        f"{measured_value(worst.metric, worst.measured)}, and {profile.name} predicts {predicted}",
+        f"the anchor contradicts the profile: {measured_words(worst.metric)} is "
+        f"{measured_value(worst.metric, worst.measured)}, and {profile.name} predicts {predicted}; the best fit takes "
+        f"decoding times {decode:.3g} and prompts times {prompt:.3g}, and is still off by a factor of up to "
+        f"{math.exp(left):.3g}",
+        allowed=f"factors from 1/{FAR:g} to {FAR:g}",
         file=worst.load,
         key="--anchor",
-        hint="is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is "
-        "nearer: loraplan profiles build --help",
+        hint=f"{adapters}is it the same model, GPU and number of GPUs, and are the units right? Then build a profile "
+        "that is nearer: loraplan profiles build --help",
     )
 
 
@@ -168,7 +173,7 @@ def named_profile(
 
     :param files: those among the loads that are files, by names that differ.
     """
-    note = f"anchored on {' and '.join(load.name for load in loads)}"
+    note = f"anchored on {listed([load.name for load in loads])}"
     left = ", ".join(f"{measured_words(each.metric)} {each.after:+.1%}" for each in anchored.checked)
     return anchored.profile.model_copy(
         update={

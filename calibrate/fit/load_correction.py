@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.rng import stream
-from sim.spec.profile import FRONT_END, Draw, Profile, Provenance, StepCost
+from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
 from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
 
@@ -300,7 +300,7 @@ def corrected_profile(
                 calibration="all loads of the files",
                 calibration_runs=tuple(loads),
                 residuals=worst,
-                device={FRONT_END: f"{correction.front_end_s.value:.6g}", "corrected": profile.name},
+                device={FRONT_END: f"{correction.front_end_s.value:.6g}", ANCHORED: profile.name},
                 date=datetime.date.today().isoformat(),
             ),
             "hold_out": (),

@@ -198,7 +198,7 @@ def confidence_reason(found: Confidence) -> str:
 # What to trust: how sure the verdict is, by statistics, and how well the numbers are known, by the profile's costs.
 
 _CORRECT = "a benchmark of your server corrects them (loraplan profiles adjust --anchor)"
-_NARROW = "another of your benchmarks, at another load, would narrow it (loraplan profiles adjust --anchor)"
+_NARROW = "a benchmark of your server at another load would narrow it (loraplan profiles adjust --anchor)"
 _ORIGINS = {"assumed": "are assumed", "derived": "are derived, not measured"}
 _FOREIGN = {"assumed": "are assumed for", "derived": "are derived for", "measured": "were measured under"}
 
@@ -294,7 +294,7 @@ def _origin(own: Setup | None) -> str:
     if own is None:
         return "the profile's own measurements vary"
     origin = f"{_FOREIGN[own.status]} {own.costs_of}" if own.costs_of else _ORIGINS.get(own.status)
-    origin = "are derived, and corrected by your benchmark" if own.anchored else origin
+    origin = f"are {own.status}, and corrected by measurements of your server" if own.anchored else origin
     beyond = f"are extrapolated to {own.beyond}" if own.beyond else None
     return f"this GPU's costs {', and '.join(filter(None, (origin, beyond)))}"
 

@@ -273,7 +273,7 @@ FRONT_END = "front_end_s"
 engine."""
 
 ANCHORED = "anchored"
-"""Key of ``provenance.device`` in a profile that was anchored on measured runs: the profile before."""
+"""Key of ``provenance.device`` in a profile that was corrected by runs of somebody's own server: the profile before."""
 
 UNFIT = "don't plan with them"
 """How the status note of a profile ends whose class of deployments is off too far."""
@@ -344,7 +344,7 @@ class Profile(Strict):
 
     @property
     def is_anchored(self) -> bool:
-        """Whether ``loraplan profiles adjust`` corrected it by runs of somebody's own server."""
+        """Whether it was corrected by runs of somebody's own server."""
         return self.provenance is not None and ANCHORED in self.provenance.device
 
     @property

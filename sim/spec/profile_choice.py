@@ -97,13 +97,17 @@ def sibling_profile(name: str, gpus: int | None) -> str:
     known = siblings(name)
     if gpus in known:
         return known[gpus]
-    there = {profile.tensor_parallel: name} | known
+    there, hint = {profile.tensor_parallel: name} | known, _build_hint(profile, gpus)
+    problem = f"there is no profile of {profile.model} for so many GPUs on this device and engine"
+    if not known:
+        problem = "the profile that the scenario names is for another number of GPUs"
+        hint = f"remove fleet.profile (null) to take a bundled one; or {hint}"
     raise ScenarioError(
-        f"there is no profile of {profile.model} for so many GPUs on this device and engine",
+        problem,
         key="fleet.tensor_parallel",
         got=gpus,
         allowed=", ".join(f"{number} ({each})" for number, each in sorted(there.items())),
-        hint=_build_hint(profile, gpus),
+        hint=hint,
     )
 
 
@@ -426,14 +430,14 @@ def _no_profile(shelf: Sequence[Shelved], wanted: Shelved) -> ScenarioError:
     near = sorted(shelf, key=unlike)
     split = [each for each in near if each.gpu == wanted.gpu and is_model(wanted.model, each.model)]
     steps = []
-    if split:
-        counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
-        steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
     elsewhere = [each.gpu for each in shelf if is_model(wanted.model, each.model) and each.gpus == wanted.gpus]
     if elsewhere:
         steps.append(f"set fleet.gpu to one that has a profile of it ({', '.join(dict.fromkeys(elsewhere))})")
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
         steps.append(_build_step(wanted))
+    if split:
+        counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
+        steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
     gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
     key, got = ("fleet.gpu", wanted.gpu) if elsewhere else ("adapters.base_model", wanted.model)
     return ScenarioError(

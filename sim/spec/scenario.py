@@ -56,7 +56,7 @@ _NEVER = (
     "schema_version",
     "name",
     "description",
-    "slo",
+    *("slo", *Slo.model_fields),
     "run",
     "sweep",
     "plan",

@@ -339,7 +339,7 @@ def _parse_override(text: str) -> tuple[str, Node]:
             hint="write a space after each colon",
             file="--set",
         )
-    return key, tree.planted(tree.plain(node), _SET)
+    return key, tree.planted(tree.plain(node, key), _SET)
 
 
 def _check_removed(key: str) -> None:

@@ -505,5 +505,4 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
             allowed=f"{len(names)} or more",
             hint="or leave it out",
         )
-    weights = isinstance(scenario.workload.popularity, WeightsPopularity) and scenario.workload.trace is None
-    return len(names) if given is None or weights else given
+    return len(names) if given is None else given

@@ -26,8 +26,8 @@ def weights_of(law: Popularity, count: int) -> Floats:
     """
     raw = read_weights(law.file).weight if isinstance(law, WeightsPopularity) else law.weights(count)
     if isinstance(law, WeightsPopularity) and len(raw) != count:
-        got = f"{len(raw)} weights, {count} adapters"
-        raise TraceError("as many weights as adapters are needed", file=law.file, got=got)
+        got, hint = f"{len(raw)} weights, {count} adapters", "or leave adapters.count out"
+        raise TraceError("as many weights as adapters are needed", file=law.file, got=got, hint=hint)
     return np.asarray(raw / raw.sum())
 
 

@@ -115,13 +115,15 @@ ORDERS = [(-1.5, -0.9, -0.5, -0.15, 0.15, 0.5, 0.9, 1.5), (0.5, -1.5, 0.9, -0.15
 
 def test_an_anchored_profile_predicts_its_runs_and_says_so(loraplan: CommandLine) -> None:
     bench = Path(__file__).parents[1] / "observe" / "samples" / "vllm-closed.json"
-    ended = loraplan("profiles", "adjust", L40S, "--anchor", str(bench), "--anchor", RUN, "--json")
+    other = "concurrency=4,prompt=512,output=128,tpot=27ms"
+    ended = loraplan("profiles", "adjust", L40S, "--anchor", str(bench), "--anchor", RUN, "--anchor", other, "--json")
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert found["file"] == f"profiles/{L40S}-anchored.json"
     profile = load_profile(f"./{found['file']}")[0]
     assert (profile.name, profile.status) == (f"{L40S}-anchored", "derived")
-    assert profile.status_note.startswith("anchored on vllm-closed.json and 8 at a time, 1,024 + 128 tokens; LoRA")
+    runs = "vllm-closed.json, 8 at a time, 1,024 + 128 tokens and 4 at a time, 512 + 128 tokens"
+    assert profile.status_note.startswith(f"anchored on {runs}; LoRA")
     assert list(profile.provenance.data) == ["vllm-closed.json"]
     assert profile.sources["step"].endswith("by its anchor")
     assert len(profile.draws) == 8

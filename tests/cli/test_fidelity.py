@@ -206,7 +206,7 @@ def test_a_file_that_is_no_record_is_one_line(loraplan: CommandLine, content: by
         (("--record", "nowhere.json.gz"), "nowhere.json.gz: can't read the record (got No such file or directory)"),
         (("--record", "."), "can't read the record"),
         (("--fit-on", "r.json.gz"), "--record: --fit-on needs a record to predict; give --record FILE"),
-        (("--record", "r.json.gz", "--out", "o"), "--lengths, --profile-dir and --out go with RUNS.csv (got o"),
+        (("--record", "r.json.gz", "--out", "o"), "--out: goes with tables of served hours (got o"),
         (("--record", "r.json.gz", "--fit-on", "nowhere"), "nowhere: can't read the record"),
         (
             ("--record", "r.json.gz", "--fit-on", "off.json.gz"),

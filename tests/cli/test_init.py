@@ -67,6 +67,7 @@ def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> Non
     text = Path("mine.yaml").read_text(encoding="utf-8")
     assert "# base_model: my/own-3b   # the command line's model; left out: there is no profile of my/own-3b" in text
     assert "# tensor_parallel: 4   # -tp 4; left out: there is no profile" in text
+    assert "\n# This draft is for 1 GPU a replica, not 4 (-tp 4): there is no profile of " in text
     assert "doesn't enable LoRA" in text
 
 

@@ -138,6 +138,7 @@ def test_inference_perf(samples: Path) -> None:
         ({"total_input_tokens": "many"}, ["total_input_tokens", "got many", "a number"]),
         ({"ttfts": [1.0]}, ["start_times", "lists of the same length"]),
         ({"max_concurrency": -1}, ["max_concurrency", "0 to"]),
+        ({"max_concurrency": None, "request_rate": None}, ["request_rate", "is missing"]),
         ({"itls": 3}, ["itls", "a list"]),
         ({"itls": [["x"]]}, ["itls.0.0", "got x", "a number"]),
         ({"itls": [[0.1, float("nan")]]}, ["itls.0.1", "got nan", "a number"]),
@@ -175,6 +176,16 @@ def test_unknown_files_say_what_is_known(tmp_path: Path, content: str, parts: li
         read_bench(file)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_run_without_a_completed_request_is_left_out(samples: Path, tmp_path: Path) -> None:
+    good = data_of(samples, "vllm-closed-12.json")
+    failed = {**good, "completed": 0, "failed": 60, "total_input_tokens": 0, "total_output_tokens": 0}
+    file = tmp_path / "result.json"
+    file.write_text(f"{json.dumps(failed)}\n{json.dumps(good)}\n", encoding="utf-8")
+    assert [run.completed for run in read_bench(file)] == [good["completed"]]
+    with pytest.raises(InputError, match=r"result\.json: has no run with a completed request"):
+        read_bench(written(tmp_path, failed))
 
 
 def test_units_are_read_not_guessed(samples: Path, tmp_path: Path) -> None:

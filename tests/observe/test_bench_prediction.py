@@ -114,6 +114,7 @@ def test_a_corrected_profile_predicts_its_benchmark(loraplan: CommandLine, sampl
     profile = load_profile("./new/profile.json")[0]
     assert profile.status == "derived"
     assert profile.front_end_s == pytest.approx(found["front_end_s"]["value"], rel=1e-3)
+    assert profile.is_anchored
     assert list(profile.provenance.data) == ["vllm-closed.json"]
     assert len(profile.draws) == 16
     ended = loraplan.data("fidelity", bench[1], "--scenario", "serve-tiny", "--profile", "./new/profile.json")

@@ -64,15 +64,13 @@ def test_trust_is_about_the_pool_whose_costs_are_known_least() -> None:
         assert "derived for vLLM 0.8.5, not 0.33, and are extrapolated to rank 64; a benchmark of your" in number
     beyond = replace(anchored, beyond="rank 64")
     said = answer(replace(drawn(0.04), setup=beyond), TERMS).trust.number
-    assert (
-        "at best, because this GPU's costs are derived, and corrected by your benchmark, and are extrapolated" in said
-    )
+    assert "at best, because this GPU's costs are derived, and corrected by measurements of your server, and" in said
 
 
 def test_a_wide_number_of_an_anchored_profile_asks_for_another_benchmark() -> None:
     setup = Setup("vllm", status="derived", anchored=True)
     number = answer(replace(drawn(0.4), setup=setup), TERMS).trust.number
-    assert "derived, and corrected by your benchmark; another of your benchmarks" in number
+    assert "derived, and corrected by measurements of your server; a benchmark" in number
 
 
 @pytest.mark.parametrize(

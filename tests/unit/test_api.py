@@ -105,8 +105,11 @@ def test_questions_that_are_none_are_refused() -> None:
         loraplan.run("quickstart", {"fleet.replicas": 0})
     with pytest.raises(InputError, match=r"^values: fleet\.replicas: out of range"):
         loraplan.run(loraplan.load_scenario("quickstart"), {"fleet.replicas": 0})
-    with pytest.raises(InputError, match=r"^over: fleet\.replicas: no values to sweep; such as \{"):
-        loraplan.sweep("quickstart", {"fleet.replicas": []})
+    for wrong in ([], 16, "12/s"):
+        with pytest.raises(InputError, match=r"^over: fleet\.replicas: no values to sweep \(got .*; such as \{"):
+            loraplan.sweep("quickstart", {"fleet.replicas": wrong})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"^over: not values by dotted key \(got \[cache\.gpu\.slots\]\); such as \{"):
+        loraplan.sweep("quickstart", ["cache.gpu.slots"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^over: nothing to sweep; such as \{.*or write a sweep: block"):
         loraplan.sweep("quickstart", {}, {"sweep": None})
     with pytest.raises(InputError, match=r"not a number of workers \(got -7, allowed: -1, or 1 and more\)"):

@@ -28,6 +28,7 @@ __all__ = ["base"]  # a fixture, used by its name
         ("just words\n", "1: a scenario is a mapping of keys (got 'just words'"),
         ("name: a\nworkload:\n\trequests: 1\n", "3: a tab where YAML wants spaces; indent with spaces"),
         ("name: a\nfleet: {replicas: 1\nrun: {seed: 1}\n", "3: not YAML: "),
+        ("name: a\nfleet: {}\n run: {}\n", "3: indented by 1, the keys around it, from line 1 on, by 0; indent"),
         ("name: a\ndescription: b: c\n", "2: not YAML: a second colon in one value; put text"),
         ("name: @x\n", "1: not YAML: found character '@' that cannot start any token; put the value in quotes"),
         ("name: a\nname: b\n", "2: the key 'name' occurs twice; the first is in line 1"),

@@ -7,6 +7,7 @@ from strategies import build
 
 from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, read_command, why_no_flags
 from sim.spec.scenario import Scenario
+from sim.spec.scenario_file import load_scenario
 
 TENANTS = [
     {"name": "chat", "adapters": 8, "priority": -1},
@@ -32,6 +33,8 @@ def test_vllm_gets_its_policy_only_where_it_is_not_the_default() -> None:
         scenario(scheduling="priority")
     )
     assert any("token buckets of batch" in part for part in beyond_flags(scenario()))
+    routed = load_scenario("quickstart", ["fleet.replicas=2", "router.policy=affinity-residency"]).scenario
+    assert beyond_flags(routed)[-1] == "2 replicas behind an affinity-residency router"
 
 
 @pytest.mark.parametrize("policy", ["priority", "fcfs"])

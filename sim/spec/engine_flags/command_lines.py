@@ -370,12 +370,13 @@ def model_to_fill_in(scenario: Scenario) -> list[str]:
 def beyond_flags(scenario: Scenario) -> list[str]:
     """Return the parts of the scenario that these command lines can't express."""
     found = []
-    fleet = scenario.fleet
+    fleet, policy = scenario.fleet, scenario.router.policy
+    router = f"behind {'an' if policy[0] in 'aeio' else 'a'} {policy} router"
     if fleet.autoscale is not None:
         bounds = f"{fleet.autoscale.min} to {fleet.autoscale.max} replicas"
-        found.append(f"an autoscaler ({fleet.autoscale.policy}, {bounds}) behind a {scenario.router.policy} router")
+        found.append(f"an autoscaler ({fleet.autoscale.policy}, {bounds}) {router}")
     elif fleet.replicas > 1:
-        found.append(f"{fleet.replicas} replicas behind a {scenario.router.policy} router")
+        found.append(f"{fleet.replicas} replicas {router}")
     if fleet.scheduling == "priority" and scenario.tenants:
         priorities = ", ".join(f"{tenant.name} {tenant.priority}" for tenant in scenario.tenants)
         found.append(f"priorities of the tenants: each request must carry its own (priority: {priorities})")

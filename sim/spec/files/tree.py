@@ -132,12 +132,14 @@ def tags_first(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: key.rpartition(".")[2] not in TAGS)
 
 
-def plain(node: Node) -> Any:
-    """Return the values without their origins; a key set to null is left out."""
+def plain(node: Node, path: str = "") -> Any:
+    """Return the values without their origins; keys set to null are left out, except where a plan's fleet sets them."""
     if isinstance(node.value, dict):
-        return {key: plain(child) for key, child in node.value.items() if child.value is not None}
+        kept = f"{without_indexes(path)}." == _FLEETS
+        items = ((key, child) for key, child in node.value.items() if kept or child.value is not None)
+        return {key: plain(child, join(path, key)) for key, child in items}
     if isinstance(node.value, list):
-        return [plain(child) for child in node.value]
+        return [plain(child, join(path, i)) for i, child in enumerate(node.value)]
     return node.value
 
 

@@ -212,9 +212,12 @@ def _decode(raw: bytes, name: str) -> str:
 
 
 def _syntax(error: MarkedYAMLError, text: str, place: str) -> ScenarioError:
-    mark = error.problem_mark or error.context_mark
+    mark, start = error.problem_mark or error.context_mark, error.context_mark
     line = mark.line + 1 if mark is not None else None
     problem, hint = str(error.problem or error.context or "not YAML"), None
+    if start is not None and mark.column != start.column and "found '<block mapping start>'" in problem:
+        problem = f"indented by {mark.column}, the keys around it, from line {start.line + 1} on, by {start.column}"
+        return ScenarioError(problem, hint="indent keys that belong together alike", file=place, line=line)
     if "'\\t'" in problem:
         return ScenarioError("a tab where YAML wants spaces", hint="indent with spaces", file=place, line=line)
     if "another document" in problem:
@@ -223,8 +226,8 @@ def _syntax(error: MarkedYAMLError, text: str, place: str) -> ScenarioError:
         problem, hint = "a second colon in one value", "put text that holds ': ' in quotes, or start a new line"
     elif "cannot start any token" in problem:
         hint = "put the value in quotes"
-    elif error.context_mark is not None and line is not None and error.context_mark.line + 1 != line:
-        hint = f"what is not closed or indented right begins in line {error.context_mark.line + 1}"
+    elif start is not None and line is not None and start.line + 1 != line:
+        hint = f"what is not closed or indented right begins in line {start.line + 1}"
     return ScenarioError(f"not YAML: {problem}", hint=hint, file=place, line=line)
 
 

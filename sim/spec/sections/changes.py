@@ -223,13 +223,13 @@ class Gate(Strict):
     """Limits that requests of the new version must meet; otherwise the rollout is rolled back. Checked at the end of
     each stage, over the requests of the new version that ended in it."""
 
-    ttft_mean: Seconds | None = None
+    ttft_mean: Seconds | None = Field(default=None, gt=0)
     """Limit for requests of the new version, as of ``slo``."""
-    ttft_p99: Seconds | None = None
+    ttft_p99: Seconds | None = Field(default=None, gt=0)
     """Limit for requests of the new version, as of ``slo``."""
-    e2e_mean: Seconds | None = None
+    e2e_mean: Seconds | None = Field(default=None, gt=0)
     """Limit for requests of the new version, as of ``slo``."""
-    e2e_p99: Seconds | None = None
+    e2e_p99: Seconds | None = Field(default=None, gt=0)
     """Limit for requests of the new version, as of ``slo``."""
     miss_ratio: Share | None = None
     """Limit for requests of the new version, as of ``slo``."""

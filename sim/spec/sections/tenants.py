@@ -27,45 +27,45 @@ class Slo(Strict):
     """The service-level objective; every term must hold. In names of terms, ``p50`` is the median and ``p95`` the 95 %
     quantile."""
 
-    ttft_mean: Seconds | None = None
+    ttft_mean: Seconds | None = Field(default=None, gt=0)
     """Time to first token."""
-    ttft_p50: Seconds | None = None
+    ttft_p50: Seconds | None = Field(default=None, gt=0)
     """Time to first token."""
-    ttft_p90: Seconds | None = None
+    ttft_p90: Seconds | None = Field(default=None, gt=0)
     """Time to first token."""
-    ttft_p95: Seconds | None = None
+    ttft_p95: Seconds | None = Field(default=None, gt=0)
     """Time to first token."""
-    ttft_p99: Seconds | None = None
+    ttft_p99: Seconds | None = Field(default=None, gt=0)
     """Time to first token."""
-    tpot_mean: Seconds | None = None
+    tpot_mean: Seconds | None = Field(default=None, gt=0)
     """Time per output token after the first."""
-    tpot_p90: Seconds | None = None
+    tpot_p90: Seconds | None = Field(default=None, gt=0)
     """Time per output token after the first."""
-    tpot_p95: Seconds | None = None
+    tpot_p95: Seconds | None = Field(default=None, gt=0)
     """Time per output token after the first."""
-    tpot_p99: Seconds | None = None
+    tpot_p99: Seconds | None = Field(default=None, gt=0)
     """Time per output token after the first."""
-    itl_mean: Seconds | None = None
+    itl_mean: Seconds | None = Field(default=None, gt=0)
     """Gap between tokens."""
-    itl_p90: Seconds | None = None
+    itl_p90: Seconds | None = Field(default=None, gt=0)
     """Gap between tokens."""
-    itl_p95: Seconds | None = None
+    itl_p95: Seconds | None = Field(default=None, gt=0)
     """Gap between tokens."""
-    itl_p99: Seconds | None = None
+    itl_p99: Seconds | None = Field(default=None, gt=0)
     """Gap between tokens."""
-    e2e_mean: Seconds | None = None
+    e2e_mean: Seconds | None = Field(default=None, gt=0)
     """Time from arrival to last token."""
-    e2e_p50: Seconds | None = None
+    e2e_p50: Seconds | None = Field(default=None, gt=0)
     """Time from arrival to last token."""
-    e2e_p90: Seconds | None = None
+    e2e_p90: Seconds | None = Field(default=None, gt=0)
     """Time from arrival to last token."""
-    e2e_p95: Seconds | None = None
+    e2e_p95: Seconds | None = Field(default=None, gt=0)
     """Time from arrival to last token."""
-    e2e_p99: Seconds | None = None
+    e2e_p99: Seconds | None = Field(default=None, gt=0)
     """Time from arrival to last token."""
-    queue_mean: Seconds | None = None
+    queue_mean: Seconds | None = Field(default=None, gt=0)
     """Time that a request waits before it is admitted."""
-    queue_p99: Seconds | None = None
+    queue_p99: Seconds | None = Field(default=None, gt=0)
     """Time that a request waits before it is admitted."""
     miss_ratio: Share | None = None
     """Share of admitted requests that had to start a load."""

@@ -56,6 +56,7 @@ def read_bench(path: Path) -> list[BenchRun]:
     except OSError as error:
         raise InputError("can't be read", file=str(path), hint=error.strerror) from None
     runs = [run for data, name in _documents(path, raw) for run in _runs(path, data, name)]
+    runs = [run for run in runs if run.completed]
     if not runs:
         raise InputError("has no run with a completed request", file=str(path))
     return runs
@@ -210,7 +211,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
 def _vllm_load(fields: JsonFields, completed: int) -> ClosedLoad | OpenLoad:
     """Return the load: a rate ``inf`` sends everything at once, up to the concurrency."""
     cap, rate = fields.maybe("max_concurrency"), fields.data.get("request_rate")
-    if rate is None or rate == "inf" or (isinstance(rate, float) and math.isinf(rate)):
+    if rate == "inf" or (isinstance(rate, float) and math.isinf(rate)) or (rate is None and cap is not None):
         total = fields.maybe("num_prompts") or completed
         return _closed(min(cap, total) if cap is not None else total)
     return _open(fields.number("request_rate"), fields.maybe("burstiness") or 1.0, cap)

@@ -55,9 +55,14 @@ def fidelity(
         typer.Option(help="Histograms of lengths. Default: sharegpt_lengths.json next to RUNS.csv.", hidden=True),
     ] = None,
     profile_dir: Annotated[
-        Path | None, typer.Option(help="Folder with a profile MODEL.json for each model. Default: the bundled ones.")
+        Path | None,
+        typer.Option(
+            help="Of served hours: folder with a profile MODEL.json for each model. Default: the bundled ones."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results. Default: runs/fidelity-NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of served hours: folder for results and report. Default: runs/fidelity-NAME.")
+    ] = None,
     jobs: JobsOption = -1,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -82,12 +87,12 @@ def fidelity(
                 allowed="results of a benchmark, a table of measured runs, or --record with a record of an engine's "
                 "steps",
             )
-        _refuse(of_table, "--lengths, --profile-dir and --out go with RUNS.csv", "--record")
+        _refuse(of_table, "goes with tables of served hours")
         report = _record_report(record, fit_on)
     elif record is not None or fit_on is not None:
         raise InputError("give either measured runs or a record, not both", key="--record", got=str(record or fit_on))
     elif all(map(is_bench_file, runs)):
-        _refuse(of_table, "--lengths, --profile-dir and --out go with RUNS.csv", "FILE")
+        _refuse(of_table, "goes with tables of served hours")
         _predict_benchmarks(BenchFiles(runs, scenario, profile, set_ or ()), json=json, quiet=quiet)
         return
     elif len(runs) > 1:
@@ -112,10 +117,10 @@ def fidelity(
     finish(report, folder, as_json=json, quiet=quiet)
 
 
-def _refuse(options: Mapping[str, object], problem: str, key: str = "") -> None:
+def _refuse(options: Mapping[str, object], problem: str) -> None:
     for name, value in options.items():
         if value:
-            raise InputError(problem, key=key or name, got=str(value))
+            raise InputError(problem, key=name, got=str(value))
 
 
 def _predict_benchmarks(files: BenchFiles, *, json: bool, quiet: bool) -> None:

@@ -39,7 +39,7 @@ _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 _LARGER_SHARE_FROM = (0, 25)
 _DEEPEST = 40
 _GPU_COUNTS = ("nvidia.com/gpu", "amd.com/gpu", "requestGPU")
-_MODEL = "adapters.base_model"
+_MODEL, _GPUS = "adapters.base_model", "fleet.tensor_parallel"
 
 
 @dataclass(slots=True)
@@ -119,12 +119,16 @@ class Draft:
             self.add(_GOALS)
 
     def notes(self, refused: Mapping[str, str]) -> list[str]:
-        """Return the comments; the first says if another base model is simulated than was given."""
-        if _MODEL not in refused:
-            return self.comments
-        simulated = "that of fleet.profile" if "fleet.profile" in self.settings.keys() - refused else DEFAULT_MODEL
-        other = f"Not your model: this simulates {simulated}, not {self.settings[_MODEL].value}"
-        return [f"{other}: {refused[_MODEL]}", *self.comments]
+        """Return the comments; the first say if another base model, or fewer GPUs, are simulated than were given."""
+        notes = [*self.comments]
+        if _GPUS in refused:
+            given = self.settings[_GPUS]
+            notes.insert(0, f"This draft is for 1 GPU a replica, not {given.value} ({given.said}): {refused[_GPUS]}")
+        if _MODEL in refused:
+            simulated = "that of fleet.profile" if "fleet.profile" in self.settings.keys() - refused else DEFAULT_MODEL
+            other = f"Not your model: this simulates {simulated}, not {self.settings[_MODEL].value}"
+            notes.insert(0, f"{other}: {refused[_MODEL]}")
+        return notes
 
 
 def _memory_share(engine: str) -> Setting:
@@ -156,7 +160,8 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
                 hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
             break
-    left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in refused if key != _MODEL]
+    others = [key for key in refused if key not in (_MODEL, _GPUS)]
+    left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in others]
     return [*draft.notes(refused), *left_out, *hopeless]
 
 
@@ -199,7 +204,7 @@ def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]
         yield f"{'  ' * (len(tables) + 1)}{last}: {flow_text(setting.value)}   # {_one_line(setting.said)}"
 
 
-_CHOOSE_PROFILE = (_MODEL, "fleet.tensor_parallel", "fleet.gpu")
+_CHOOSE_PROFILE = (_MODEL, _GPUS, "fleet.gpu")
 """Keys that choose the profile, the most specific first."""
 
 

@@ -53,7 +53,6 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
     try:
         _check_direction(plan)
         axes = variables(plan)
-        _check_gpus(loaded, plan)
         _check_length(loaded, plan)
         for axis in axes:
             _check_axis(loaded, plan, axes, axis)
@@ -98,20 +97,21 @@ def _with_names(plan: Plan, loaded: LoadedScenario) -> Plan:
     return plan if keys == plan.keys else plan.model_copy(update={plan.direction: keys[0] if len(keys) == 1 else keys})
 
 
-def _check_gpus(loaded: LoadedScenario, plan: Plan) -> None:
-    """Refuse a number of GPUs, from which prices follow, that isn't that of a fleet's profile."""
-    for number, fleet in enumerate(plan.fleets):
-        if fleet.gpus is None:
-            continue
-        profile, _ = profile_of(loaded.with_values(fleet.set).scenario)
-        if profile is not None and profile.tensor_parallel not in (1, fleet.gpus):
-            raise ScenarioError(
-                f"a replica of the profile {profile.name} has another number of GPUs",
-                key=f"plan.fleets.{number}.gpus",
-                got=fleet.gpus,
-                allowed=str(profile.tensor_parallel),
-                hint="remove it: the number is that of the profile",
-            )
+def _check_gpus(design: LoadedScenario, plan: Plan, number: int) -> None:
+    """Refuse a fleet without a profile, or of other GPUs than its profile: its price follows. ``number``: its place."""
+    fleet = plan.fleets[number]
+    try:
+        profile, _ = profile_of(design.scenario)
+    except InputError as error:
+        raise _asked_for(error, plan, f"plan.fleets.{number}.set", fleet.set) from None
+    if fleet.gpus is not None and profile is not None and profile.tensor_parallel not in (1, fleet.gpus):
+        raise ScenarioError(
+            f"a replica of the profile {profile.name} has another number of GPUs",
+            key=f"plan.fleets.{number}.gpus",
+            got=fleet.gpus,
+            allowed=str(profile.tensor_parallel),
+            hint="remove it: the number is that of the profile",
+        )
 
 
 def _check_length(loaded: LoadedScenario, plan: Plan) -> None:
@@ -216,7 +216,10 @@ def _buildable(loaded: LoadedScenario, plan: Plan, axes: list[Variable]) -> Load
     for number in range(max(1, len(plan.fleets))):
         fleet = plan.fleets[number].set if plan.fleets else {}
         where = f"plan.fleets.{number}.set" if fleet else "plan.values" if plan.values is not None else "plan.range"
-        for design in _valid(loaded, plan, fleet, where, axes):
+        designs = _valid(loaded, plan, fleet, where, axes)
+        if plan.fleets:
+            _check_gpus(designs[0], plan, number)
+        for design in designs:
             if found is not None:
                 break
             try:

@@ -74,9 +74,9 @@ def sweep(
     """
     from sim.studies.design import grid
 
-    axes = _axes(over or [])
-    with naming("--over" if axes else "", "sweep"):
-        loaded = options.load(check_points=not axes)
+    with naming("--over" if over else "", "sweep"):
+        loaded = options.load(check_points=not over)
+        axes = _axes(over or [], loaded)
         _check_slo(loaded, check)
         results = _simulate(options, loaded, grid(loaded, axes), overwrite=overwrite)
     _print(options, results, every=all_)
@@ -136,10 +136,10 @@ def _meets_slo(loaded: LoadedScenario, points: list[Point]) -> bool:
     return all(verdict(point, terms(point)) == MET for point in points)
 
 
-def _axes(texts: list[str]) -> dict[str, list[Any]]:
+def _axes(texts: list[str], loaded: LoadedScenario) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
     for text in texts:
-        key, values = _parse_over(text)
+        key, values = _parse_over(text, loaded)
         if key in axes:
             raise InputError("given twice", key=f"--over {key}", hint="write all its values in one: key=v1,v2,v3")
         if any(value in values[:place] for place, value in enumerate(values)):
@@ -150,7 +150,7 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
     return axes
 
 
-def _parse_over(text: str) -> tuple[str, list[Any]]:
+def _parse_over(text: str, loaded: LoadedScenario) -> tuple[str, list[Any]]:
     """Return the key and values of ``--over key=v1,v2`` or ``key=a..b:step``.
 
     Values are YAML, so lists and mappings work too.
@@ -168,6 +168,11 @@ def _parse_over(text: str) -> tuple[str, list[Any]]:
     if found.step is None:
         ends = _yaml_list(key, f"{found.low}, {found.high}")
         values_between(ends, None, option, option)  # where no step helps, it says why
+        try:
+            loaded.with_values({found.key: ends[0]})
+        except InputError as error:
+            if error.key == found.key:  # such as a rate without its unit
+                raise
         hint = f"such as {text}:10%, or a distance with its unit"
         if all(isinstance(end, int) for end in ends):
             hint = f"such as {text}:1" + (f", or {text}:10%" if ends[0] > 0 else "")
