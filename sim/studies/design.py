@@ -166,9 +166,10 @@ def _beyond(pool: ReplicaPool, profile: Profile) -> str:
 
 
 def serves_in_order(scenario: Scenario) -> bool:
-    """Return whether requests of tenants with and without an SLO are served in order, and the engine has priorities."""
+    """Return whether tenants with and without an SLO are served in order, and priorities would change that."""
     fleet, with_slo = scenario.fleet, {bool(tenant.slo.terms()) for tenant in scenario.tenants}
-    return fleet.scheduling == "fcfs" and len(with_slo) == 2 and "priority" in schedulings_of(fleet.engine)
+    in_order = fleet.scheduling == "fcfs" and fleet.load_at != "arrival"
+    return in_order and len(with_slo) == 2 and "priority" in schedulings_of(fleet.engine)
 
 
 def _setup_of(pool: ReplicaPool, replicas: int) -> Setup:
