@@ -467,7 +467,7 @@ _REMEDIES = {
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
     KV_MEMORY: f"{_REPLICAS}, or try fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets",
     KV_LINK: "raise its bandwidth (fleet.kv_transfer, fleet.kv_offload)",
-    "router": f"spread requests more evenly (another router.policy, or its bound), before you {_REPLICAS}",
+    "router": f"spread requests more evenly (router.bound: 1.25, or another router.policy), before you {_REPLICAS}",
     "compute": _REPLICAS,
     "none": _REPLICAS,
 }

@@ -24,6 +24,7 @@ from sim.studies.execution import Execution
 from sim.studies.plan import findings, study
 from sim.studies.plan.findings import PlanReading, plan_answer
 from sim.studies.plan.study import likely_design, make_plan
+from sim.studies.plan.what_if import changes
 from sim.world.build import build_world
 
 SMALL = """\
@@ -339,6 +340,8 @@ def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:
         return study._levers(design)
 
     assert (tried(1.1), tried(1.6)) == ((), ("router",))
+    routers = [change.label for change in changes(build_world(scenario)) if change.group == "router"]
+    assert routers[:2] == ["router affinity-residency with bound 1.25", "router round-robin"]
 
 
 def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:

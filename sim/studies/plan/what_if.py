@@ -81,10 +81,12 @@ def changes(world: World) -> list[Change]:
 def _routers(scenario: Scenario) -> list[Change]:
     if scenario.fleet.total == 1:
         return []
-    return [
-        Change("router", f"router {entry.name}", {"router.policy": entry.name, **scenario.router.without_own_keys})
+    router, now = scenario.router, scenario.router_policy
+    bounded = [Change("router", f"router {now.name} with bound {_BOUND:g}", {"router.bound": _BOUND})]
+    return (bounded if "bound" in now.keys and router.bound is None and now.bound is None else []) + [
+        Change("router", f"router {entry.name}", {"router.policy": entry.name, **router.without_own_keys})
         for entry in ROUTERS.all(scenario.given.routers)
-        if entry.in_what_if and entry.name != scenario.router.policy
+        if entry.in_what_if and entry.name != router.policy
     ]
 
 
@@ -256,6 +258,8 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
             )
 
 
+_BOUND = 1.25
+"""That of consistent hashing, for routers that have none unless it is given."""
 _STEP_TOKENS = (512, 2048)
 _FEW_RUNS = 2
 """Replications in which levers that cost nothing are tried."""
