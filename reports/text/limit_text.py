@@ -15,7 +15,7 @@ from reports.formatting import percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
-from sim.results.slo_terms import is_gap, is_tail, judged
+from sim.results.slo_terms import is_gap, is_tail, judged, split_term
 from sim.results.verdict import is_overloaded, unserved
 from sim.spec.units import human_seconds
 
@@ -168,7 +168,8 @@ def largest_stage(point: Point) -> tuple[str, float] | None:
 def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
-    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
+    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
+    back only its own tenant: where others miss their SLO, it comes last.
 
     :param missed: terms of its SLO that it misses. Of those about tails, few requests decide.
     """
@@ -177,12 +178,16 @@ def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     loader, compute = _loader(point), _compute(point)
     link = point.capacity.link
     copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
-    first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), copies, loader)
+    buckets, whose = _buckets(point), {split_term(term)[0] for term in missed}
+    aside = [each for each in buckets if each.bucket and whose and whose.isdisjoint(("", each.bucket.tenant))]
+    own = [each for each in buckets if each not in aside]
+    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader)
     short = _blocked(point, BLOCKED)
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    return found or [_of_tails(point, [term for term in missed if is_tail(term)]) or Limit("none", Evidence.NOTHING)]
+    found = found or [_of_tails(point, [term for term in missed if is_tail(term)]) or Limit("none", Evidence.NOTHING)]
+    return found + aside
 
 
 def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:

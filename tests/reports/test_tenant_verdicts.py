@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import samples
 
+from sim.results.model import BucketUse
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.verdict import MET, NO_SLO, NOT_MET, verdict
 from sim.studies.run.answer import answer
@@ -55,6 +56,17 @@ def test_the_headline_names_whose_slo_decides(point: Point, terms: dict[str, flo
     said = answer(point, terms)
     assert said.headline.startswith(start)
     assert said.verdict == verdict(point, terms) == found
+
+
+@pytest.mark.parametrize(("limited", "advice"), [("chat", "Raise the bucket of chat"), ("free", "Keep more copies")])
+def test_a_bucket_is_raised_only_where_its_own_tenant_misses(limited: str, advice: str) -> None:
+    point = shared(CHAT, FREE)
+    bucket = BucketUse(limited, 3000.0, 2000.0, 0.9)
+    point = replace(point, capacity=replace(point.capacity, buckets=(bucket,)))
+    said = answer(point, {})
+    assert said.setting.startswith(advice)
+    told = f"The bucket of {limited} admits 3,000 tokens/s and holds 90 % of its requests."
+    assert any(told in sentence for sentence in (said.binding_sentence, *said.details))
 
 
 def test_other_tenants_that_miss_theirs_are_details() -> None:
