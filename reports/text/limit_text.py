@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from reports.formatting import percent
+from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
@@ -49,6 +49,8 @@ _LATE = 0.01
 """Share of late requests from which cold starts limit a point: what a p99 allows."""
 _OFTEN_LATE = 4.0
 """How many times as often requests are late, at least, that arrive while a replica starts."""
+_NAMED = 3
+"""How many token buckets a sentence names, at most."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
 """Why requests fail, by the name in ``Impact``."""
 
@@ -529,6 +531,15 @@ def _bucket(bucket: BucketUse) -> str:
     if bucket.refuses:
         return f"{asked} and refuses {share} of its requests.{hint}"
     return f"{asked}, so the queue in front of it grows without limit.{hint}"
+
+
+def buckets_sentence(point: Point) -> str:
+    """Return which share of their tenants' requests token buckets refuse or hold; empty where none does much."""
+    found = [each.bucket for each in _buckets(point) if each.bucket is not None][:_NAMED]
+    does = [f"of {b.tenant} {'refuses' if b.refuses else 'holds'} {percent(b.limited)}" for b in found]
+    if not does:
+        return ""
+    return f"{listed([f'The bucket {does[0]} of its requests', *(f'that {each}' for each in does[1:])])}."
 
 
 def _figure(rate: float) -> str:

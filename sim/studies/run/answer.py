@@ -15,6 +15,7 @@ from reports.formatting import metric_words, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
     Evidence,
+    buckets_sentence,
     limit_line,
     limit_sentence,
     limit_words,
@@ -295,7 +296,7 @@ def answer(
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_FEWER_MISSES} {setting}"
     return Answer(
-        headline,
+        " ".join(filter(None, (headline, buckets_sentence(point)))),
         details,
         found,
         limit_words(binding),
