@@ -418,7 +418,7 @@ def overload_words(point: Point) -> str:
     return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
 
 
-def limit_words(limit: Limit, none: str = "none: no request waits long") -> str:
+def limit_words(limit: Limit, none: str = "none: few requests wait long") -> str:
     """Return the name of a limit; of ``none`` what that means: a GPU may be busy all the time without a queue."""
     return {"none": none, "slots": "adapter slots"}.get(limit.name, limit.name)
 
@@ -558,7 +558,7 @@ def _nothing(point: Point) -> str:
     stage = largest_stage(point)
     if stage is not None and (waits := _waits(point)):
         return f"{capital(waits)}{stage_words(*stage)}."
-    return f"No request waits long{'' if stage is None else f': {stage_words(*stage)}'}."
+    return f"Few requests wait long{'' if stage is None else f': {stage_words(*stage)}'}."
 
 
 def _waits(point: Point) -> str:
