@@ -11,11 +11,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from reports.formatting import percent
+from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
-from sim.results.slo_terms import is_gap, is_tail, judged
+from sim.results.slo_terms import is_gap, is_tail, judged, split_term
 from sim.results.verdict import is_overloaded, unserved
 from sim.spec.units import human_seconds
 
@@ -51,6 +51,8 @@ _OFTEN_LATE = 4.0
 """How many times as often requests are late, at least, that arrive while a replica starts."""
 UNEVEN = 1.3
 """Requests of the busiest replica over the mean, from which a router is why requests are late."""
+_NAMED = 3
+"""How many token buckets a sentence names, at most."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
 """Why requests fail, by the name in ``Impact``."""
 
@@ -171,7 +173,8 @@ def largest_stage(point: Point) -> tuple[str, float] | None:
 def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
-    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded.
+    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
+    back only its own tenant: where others miss their SLO, it comes last.
 
     :param missed: terms of its SLO that it misses. Of those about tails, few requests decide.
     """
@@ -180,18 +183,18 @@ def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     loader, compute = _loader(point), _compute(point)
     link = point.capacity.link
     copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
-    first = (_not_served(point), *_buckets(point), _cold_starts(point), _swaps(point), copies, loader)
+    buckets, whose = _buckets(point), {split_term(term)[0] for term in missed}
+    aside = [each for each in buckets if each.bucket and whose and whose.isdisjoint(("", each.bucket.tenant))]
+    own = [each for each in buckets if each not in aside]
+    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader)
     short = _blocked(point, BLOCKED)
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    if found and found[0] is not compute:
-        return found
-    if is_uneven(point) and not all(map(is_gap, missed)):  # gaps are long where steps are
-        return [Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")), *found]
-    if found:
-        return found
-    return [_of_tails(point, [term for term in missed if is_tail(term)]) or Limit("none", Evidence.NOTHING)]
+    tails, only_gaps = [term for term in missed if is_tail(term)], all(map(is_gap, missed))  # long where steps are
+    if (not found or found[0] is compute) and is_uneven(point) and not only_gaps:
+        found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
+    return (found or [_of_tails(point, tails) or Limit("none", Evidence.NOTHING)]) + aside
 
 
 def is_uneven(point: Point) -> bool:
@@ -430,7 +433,7 @@ def overload_words(point: Point) -> str:
     return "" if not is_overloaded(point) else BROKEN if is_broken(point) else OVERLOADED
 
 
-def limit_words(limit: Limit, none: str = "none: no request waits long") -> str:
+def limit_words(limit: Limit, none: str = "none: few requests wait long") -> str:
     """Return the name of a limit; of ``none`` what that means: a GPU may be busy all the time without a queue."""
     return {"none": none, "slots": "adapter slots"}.get(limit.name, limit.name)
 
@@ -546,6 +549,15 @@ def _bucket(bucket: BucketUse) -> str:
     return f"{asked}, so the queue in front of it grows without limit.{hint}"
 
 
+def buckets_sentence(point: Point) -> str:
+    """Return which share of their tenants' requests token buckets refuse or hold; empty where none does much."""
+    found = [each.bucket for each in _buckets(point) if each.bucket is not None][:_NAMED]
+    does = [f"of {b.tenant} {'refuses' if b.refuses else 'holds'} {percent(b.limited)}" for b in found]
+    if not does:
+        return ""
+    return f"{listed([f'The bucket {does[0]} of its requests', *(f'that {each}' for each in does[1:])])}."
+
+
 def _figure(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.3g}"
 
@@ -562,7 +574,7 @@ def _nothing(point: Point) -> str:
     stage = largest_stage(point)
     if stage is not None and (waits := _waits(point)):
         return f"{capital(waits)}{stage_words(*stage)}."
-    return f"No request waits long{'' if stage is None else f': {stage_words(*stage)}'}."
+    return f"Few requests wait long{'' if stage is None else f': {stage_words(*stage)}'}."
 
 
 def _waits(point: Point) -> str:

@@ -28,8 +28,16 @@ class Sample(NamedTuple):
     missed: bool
 
 
-def failed_terms(terms: Mapping[str, float], samples: Sequence[Sample]) -> str:
-    """Return the terms that do not hold, in words; empty if all hold.
+class FailedTerm(NamedTuple):
+    """A limit that does not hold. ``value`` is None where too many requests failed."""
+
+    name: str
+    value: float | None
+    limit: float
+
+
+def failed_terms(terms: Mapping[str, float], samples: Sequence[Sample]) -> tuple[FailedTerm, ...]:
+    """Return the terms that do not hold.
 
     :param terms: limits by name: ``ttft_mean``, ``ttft_p99``, ``e2e_mean``, ``e2e_p99`` in seconds, ``miss_ratio``.
     :param samples: one or more.
@@ -39,15 +47,23 @@ def failed_terms(terms: Mapping[str, float], samples: Sequence[Sample]) -> str:
     for name, limit in terms.items():
         if name == "miss_ratio":
             value = float(np.mean([s.missed for s in samples]))
-            if value > limit:
-                failed.append(f"{name} {value:.1%}, allowed {limit:.1%}")
-            continue
-        column, statistic = name.split("_")
-        value = float(np.mean(columns[column]) if statistic == "mean" else np.quantile(columns[column], 0.99))
+        else:
+            column, statistic = name.split("_")
+            value = float(np.mean(columns[column]) if statistic == "mean" else np.quantile(columns[column], 0.99))
         if value > limit:
-            shown = f"{value:.3g} s" if value < 1e-9 * NEVER_S else "without end, since requests failed"
-            failed.append(f"{name} {shown}, allowed {limit:.3g} s")
-    return "; ".join(failed)
+            failed.append(FailedTerm(name, value if value < 1e-9 * NEVER_S else None, limit))
+    return tuple(failed)
+
+
+def failed_words(failed: Sequence[FailedTerm]) -> str:
+    """Return the terms that do not hold, in words."""
+
+    def show(name: str, value: float | None) -> str:
+        if value is None:
+            return "without end, since requests failed"
+        return f"{value:.1%}" if name == "miss_ratio" else f"{value:.3g} s"
+
+    return "; ".join(f"{name} {show(name, value)}, allowed {show(name, limit)}" for name, value, limit in failed)
 
 
 # Choice of the wrong adapter that a misrouted request reaches.

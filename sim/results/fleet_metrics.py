@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.results.fleet_costs import HOURS_PER_MONTH
+from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
 from sim.results.records import Recording
 from sim.results.sample_data import BEGAN, DRAINED, GONE, PLACE, READY, MeasuredRequests, starting
@@ -236,8 +237,16 @@ class GpuHours:
         return self._m.by_finish(weight="output_tokens") / _MILLION
 
     def per(self, counts: Floats) -> Metric:
-        """Return the cost of one of what is counted by section."""
-        return ratio(self._hours, counts, self._m.sections, "USD")
+        """Return the cost of one of what is counted by section: its interval is that of what an hour brings, inverted.
+
+        Costs of sections have a long tail, and no end where little is served at night.
+        """
+        brings = ratio(counts, self._hours, self._m.sections, "USD")
+        if not brings.value:
+            return Metric(None, unit="USD", state=State(Cause.NO_REQUESTS))
+        ends = (brings.hi, brings.lo) if brings.lo else (None, None)
+        parts = [part or None for part in brings.parts]
+        return replace(brings, lo=ends[0], hi=ends[1], parts=parts).mapped(lambda count: 1 / count)
 
     def whole(self) -> Metric:
         """Return the cost of a replication."""

@@ -61,7 +61,7 @@ def metrics_of(m: Measured, names: Container[str]) -> dict[str, Metric]:
 def measured_usage(m: Measured) -> Usage:
     """Return the usage of all replications, as costs at a price of 1 per GPU hour."""
     costs = (each for each in CATALOGUE.values() if each.name in ONLY_WITH_PRICE)
-    return Usage(m.facts.gpus, {each.name: metric for each in costs if (metric := each.of(m))})
+    return Usage(m.facts.gpus, {each.name: metric for each in costs if (metric := _of(each, m))})
 
 
 def _of(definition: Definition, m: Measured) -> Metric | None:

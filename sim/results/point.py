@@ -186,8 +186,8 @@ class Point:
         those simulated more arrives than is served; ``{}`` for a profile without draws.
     :ivar replicas: where there are several, what each did in the first replication. Facts: ``{"pool", "completed",
         "loads", "gpu_utilization", "requests", "request_share"}``; those of full models are a pool of that name.
-    :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``, and
-        ``"rollout"`` (its number) in those of rollouts.
+    :ivar events: what happened to the fleet in the first replication: ``{"t_s", "kind", "text"}``,
+        ``"rollout"`` (its number) in those of rollouts, and ``"missed"`` where a gate did not hold.
     :ivar version_mix: of scenarios with rollouts, over the spans of the timeline: ``{"t_s": [...], "versions": {"1":
         [...], "2": [...], "none": [...]}}``: shares of the requests that arrive in a span, by the version of their
         first token; none: refused or failed.

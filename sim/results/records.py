@@ -73,12 +73,15 @@ class Event:
         ``over``, ``end`` (the run, with something planned that never came).
     :ivar text: in words, for a timeline.
     :ivar rollout: number of the rollout that it belongs to; None for other events.
+    :ivar missed: of a ``rollback``: name, value (None: too many requests failed) and limit of each term of the gate
+        that did not hold.
     """
 
     time_s: float
     kind: str
     text: str
     rollout: int | None = None
+    missed: tuple[tuple[str, float | None, float], ...] = ()
 
 
 @dataclass(slots=True)

@@ -209,11 +209,11 @@ def tenant_results(
                 metrics=overloaded(metrics) if overload is not None and overload >= 1 else metrics,
                 late={} if is_served(part) and not alone else late_shares(part),
                 overload=overload,
-                sold=sold(part),
+                sold={name: part.with_requests(metric) for name, metric in sold(part).items()},
             )
         )
     total = np.sum(tokens, axis=0)
-    shares = [ratio(own, total, m.sections, "1", highest=1) for own in tokens]
+    shares = [m.with_requests(ratio(own, total, m.sections, "1", highest=1)) for own in tokens]
     return [
         replace(one, token_share=share.value or 0.0, cost_share=share) for one, share in zip(found, shares, strict=True)
     ]

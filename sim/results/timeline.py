@@ -153,6 +153,7 @@ def event_rows(recording: Recording) -> list[dict[str, Any]]:
             "kind": event.kind,
             "text": event.text,
             **({} if event.rollout is None else {"rollout": event.rollout}),
+            **({"missed": [list(term) for term in event.missed]} if event.missed else {}),
         }
         for event in ordered
     ]

@@ -92,6 +92,8 @@ def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
     seen = Seen(world)
     recording = seen.recording
     back = [event.time_s for event in recording.events if event.kind == "rollback"]
+    missed = [event.missed for event in recording.events if event.kind == "rollback"]
+    assert all([(name, limit) for name, _, limit in terms] == [("ttft_mean", 1e-6)] for terms in missed)
     assert len(back) <= 1
     assert not any(event.kind in ("stage", "complete") for event in recording.events)
     assert recording.facts["rolled_back"] == len(back)

@@ -15,6 +15,7 @@ from reports.charts.svg import Chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.table import Table
+from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, from_plain
 from sim.results.point import LateShare, Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
@@ -24,6 +25,7 @@ from sim.studies.changes.findings import composition, replications_needed, rollo
 from sim.studies.changes.report import side_by_side
 from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
+from sim.studies.run.report import verdict_badge
 
 TERMS = {"ttft_p99_s": 1.0}
 
@@ -67,6 +69,59 @@ def test_the_badge_is_no_plain_check_where_answers_are_wrong() -> None:
 def test_a_rollout_that_never_ends_is_called_so() -> None:
     said = answer(samples.changed_point(duration=None), TERMS)
     assert "The rollout is complete in none of 4 replications." in said.details
+
+
+def rolled_back(missed: list[list[object]]) -> Point:
+    """A rollout without a clear impact that its gate sent back in two of three replications, the first among them."""
+    point = samples.changed_point(duration=None, harmed=60, usual=57, harm={"slow": 60})
+    point.metrics["harmed_excess"] = Metric(3.0, -4.0, 10.0, "requests")
+    state = State(Cause.ROLLED_BACK_IN_SOME, 1, 3, 2)
+    point.metrics["rollout_duration_s"] = Metric(None, unit="s", state=state)
+    back = {"t_s": 500.0, "kind": "rollback", "text": "rollouts.0: back", "rollout": 0, "missed": missed}
+    return replace(point, events=[point.events[0], back])
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "setting"),
+    [
+        (
+            0.2,
+            "Add replicas (fleet.replicas), or let the gate allow more (rollouts.N.gate): p99 TTFT of all requests, "
+            "288 ms, is above its limit, too.",
+        ),
+        (
+            0.4,
+            "Begin with a larger stage (rollouts.N.stages), or let the gate allow more (rollouts.N.gate): a version "
+            "that gets few requests misses more often.",
+        ),
+    ],
+)
+def test_a_rollout_that_went_back_is_no_success(limit_s: float, setting: str) -> None:
+    point = rolled_back([["ttft_p99", 2.95, limit_s]])
+    said = answer(point, TERMS)
+    assert said.headline == (
+        "The SLO is met, but the rollout was rolled back in 2 of 3 replications: in the first, p99 TTFT of the new "
+        f"version was 2.95 s (the gate allows {show('ttft_p99_s', limit_s)}). The rollout had no clear impact: 3 (up "
+        "to 10) of 57,000 requests were affected."
+    )
+    assert said.setting == setting
+    assert verdict_badge([point], TERMS, said.verdict) == ("◐", "SLO met, but rolled back", "partly")
+    failing = answer(rolled_back([["ttft_p99", None, limit_s]]), {})
+    assert ": in the first, requests of the new version failed. The rollout had" in failing.headline
+    assert failing.setting == "First keep requests of the new version from failing."
+
+
+def test_a_rollout_that_the_run_cuts_off_is_no_success() -> None:
+    point = samples.changed_point(duration=None, harmed=0, harm={"slow": 0})
+    end = {"t_s": 900.0, "kind": "end", "text": "rollouts.0: the run ends before stage 2 of 3", "rollout": 0}
+    point = replace(point, events=[point.events[0], end])
+    said = answer(point, TERMS)
+    assert said.headline.startswith(
+        "The SLO is met, but the rollout is complete in none of 4 replications (rollouts.0: the run ends before stage "
+        "2 of 3). The rollout "
+    )
+    assert said.setting == "Nothing yet; simulate a longer run (workload.duration), to the last stage."
+    assert verdict_badge([point], TERMS, said.verdict)[:2] == ("◐", "SLO met, but not complete")
 
 
 def test_strategies_without_a_clear_difference_are_not_ranked() -> None:

@@ -59,7 +59,7 @@ def point(part: str = "loader", stages: dict[str, float] | None = None, **change
 def test_names_what_limits(made: Point, name: str) -> None:
     assert limits(made)[0].name == name
     said = answer(made, {})
-    assert said.binding == {"none": "none: no request waits long", "slots": "adapter slots"}.get(name, name)
+    assert said.binding == {"none": "none: few requests wait long", "slots": "adapter slots"}.get(name, name)
     assert said.first_limit.startswith("None today" if name == "none" else capital(said.binding))
     assert said.binding_sentence.endswith(".")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import samples
 
-from reports.text.limit_text import limit_line, limits, remedy_words
+from reports.text.limit_text import limit_line, limit_sentence, limits, remedy_words
 from sim.results.model import Capacity, Impact, Setup, from_plain
 from sim.results.point import Metric, Point
 
@@ -67,6 +67,9 @@ def test_a_missed_tail_is_traced_to_what_its_requests_wait_for(
 def test_a_long_wait_of_few_is_not_called_none() -> None:
     few = limit_line(quiet({"queue_p99_s": 0.9}, {}), ["ttft_p99_s"])
     assert few.startswith("None today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
+    short = quiet({"queue_p99_s": 0.1}, {})
+    others = limit_sentence(limits(short)[0], short)
+    assert others.startswith("Few requests wait long: 100 % of the mean latency "), "one in a thousand may"
     loads = quiet({"ttft_p95_s": 0.9}, {}, load_s=0.08)
     said = limit_line(loads, ["ttft_p95_s"])
     assert said == "Loader: 20.2 % of requests wait for their adapter to load, 396 ms on average."

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import samples
 
-from sim.results.model import Setup
+from sim.results.model import BucketUse, Setup
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.verdict import MET, NO_SLO, NOT_MET, verdict
 from sim.studies.run.answer import answer
@@ -56,6 +56,30 @@ def test_the_headline_names_whose_slo_decides(point: Point, terms: dict[str, flo
     said = answer(point, terms)
     assert said.headline.startswith(start)
     assert said.verdict == verdict(point, terms) == found
+
+
+@pytest.mark.parametrize(("limited", "advice"), [("chat", "Raise the bucket of chat"), ("free", "Keep more copies")])
+def test_a_bucket_is_raised_only_where_its_own_tenant_misses(limited: str, advice: str) -> None:
+    point = shared(CHAT, FREE)
+    bucket = BucketUse(limited, 3000.0, 2000.0, 0.9)
+    point = replace(point, capacity=replace(point.capacity, buckets=(bucket,)))
+    said = answer(point, {})
+    assert said.setting.startswith(advice)
+    assert said.headline.endswith(f" target. The bucket of {limited} holds 90 % of its requests.")
+    told = f"The bucket of {limited} admits 3,000 tokens/s and holds 90 % of its requests."
+    assert any(told in sentence for sentence in (said.binding_sentence, *said.details))
+
+
+def test_the_headline_says_which_buckets_refuse_or_hold_requests() -> None:
+    point = shared(BATCH, FREE)
+    buckets = (BucketUse("batch", 9.0, 9.0, 0.04), BucketUse("free", 9.0, 9.0, 0.52, refuses=True))
+    point = replace(point, capacity=replace(point.capacity, buckets=buckets))
+    said = answer(point, {})
+    assert said.headline.startswith("The SLO of batch is met: ")
+    assert said.headline.endswith(". The bucket of free refuses 52 % of its requests.")
+    held = (replace(buckets[0], limited=0.3), buckets[1])
+    said = answer(replace(point, capacity=replace(point.capacity, buckets=held)), {})
+    assert said.headline.endswith(" The bucket of free refuses 52 % of its requests and that of batch holds 30 %.")
 
 
 def test_other_tenants_that_miss_theirs_are_details() -> None:

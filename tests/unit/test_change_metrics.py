@@ -422,10 +422,12 @@ def test_what_follows_at_once_is_no_cut_of_its_own() -> None:
 
 
 def test_a_point_carries_what_a_report_draws() -> None:
-    events = [Event(20.0, "rollout", "b"), Event(12.0, "fault", "a")]
+    missed = (("ttft_p99", 2.0, 1.0),)
+    events = [Event(20.0, "rollback", "b", 0, missed), Event(12.0, "fault", "a")]
     one = recording(marks={10: GATED, 11: LOST, 12: STALE}, status={10: REFUSED, 11: FAILED}, events=events)
     point = summarise([one, recording()], facts(faults=frozenset({"crash"})), {}, [])
-    assert point.events == [{"t_s": 12.0, "kind": "fault", "text": "a"}, {"t_s": 20.0, "kind": "rollout", "text": "b"}]
+    back = {"t_s": 20.0, "kind": "rollback", "text": "b", "rollout": 0, "missed": [["ttft_p99", 2.0, 1.0]]}
+    assert point.events == [{"t_s": 12.0, "kind": "fault", "text": "a"}, back]
     wanted = {"requests": 72, "refused_by_rollout": 1, "lost": 1, "failed": 1, "stale": 1, "slow": 0, "mixed": 0}
     assert wanted.items() <= impact_of(point).to_json().items()
     assert point.metrics["stale_after_cutover"].parts == [1, 0]

@@ -63,10 +63,14 @@ def test_parts_of_a_cycle_differ_by_design_and_need_whole_ones(cycle_s: float, b
     steps = [{"time": f"{cycle_s / 2} s", "level": level} for level in (1, 3)]
     arrivals = {"process": "piecewise", "rate": "10/s", "steps": steps}
     workload = {"requests": 100, "arrivals": arrivals}
-    scenario = build(workload=workload, adapters={"count": 4, "size": "1 MB"}, run={"replications": 2})
-    state = evaluate_scenario(scenario).point.metrics["throughput_rps"].state
-    assert state != SETTLED
-    assert state.by_cycle is by_cycle
+    sections = {"workload": workload, "adapters": {"count": 4, "size": "1 MB"}, "run": {"replications": 2}}
+    metrics = evaluate_scenario(build(**sections, fleet={"price": 3600.0})).point.metrics
+    throughput, cost = metrics["throughput_rps"], metrics["usd_per_request"]
+    assert throughput.state != SETTLED
+    assert throughput.state.by_cycle is by_cycle
+    assert cost.note == throughput.note
+    inverse = (1 / end for end in (throughput.value, throughput.hi, throughput.lo))
+    assert (cost.value, cost.lo, cost.hi) == pytest.approx(tuple(inverse)), "at a dollar a second"
 
 
 def test_what_happens_once_in_a_run_needs_more_of_them() -> None:

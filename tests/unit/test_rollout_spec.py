@@ -47,6 +47,8 @@ def test_shares_take_different_adapters_and_as_many_as_they_say(percents: list[i
 def test_the_hottest_are_those_asked_for_most_often() -> None:
     (planned,) = laid_out({"at": "1 s", "hottest": 3}).rollouts
     assert planned.names == (0, 1, 2)
+    assert planned.which == " (adapters 0, 1, 2)"
+    assert laid_out({"at": "1 s", "hottest": 9}).rollouts[0].which == " (adapters 0, 1, 2, 3, 4, 5 and 3 more)"
     own: Scenario = parts.build(
         workload={
             "requests": 1000,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from reports.answers.points import has_rollout, impact_name, impact_of, latency_name, value_of
 from reports.axes import Axis, label_of
-from reports.formatting import metric_words, number, percent, show
+from reports.formatting import listed, metric_words, number, percent, show
 from reports.text.limit_text import Evidence, limits
 from reports.text.metric_text import capital, signed, why, with_interval
 from sim.results.intervals import student
+from sim.results.metric_state import Cause as StateCause
 from sim.results.model import WRONG_KINDS, Count, HeldBack, HeldBackRollout, MetricChange
 from sim.results.point import Metric, Point
 from sim.results.verdict import MET, NO_SLO, PROBABLY_MET
@@ -162,10 +164,11 @@ _CAUSES = {
 
 
 def badge_words(points: Sequence[Point]) -> str:
-    """Return what a badge says of the impact next to the verdict; empty where none is clear."""
+    """Return what a badge says next to the verdict: a clear impact, else that a rollout did not get through."""
     clear = [point for point in points if has_clear_impact(point)]
     if not clear:
-        return ""
+        back = any(map(is_rolled_back, points))
+        return "rolled back" if back else "not complete" if any(map(setback, points)) else ""
     name = impact_name(clear)
     worst = max(clear, key=lambda point: value_of(point, name) or 0.0)
     kind, count = (impact_parts(worst) or [("slow", value_of(worst, name) or 0.0)])[0]
@@ -182,10 +185,11 @@ def impact_headline(point: Point, found: str, opening: str) -> str:
 
     :param found: the grade on the SLO; ``opening``: it in words, a sentence or the start of one.
     """
-    said = impact_clause(point)
+    said, back = impact_clause(point), setback(point)
+    said = f"{back}. {capital(said)}" if back else said
     if found == NO_SLO:
         return f"{capital(said)}."
-    contrast = has_clear_impact(point) and found in (MET, PROBABLY_MET)
+    contrast = (has_clear_impact(point) or bool(back)) and found in (MET, PROBABLY_MET)
     if opening.endswith("."):
         return f"{opening[:-1]}; {said}."
     return f"{opening}, {'but' if contrast else 'and'} {said}."
@@ -208,6 +212,37 @@ def impact_clause(point: Point) -> str:
     parts, still = composition(point), _standstill(point)
     stops = f"; replicas stand still for {human_seconds(still)}" if still else ""
     return f"{cause} affected {with_bounds(metric)} of {total}{f': {parts}' if parts else ''}{stops}"
+
+
+def is_rolled_back(point: Point) -> bool:
+    """Return whether a gate sent a rollout back in some replication."""
+    took = point.metrics.get("rollout_duration_s")
+    return took is not None and took.state.cause in (StateCause.ROLLED_BACK, StateCause.ROLLED_BACK_IN_SOME)
+
+
+def missed_by_gates(point: Point) -> list[tuple[str, float | None, float]]:
+    """Return the terms that the first rollback of the first replication names: metric, value, and what was allowed."""
+    found: list[list[Any]] = next((event["missed"] for event in point.events if "missed" in event), [])
+    return [(name if name == "miss_ratio" else f"{name}_s", value, limit) for name, value, limit in found]
+
+
+def setback(point: Point) -> str:
+    """Return that a rollout was rolled back, or did not come to its last stage, and why in the first replication."""
+    ends = [event["text"] for event in point.events if event["kind"] == "end" and "rollout" in event]
+    if not is_rolled_back(point):
+        left = (
+            f"{_subject(point)} {why('rollout_duration_s', point.metrics['rollout_duration_s'].state)}" if ends else ""
+        )
+        return f"{left[:1].lower()}{left[1:]} ({ends[0]})" if ends else ""
+    state, which = point.metrics["rollout_duration_s"].state, "a" if cause_of([point]).several else "the"
+    of, first = (f" in {state.others} of {state.needed} replications", "in the first, ") if state.needed else ("", "")
+    reasons = [
+        "requests of the new version failed"
+        if value is None
+        else f"{metric_words(name)} of the new version was {show(name, value)} (the gate allows {show(name, limit)})"
+        for name, value, limit in missed_by_gates(point)
+    ]
+    return f"{which} rollout was rolled back{of}{f': {first}{listed(reasons)}' if reasons else ''}"
 
 
 def _standstill(point: Point) -> float:

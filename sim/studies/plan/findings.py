@@ -436,7 +436,7 @@ def _binding(read: PlanReading) -> tuple[str, str]:
     if stage is not None and stage[0] in ("decode_s", "prefill_s"):
         name, sentence = (
             "compute",
-            f"No request waits long: {stage_words(*stage)}, and steps take longer the larger the batch.",
+            f"Few requests wait long: {stage_words(*stage)}, and steps take longer the larger the batch.",
         )
     elif stage is not None:
         name = "load time"

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from reports.answers.points import has_rollout
+from reports.answers.points import has_rollout, value_of
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
     Evidence,
+    buckets_sentence,
     limit_line,
     limit_sentence,
     limit_words,
@@ -47,8 +48,11 @@ from sim.studies.changes.findings import (
     change_sentences,
     held_back_sentences,
     impact_headline,
+    is_rolled_back,
+    missed_by_gates,
     placement_sentences,
     scaling_sentences,
+    setback,
 )
 
 
@@ -230,6 +234,27 @@ def _serve_first(point: Point, over: Sequence[str]) -> str:
     return f"serve {listed([*late])} first (fleet.scheduling: priority, with tenants.N.priority: 1 for the others)"
 
 
+def _for_the_rollout(point: Point, remedy: str) -> str:
+    """Return what would let a rollout through that was rolled back, or that the run cut off; empty for any other.
+
+    :param remedy: of what limits the fleet.
+    """
+    if not is_rolled_back(point):
+        return "Nothing yet; simulate a longer run (workload.duration), to the last stage." if setback(point) else ""
+    for name, value, limit in missed_by_gates(point):
+        usual = value_of(point, name) or 0.0
+        if value is None:
+            return "First keep requests of the new version from failing."
+        if usual > limit:  # the old version would not pass either
+            said = f"{capital(remedy)}, or let" if remedy else "Let"
+            why = f"{metric_words(name)} of all requests, {show(name, usual)}, is above its limit, too"
+            return f"{said} the gate allow more (rollouts.N.gate): {why}."
+    return (
+        "Begin with a larger stage (rollouts.N.stages), or let the gate allow more (rollouts.N.gate): a version that "
+        "gets few requests misses more often."
+    )
+
+
 def answer(
     point: Point,
     slo_terms: Mapping[str, float],
@@ -275,7 +300,8 @@ def answer(
         or (shown is not None and open_by_costs(metric_of(point, shown), terms[shown]))
     )
     more = _BY_COSTS if costs else _BY_RUN.format(more_of(point))
-    setting = {NO_SLO: "", MET: "No change.", UNCLEAR: more}.get(found)
+    rollout = _for_the_rollout(point, remedy_words(binding, point))
+    setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: more}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(', or '.join(filter(None, (_serve_first(point, over), remedy))))}." if remedy else ""
         breaks = "crash" in point.capacity.faults or (headroom is not None and has_rollout([point]))
@@ -284,7 +310,7 @@ def answer(
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{_FEWER_MISSES} {setting}"
     return Answer(
-        headline,
+        " ".join(filter(None, (headline, buckets_sentence(point)))),
         details,
         found,
         limit_words(binding),

@@ -50,7 +50,7 @@ from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
 from sim.spec.sections.times_of_day import parse_time_of_day, steps_from_start
 from sim.spec.sections.traffic_laws import PiecewiseArrivals
-from sim.studies.changes.findings import badge_words, has_clear_impact
+from sim.studies.changes.findings import badge_words
 from sim.studies.changes.report import changes_section
 from sim.studies.run import method
 from sim.studies.run.answer import Answer, answer
@@ -201,7 +201,7 @@ def _terminal(run: RunData, found: Answer) -> list[str | Table | Opening]:
     points, terms = run.points, Slo.model_validate(run.slo or {}).terms()  # columns in the order of the reference
     axes = make_axes(points)
     single = points[0] if len(points) == 1 else None
-    judged = None if single is None or has_clear_impact(single) else verdict(single, terms)  # else all would seem well
+    judged = None if single is None or badge_words(points) else verdict(single, terms)  # else all would seem well
     sentences = (setup_line(points), *further_findings(found), metric_tables.traffic_sentence(points))
     parts: list[str | Table | Opening] = [
         Opening(f"{run.manifest.get('name', 'run')}: {found.headline}", None if judged == NO_SLO else judged),
@@ -314,10 +314,17 @@ def slo_words(terms: dict[str, float], points: Sequence[Point]) -> list[str]:
 
 
 def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
-    """Return mark, words and style of the verdict; a sweep counts its points.
+    """Return mark, words and style of the verdict, with what rollouts and faults did; a sweep counts its points.
 
     :param terms: those of the fleet. Tenants' SLOs are judged with them; where there are only these, it says so.
     """
+    mark, words, style = _badge(points, terms, word)
+    if mark == _MARKS[MET] and (impact := badge_words(points)):
+        return "◐", f"{words}, but {impact}", "partly"
+    return mark, words, style
+
+
+def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str, str, str]:
     if not terms and (
         judged := Counter(verdict(each, {}) for each in points if any(tenant.slo for tenant in each.tenants))
     ):
@@ -332,8 +339,6 @@ def verdict_badge(points: list[Point], terms: dict[str, float], word: str) -> tu
         if tenant or graded != UNCLEAR:
             words = f"SLO{f' of {tenant}' if tenant else ''} {graded}"
     everywhere = " at every point" if len(points) > 1 and word == MET else ""
-    if word == MET and (impact := badge_words(points)):
-        return "◐", f"{words}{everywhere}, but {impact}", "partly"
     return _MARKS[word], words + everywhere, word.replace(" ", "-")
 
 

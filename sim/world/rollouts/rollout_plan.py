@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.cells import printable
 from sim.errors import ScenarioError, did_you_mean
 from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Adapters, Scenario
@@ -30,6 +31,7 @@ class PlannedRollout:
     :ivar names: the same adapters as numbered in the traffic.
     :ivar new_adapters: numbers of new versions that have names of their own; otherwise empty.
     :ivar versions: version that each becomes; the first is 1.
+    :ivar which: the hottest adapters, in words, where the rollout takes these.
     """
 
     number: int
@@ -38,6 +40,7 @@ class PlannedRollout:
     names: tuple[int, ...]
     new_adapters: tuple[int, ...]
     versions: tuple[int, ...]
+    which: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +120,16 @@ def plan_rollouts(scenario: Scenario, traffic: Traffic) -> RolloutPlan:
             initial_versions.update((copy, int(version[name])) for copy, name in zip(new_adapters, names, strict=True))
         if rollout.gate:
             gated.update((name, number) for name in names)
-        planned_rollouts.append(
-            PlannedRollout(number, rollout, old, names, new_adapters, tuple(version[list(names)].tolist()))
-        )
+        versions, which = tuple(version[list(names)].tolist()), _which(names, traffic.names) if rollout.hottest else ""
+        planned_rollouts.append(PlannedRollout(number, rollout, old, names, new_adapters, versions, which))
     return RolloutPlan(tuple(planned_rollouts), np.array(original, dtype=np.int64), initial_versions)
+
+
+def _which(adapters: tuple[int, ...], names: Sequence[str]) -> str:
+    """Return which adapters a rollout takes, in brackets: the first of them by name, else by number."""
+    some = [printable(names[adapter] if names else str(adapter), 40) for adapter in adapters[:_MOST_NAMES]]
+    more = len(adapters) - len(some)
+    return f" (adapter{'' if len(adapters) == 1 else 's'} {', '.join(some)}{f' and {more} more' if more else ''})"
 
 
 def with_new_versions(

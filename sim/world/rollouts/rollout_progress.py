@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sim.policies.changes import FailedTerm
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Event
 from sim.rng import stream
@@ -150,7 +151,7 @@ class ActiveRollout:
         else:
             self._note("complete", text)
 
-    def _note(self, kind: str, text: str) -> None:
-        number = self.planned.number
-        event = Event(self._clock.now, kind, f"rollouts.{number}: {text}", number)
+    def _note(self, kind: str, text: str, missed: tuple[FailedTerm, ...] = ()) -> None:
+        number, which = self.planned.number, self.planned.which if kind == "rollout" else ""
+        event = Event(self._clock.now, kind, f"rollouts.{number}: {text}{which}", number, missed)
         self._progress.recorder.events.append(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from sim.policies.changes import NEVER_S, Sample, failed_terms
+from sim.policies.changes import NEVER_S, Sample, failed_terms, failed_words
 from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.changes import Gate
 from sim.traffic.request import MISS, Request
@@ -68,7 +68,7 @@ class TrafficShift(ActiveRollout):
             failed = failed_terms(gate.terms(), self._samples)
             if failed:
                 self.rolled_back = True
-                self._note("rollback", f"back to the old version: {failed}")
+                self._note("rollback", f"back to the old version: {failed_words(failed)}", failed)
                 yield clock.until(self._announce(0.0))
                 self._settle(everything)
                 return
