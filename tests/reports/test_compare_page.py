@@ -13,7 +13,7 @@ from one_script import without_script
 from test_report import Page
 
 from reports.render.html import page
-from reports.text.metric_text import change_cell, interval_words, relative_cell, signed
+from reports.text.metric_text import change_cell, interval_words, relative_cell, signed, values_of
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Metric, Point, TenantResult
@@ -82,6 +82,17 @@ ALL = {
     "rollouts": compare_runs(run(samples.changed_point()), run(samples.changed_point(harmed=4000, during=1.2))),
     "names": swept((1, 2), (0.2, 0.2)),
 }
+
+
+def test_where_both_are_overloaded_that_comes_first_and_times_have_one_unit() -> None:
+    one, other = (run(samples.make_point(fixed=False, p99=p99, offered=1.2)) for p99 in (648.0, 552.0))
+    assert headline(compare_runs(one, other)).startswith(
+        "With both, more requests arrive than are served, so differences depend on how long the runs are. "
+    )
+    found = ALL["better"].pairs[0].differences["e2e_p99_s"]
+    assert values_of(replace(found, one=648.0, other=552.0)) == ["10.8 min", "9.2 min"]
+    assert values_of(replace(found, one=0.05, other=2.0)) == ["50 ms", "2 s"], "far apart"
+    assert values_of(replace(found, one=None, other=0.0)) == ["–", "0 s"]
 
 
 def test_the_answer_is_one_sentence() -> None:
