@@ -281,6 +281,14 @@ def values_of(difference: Difference) -> list[str]:
     return ["–" if value is None else show(d.name, value, d.unit, like) for value in (d.one, d.other)]
 
 
+def short_change(difference: Difference) -> str:
+    """Return a change in short: of a share in percentage points, else relative to the first value."""
+    d = difference
+    if d.change is not None and split_term(d.name)[1] in SHARES:
+        return signed(d.name, d.change, d.unit)
+    return relative_cell(d) if d.one else change_words(d)
+
+
 def relative_cell(difference: Difference | None) -> str:
     """Return the change as a share of the first value: ``−11.8 %``."""
     if difference is None or difference.relative is None:

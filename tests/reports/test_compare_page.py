@@ -103,7 +103,7 @@ def test_the_answer_is_one_sentence() -> None:
     assert headline(ALL["same"]) == "No difference between A and B: p99 TTFT, p99 E2E and miss ratio are the same."
     assert headline(ALL["mixed"]) == (
         "It depends: B is better in p99 TTFT 288 ms → 192 ms (−33.3 %), p99 E2E 300 ms → 200 ms (−33.3 %), but worse "
-        "in miss ratio 80 % → 90 % (+12.5 %)."
+        "in miss ratio 80 % → 90 % (+10 pp)."
     )
     assert headline(ALL["swept"]).startswith(
         "It depends: B is better at 1, worse at 1, not clearly different at 1 of 3 points, by p99 TTFT, p99 E2E"
@@ -112,7 +112,7 @@ def test_the_answer_is_one_sentence() -> None:
         "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
     )
     assert headline(ALL["open"]).startswith(
-        "It is unclear whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−12.5 %), but may "
+        "It is unclear whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−10 pp), but may "
         "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"

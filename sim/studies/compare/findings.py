@@ -8,7 +8,7 @@ from typing import Any
 
 from reports.axes import label_of
 from reports.formatting import listed, metric_words, money, number
-from reports.text.metric_text import capital, change_cell, change_words, relative_cell, values_of
+from reports.text.metric_text import capital, change_cell, change_words, short_change, values_of
 from reports.text.setup_text import fleet_words
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
@@ -351,13 +351,13 @@ def _at(comparison: Comparison, pair: Pair) -> str:
 def _values(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
     """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 %: −80 to −64 ms)``.
 
-    :param short: with the relative change alone: ``(−11.8 %)``.
+    :param short: without the interval: ``(−11.8 %)``.
     """
     parts = []
     for name in names:
         d = pair.differences[name]
         values = " → ".join(values_of(d))
-        parts.append(f"{metric_words(name)} {values} ({relative_cell(d) if short and d.one else change_words(d)})")
+        parts.append(f"{metric_words(name)} {values} ({short_change(d) if short else change_words(d)})")
     return ", ".join(parts)
 
 
