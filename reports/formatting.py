@@ -208,17 +208,18 @@ def percent(share: float) -> str:
     return f"{float(text):,.0f} %" if "e+" in text else f"{0 if 'e-' in text else text} %"
 
 
-def show(name: str, value: float | None, unit: str | None = None) -> str:
+def show(name: str, value: float | None, unit: str | None = None, like: float | None = None) -> str:
     """Return a metric's value with its unit, or ``not enough data``.
 
     :param unit: as in the catalogue of metrics; taken from there where it isn't given.
+    :param like: a time next to it, whose unit it has.
     """
     if value is None:
         return "not enough data"
     _, name = split_term(name)
     unit = unit or (CATALOGUE[name].unit if name in CATALOGUE else "1")
     if unit == "s":
-        return human_seconds(value)
+        return human_seconds(value, like)
     if unit == "1/s":
         return f"{number(value)}/s"
     if unit == "B":

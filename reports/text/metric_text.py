@@ -269,6 +269,26 @@ def change_cell(difference: Difference | None) -> str:
     return signed(d.name, d.change, d.unit) + (f" ({bounds})" if bounds else "")
 
 
+_NEAR = 10.0
+"""Up to how many times the smaller one the larger of two times has the same unit."""
+
+
+def values_of(difference: Difference) -> list[str]:
+    """Return both values, times in the unit of the larger one unless they are far apart: ``9.2 min``, ``10.8 min``."""
+    d = difference
+    low, high = sorted((d.one or 0.0, d.other or 0.0))
+    like = high if high <= _NEAR * low else None
+    return ["–" if value is None else show(d.name, value, d.unit, like) for value in (d.one, d.other)]
+
+
+def short_change(difference: Difference) -> str:
+    """Return a change in short: of a share in percentage points, else relative to the first value."""
+    d = difference
+    if d.change is not None and split_term(d.name)[1] in SHARES:
+        return signed(d.name, d.change, d.unit)
+    return relative_cell(d) if d.one else change_words(d)
+
+
 def relative_cell(difference: Difference | None) -> str:
     """Return the change as a share of the first value: ``−11.8 %``."""
     if difference is None or difference.relative is None:

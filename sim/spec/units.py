@@ -237,15 +237,13 @@ def format_share(share: float) -> str:
     return f"{text}%" if float(text) / 100 == share else repr(share)
 
 
-def human_seconds(seconds: float) -> str:
-    """Return a time for people, three digits: ``0.0123`` → ``"12.3 ms"``."""
-    magnitude = abs(seconds)
+def human_seconds(seconds: float, like: float | None = None) -> str:
+    """Return a time for people, three digits: ``0.0123`` → ``"12.3 ms"``; in the unit of another time ``like`` it."""
+    magnitude = abs(seconds if like is None else like)
     if magnitude >= 7200:
         return f"{seconds / 3600:.3g} h"
     if magnitude >= 600:
         return f"{seconds / 60:.3g} min"
-    if magnitude >= 99.95:
-        return f"{seconds:.0f} s"
     if magnitude >= 0.9995:
         return f"{seconds:.3g} s"
     if magnitude >= 0.9995e-3:

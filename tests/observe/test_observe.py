@@ -18,8 +18,9 @@ from command_line import CommandLine
 from metric_pages import START_S, answer, counted, lora, page
 
 from sim.spec.scenario_file import load_scenario
+from sim.studies.observe.findings import ComparedMetric
 from sim.studies.observe.readings import readings_of
-from sim.studies.observe.study import observed_service
+from sim.studies.observe.study import BucketQuantile, observed_service
 from sim.studies.predicted_service import predict_service
 from sim.world.build import build_world
 
@@ -48,6 +49,14 @@ def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, sampl
         )
         grown[column] = (sums[1] - sums[0]) / (counts[1] - counts[0])
     assert lengths.mean(axis=0) == pytest.approx([grown[0], grown[1]], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("simulated", "error"), [(0.0911, 0.0911 / 0.1 - 1), (0.1, None), (0.2, None), (0.3, 0.3 / 0.25 - 1)]
+)
+def test_a_quantile_is_compared_with_the_nearer_bound_of_its_bucket(simulated: float, error: float | None) -> None:
+    row = ComparedMetric("ttft_p90_s", 0.163, simulated, BucketQuantile(0.163, 0.1, 0.25))
+    assert row.error == (error if error is None else pytest.approx(error))
 
 
 def test_a_profile_is_corrected_by_what_was_measured(loraplan: CommandLine, samples: Path) -> None:

@@ -13,7 +13,7 @@ from one_script import without_script
 from test_report import Page
 
 from reports.render.html import page
-from reports.text.metric_text import change_cell, interval_words, relative_cell, signed
+from reports.text.metric_text import change_cell, interval_words, relative_cell, signed, values_of
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
 from sim.results.point import Metric, Point, TenantResult
@@ -84,6 +84,17 @@ ALL = {
 }
 
 
+def test_where_both_are_overloaded_that_comes_first_and_times_have_one_unit() -> None:
+    one, other = (run(samples.make_point(fixed=False, p99=p99, offered=1.2)) for p99 in (648.0, 552.0))
+    assert headline(compare_runs(one, other)).startswith(
+        "With both, more requests arrive than are served, so differences depend on how long the runs are. "
+    )
+    found = ALL["better"].pairs[0].differences["e2e_p99_s"]
+    assert values_of(replace(found, one=648.0, other=552.0)) == ["10.8 min", "9.2 min"]
+    assert values_of(replace(found, one=0.05, other=2.0)) == ["50 ms", "2 s"], "far apart"
+    assert values_of(replace(found, one=None, other=0.0)) == ["–", "0 s"]
+
+
 def test_the_answer_is_one_sentence() -> None:
     assert headline(ALL["better"]).startswith("Yes, B is better than A: p99 E2E 300 ms → 200 ms (−100 ms, 95 %: ")
     assert headline(single(p99=0.4, slo={"e2e_p99": "1 s"})).startswith(
@@ -92,7 +103,7 @@ def test_the_answer_is_one_sentence() -> None:
     assert headline(ALL["same"]) == "No difference between A and B: p99 TTFT, p99 E2E and miss ratio are the same."
     assert headline(ALL["mixed"]) == (
         "It depends: B is better in p99 TTFT 288 ms → 192 ms (−33.3 %), p99 E2E 300 ms → 200 ms (−33.3 %), but worse "
-        "in miss ratio 80 % → 90 % (+12.5 %)."
+        "in miss ratio 80 % → 90 % (+10 pp)."
     )
     assert headline(ALL["swept"]).startswith(
         "It depends: B is better at 1, worse at 1, not clearly different at 1 of 3 points, by p99 TTFT, p99 E2E"
@@ -101,7 +112,7 @@ def test_the_answer_is_one_sentence() -> None:
         "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
     )
     assert headline(ALL["open"]).startswith(
-        "It is unclear whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−12.5 %), but may "
+        "It is unclear whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−10 pp), but may "
         "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"

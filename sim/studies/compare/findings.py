@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.axes import label_of
-from reports.formatting import listed, metric_words, money, number, show
-from reports.text.metric_text import capital, change_cell, change_words, relative_cell
+from reports.formatting import listed, metric_words, money, number
+from reports.text.metric_text import capital, change_cell, change_words, short_change, values_of
 from reports.text.setup_text import fleet_words
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
-from sim.results.verdict import MET, NOT_MET, verdict
+from sim.results.verdict import MET, NOT_MET, is_overloaded, verdict
 from sim.studies.compare.design_words import change_phrase, changes_of, side_names
 from sim.studies.compare.study import (
     MIXED,
@@ -130,7 +130,15 @@ def _why(names: tuple[str, str], comparison: Comparison, pair: Pair) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """Return in one sentence whether B is better than A, by what B has instead of A's."""
+    """Return whether B is better than A, by what B has instead of A's, and before that whether both are overloaded."""
+    said = _better(comparison)
+    if not all(is_overloaded(point) for pair in comparison.pairs for point in (pair.one, pair.other)):
+        return said
+    return f"With both, more requests arrive than are served, so differences depend on how long the runs are. {said}"
+
+
+def _better(comparison: Comparison) -> str:
+    """Return in one sentence whether B is better than A."""
     if len(comparison.pairs) > 1:
         return _headline_of_many(comparison)
     (pair,) = comparison.pairs
@@ -343,13 +351,13 @@ def _at(comparison: Comparison, pair: Pair) -> str:
 def _values(pair: Pair, names: Sequence[str], *, short: bool = False) -> str:
     """Return values and changes: ``p99 TTFT 612 ms → 540 ms (−72 ms, 95 %: −80 to −64 ms)``.
 
-    :param short: with the relative change alone: ``(−11.8 %)``.
+    :param short: without the interval: ``(−11.8 %)``.
     """
     parts = []
     for name in names:
         d = pair.differences[name]
-        values = f"{show(name, d.one, d.unit)} → {show(name, d.other, d.unit)}"
-        parts.append(f"{metric_words(name)} {values} ({relative_cell(d) if short and d.one else change_words(d)})")
+        values = " → ".join(values_of(d))
+        parts.append(f"{metric_words(name)} {values} ({short_change(d) if short else change_words(d)})")
     return ", ".join(parts)
 
 

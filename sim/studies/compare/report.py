@@ -8,7 +8,7 @@ from reports.axes import spread
 from reports.document import Caution, File, Heading, Opening, Paragraph, Report, Section, method
 from reports.formatting import metric_words, show
 from reports.table import Table
-from reports.text.metric_text import change_cell, relative_cell
+from reports.text.metric_text import change_cell, relative_cell, values_of
 from reports.text.setup_text import setup_line
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.run_directory.store import RunData
@@ -177,8 +177,7 @@ def _words(d: Difference, comparison: Comparison) -> str:
 
 
 def _cells(d: Difference) -> list[str]:
-    values = ["–" if value is None else show(d.name, value, d.unit) for value in (d.one, d.other)]
-    return [*values, change_cell(d), relative_cell(d), d.word]
+    return [*values_of(d), change_cell(d), relative_cell(d), d.word]
 
 
 def _note(rows: Sequence[Sequence[str]]) -> str:

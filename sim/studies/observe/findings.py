@@ -34,10 +34,16 @@ class ComparedMetric:
 
     @property
     def error(self) -> float | None:
-        """Simulated over measured, minus 1; None for a quantile whose bucket holds the simulated value."""
-        if self.within or not self.measured or not math.isfinite(self.simulated):
+        """Simulated over measured, minus 1; of a quantile over the nearer bound of its bucket, within which it is None.
+
+        Where in its bucket a quantile lies is not known, so the difference is at least that.
+        """
+        measured = self.measured
+        if self.bucket is not None:
+            measured = self.bucket.low if self.simulated < self.bucket.low else self.bucket.high
+        if self.within or not measured or not math.isfinite(self.simulated):
             return None
-        return self.simulated / self.measured - 1
+        return self.simulated / measured - 1
 
     @property
     def within(self) -> bool:

@@ -64,5 +64,13 @@ def _cells(row: ComparedMetric) -> list[str]:
         f"{about}{measured_value(row.name, row.measured)}",
         between,
         measured_value(row.name, row.simulated),
-        "within" if row.within else "" if row.error is None else f"{row.error:+.1%}",
+        _difference(row),
     ]
+
+
+def _difference(row: ComparedMetric) -> str:
+    if row.within or row.error is None:
+        return "within" if row.within else ""
+    if row.bucket is None:
+        return f"{row.error:+.1%}"
+    return f"at least {abs(row.error):.1%} {'lower' if row.error < 0 else 'higher'}"
