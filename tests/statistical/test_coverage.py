@@ -197,7 +197,7 @@ def test_narrow_half_widths_need_fewer_in_proportion() -> None:
         sections = 1 + half * np.tile([-1.0, 1.0], 10) * 2.0828
         metric = estimate(1.0, sections, np.array([1.0]), "s")
         assert metric.hi == pytest.approx(1 + half, rel=1e-3)
-        found = by_size(metric, sections, list(values), ENOUGH)
+        found = by_size(metric, sections, np.array([1.0]), list(values), ENOUGH)
         assert found.settled == settled
         if settled:  # a quarter of the effective sample size is not enough, so the interval is as wide as it gets
             assert found.hi == pytest.approx(skewed(1.0, CAUTION * half)[1], rel=1e-3)
@@ -211,7 +211,7 @@ def test_intervals_are_wider_where_the_sample_is_just_large_enough() -> None:
     metric = estimate(1.0, sections, np.array([1.0]), "s")
     widths = []
     for times in (1.0, 1.25, CAUTIOUS_UNTIL, 3.0):
-        found = by_size(metric, sections, values, effective_size(values) / times, is_share=True)
+        found = by_size(metric, sections, np.array([1.0]), values, effective_size(values) / times, is_share=True)
         assert found.settled
         assert found.lo is not None
         widths.append(1 - found.lo)
@@ -236,7 +236,7 @@ def test_an_interval_of_a_time_reaches_as_far_up_as_the_error_there() -> None:
 def test_an_interval_too_wide_for_a_skewed_one_is_unsettled_and_keeps_its_ends(half: float) -> None:
     sections, values = 1 + half * np.tile([-1.0, 1.0], 10) * 2.0828, [np.random.default_rng(1).exponential(size=30_000)]
     metric = estimate(1.0, sections, np.array([1.0]), "s")
-    found = by_size(metric, sections, values, effective_size(values) / 4)
+    found = by_size(metric, sections, np.array([1.0]), values, effective_size(values) / 4)
     assert not found.settled
     assert (found.lo, found.hi) == (metric.lo, metric.hi)
 
@@ -251,7 +251,7 @@ def test_a_slow_part_behind_much_noise_is_not_enough() -> None:
     sections = 10 + 1.2 * np.tile([-1.0, 1.0], 10)
     metric = estimate(10.0, sections, np.array([10.0]), "s")
     assert metric.settled, "the half-width alone would pass"
-    state = by_size(metric, sections, list(10 + slow + noise), ENOUGH).state
+    state = by_size(metric, sections, np.array([10.0]), list(10 + slow + noise), ENOUGH).state
     assert state.cause is Cause.FEW_EFFECTIVE
     assert state.times_longer == pytest.approx(WINDOWS / found.windows, rel=0.25)
 
