@@ -49,7 +49,7 @@ _LATE = 0.01
 """Share of late requests from which cold starts limit a point: what a p99 allows."""
 _OFTEN_LATE = 4.0
 """How many times as often requests are late, at least, that arrive while a replica starts."""
-UNEVEN = 1.3
+_UNEVEN = 1.3
 """Requests of the busiest replica over the mean, from which a router is why requests are late."""
 _NAMED = 3
 """How many token buckets a sentence names, at most."""
@@ -191,9 +191,10 @@ def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    tails, only_gaps = [term for term in missed if is_tail(term)], all(map(is_gap, missed))  # long where steps are
-    if (not found or found[0] is compute) and is_uneven(point) and not only_gaps:
+    queued = [term for term in missed if not is_gap(term)]  # gaps are long where steps are
+    if queued and (not found or found[0] is compute) and is_uneven(point):
         found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
+    tails = [term for term in missed if is_tail(term)]
     return (found or [_of_tails(point, tails) or Limit("none", Evidence.NOTHING)]) + aside
 
 
@@ -203,7 +204,7 @@ def is_uneven(point: Point) -> bool:
     Pools may differ, and so do replicas of which some start, crash or get other versions.
     """
     by_design = point.pools or point.impact is not None or _value(point, "replica_seconds")
-    return not by_design and _value(point, "replica_load_skew") >= UNEVEN
+    return not by_design and _value(point, "replica_load_skew") >= _UNEVEN
 
 
 def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
@@ -470,7 +471,8 @@ _REMEDIES = {
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
     KV_MEMORY: f"{_REPLICAS}, or try fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets",
     KV_LINK: "raise its bandwidth (fleet.kv_transfer, fleet.kv_offload)",
-    "router": f"spread requests more evenly (router.bound: 1.25, or another router.policy), before you {_REPLICAS}",
+    "router": "spread requests more evenly (another router.policy, or router.bound: 1.25 where this one has it), "
+    f"before you {_REPLICAS}",
     "compute": _REPLICAS,
     "none": _REPLICAS,
 }

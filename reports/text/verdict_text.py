@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -96,7 +96,9 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
             return Confidence("low", Doubt.UNSETTLED, name, metric)
     if verdict(point, slo_terms) == UNCLEAR:
         only_draws = verdict(point.without_calibration(), slo_terms) != UNCLEAR
-        return Confidence("medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR, more=more_of(point))
+        return Confidence(
+            "medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR, more=more_of(point, metrics)
+        )
     if assumed:
         return Confidence("medium", Doubt.ASSUMED, assumed=True)
     if drawn is not None:
@@ -105,14 +107,14 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
         if metric.value and metric.lo is not None and metric.hi is not None:
             half = (metric.hi - metric.lo) / 2 / abs(metric.value)
             if half > _WIDE and split_term(name)[1] != "miss_ratio":
-                return Confidence("medium", Doubt.WIDE, name, metric, half, more=more_of(point))
+                return Confidence("medium", Doubt.WIDE, name, metric, half, more=more_of(point, metrics))
     return Confidence("high", Doubt.NOTHING)
 
 
-def more_of(point: Point) -> str:
-    """Return what a point needs more of for narrower intervals."""
+def more_of(point: Point, terms: Collection[str]) -> str:
+    """Return what a point needs more of for narrower intervals of the metrics of these terms."""
     once = point.impact is not None and any(event["t_s"] > 0 for event in point.events)
-    once = once or any(metric.state.once for metric in point.metrics.values())
+    once = once or any(metric.state.once for name in terms if (metric := metric_of(point, name)) is not None)
     recorded = any(metric.state.recorded for metric in point.metrics.values())  # each replication is the same trace
     return "replications (run.replications)" if once and not recorded else "requests"
 

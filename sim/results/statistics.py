@@ -34,7 +34,7 @@ MIN_FOR_REST = 20
 MIN_SECTION_P99 = 100
 """Measured requests a section needs, or its own p99 is little more than its maximum."""
 _LEAST_F = 4.0
-"""Below all 99.9 % quantiles of F for up to 20 sections in all."""
+"""Below the 99.9 % quantile of F, however many replications are cut into sections."""
 WIDE = 0.10
 """A half-width above this share of the value leaves a metric unsettled."""
 ENOUGH_REPLICATIONS = 5

@@ -325,10 +325,12 @@ def test_priorities_are_tried_where_a_tenant_misses_its_slo() -> None:
 
 
 def test_more_replications_decide_where_these_differ() -> None:
-    for once, said in ((True, "raise run.replications to decide it"), (False, "raise workload.requests to decide it")):
-        point = Point({}, {"ttft_p99_s": Metric(9.0, state=State(Cause.WIDE, once=once))})
-        read: Any = SimpleNamespace(points=[point], record=SimpleNamespace(doubtful=[{}]), terms={}, workload={})
-        assert findings._how_to_decide(read) == said
+    for differing, more in (("ttft_p99_s", "run.replications"), ("itl_p99_s", "workload.requests")):
+        states = {name: State(Cause.WIDE, once=name == differing) for name in ("ttft_p99_s", "itl_p99_s")}
+        point = Point({}, {name: Metric(9.0, state=state) for name, state in states.items()})
+        read: Any = SimpleNamespace(points=[point], record=SimpleNamespace(doubtful=[{}]))
+        read.terms, read.workload = {"ttft_p99_s": 1.0}, {}
+        assert findings._how_to_decide(read) == f"raise {more} to decide it", "the SLO is about TTFT"
 
 
 def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:

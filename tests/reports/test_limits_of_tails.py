@@ -90,7 +90,7 @@ def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None
     point = quiet({"queue_p99_s": 0.9, "replica_load_skew": 1.9}, {})
     (limit,) = limits(point, ["ttft_p99_s"])
     assert remedy_words(limit, point).startswith(
-        "spread requests more evenly (router.bound: 1.25, or another router.policy)"
+        "spread requests more evenly (another router.policy, or router.bound: 1.25 where"
     )
     said = limit_line(point, ["ttft_p99_s"])
     assert said == "Router: the busiest replica gets 1.9 times as many requests as replicas do on average."

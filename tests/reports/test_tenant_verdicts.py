@@ -144,7 +144,7 @@ def test_a_badge_judges_tenants_with_the_fleet() -> None:
 
 
 def test_tenants_that_miss_their_slo_are_served_first_where_the_engine_can() -> None:
-    first = "Serve chat first (fleet.scheduling: priority, with tenants.N.priority: 1 for the others)"
+    first = "Serve chat first (fleet.scheduling: priority, and tenants.N.priority: 1 for those without an SLO)"
     able = replace(shared(CHAT, FREE), setup=Setup("vllm", in_order=True))
     assert answer(able, {}).setting.startswith(f"{first}, or ")
     assert first not in answer(shared(CHAT, FREE), {}).setting

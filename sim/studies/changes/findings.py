@@ -228,12 +228,13 @@ def missed_by_gates(point: Point) -> list[tuple[str, float | None, float]]:
 
 def setback(point: Point) -> str:
     """Return that a rollout was rolled back, or did not come to its last stage, and why in the first replication."""
-    ends = [event["text"] for event in point.events if event["kind"] == "end" and "rollout" in event]
     if not is_rolled_back(point):
-        left = (
-            f"{_subject(point)} {why('rollout_duration_s', point.metrics['rollout_duration_s'].state)}" if ends else ""
-        )
-        return f"{left[:1].lower()}{left[1:]} ({ends[0]})" if ends else ""
+        ends = [event["text"] for event in point.events if event["kind"] == "end" and "rollout" in event]
+        if not ends:
+            return ""
+        subject = _subject(point)
+        left = why("rollout_duration_s", point.metrics["rollout_duration_s"].state)
+        return f"{subject[:1].lower()}{subject[1:]} {left} ({ends[0]})"
     state, which = point.metrics["rollout_duration_s"].state, "a" if cause_of([point]).several else "the"
     of, first = (f" in {state.others} of {state.needed} replications", "in the first, ") if state.needed else ("", "")
     reasons = [

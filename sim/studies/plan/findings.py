@@ -504,7 +504,7 @@ def _how_to_decide(read: PlanReading) -> str:
     """Return what would decide the open verdicts."""
     if _open_by_costs(read):
         return "only a better profile can decide it, not a longer run"
-    if any(more_of(point) != "requests" for point in _doubtful(read)):
+    if any(more_of(point, read.terms) != "requests" for point in _doubtful(read)):
         return "raise run.replications to decide it"
     longer = (words for key, words in LONGER.items() if read.workload.get(key) is not None)
     return f"{next(longer, 'raise workload.requests')} to decide it"

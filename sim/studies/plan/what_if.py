@@ -259,7 +259,7 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
 
 
 _BOUND = 1.25
-"""That of consistent hashing, for routers that have none unless it is given."""
+"""For routers that have none unless it is given: that of consistent hashing."""
 _STEP_TOKENS = (512, 2048)
 _FEW_RUNS = 2
 """Replications in which levers that cost nothing are tried."""

@@ -231,7 +231,8 @@ def _serve_first(point: Point, over: Sequence[str]) -> str:
     late = dict.fromkeys(tenant for term in over if (tenant := split_term(term)[0]))
     if not late or point.setup is None or not point.setup.in_order:
         return ""
-    return f"serve {listed([*late])} first (fleet.scheduling: priority, with tenants.N.priority: 1 for the others)"
+    how = "fleet.scheduling: priority, and tenants.N.priority: 1 for those without an SLO"
+    return f"serve {listed([*late])} first ({how})"
 
 
 def _for_the_rollout(point: Point, remedy: str) -> str:
@@ -294,13 +295,14 @@ def answer(
         }
     )
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
-    remedy = "" if changed and binding.evidence is Evidence.NOTHING else remedy_words(binding, point)
+    words = remedy_words(binding, point)
+    remedy = "" if changed and binding.evidence is Evidence.NOTHING else words
     costs = found == UNCLEAR and (
         verdict(point.without_calibration(), slo_terms) != UNCLEAR
         or (shown is not None and open_by_costs(metric_of(point, shown), terms[shown]))
     )
-    more = _BY_COSTS if costs else _BY_RUN.format(more_of(point))
-    rollout = _for_the_rollout(point, remedy_words(binding, point))
+    more = _BY_COSTS if costs else _BY_RUN.format(more_of(point, terms))
+    rollout = _for_the_rollout(point, words)
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: more}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(', or '.join(filter(None, (_serve_first(point, over), remedy))))}." if remedy else ""
