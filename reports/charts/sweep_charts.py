@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from reports.answers.limits import is_fixed
 from reports.answers.points import Contrast, find_extremes
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
@@ -26,7 +27,6 @@ from reports.charts.svg import (
 )
 from reports.formatting import metric_words, percent, show
 from reports.table import MOST_ROWS, Table, brackets_note, cell, numbers_table, table_note
-from reports.text.limit_text import is_fixed
 from sim.results.catalogue import SHARES, UNITS
 from sim.results.point import COUNTS, Metric, Point
 from sim.results.slo_terms import is_tail

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from reports.answers.limits import is_fixed, limits
 from reports.answers.points import compares_routers, has_rollout, impact_name, is_changed, value_of
 from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, popular_words, show
 from reports.table import Table, brackets_note, cell, point_rows, table_note
-from reports.text.limit_text import is_fixed, limits
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import UNITS, shown_in
 from sim.results.point import Point

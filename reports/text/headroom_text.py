@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from reports.answers.limits import Evidence, Limit, limits
 from reports.formatting import listed, metric_words, percent
-from reports.text.limit_text import (
-    MORE_SLOTS,
-    Evidence,
-    Limit,
-    limit_sentence,
-    limit_words,
-    limits,
-    remedy_words,
-    without_keys_of_pools,
-)
+from reports.text.limit_text import MORE_SLOTS, limit_sentence, limit_words, remedy_words, without_keys_of_pools
 from reports.text.metric_text import capital, unserved_words
 from sim.results.catalogue import CATALOGUE
 from sim.results.model import BucketUse

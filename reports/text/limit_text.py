@@ -1,359 +1,32 @@
-"""What limits a point, as states and in sentences: a token bucket, the loader, slots, KV memory or compute.
-
-The states follow from ``Point.capacity``, ``Point.breakdown`` and the counts of requests that were not served.
-"""
+"""What limits a point, in sentences, and what to change there."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from enum import Enum, auto
 
+from reports.answers.limits import (
+    BATCH_SLOTS,
+    KV_LINK,
+    KV_MEMORY,
+    Evidence,
+    Limit,
+    busy_buckets,
+    is_broken,
+    largest_stage,
+    limits,
+    queue_decides,
+)
+from reports.answers.points import value_of
 from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
-from sim.results.model import BucketUse, Impact, from_plain
+from sim.results.model import BucketUse
 from sim.results.point import Point
-from sim.results.slo_terms import is_gap, is_tail, judged, split_term
-from sim.results.verdict import is_overloaded, unserved
+from sim.results.verdict import is_overloaded
 from sim.spec.units import human_seconds
 
-BUSY_LOADER = 0.7
-"""From this utilization on, waiting for a loader grows faster than the traffic."""
-BUSY_COMPUTE = 0.9
-LOADING = 0.25
-"""From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
-whole models, and loads that block steps. The latter never queue for their loader, so ``BUSY_LOADER`` would come too
-late: they cost the batch its steps, and requests then seem to lack slots or compute."""
-BLOCKED = 0.05
-"""A resource that made requests wait during this share of the time limits the point."""
-_BLOCKED_FOR_TAIL = 0.01
-"""The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
-_BLOCKED_IN_BURSTS = 0.001
-"""The same where its queue decides that p99: many requests may come at such a time."""
-_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.5
-"""Shares of a latency from which its queue decides it, or a load. Those of others may come before a request's own."""
-_LONG_GAPS = 2.0
-"""How many times as long as a mean gap a p99 gap is where prompts lengthen some steps."""
-KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
-KV_LINK = "the link that KV is copied over"
-_BUSY_LINK = 0.9
-_FAULTS = ("crash", "storage-stall", "failing-loads", "slow-storage")
-"""Kinds of faults that keep requests from being served."""
-_UNANSWERED = 0.01
-"""Share of requests, late and still unanswered when the run ends, from which a fault limits the point."""
-_UNSERVED = 0.01
-"""Share of requests that are refused or fail, from which that limits a point."""
-_LATE = 0.01
-"""Share of late requests from which cold starts limit a point: what a p99 allows."""
-_OFTEN_LATE = 4.0
-"""How many times as often requests are late, at least, that arrive while a replica starts."""
-_UNEVEN = 1.3
-"""Requests of the busiest replica over the mean, from which a router is why requests are late."""
 _NAMED = 3
 """How many token buckets a sentence names, at most."""
-_FAILURES = ("failed_loads", "lost", "wrong_detected")
-"""Why requests fail, by the name in ``Impact``."""
-
-
-class Evidence(Enum):
-    """How a limit shows."""
-
-    FAULT = auto()
-    REPLACED = auto()
-    TOO_LONG_FOR_MODEL = auto()
-    TOO_LONG_FOR_KV = auto()
-    REFUSED = auto()
-    FAILED = auto()
-    BUCKET = auto()
-    COLD_STARTS = auto()
-    LOADING_MODELS = auto()
-    LOADER_OVERLOADED = auto()
-    LOADER_WAIT = auto()
-    LOADER_BUSY = auto()
-    LOADS_BLOCK = auto()
-    LOADS_BLOCK_ALL_IN_HOST = auto()
-    LOADS_LAST = auto()
-    LONG_STEPS = auto()
-    UNEVEN = auto()
-    BLOCKED = auto()
-    COMPUTE_OVERLOADED = auto()
-    SERVER_BUSY = auto()
-    GPU_BUSY = auto()
-    NOTHING = auto()
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One resource that limits a point.
-
-    :ivar name: ``fault``, ``refusals``, ``failures``, ``token bucket``, ``cold starts``, ``swaps``, ``loader``,
-        ``slots``, ``KV memory``, ``batch slots (max_num_seqs)``, ``router``, ``compute`` or ``none``.
-    :ivar value: utilization, offered load, blocked share, share of late requests or skew, as the evidence has it.
-    :ivar bucket: of a tenant, with how it is used.
-    :ivar otherwise: of cold starts: the share of late requests among those that arrive while no replica starts.
-    :ivar wait_s: mean wait for a loader; ``of_latency``: the share of the mean latency that is spent waiting.
-    :ivar cause: why most of the failed requests failed, by the name in ``Impact``; empty where no count says so.
-    :ivar faults: share of the time, by kind of fault.
-    :ivar unserved: counts of the requests that were refused or failed.
-    """
-
-    name: str
-    evidence: Evidence
-    value: float = 0.0
-    wait_s: float = 0.0
-    of_latency: float | None = None
-    cause: str = ""
-    faults: Mapping[str, float] = field(default_factory=dict)
-    unserved: Unserved | None = None
-    otherwise: float = 0.0
-    bucket: BucketUse | None = None
-
-
-@dataclass(frozen=True)
-class Unserved:
-    """``Point.unserved``: measured requests of all replications that were refused or failed.
-
-    :ivar too_long: refused at arrival; ``longest_tokens``: the most that one of them has.
-    :ivar limit_tokens: how many ``fleet.max_model_len`` or the KV cache allows.
-    """
-
-    requests: int = 0
-    refused: int = 0
-    failed: int = 0
-    too_long: int = 0
-    longest_tokens: int = 0
-    limit_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Stages:
-    """``Point.breakdown``: mean seconds of a completed request."""
-
-    loader_queue_s: float = 0.0
-    load_s: float = 0.0
-    queue_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-
-
-def stages_of(point: Point) -> Stages:
-    """Return the mean latency of a point by stage."""
-    return from_plain(Stages, point.breakdown)
-
-
-def is_fixed(point: Point) -> bool:
-    """Return whether the engine serves one request at a time (no prefill of its own)."""
-    return not stages_of(point).prefill_s and point.capacity.seats is None
-
-
-def _fault_shares(point: Point) -> dict[str, float]:
-    """Return the share of the time that each kind of fault takes, where it is enough to limit the point."""
-    shares = {kind: point.capacity.faults[kind] for kind in _FAULTS if kind in point.capacity.faults}
-    return {kind: share for kind, share in shares.items() if share >= BLOCKED}
-
-
-def is_broken(point: Point) -> bool:
-    """Return whether a fault keeps requests from being served, so that no resource is short."""
-    impact = point.impact or Impact()
-    unanswered = (impact.slow_unanswered or 0) > _UNANSWERED * max(1, impact.requests)
-    return bool(_fault_shares(point)) and (is_overloaded(point) or unanswered)
-
-
-def largest_stage(point: Point) -> tuple[str, float] | None:
-    """Return the part of the latency that is largest and its share of the mean."""
-    total = sum(point.breakdown.values())
-    if not total > 0:
-        return None
-    name = max(point.breakdown, key=lambda part: point.breakdown[part])
-    return name, point.breakdown[name] / total
-
-
-def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
-    """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
-
-    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
-    back only its own tenant: where others miss their SLO, it comes last.
-
-    :param missed: terms of its SLO that it misses. Of those about tails, few requests decide.
-    """
-    if is_broken(point):
-        return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
-    loader, compute = _loader(point), _compute(point)
-    link = point.capacity.link
-    copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
-    buckets, whose = _buckets(point), {split_term(term)[0] for term in missed}
-    aside = [each for each in buckets if each.bucket and whose and whose.isdisjoint(("", each.bucket.tenant))]
-    own = [each for each in buckets if each not in aside]
-    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader)
-    short = _blocked(point, BLOCKED)
-    found = [*(limit for limit in first if limit is not None), *short]
-    if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
-        found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    queued = [term for term in missed if not is_gap(term)]  # gaps are long where steps are
-    if queued and (not found or found[0] is compute) and is_uneven(point):
-        found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
-    tails = [term for term in missed if is_tail(term)]
-    return (found or [_of_tails(point, tails) or Limit("none", Evidence.NOTHING)]) + aside
-
-
-def is_uneven(point: Point) -> bool:
-    """Return whether one replica gets much more than the others, and not by design.
-
-    Pools may differ, and so do replicas of which some start, crash or get other versions.
-    """
-    by_design = point.pools or point.impact is not None or _value(point, "replica_seconds")
-    return not by_design and _value(point, "replica_load_skew") >= _UNEVEN
-
-
-def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
-    """Return what the slowest requests wait for, where that takes no large share of the time.
-
-    Not where something changed while traffic flowed: they are the ones that met it.
-    """
-    if not terms or point.impact is not None:
-        return None
-    known = [value for term in terms if (value := _value(*judged(point, term)))]
-    loader, (waiting, load_s) = point.capacity.loader, _waits_for_loads(point)
-    shortest_s = min(known, default=math.inf)
-    if all(map(is_gap, terms)):
-        if loader.blocks_steps and load_s > _LOAD_OF_GAP * shortest_s:
-            return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
-        batches = point.capacity.seats is not None
-        long = batches and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s")
-        return Limit("compute", Evidence.LONG_STEPS) if long else None
-    idle = (point.capacity.compute.utilization or 0.0) < BUSY_COMPUTE  # else queues may be for steps
-    if short := _blocked(point, _BLOCKED_IN_BURSTS if idle and _queue_decides(point) else _BLOCKED_FOR_TAIL):
-        return short[0]
-    if waiting >= _BLOCKED_FOR_TAIL and load_s > _LOAD_OF_TAIL * shortest_s:
-        return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
-    return None
-
-
-def _waits_for_loads(point: Point) -> tuple[float, float]:
-    """Return the share of requests that wait for a load, and for how many seconds on average."""
-    for_adapters = 1 - (point.traffic.get("base_share") or 0.0)
-    waiting = for_adapters * (_value(point, "miss_ratio") + _value(point, "delayed_hit_ratio"))
-    stages = stages_of(point)
-    return waiting, (stages.loader_queue_s + stages.load_s) / waiting if waiting else 0.0
-
-
-def _queue_decides(point: Point) -> bool:
-    """Return whether the slowest first tokens are those of requests that waited for admission."""
-    queue_s = _value(point, "queue_p99_s")
-    return queue_s > 0 and queue_s > _QUEUE_OF_TAIL * _value(point, "ttft_p99_s")
-
-
-def _value(point: Point, name: str) -> float:
-    metric = point.metrics.get(name)
-    return 0.0 if metric is None else metric.value or 0.0
-
-
-def _not_served(point: Point) -> Limit | None:
-    """Return that requests are refused, other than by token buckets, or fail, and why the larger part of them does."""
-    lost, total = unserved(point)
-    refused = point.metrics["refused"].value or 0.0
-    by_buckets = sum(bucket.refused for bucket in point.capacity.buckets)
-    if lost - by_buckets <= _UNSERVED * total:
-        return None
-    lost, refused = lost - by_buckets, refused - by_buckets
-    counts = from_plain(Unserved, point.unserved)
-    if refused >= lost / 2:
-        return Limit("refusals", _refusals(point, counts, refused), unserved=counts)
-    by_cause = {name: getattr(point.impact or Impact(), name) for name in _FAILURES}
-    most = max(by_cause, key=lambda name: by_cause[name])
-    cause = most if by_cause[most] else "" if point.impact else "unread"
-    return Limit("failures", Evidence.FAILED, cause=cause, unserved=counts)
-
-
-def _buckets(point: Point) -> list[Limit]:
-    """Return the token buckets that hold or refuse requests, the one that does most of it first."""
-    used = sorted(point.capacity.buckets, key=lambda bucket: -bucket.limited)
-    found = [each for each in used if each.limited >= BLOCKED or (each.offered_load or 0.0) >= 1]
-    return [Limit("token bucket", Evidence.BUCKET, each.limited, bucket=each) for each in found]
-
-
-def _cold_starts(point: Point) -> Limit | None:
-    """Return that late requests are mostly those that arrive while a replica starts, if too many are late."""
-    names = ("late_while_starting", "late_otherwise", "slo_attainment")
-    starting, otherwise, in_time = (
-        metric.value if (metric := point.metrics.get(name)) is not None else None for name in names
-    )
-    if starting is None or otherwise is None or in_time is None or 1 - in_time <= _LATE:
-        return None
-    if starting < _OFTEN_LATE * otherwise:
-        return None
-    return Limit("cold starts", Evidence.COLD_STARTS, starting, otherwise=otherwise)
-
-
-def _refusals(point: Point, counts: Unserved, refused: float) -> Evidence:
-    if (point.impact or Impact()).refused_by_rollout > refused / 2:
-        return Evidence.REPLACED
-    if counts.too_long <= refused / 2 or counts.longest_tokens <= counts.limit_tokens:
-        return Evidence.REFUSED
-    kv = point.capacity.kv
-    allowed_by_kv = 0 if kv is None else kv.tokens or 0
-    return Evidence.TOO_LONG_FOR_MODEL if counts.limit_tokens < allowed_by_kv else Evidence.TOO_LONG_FOR_KV
-
-
-def _loader(point: Point) -> Limit | None:
-    loader = point.capacity.loader
-    busy, load = loader.utilization, loader.offered_load
-    if load is not None and load >= 1:
-        return Limit("loader", Evidence.LOADER_OVERLOADED, load)
-    if loader.blocks_steps:  # copies from host memory block them too, but those come from too few slots
-        busy = busy if loader.storage is None else loader.storage
-        evidence = Evidence.LOADS_BLOCK_ALL_IN_HOST if loader.host_holds_all else Evidence.LOADS_BLOCK
-        return None if busy is None or busy < LOADING else Limit("loader", evidence, busy)
-    stage = largest_stage(point)
-    waits = stage is not None and stage[0] == "loader_queue_s"
-    if busy is None or busy < BUSY_LOADER:
-        short = point.capacity.slots.blocked_share
-        if not waits or (short is not None and short >= BLOCKED):
-            return None  # requests wait for a slot to load into, not for a loader
-    share = stage[1] if stage is not None and waits else None
-    evidence = Evidence.LOADER_WAIT if busy is None else Evidence.LOADER_BUSY
-    return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)
-
-
-def _blocked(point: Point, least: float) -> list[Limit]:
-    """Return slots, KV memory and batch slots that made requests wait, the longest wait first.
-
-    :param least: share of the time from which it counts.
-    """
-    parts = {"slots": point.capacity.slots, KV_MEMORY: point.capacity.kv, BATCH_SLOTS: point.capacity.seats}
-    shares = {name: part.blocked_share for name, part in parts.items() if part is not None}
-    found = [
-        Limit(name, Evidence.BLOCKED, share) for name, share in shares.items() if share is not None and share >= least
-    ]
-    return sorted(found, key=lambda limit: -limit.value)
-
-
-def _compute(point: Point) -> Limit | None:
-    busy, load = point.capacity.compute.utilization, point.capacity.compute.offered_load
-    if load is not None and load >= 1:
-        return Limit("compute", Evidence.COMPUTE_OVERLOADED, load)
-    if busy is None:
-        return None
-    if is_fixed(point):
-        return Limit("compute", Evidence.SERVER_BUSY, busy) if busy >= BUSY_LOADER else None
-    # A batching engine is busy whenever anything runs: only waiting requests show a limit.
-    in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
-    total, queue = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
-    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
-        return None
-    return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)
-
-
-def _swaps(point: Point) -> Limit | None:
-    models = point.capacity.full_models
-    busy = None if models is None else models.utilization
-    return None if busy is None or busy < LOADING else Limit("swaps", Evidence.LOADING_MODELS, busy)
-
-
-# What limits a point, in sentences.
-
 OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
 BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
 _FAULT_WORDS = {
@@ -553,7 +226,7 @@ def _bucket(bucket: BucketUse) -> str:
 
 def buckets_sentence(point: Point) -> str:
     """Return which share of their tenants' requests token buckets refuse or hold; empty where none does much."""
-    found = [each.bucket for each in _buckets(point) if each.bucket is not None][:_NAMED]
+    found = [each.bucket for each in busy_buckets(point) if each.bucket is not None][:_NAMED]
     does = [f"of {b.tenant} {'refuses' if b.refuses else 'holds'} {percent(b.limited)}" for b in found]
     if not does:
         return ""
@@ -582,9 +255,9 @@ def _nothing(point: Point) -> str:
 def _waits(point: Point) -> str:
     """Return how long a few requests wait, to go before what most of the latency is; empty where none waits long."""
     stage = largest_stage(point)  # where loads overlap with steps, a queue includes the wait for them
-    if not _queue_decides(point) or stage is None or stage[0] not in ("prefill_s", "decode_s"):
+    if not queue_decides(point) or stage is None or stage[0] not in ("prefill_s", "decode_s"):
         return ""
-    return f"one request in a hundred waits {human_seconds(_value(point, 'queue_p99_s'))} or longer, though "
+    return f"one request in a hundred waits {human_seconds(value_of(point, 'queue_p99_s') or 0.0)} or longer, though "
 
 
 def stage_words(name: str, share: float) -> str:

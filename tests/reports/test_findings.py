@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import samples
 
+from reports.answers.limits import Evidence, Limit, limits
 from reports.axes import make_axes
 from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.sweep_charts import varies
 from reports.tables.metric_tables import metrics_table
 from reports.tables.slice_tables import base_model_table
-from reports.text.limit_text import Evidence, Limit, limits, remedy_words
+from reports.text.limit_text import remedy_words
 from reports.text.metric_text import capital
 from reports.text.verdict_text import find_trust
 from sim.results.metric_state import Cause, State

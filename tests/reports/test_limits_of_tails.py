@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import samples
 
-from reports.text.limit_text import limit_line, limit_sentence, limits, remedy_words
+from reports.answers.limits import limits
+from reports.text.limit_text import limit_line, limit_sentence, remedy_words
 from sim.results.model import Capacity, Impact, Setup, from_plain
 from sim.results.point import Metric, Point
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import samples
 
+from reports.answers.limits import limits
 from reports.tables.slice_tables import memory_table
 from reports.text.headroom_text import first_limit
-from reports.text.limit_text import limit_sentence, limits
+from reports.text.limit_text import limit_sentence
 from reports.text.setup_text import bill
 from sim.results.model import BatchSlotUse, BucketUse, Capacity, GpuShare, LoaderUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point, Usage

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import samples
 
+from reports.answers.limits import limits
 from reports.formatting import interval
 from reports.tables.metric_tables import make_tiles
-from reports.text.limit_text import limit_sentence, limits
+from reports.text.limit_text import limit_sentence
 from reports.text.metric_text import term_sentence, unserved_words
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact

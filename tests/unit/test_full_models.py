@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from strategies import build, write_file, write_profile
 
+from reports.answers.limits import limits
 from reports.tables.metric_tables import capacity_table
 from reports.tables.slice_tables import replicas_table
-from reports.text.limit_text import limit_sentence, limits
+from reports.text.limit_text import limit_sentence
 from sim.errors import ScenarioError
 from sim.policies.routing import View
 from sim.policies.routing.pool_router import ToHolders

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from strategies import build
 
+from reports.answers.limits import limits
 from reports.text.headroom_text import fails_today, headroom_sentences
-from reports.text.limit_text import limit_sentence, limits
+from reports.text.limit_text import limit_sentence
 from sim.results.point_summary import summarise
 from sim.results.run_directory.headroom_record import (
     ALWAYS,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from strategies import fixed_time, services
 
-from reports.text.limit_text import limits
+from reports.answers.limits import limits
 from reports.text.setup_text import cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
 from sim.results.metrics import measure

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import build
 
-from reports.text.limit_text import limit_sentence, limits
+from reports.answers.limits import limits
+from reports.text.limit_text import limit_sentence
 from sim.policies.front_end import TokenBucket
 from sim.results import verdict
 from sim.results.model import Capacity, from_plain

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reports.answers.limits import Evidence, limits
 from reports.answers.points import has_rollout, impact_name, impact_of, latency_name, value_of
 from reports.axes import Axis, label_of
 from reports.formatting import listed, metric_words, number, percent, show
-from reports.text.limit_text import Evidence, limits
 from reports.text.metric_text import capital, signed, why, with_interval
 from sim.results.intervals import student
 from sim.results.metric_state import Cause as StateCause

@@ -6,16 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from reports.answers.limits import largest_stage, limits
 from reports.axes import make_axis
 from reports.formatting import likelihood, listed, metric_words, percent, plural, read_terms, show
 from reports.text.headroom_text import first_limit, headroom_sentences
-from reports.text.limit_text import (
-    largest_stage,
-    limit_line,
-    limit_sentence,
-    limits,
-    stage_words,
-)
+from reports.text.limit_text import limit_line, limit_sentence, stage_words
 from reports.text.metric_text import capital, term_sentence, unserved_words
 from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust, more_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.text.limit_text import is_uneven
+from reports.answers.limits import is_uneven
 from sim.errors import InputError, OutputError
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point

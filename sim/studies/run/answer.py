@@ -9,17 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
+from reports.answers.limits import Evidence, limits
 from reports.answers.points import has_rollout, value_of
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
-    Evidence,
     buckets_sentence,
     limit_line,
     limit_sentence,
     limit_words,
-    limits,
     overload_words,
     remedy_words,
     without_keys_of_pools,

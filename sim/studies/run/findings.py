@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from reports.answers.limits import Evidence, limits
 from reports.answers.points import is_changed
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.axes import Axis, in_order, make_axes, point_words
 from reports.formatting import metric_words, singular
-from reports.text.limit_text import Evidence, limit_line, limit_sentence, limit_words, limits
+from reports.text.limit_text import limit_line, limit_sentence, limit_words
 from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
