@@ -270,12 +270,14 @@ def busy_buckets(point: Point) -> list[Limit]:
 
 
 def _cold_starts(point: Point) -> Limit | None:
-    """Return that late requests are mostly those that arrive while a replica starts, if too many are late."""
-    names = ("late_while_starting", "late_otherwise", "slo_attainment")
-    starting, otherwise, in_time = (
-        metric.value if (metric := point.metrics.get(name)) is not None else None for name in names
-    )
-    if starting is None or otherwise is None or in_time is None or 1 - in_time <= _LATE:
+    """Return that late requests are mostly those that arrive while a replica starts, if too many are late.
+
+    Too many at one time of the cycle that the rate repeats are enough: that is when replicas start.
+    """
+    starting, otherwise = value_of(point, "late_while_starting"), value_of(point, "late_otherwise")
+    found = [each.get("slo_attainment") for each in (point.metrics, *(one.metrics for one in point.times))]
+    in_time = [each.value for each in found if each is not None and each.value is not None]
+    if starting is None or otherwise is None or not in_time or 1 - min(in_time) <= _LATE:
         return None
     if starting < _OFTEN_LATE * otherwise:
         return None

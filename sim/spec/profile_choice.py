@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sim.errors import ScenarioError, did_you_mean
@@ -196,6 +197,15 @@ def has_profile(gpu: str, model: str, engine: str, gpus: int = 1) -> bool:
     return True
 
 
+def built_profile(gpu: str, model: str, engine: str, gpus: int = 1) -> Path | None:
+    """Return the profile that ``loraplan profiles build`` wrote for these into this folder, its own engine's first."""
+    files = {file: shelved("/".join(file.with_suffix("").parts[-3:])) for file in Path("profiles").glob("*/*/*.json")}
+    fits = [
+        file for file, each in files.items() if each.gpu == gpu and each.gpus == gpus and is_model(model, each.model)
+    ]
+    return min(fits, key=lambda file: (_family(files[file].engine) != _family(engine), file), default=None)
+
+
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:
     """Return the profile of a scenario, and the SHA-256 of its file; None if all its times are given.
 
@@ -368,9 +378,13 @@ def other_costs(engine: str, profile: Profile) -> str:
 
 
 def build_command(gpu: str, model: str, engine: str, gpus: int) -> str:
-    """Return the command that builds the profile of a GPU, a base model, an engine and a number of GPUs."""
+    """Return the command that builds the profile of a GPU, a base model, an engine and a number of GPUs.
+
+    A model whose shape is not known is built from its ``config.json``.
+    """
     built = _BUILT_FOR.get(_family(engine), "")
-    words = ["loraplan", "profiles", "build", "--gpu", gpu, "--model", model]
+    words = ["loraplan", "profiles", "build", "--gpu", gpu, "--model"]
+    words += [model] if _is_known(model) else ["config.json", "--name", plain_name(model)]
     words += ["--tp", str(gpus)] if gpus > 1 else []
     words += ["--engine", built] if built else []
     return shlex.join(words)
@@ -449,11 +463,14 @@ def _no_profile(shelf: Sequence[Shelved], wanted: Shelved) -> ScenarioError:
     )
 
 
+def _is_known(model: str) -> bool:
+    return any(is_model(model, each) for each in BASE_MODELS)
+
+
 def _build_step(wanted: Shelved) -> str:
     """Return how to build a profile: by the model's name, or where it is not known from its ``config.json``."""
-    known = any(is_model(wanted.model, each) for each in BASE_MODELS)
-    command = build_command(wanted.gpu, wanted.model if known else "config.json", wanted.engine, wanted.gpus)
-    if known:
+    command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
+    if _is_known(wanted.model):
         return f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile"
     near = did_you_mean(plain_name(wanted.model), BASE_MODELS)
     step = f"build it from the model's config.json: {command}, and give its file as fleet.profile"

@@ -71,6 +71,19 @@ def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> Non
     assert "doesn't enable LoRA" in text
 
 
+def test_a_profile_that_is_missing_comes_next_and_is_taken_once_it_is_built(loraplan: CommandLine) -> None:
+    command = ("--gpu", "l4", "--from-vllm", "vllm serve meta-llama/Llama-3.1-8B --enable-lora")
+    ended = loraplan.succeeds("init", "--out", "mine.yaml", *command)
+    assert ended.err.startswith("note: Not your GPU: this simulates h100-80gb, not l4 (--gpu): there is no profile of")
+    build = "loraplan profiles build --gpu l4 --model meta-llama/Llama-3.1-8B"
+    assert f"next     {build}; then loraplan init again, which takes that profile" in ended.out
+    loraplan.succeeds(*build.split()[1:])
+    Path("deployed").mkdir()
+    loraplan.succeeds("init", "--out", "deployed/mine.yaml", *command)
+    fleet = load_scenario("deployed/mine.yaml").scenario.fleet
+    assert (fleet.gpu, Path(str(fleet.profile)).name) == ("l4", "vllm-data-sheet.json")
+
+
 def bundled() -> list[Scenario]:
     found = [load_scenario(each.name).scenario for each in bundled_scenarios()]
     return [scenario for scenario in found if not why_no_flags(scenario)]

@@ -424,6 +424,11 @@ def test_every_missed_term_is_named_and_whether_costs_alone_leave_it_open() -> N
     point = samples.make_point()
     unclear = replace(point, metrics={**point.metrics, "e2e_p99_s": wide}, calibration={"draws": 8, "overloaded": 0})
     assert "only a better profile can decide" in answer(unclear, {"e2e_p99_s": 1.0}).setting
+    unclear.metrics["e2e_p99_s"] = replace(wide, hi=1.4, state=State(Cause.WIDE))
+    said = answer(unclear, {"e2e_p99_s": 1.0})
+    assert said.setting == (
+        "Nothing yet; to decide takes a better profile (loraplan profiles adjust --anchor) and more requests."
+    )
 
 
 def test_a_sweep_is_about_what_its_slo_asks() -> None:

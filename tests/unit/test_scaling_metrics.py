@@ -14,7 +14,7 @@ from reports.answers.limits import limits
 from reports.text.setup_text import cost_sentences
 from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
 from sim.results.metrics import measure
-from sim.results.point import Metric
+from sim.results.point import Metric, SliceResult
 from sim.results.records import Recording
 from sim.results.sample_data import provisioned_s, seconds_in, starting
 from sim.results.timeline import replicas_over_time
@@ -117,6 +117,9 @@ def test_cold_starts_limit_where_requests_are_late_during_them(
     shares = {"late_while_starting": starting, "late_otherwise": otherwise, "slo_attainment": attainment}
     point = replace(point, metrics=point.metrics | {name: Metric(value, unit="1") for name, value in shares.items()})
     assert ("cold starts" in [limit.name for limit in limits(point)]) is found
+    noon = SliceResult("noon", {}, {"slo_attainment": Metric(0.9, unit="1")})
+    at_noon = limits(replace(point, times=[noon]))
+    assert ("cold starts" in [limit.name for limit in at_noon]) is (otherwise == 0.007), "late at one time of the day"
     if found:
         said = answer(point, {"e2e_p99_s": 2.0}, cold=True)
         assert said.binding == "cold starts"

@@ -138,7 +138,7 @@ def init(
         message(f"note: {note}", quiet)
     session_of(context).kept = f"{out} is kept"
     if not any(key.startswith("plan.") for key in draft.settings):
-        say(f"next     loraplan run {out}")
+        say(f"next     {draft.next_step(out)}")
     elif typer.confirm("Plan the fleet now?", default=True):
         arguments = ["plan", str(out), *(["--quiet"] if quiet else [])]
         sys.argv[1:] = arguments  # the command that its results are kept with

@@ -5,6 +5,7 @@ Finds the command line of an engine in a Kubernetes manifest, or in values of th
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_eng
 from sim.spec.engines import batch_limits, is_vllm_since, nearest_version
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
-from sim.spec.profile_choice import DEFAULT_MODEL
+from sim.spec.profile_choice import DEFAULT_MODEL, build_command, built_profile, has_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.deploy.picker import documents_of
 from sim.studies.design import check_points
@@ -39,7 +40,7 @@ _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 _LARGER_SHARE_FROM = (0, 25)
 _DEEPEST = 40
 _GPU_COUNTS = ("nvidia.com/gpu", "amd.com/gpu", "requestGPU")
-_MODEL, _GPUS = "adapters.base_model", "fleet.tensor_parallel"
+_MODEL, _GPU, _GPUS = "adapters.base_model", "fleet.gpu", "fleet.tensor_parallel"
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Draft:
     :ivar runs_vllm: whether a command line says that vLLM serves, so that its defaults fill what it leaves out.
     :ivar made_by: the command that drafts it.
     :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
+    :ivar refused: by key, why a setting is commented out.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Draft:
     runs_vllm: bool = False
     made_by: str = "loraplan init"
     extends: str | None = None
+    refused: dict[str, str] = field(default_factory=dict)
 
     def add(self, settings: Sequence[Setting]) -> None:
         """Take settings whose key has none yet, and that no whole section contradicts."""
@@ -118,12 +121,40 @@ class Draft:
         if not any(key.startswith("slo.") for key in self.settings):
             self.add(_GOALS)
 
-    def notes(self, refused: Mapping[str, str]) -> list[str]:
-        """Return the comments; the first say if another base model, or fewer GPUs, are simulated than were given."""
-        notes = [*self.comments]
+    def take_built_profile(self, folder: Path) -> None:
+        """Take the profile that the user built, where none is bundled.
+
+        :param folder: of the scenario.
+        """
+        wanted = self._wanted()
+        if wanted is not None and not has_profile(*wanted) and (file := built_profile(*wanted)) is not None:
+            named = Path(os.path.relpath(file, folder)).as_posix()
+            self.add([Setting("fleet.profile", f"./{named}", "built for this GPU and model (loraplan profiles build)")])
+
+    def _wanted(self) -> tuple[str, str, str, int] | None:
+        """Return the GPU, model, engine and GPUs of a replica that a profile is for; None without a profile to find."""
+        found = [self.settings.get(key) for key in (_GPU, _MODEL, "fleet.engine")]
+        if "fleet.profile" in self.settings.keys() - self.refused or None in found or self.extends is not None:
+            return None
+        gpu, model, engine = (str(each.value) for each in found if each is not None)
+        return gpu, model, engine, int(str(self.settings[_GPUS].value)) if _GPUS in self.settings else 1
+
+    def next_step(self, path: Path) -> str:
+        """Return the command that follows: what builds the profile that is missing, or else what runs the scenario."""
+        if not self.refused.keys() & {_GPU, _MODEL, _GPUS} or (wanted := self._wanted()) is None:
+            return f"loraplan run {path}"
+        return f"{build_command(*wanted)}; then {self.made_by} again, which takes that profile"
+
+    def notes(self) -> list[str]:
+        """Return the comments; the first say if another base model, GPU or number of GPUs is simulated than given."""
+        notes, refused = [*self.comments], self.refused
         if _GPUS in refused:
             given = self.settings[_GPUS]
             notes.insert(0, f"This draft is for 1 GPU a replica, not {given.value} ({given.said}): {refused[_GPUS]}")
+        if _GPU in refused:
+            given = self.settings[_GPU]
+            other = f"Not your GPU: this simulates {DEFAULT_GPU}, not {given.value} ({given.said})"
+            notes.insert(0, f"{other}: {refused[_GPU]}")
         if _MODEL in refused:
             simulated = "that of fleet.profile" if "fleet.profile" in self.settings.keys() - refused else DEFAULT_MODEL
             other = f"Not your model: this simulates {simulated}, not {self.settings[_MODEL].value}"
@@ -143,10 +174,11 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
     A setting that the checks refuse stays as a comment, with the reason.
     """
     draft.complete()
-    refused: dict[str, str] = {}
+    draft.take_built_profile(path.parent)
+    refused = draft.refused
     hopeless: list[str] = []
     while not hopeless:
-        write_text(path, scenario_text(draft, refused))
+        write_text(path, scenario_text(draft))
         try:
             check_points(load_scenario(str(path), []))
         except InputError as error:
@@ -160,26 +192,23 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
                 hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
             break
-    others = [key for key in refused if key not in (_MODEL, _GPUS)]
+    others = [key for key in refused if key not in (_MODEL, _GPU, _GPUS)]
     left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in others]
-    return [*draft.notes(refused), *left_out, *hopeless]
+    return [*draft.notes(), *left_out, *hopeless]
 
 
-def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
-    """Return the text of the scenario file: every value has a comment that says where it comes from.
-
-    :param refused: by key, why a setting is commented out.
-    """
+def scenario_text(draft: Draft) -> str:
+    """Return the text of the scenario file: every value has a comment that says where it comes from."""
     lines = [
         f"# Drafted by {draft.made_by}. Every value says where it comes from.",
-        *(f"# {_one_line(note)}" for note in draft.notes(refused)),
+        *(f"# {_one_line(note)}" for note in draft.notes()),
         "schema_version: 1",
         *([f"extends: {flow_text(draft.extends)}"] if draft.extends is not None else ()),
         f"name: {draft.name}",
     ]
     for section in _SECTIONS:
         own = [setting for key, setting in draft.settings.items() if key.partition(".")[0] == section]
-        body = [*_yaml(own, refused), *draft.lines.get(section, ())]
+        body = [*_yaml(own, draft.refused), *draft.lines.get(section, ())]
         if any(not line.lstrip().startswith("#") for line in body):
             lines += [f"{section}:", *body]
         else:
@@ -187,7 +216,7 @@ def scenario_text(draft: Draft, refused: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _yaml(settings: Sequence[Setting], refused: dict[str, str]) -> Iterator[str]:
+def _yaml(settings: Sequence[Setting], refused: Mapping[str, str]) -> Iterator[str]:
     above: tuple[str, ...] = ()
     for setting in sorted(settings, key=lambda each: each.key.split(".")[1:-1]):
         _, *tables, last = setting.key.split(".")

@@ -73,7 +73,7 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
     """
     example = Draft("answers")
     example.complete()
-    base = scenario_of_text(scenario_text(example, {}).encode(), "", Path())
+    base = scenario_of_text(scenario_text(example).encode(), "", Path())
     given = [f"{setting.key}={setting.value}" for setting in draft.settings.values()]
     origins: dict[str, str] = {}
     loaded = base

@@ -199,6 +199,7 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
 
 _BY_RUN = "Nothing yet; simulate more {} first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
+_BY_BOTH = "Nothing yet; to decide takes a better profile (loraplan profiles adjust --anchor) and more {}."
 _FULL = 0.5
 """Share of the time in which running requests use every slot, from which empty slots at the start are not why."""
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
@@ -296,11 +297,11 @@ def answer(
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     words = remedy_words(binding, point)
     remedy = "" if changed and binding.evidence is Evidence.NOTHING else words
-    costs = found == UNCLEAR and (
-        verdict(point.without_calibration(), slo_terms) != UNCLEAR
-        or (shown is not None and open_by_costs(metric_of(point, shown), terms[shown]))
-    )
-    more = _BY_COSTS if costs else _BY_RUN.format(more_of(point, terms))
+    deciding = None if shown is None else metric_of(point, shown)
+    by_run = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) == UNCLEAR
+    by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))
+    both = by_run and by_costs and deciding is not None and not deciding.settled
+    more = (_BY_BOTH if both else _BY_COSTS if by_costs else _BY_RUN).format(more_of(point, terms))
     rollout = _for_the_rollout(point, words)
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: more}.get(found)
     if setting is None or graded == PROBABLY_NOT:
