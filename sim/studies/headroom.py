@@ -323,7 +323,7 @@ def _served(recording: Recording) -> float:
     ends = np.asarray(recording.requests["finished_s"], dtype=np.float64)
     finished, replica = ends[ends >= 0], recording.requests["replica"][ends >= 0]
     rates = []
-    for each in np.flatnonzero(np.bincount(replica)):
+    for each in np.unique(replica):
         times = np.sort(finished[replica == each])
         first, last = int(0.3 * len(times)), int(0.7 * len(times))
         if last > first and times[last] > times[first]:

@@ -356,4 +356,4 @@ def _check(
 def _hottest(adapter: Ints, count: int) -> float:
     """Return the share of the hottest tenth of all ``count`` adapters, whether requested or not."""
     asked = np.sort(np.bincount(adapter))[::-1]
-    return float(asked[: max(1, round(count / 10))].sum() / max(1, asked.sum()))
+    return float(asked[: max(1, round(count / 10))].sum()) / max(1, int(asked.sum()))
