@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reports.axes import Axis, point_words
-from reports.charts.axis_ticks import set_ticks, x_title, y_title
+from reports.charts.axis_ticks import x_title, y_title
 from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, cell_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import metric_words, show
@@ -248,10 +248,10 @@ def _runs(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
 def _labels(ax: Axes, across: Axis, up: Axis, width: float, height: float) -> None:
     labels = across.short_labels(14)
     every = max(1, math.ceil((max(map(len, labels)) * _LETTER + 8) / width))
-    set_ticks(ax, "x", [i + 0.5 for i in range(0, len(labels), every)], labels[::every])
+    ax.set_ticks("x", [i + 0.5 for i in range(0, len(labels), every)], labels[::every])
     labels = up.short_labels(18)
     every = max(1, math.ceil(16 / height))
-    set_ticks(ax, "y", [j + 0.5 for j in range(0, len(labels), every)], labels[::every])
+    ax.set_ticks("y", [j + 0.5 for j in range(0, len(labels), every)], labels[::every])
     ax.tick_length = 0.0
     ax.frame.clear()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from reports.axes import spread
-from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import nice_log, scale_y, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
@@ -153,7 +153,7 @@ def _axes(ax: Axes, result: CacheResult, capacities: Sequence[float], values: Se
 
 
 def _ticks(ax: Axes, result: CacheResult, places: Sequence[float]) -> None:
-    set_ticks(ax, "x", places, [number(at) if result.by_slots else human_bytes(at) for at in places])
+    ax.set_ticks("x", places, [number(at) if result.by_slots else human_bytes(at) for at in places])
 
 
 def _apart(capacities: Sequence[int]) -> list[float]:

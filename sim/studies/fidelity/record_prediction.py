@@ -66,12 +66,10 @@ class RecordCosts:
     """Fitted costs.
 
     :ivar step_s: seconds by feature; only those that were taken.
-    :ivar held_out_s: root mean square error of steps that were held out.
     :ivar host_s, storage_s: (41,) quantiles of the seconds of a load, equally spaced from 0 to 1.
     """
 
     step_s: dict[str, float]
-    held_out_s: float
     host_s: Floats
     storage_s: Floats
 
@@ -191,7 +189,7 @@ def fit_costs(times: RecordTimes) -> RecordCosts:
             chosen, error = candidate, candidate_error
     step_s = dict(zip(chosen, _fit(_problem(times, chosen)).tolist(), strict=True))
     host_s = np.quantile(times.loads_s, _QUANTILES)
-    return RecordCosts(step_s, error, host_s, _storage_seconds(times, step_s, host_s))
+    return RecordCosts(step_s, host_s, _storage_seconds(times, step_s, host_s))
 
 
 _fit = partial(solve, loss="absolute")
