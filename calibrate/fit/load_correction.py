@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
 from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
-
-Floats = NDArray[np.float64]
 
 SIMULATIONS = 4
 MODEL_ERROR = 0.02

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Mask
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.point import Metric
@@ -28,9 +29,6 @@ from sim.results.statistics import (
     spread_over,
 )
 from sim.traffic.request import MISS
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 PEAK_SPAN_S = 10.0
 """Loads per second peak over spans of this length."""

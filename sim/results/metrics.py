@@ -13,6 +13,7 @@ from weakref import proxy
 
 import numpy as np
 
+from sim.arrays import Floats
 from sim.results.catalogue import CATALOGUE, ONLY_WITH_PRICE, UNITS, Definition
 from sim.results.change_metrics import ChangeMetrics
 from sim.results.fleet_metrics import GpuHours, PlacementMetrics, ScalingMetrics
@@ -20,7 +21,7 @@ from sim.results.metric_state import MANY_TIMES, SETTLED, Cause, State
 from sim.results.point import Metric, Usage
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import Recording
-from sim.results.sample_data import Floats, MeasuredRequests, ScenarioFacts, joined_columns
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import attainment
 from sim.results.statistics import (
     ENOUGH_FOR_SHARE,

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.traffic.request import BASE_MODEL
 
 if TYPE_CHECKING:
     import pyarrow
 
     from sim.results.sample_data import ScenarioFacts
-
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 COMPLETED: Final = 0
 UNFINISHED: Final = 1

@@ -10,13 +10,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
 from sim.world.replication import simulate
 from sim.world.world import World
 
-Floats = NDArray[np.float64]
 Latency = Literal["ttft", "tpot", "itl", "e2e"]
 
 

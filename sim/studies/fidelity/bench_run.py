@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.errors import InputError, did_you_mean
 from sim.spec.units import parse_rate, parse_seconds, parse_share
 
 # JSON of a known form: every missing field is an error that names it.
-
-Floats = NDArray[np.float64]
 
 MOST = 1e15
 _NUMERIC = {int, float}
@@ -129,7 +127,6 @@ class JsonFields:
         return f"{self.where}.{path}" if self.where else path
 
 
-Ints = NDArray[np.int64]
 Kind = Literal["ttft", "tpot", "itl", "e2e"]
 KINDS: tuple[Kind, ...] = ("ttft", "tpot", "itl", "e2e")
 QUANTILES = (50, 90, 99)

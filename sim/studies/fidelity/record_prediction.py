@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.least_squares import Floats, Problem, left_out_seconds, solve, sum_of_terms
+from sim.studies.fidelity.least_squares import Problem, left_out_seconds, solve, sum_of_terms
 from sim.studies.fidelity.step_record import StepRecord
 from sim.studies.fidelity.step_terms import columns, step_cost
 from sim.world.build import build_world

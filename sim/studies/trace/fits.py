@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.cells import text_cell
 from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.scenario import Scenario
@@ -28,7 +29,6 @@ from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps, fit_modulati
 from sim.traffic.fits.popularity_fit import LEAST_P, likeliest
 from sim.traffic.generate import Traffic
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 
 PAUSES_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 900.0, 1800.0, 3600.0)
