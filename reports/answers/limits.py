@@ -11,10 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from reports.answers.points import value_of
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
-from sim.results.slo_terms import is_gap, is_tail, judged, split_term
+from sim.results.slo_terms import is_gap, is_tail, split_term, value_of
 from sim.results.verdict import is_overloaded, unserved
 
 BUSY_LOADER = 0.7
@@ -210,7 +209,7 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     """
     if not terms or point.impact is not None:
         return None
-    known = [value for term in terms if (value := value_of(*judged(point, term)))]
+    known = [value for term in terms if (value := value_of(point, term))]
     loader, (waiting, load_s) = point.capacity.loader, _waits_for_loads(point)
     shortest_s = min(known, default=math.inf)
     if all(map(is_gap, terms)):
@@ -242,7 +241,7 @@ def queue_decides(point: Point) -> bool:
 
 
 def _value(point: Point, name: str) -> float:
-    return value_of(point, name) or 0.0
+    return point.value(name) or 0.0
 
 
 def _not_served(point: Point) -> Limit | None:
@@ -272,9 +271,7 @@ def busy_buckets(point: Point) -> list[Limit]:
 def _cold_starts(point: Point) -> Limit | None:
     """Return that late requests are mostly those that arrive while a replica starts, if too many are late."""
     names = ("late_while_starting", "late_otherwise", "slo_attainment")
-    starting, otherwise, in_time = (
-        metric.value if (metric := point.metrics.get(name)) is not None else None for name in names
-    )
+    starting, otherwise, in_time = map(point.value, names)
     if starting is None or otherwise is None or in_time is None or 1 - in_time <= _LATE:
         return None
     if starting < _OFTEN_LATE * otherwise:

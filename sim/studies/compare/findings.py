@@ -284,7 +284,7 @@ def short(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _saved(one: Point, other: Point) -> str:
     """Return what B costs more or less in a month; empty where that is the same, or not known."""
-    a, b = (metric.value if (metric := p.metrics.get("usd_per_month")) else None for p in (one, other))
+    a, b = (point.value("usd_per_month") for point in (one, other))
     if a is None or b is None or money(a) == money(b):
         return ""
     return f"B costs {money(abs(b - a))} a month {'more' if b > a else 'less'}."

@@ -22,7 +22,7 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
-from sim.results.slo_terms import all_terms, judged, metric_of, split_term
+from sim.results.slo_terms import all_terms, judged, metric_of, split_term, value_of
 from sim.results.verdict import (
     MET,
     NEAR,
@@ -200,14 +200,14 @@ class DesignEvaluator:
         point = design.point
         assert point is not None, "it was simulated"
         term = max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
-        metric, (lost, total) = metric_of(point, term), unserved(judged(point, term)[0])
+        lost, total = unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
             int(point.cost["replications"]),
             judgement.word,
             judgement.score,
             term,
-            None if metric is None else metric.value,
+            value_of(point, term),
             lost / total if lacks_answers(point, term, self.terms[term]) else None,
             judgement.probability,
             round(point.cost["requests"] / point.cost["replications"]),
@@ -307,7 +307,7 @@ class DesignEvaluator:
         score, sure = self._score(point), self._sure()
         probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
-        missing = next((name for name in self.terms if (m := metric_of(point, name)) is None or m.value is None), None)
+        missing = next((name for name in self.terms if value_of(point, name) is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
                 return Judgement(UNCLEAR, score, probability=probability)
