@@ -20,7 +20,7 @@ from sim.arrays import Floats, Mask
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.point import Metric
-from sim.results.records import COMPLETED, UNFINISHED, Recording
+from sim.results.records import COMPLETED, UNFINISHED
 from sim.results.sample_data import STAMPS, MeasuredRequests
 from sim.results.statistics import (
     mean_count,
@@ -133,7 +133,7 @@ class ChangeMetrics:
     @cached_property
     def sessions(self) -> Floats:
         """(replications, 2) sessions that were answered by several versions of an adapter, and that went back."""
-        return np.array([sessions_of_both(_measured_columns(r)) for r in self._m.recordings], dtype=np.float64)
+        return np.array([sessions_of_both(r.measured()) for r in self._m.recordings], dtype=np.float64)
 
 
 class Window:
@@ -200,11 +200,6 @@ def _peak(starts: Floats, span_s: float) -> float:
         return math.nan
     ends = np.searchsorted(starts, starts + length, side="left")
     return float(np.max(ends - np.arange(len(starts)), initial=0)) / length
-
-
-def _measured_columns(r: Recording) -> dict[str, NDArray[np.generic]]:
-    measured = r.section_of >= 0
-    return {name: column[measured] for name, column in r.requests.items()}
 
 
 def sessions_of_both(requests: dict[str, NDArray[np.generic]]) -> tuple[int, int]:

@@ -148,6 +148,11 @@ class Recording:
     held: Floats = field(default_factory=lambda: np.zeros((0, 2)))
     hand_overs: Floats = field(default_factory=lambda: np.zeros((0, 6)))
 
+    def measured(self) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of the measured requests."""
+        measured = self.section_of >= 0
+        return {name: column[measured] for name, column in self.requests.items()}
+
 
 # The table of requests: Arrow columns from numpy arrays, put together from buffers.
 #

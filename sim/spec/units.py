@@ -233,6 +233,12 @@ def format_share(share: float) -> str:
     return f"{text}%" if float(text) / 100 == share else repr(share)
 
 
+def round_up(number: float) -> int:
+    """Return a number of 1 or more rounded up to two digits: ``1234`` → ``1300``."""
+    unit = int(10 ** max(0, math.floor(math.log10(number)) - 1))
+    return math.ceil(number / unit) * unit
+
+
 def human_seconds(seconds: float, like: float | None = None) -> str:
     """Return a time for people, three digits: ``0.0123`` → ``"12.3 ms"``; in the unit of another time ``like`` it."""
     magnitude = abs(seconds if like is None else like)

@@ -41,6 +41,7 @@ from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, Origin
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
+from sim.spec.units import round_up
 from sim.studies.backends.pool import PACE, Pool
 from sim.studies.design import Design, build
 from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, on_pool, values_of_draws
@@ -344,7 +345,7 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
     times = _MARGIN * state.needed / state.found if state.found else None
     hint = LONGER.get(workload.recorded, "simulate more requests (workload.requests)")
     if times is not None and not workload.recorded and workload.requests is not None:
-        requests = _two_digits(workload.requests * times)
+        requests = round_up(workload.requests * times)
         hint = f"simulate about {requests:,} requests (--set workload.requests={requests})"
     elif times is not None and workload.duration is not None:
         hint = f"simulate about {times:.2g} times as long (workload.duration)"
@@ -353,11 +354,6 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
         key="tenants" if tenant else "slo",
         hint=f"{hint}, or leave the term out",
     )
-
-
-def _two_digits(number: float) -> int:
-    step = int(10 ** max(0, math.floor(math.log10(number)) - 1))
-    return math.ceil(number / step) * step
 
 
 def _built(loaded: LoadedScenario) -> Design:
