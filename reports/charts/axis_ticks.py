@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from reports.axes import Axis
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS
 from reports.formatting import percent
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _LOG_SPAN = 20.0
 _LEVEL, _SLANTED = 24, 20

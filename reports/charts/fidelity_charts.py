@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, spot_tips, to_svg
 from reports.table import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from reports.charts.canvas import Axes
 
 REGIME_COLOURS = {
     "unsaturated": ("s1", SERIES[0], "o"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.axes import Axis, point_words
 from reports.charts.axis_ticks import x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, cell_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import metric_words, show
@@ -16,9 +17,6 @@ from reports.table import Table, cell
 from sim.results.catalogue import SHARES
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, PROBABLY_MET, verdict
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _LETTER = 6.6
 _INVERSE = 5

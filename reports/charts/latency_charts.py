@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import (
@@ -19,6 +18,7 @@ from reports.charts.axis_ticks import (
     x_title,
     y_title,
 )
+from reports.charts.canvas import Axes
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -37,10 +37,6 @@ from reports.formatting import percent
 from reports.table import MOST_ROWS, Table, table_note
 from sim.results.point import Point
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
-
 
 # Charts of where the time goes, stage by stage.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.axes import spread
 from reports.charts.axis_ticks import (
@@ -18,15 +18,13 @@ from reports.charts.axis_ticks import (
     x_title,
     y_title,
 )
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, Chart, column_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
 from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 Series = tuple[str, str, str]
 """Key of the timeline, label, colour."""

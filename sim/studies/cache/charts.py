@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_log, scale_y, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
@@ -14,9 +14,6 @@ from reports.table import Table
 from sim.spec.units import human_bytes
 from sim.studies.cache.findings import CLAIRVOYANT, capacity_words
 from sim.studies.cache.study import CacheResult
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
 _LABELS = 134  # the right margin where lines carry their names

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.answers.points import any_value, impact_name
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, moment_words, nice_linear, seconds_tick, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -29,9 +30,6 @@ from sim.results.point import Point
 from sim.spec.units import human_seconds
 from sim.studies.changes.comparison import growing
 from sim.studies.changes.findings import per_event
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _ROWS, _MOMENTS = 25, 100
 """Times in a table, and of which the pointer shows values."""

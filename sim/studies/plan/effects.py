@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from reports.charts.axis_ticks import draw_grid
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, Chart, drawing, place, row_tips, to_svg
 from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.metric_text import CLEAR_WORDS, bounds_words, signed
 from sim.results.model import MetricChange
 from sim.results.run_directory.study_records import WhatIfRow
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _COSTS = ("usd_per_m_tokens",)
 """Metrics that the table ends with, where there is a price."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from reports.axes import spread
 from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, column_tips, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent, plural
 from reports.table import Table
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import FitCheck, TraceFacts
 from sim.studies.trace.findings import points
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
