@@ -36,6 +36,7 @@ from sim.results.statistics import (
     share_by_size,
     spread_over,
 )
+from sim.spec.units import round_up
 from sim.traffic.request import MISS
 
 BUSY = 0.95
@@ -126,9 +127,7 @@ class Measured(MeasuredRequests):
         times, requests = metric.state.times_longer, self.facts.requests
         if times is None or times > MANY_TIMES or requests is None or metric.state.once:
             return metric
-        needed = requests * times
-        step = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
-        return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * step))
+        return replace(metric, state=replace(metric.state, requests=round_up(requests * times)))
 
     # Of admitted requests for adapters ------------------------------------------------------------------------------
 
