@@ -102,7 +102,7 @@ def _bands_words(points: Sequence[Point], axis: Axis, names: Sequence[str]) -> s
 
 def has_values(points: Sequence[Point], name: str) -> bool:
     """Return whether at least one point measured this metric."""
-    return any(name in p.metrics and p.metrics[name].value is not None for p in points)
+    return any(p.value(name) is not None for p in points)
 
 
 def _seen(lines: Sequence[Line]) -> list[float]:

@@ -65,9 +65,7 @@ def caution_sentences(comparison: Comparison) -> list[str]:
         said.append(f"Left out, without a partner of the same values: {' and '.join(alone)}.")
     if runs[0].path.resolve() == runs[1].path.resolve():
         said.append("A and B are the same run.")
-    one, other = (
-        run.manifest.get("code") or (run.manifest.get("versions") or {}).get("loraplan", "unknown") for run in runs
-    )
+    one, other = (run.manifest.get("code", "unknown") for run in runs)
     if one != other:
         said.append(
             f"A was simulated by loraplan {one}, B by {other}: a difference may come from the code. "
