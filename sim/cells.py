@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"-?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -17,18 +20,20 @@ def text_cell(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
-def plain_text(text: str) -> str:
-    """Return a text for a terminal: control characters and lone surrogates as escapes, every space a plain one.
-
-    Line breaks (``\\n``) stay; ``one_line`` escapes them too.
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter == "\n" else _shown(letter) for letter in text)
+def csv_text(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Return a CSV file; texts of strangers go through ``text_cell``."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def one_line(text: str) -> str:
-    """Return a text that stays on one line of a terminal: nothing in it can look like a line of ours."""
+    """Return a text that stays on one line of a terminal: nothing in it can look like a line of ours.
+
+    Control characters and lone surrogates are escapes, every space a plain one.
+    """
     return text if text.isprintable() else "".join(map(_shown, text))
 
 

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replication import simulate
 
-Floats = NDArray[np.float64]
 THEIRS: Final = "import sys; from aisimulate import _runtime; print(_runtime.run_replay_json(sys.stdin.read()))"
 REQUESTS, BUDGET, BLOCK = 2000, 2048, 16  # the last two: tokens of a step at most, and of a KV block
 FIXED_MS: Final = (40.0, 10.0)  # of a step on a prefill replica, and of one on a decode replica

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm
 
 from calibrate.fit.load_correction import (
@@ -28,12 +27,11 @@ from calibrate.fit.load_correction import (
     solved,
 )
 from reports.formatting import listed, measured_value, measured_words
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, Draw, Profile, Provenance
 from sim.studies.fidelity.step_terms import anchored_step
-
-Floats = NDArray[np.float64]
 
 FAR = 3.0
 """A factor beyond which an anchor contradicts the profile."""

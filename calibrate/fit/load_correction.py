@@ -18,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
 from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
-
-Floats = NDArray[np.float64]
 
 SIMULATIONS = 4
 MODEL_ERROR = 0.02
@@ -61,11 +59,8 @@ class MeasuredLoad:
     @property
     def targets(self) -> tuple[str, ...]:
         """What is fitted: one time of decoding, and one of the first token; the first whose error is known."""
-        usable = [[name for name in names if self._usable(name)] for names in (_BY_DECODE, _BY_FIRST)]
+        usable = [[name for name in names if self.measured.get(name, 0.0) > 0] for names in (_BY_DECODE, _BY_FIRST)]
         return tuple(min(names, key=lambda name: self.half_width(name) is None) for names in usable if names)
-
-    def _usable(self, name: str) -> bool:
-        return self.measured.get(name, 0.0) > 0
 
     def half_width(self, name: str) -> float | None:
         """Return the half-width of a measured value's 95 % interval; a median's may follow from the mean's."""

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, LoadCost, TierCost
 from sim.studies.fidelity.least_squares import (
     DRAWS,
     LEFT_OUT,
-    Floats,
     Problem,
     hold_out_line,
     left_out_errors,

@@ -83,7 +83,12 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
         step=terms.step_cost(found),
         load=loads.cost,
         memory=_memory(shape, int(step_facts["memory_bytes"])),
-        envelope=_envelope(steps),
+        envelope=Envelope(
+            sequences=int(steps.column("sequences").max()),
+            distinct_adapters=int(steps.column("distinct").max()),
+            rank=int(steps.column("max_rank").max()),
+            slots=int(steps.column("slots").max()),
+        ),
         sources=_sources(step_facts) | _concurrent(loads),
         error=_words(hold_out),
         provenance=Provenance(
@@ -145,15 +150,6 @@ def _memory(shape: ModelShape, total: int) -> Memory:
         weights_bytes=_WIDTH * (shape.layers * shape.linear_parameters() + 2 * shape.vocab * shape.hidden),
         overhead_bytes=round(_OVERHEAD * total),
         kv_bytes_per_token=2 * shape.layers * shape.kv_heads * shape.head_dim * _WIDTH,
-    )
-
-
-def _envelope(steps: TimedSteps) -> Envelope:
-    return Envelope(
-        sequences=int(steps.column("sequences").max()),
-        distinct_adapters=int(steps.column("distinct").max()),
-        rank=int(steps.column("max_rank").max()),
-        slots=int(steps.column("slots").max()),
     )
 
 

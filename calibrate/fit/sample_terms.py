@@ -12,19 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Mask
 from sim.errors import InputError
 from sim.spec.profile import HoldOut, StepCost, StepResidual
-from sim.studies.fidelity.least_squares import (
-    Floats,
-    Form,
-    Mask,
-    Predictor,
-    Problem,
-    hold_out_line,
-    rounded,
-    significant,
-    solve,
-)
+from sim.studies.fidelity.least_squares import Form, Predictor, Problem, hold_out_line, rounded, significant, solve
 from sim.studies.fidelity.step_terms import BASE, LORA, columns, step_cost
 
 if TYPE_CHECKING:

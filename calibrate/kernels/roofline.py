@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from calibrate.kernels.cards import CARDS, Card
 from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights
+from sim.arrays import Floats
 from sim.errors import InputError
-
-Floats = NDArray[np.float64]
 
 FILE = Path(__file__).with_name("efficiencies.json")
 BANDWIDTH, FLOPS = "bandwidth", "flops"

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from sim.arrays import Floats
 from sim.policies.costs import StepCosts
 from sim.rng import stream
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.least_squares import significant
 
-Floats = NDArray[np.float64]
 StepSeconds = Callable[[int, int, int, int, int], float]
 """Seconds of a step by decoding sequences, their context, prompts, tokens of each in this step, and before it."""
 

@@ -18,13 +18,13 @@ import numpy as np
 from calibrate.serve.client import PlannedRequest, SentRequest
 from calibrate.serve.drive import Driver
 from calibrate.serve.http_answer import ServerError
+from sim.arrays import Floats
 from sim.rng import stream
 from sim.spec.profile import FRONT_END, Profile, StepCost
 from sim.spec.scenario import Scenario
 from sim.studies.fidelity.least_squares import (
     DRAWS,
     LEFT_OUT,
-    Floats,
     Problem,
     hold_out_line,
     left_out_errors,

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.serve.client import COMPLETE, PlannedRequest
 from calibrate.serve.drive import LiveRun
 from calibrate.serve.server_metrics import ObservedRun, over_run
+from sim.arrays import Floats
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
@@ -30,9 +30,6 @@ from sim.world.world import World
 
 if TYPE_CHECKING:
     import pyarrow
-
-
-Floats = NDArray[np.float64]
 
 METRICS = {
     "throughput_rps": "throughput",

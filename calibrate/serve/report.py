@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from calibrate.serve.paired_table import METRICS
-from reports.charts.axis_ticks import scale_log, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import scale_log, seconds_tick, x_title, y_title
 from reports.charts.fidelity_charts import BAND, draw_agreement, is_within
 from reports.charts.svg import SERIES, Chart, drawing, place, row_tips, spot_tips, to_svg
 from reports.document import File, Provenance, Report, Section, method
@@ -94,7 +94,7 @@ def distributions(
             )
         scale_log(ax, "x", min(values) / _MARGIN, max(values) * _MARGIN, seconds_tick)
         ax.set_ylim(0, 1.01)
-        set_ticks(ax, "y", [0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        ax.set_ticks("y", [0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
         ax.grid(True)
         y_title(ax, "requests")
         x_title(ax, what)

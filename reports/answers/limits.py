@@ -11,10 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from reports.answers.points import value_of
 from sim.results.model import BucketUse, Impact, from_plain
 from sim.results.point import Point
-from sim.results.slo_terms import is_gap, is_tail, judged, split_term
+from sim.results.slo_terms import is_gap, is_tail, split_term, value_of
 from sim.results.verdict import is_overloaded, unserved
 
 BUSY_LOADER = 0.7
@@ -210,7 +209,7 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     """
     if not terms or point.impact is not None:
         return None
-    known = [value for term in terms if (value := value_of(*judged(point, term)))]
+    known = [value for term in terms if (value := value_of(point, term))]
     loader, (waiting, load_s) = point.capacity.loader, _waits_for_loads(point)
     shortest_s = min(known, default=math.inf)
     if all(map(is_gap, terms)):
@@ -242,7 +241,7 @@ def queue_decides(point: Point) -> bool:
 
 
 def _value(point: Point, name: str) -> float:
-    return value_of(point, name) or 0.0
+    return point.value(name) or 0.0
 
 
 def _not_served(point: Point) -> Limit | None:
@@ -274,7 +273,7 @@ def _cold_starts(point: Point) -> Limit | None:
 
     Too many at one time of the cycle that the rate repeats are enough: that is when replicas start.
     """
-    starting, otherwise = value_of(point, "late_while_starting"), value_of(point, "late_otherwise")
+    starting, otherwise = point.value("late_while_starting"), point.value("late_otherwise")
     found = [each.get("slo_attainment") for each in (point.metrics, *(one.metrics for one in point.times))]
     in_time = [each.value for each in found if each is not None and each.value is not None]
     if starting is None or otherwise is None or not in_time or 1 - min(in_time) <= _LATE:

@@ -16,15 +16,9 @@ _ERROR = 0.025
 """How often a 95 % interval lies above the truth."""
 
 
-def value_of(point: Point, name: str) -> float | None:
-    """Return a metric's value, None where there is none."""
-    metric = point.metrics.get(name)
-    return None if metric is None else metric.value
-
-
 def any_value(points: Sequence[Point], name: str) -> bool:
     """Return whether a metric is not 0 at some point."""
-    return any(value_of(point, name) for point in points)
+    return any(point.value(name) for point in points)
 
 
 def is_changed(points: Sequence[Point]) -> bool:
@@ -39,7 +33,7 @@ def impact_of(point: Point) -> Impact:
 
 def impact_name(points: Sequence[Point]) -> str:
     """Return the metric of the impact: beyond the usual, where that is known at every point."""
-    return "harmed_excess" if all(value_of(p, "harmed_excess") is not None for p in points) else "harmed"
+    return "harmed_excess" if all(p.value("harmed_excess") is not None for p in points) else "harmed"
 
 
 def has_rollout(points: Sequence[Point]) -> bool:
@@ -79,7 +73,7 @@ class Extremes:
 
 def find_extremes(points: Sequence[Point], name: str) -> Extremes | None:
     """Return where a metric is lowest and highest; None where fewer than two points have it."""
-    known = [(value, point) for point in points if (value := value_of(point, name)) is not None]
+    known = [(value, point) for point in points if (value := point.value(name)) is not None]
     if len(known) < 2:
         return None
     low, high = min(known, key=lambda pair: pair[0])[1], max(known, key=lambda pair: pair[0])[1]
@@ -91,7 +85,7 @@ def _contrast(low: Point, high: Point, name: str) -> Contrast:
 
     A count of one replication has no interval, but all points count the same requests.
     """
-    if value_of(low, name) == value_of(high, name):
+    if low.value(name) == high.value(name):
         return Contrast.EQUAL
     above, below = high.metrics[name].lo, low.metrics[name].hi
     if above is None or below is None or below < above:

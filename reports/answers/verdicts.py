@@ -21,7 +21,7 @@ def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:
     """Return the metric that the answer is about: the SLO's first p99, else TTFT, else E2E."""
     targets = [name for name in slo_terms if is_tail(name)] or list(slo_terms)
     for name in (*targets, "e2e_p99_s", "ttft_p99_s"):
-        if any((metric := point.metrics.get(name)) and metric.value is not None for point in points):
+        if any(point.value(name) is not None for point in points):
             return name
     return targets[0] if targets else "e2e_p99_s"
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from reports.axes import Axis
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS
 from reports.formatting import percent
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _LOG_SPAN = 20.0
 _LEVEL, _SLANTED = 24, 20
@@ -102,7 +100,7 @@ def nice_linear(low: float, high: float, most: int = 6) -> list[float]:
     return [(first + i) * step for i in range(count)]
 
 
-def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = True) -> bool:
+def scale_y(ax: Axes, values: Sequence[float], kind: str) -> bool:
     """Set limits, ticks and grid of the y axis; return whether it is logarithmic.
 
     :param values: everything that must be visible.
@@ -118,13 +116,10 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str, *, from_zero: bool = T
         ticks = nice_log(low, high)
     else:
         top = 1.08 * high
-        low, high = (
-            min(0.0, *values) if from_zero else min(values),
-            min(top, 1.0) if kind == "share" and high <= 1 else top,
-        )
+        low, high = min(0.0, *values), min(top, 1.0) if kind == "share" and high <= 1 else top
         ticks = nice_linear(low, high)
     ax.set_ylim(low, high)
-    set_ticks(ax, "y", ticks, [TICKS[kind](tick) for tick in ticks])
+    ax.set_ticks("y", ticks, [TICKS[kind](tick) for tick in ticks])
     draw_grid(ax, "y")
     return log
 
@@ -138,7 +133,7 @@ def draw_grid(ax: Axes, which: Literal["both", "x", "y"]) -> None:
 def scale_rows(ax: Axes, labels: Sequence[str]) -> None:
     """Give each row of a chart its label, the first on top, with a grid along x."""
     ax.set_ylim(len(labels) - 0.5, -0.5)
-    set_ticks(ax, "y", range(len(labels)), labels)
+    ax.set_ticks("y", range(len(labels)), labels)
     draw_grid(ax, "x")
 
 
@@ -151,7 +146,7 @@ def scale_log(ax: Axes, which: Literal["x", "y"], low: float, high: float, tick:
     else:
         ax.set_yscale("log")
         ax.set_ylim(low, high)
-    set_ticks(ax, which, ticks, [tick(value) for value in ticks])
+    ax.set_ticks(which, ticks, [tick(value) for value in ticks])
 
 
 def scale_x(ax: Axes, axis: Axis, room: float) -> None:
@@ -174,9 +169,9 @@ def scale_x(ax: Axes, axis: Axis, room: float) -> None:
         ticks = nice_linear(low, high)
     swept = _swept_ticks(ax, axis, room)
     if swept:
-        set_ticks(ax, "x", [axis.places[i] for i in swept], [axis.label(axis.values[i]) for i in swept])
+        ax.set_ticks("x", [axis.places[i] for i in swept], [axis.label(axis.values[i]) for i in swept])
     else:
-        set_ticks(ax, "x", ticks, [axis.tick(tick) for tick in ticks])
+        ax.set_ticks("x", ticks, [axis.tick(tick) for tick in ticks])
 
 
 def _swept_ticks(ax: Axes, axis: Axis, room: float) -> list[int]:
@@ -197,7 +192,7 @@ def _categories(ax: Axes, axis: Axis, room: float) -> None:
     """Label categories below the axis, slanted or thinned where they are long or many."""
     ax.set_xlim(-0.5, len(axis.values) - 0.5)
     if slanted(axis, room) == 0:
-        set_ticks(ax, "x", list(axis.places), axis.short_labels(_LEVEL))
+        ax.set_ticks("x", list(axis.places), axis.short_labels(_LEVEL))
         return
     labels = axis.short_labels(_SLANTED)
     every = math.ceil(len(labels) * 26 / room)
@@ -211,11 +206,6 @@ def slanted(axis: Axis, room: float) -> float:
     level = max(map(len, axis.short_labels(_LEVEL))) * _LETTER
     longest = max(map(len, axis.short_labels(_SLANTED))) * _LETTER
     return 0.0 if level + 8 <= room / len(axis.values) else 0.58 * longest
-
-
-def set_ticks(ax: Axes, which: str, places: Sequence[float], labels: Sequence[str]) -> None:
-    """Set exactly these ticks."""
-    ax.set_ticks(which, places, labels)
 
 
 def y_title(ax: Axes, text: str, left: float = 46) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
-from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, spot_tips, to_svg
 from reports.table import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from reports.charts.canvas import Axes
 
 REGIME_COLOURS = {
     "unsaturated": ("s1", SERIES[0], "o"),
@@ -117,12 +112,12 @@ def slots_chart(ident: str, label: str, runs: Sequence[tuple[int, Mapping[str, f
         pad = (max(slots) / min(slots)) ** 0.05
         ax.set_xscale("log")
         ax.set_xlim(min(slots) / pad, max(slots) * pad)
-        set_ticks(ax, "x", slots, _thinned(slots))
+        ax.set_ticks("x", slots, _thinned(slots))
         low, high = min(values) / 1.4, max(values) * 1.4
         ax.set_yscale("log")
         ax.set_ylim(low, high)
         ticks = nice_log(low, high)
-        set_ticks(ax, "y", ticks, [seconds_tick(value) for value in ticks])
+        ax.set_ticks("y", ticks, [seconds_tick(value) for value in ticks])
         ax.grid(axis="y")
         _titles(ax, "slots", "p50 TTFT")
         svg = to_svg(figure, ident, title, desc, column_tips([ax], slots, table))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.axes import Axis, point_words
-from reports.charts.axis_ticks import set_ticks, x_title, y_title
+from reports.charts.axis_ticks import x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, HEAT, HEAT_STEPS, WIDTH, Chart, cell_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import has_values, unserved_note
 from reports.formatting import metric_words, show
@@ -16,9 +17,6 @@ from reports.table import Table, cell
 from sim.results.catalogue import SHARES
 from sim.results.point import Point
 from sim.results.verdict import MET, NO_SLO, PROBABLY_MET, verdict
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _LETTER = 6.6
 _INVERSE = 5
@@ -90,12 +88,12 @@ def heat_chart(
     caption = _caption(words, len(met), len(grid), judged=with_slo)
     if chosen is not None:
         caption += f" ★ {point_words(facet.chosen, [across, up])}: the key numbers are of this cell."
-    if any(not p.metrics[name].settled for p in points if _value(p, name) is not None):
+    if any(not p.metrics[name].settled for p in points if p.value(name) is not None):
         caption += " ? marks unsettled values."
     caption += unserved_note(points, name)
     if with_slo:
         desc += f" {len(met)} of {len(grid)} cells meet the SLO."
-    known = [value for p in facet.scale_over if (value := _value(p, name)) is not None]
+    known = [value for p in facet.scale_over if (value := p.value(name)) is not None]
     heat = HeatMap(grid, across, up, name, met, chosen, _steps(known, name))
     judged = {at: [f"SLO {word}"] for at, word in verdicts.items()} if with_slo else {}
     said = [
@@ -133,13 +131,8 @@ def _caption(words: str, met: int, cells: int, *, judged: bool) -> str:
     return f"Hatched cells do not certainly meet the SLO. {colours}"
 
 
-def _value(point: Point, name: str) -> float | None:
-    metric = point.metrics.get(name)
-    return None if metric is None else metric.value
-
-
 def _extremes(grid: Grid, across: Axis, up: Axis, name: str) -> str:
-    known = [(value, at) for at, p in grid.items() if (value := _value(p, name)) is not None]
+    known = [(value, at) for at, p in grid.items() if (value := p.value(name)) is not None]
     parts = []
     for word, (value, (i, j)) in (("Lowest", min(known)), ("highest", max(known))):
         where = f"{across.words} {across.label(across.values[i])}, {up.words} {up.label(up.values[j])}"
@@ -174,7 +167,7 @@ def _draw(heat: HeatMap, about: tuple[str, str, str], said: Sequence[tuple[tuple
         ax.set_xlim(0, columns)
         ax.set_ylim(0, rows)
         for (i, j), point in grid.items():
-            value = _value(point, name)
+            value = point.value(name)
             if value is None:
                 continue
             level = _level(value, scale)
@@ -194,7 +187,7 @@ def _draw(heat: HeatMap, about: tuple[str, str, str], said: Sequence[tuple[tuple
 
 
 def _text(point: Point, name: str) -> str:
-    value = _value(point, name)
+    value = point.value(name)
     return "–" if value is None else show(name, value) + ("" if point.metrics[name].settled else "?")
 
 
@@ -218,7 +211,7 @@ def _hatch(ax: Axes, heat: HeatMap) -> None:
     """Hatch the cells that don't certainly meet the SLO, in a colour that is seen on theirs."""
     inks: dict[str, list[tuple[int, int]]] = {}
     for at, point in heat.grid.items():
-        value = _value(point, heat.name)
+        value = point.value(heat.name)
         if at not in heat.met and value is not None:
             inks.setdefault("ink" if _level(value, heat.scale) < _INVERSE else "heat-ink", []).append(at)
     for ink, cells in inks.items():
@@ -248,10 +241,10 @@ def _runs(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
 def _labels(ax: Axes, across: Axis, up: Axis, width: float, height: float) -> None:
     labels = across.short_labels(14)
     every = max(1, math.ceil((max(map(len, labels)) * _LETTER + 8) / width))
-    set_ticks(ax, "x", [i + 0.5 for i in range(0, len(labels), every)], labels[::every])
+    ax.set_ticks("x", [i + 0.5 for i in range(0, len(labels), every)], labels[::every])
     labels = up.short_labels(18)
     every = max(1, math.ceil(16 / height))
-    set_ticks(ax, "y", [j + 0.5 for j in range(0, len(labels), every)], labels[::every])
+    ax.set_ticks("y", [j + 0.5 for j in range(0, len(labels), every)], labels[::every])
     ax.tick_length = 0.0
     ax.frame.clear()
 

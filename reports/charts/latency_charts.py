@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import (
@@ -15,11 +14,11 @@ from reports.charts.axis_ticks import (
     scale_x,
     scale_y,
     seconds_tick,
-    set_ticks,
     slanted,
     x_title,
     y_title,
 )
+from reports.charts.canvas import Axes
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -38,10 +37,6 @@ from reports.formatting import percent
 from reports.table import MOST_ROWS, Table, table_note
 from sim.results.point import Point
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
-
 
 # Charts of where the time goes, stage by stage.
 
@@ -99,7 +94,7 @@ def breakdown_chart(point: Point, where: str) -> Chart | None:
             start += length
         ax.set_xlim(0, total)
         ticks = nice_linear(0, total, 5)
-        set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
+        ax.set_ticks("x", ticks, [seconds_tick(tick) for tick in ticks])
         scale_rows(ax, [words for _, words, _ in stages])
         x_title(ax, "mean time since arrival")
         svg = to_svg(figure, "breakdown", title, desc, row_tips(ax, range(len(rows)), table))
@@ -139,7 +134,7 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
             ax.set_yscale("linear")
             ax.set_ylim(0, top)
             ticks = nice_linear(0, top)
-            set_ticks(ax, "y", ticks, [seconds_tick(tick) for tick in ticks])
+            ax.set_ticks("y", ticks, [seconds_tick(tick) for tick in ticks])
         scale_x(ax, axis, room)
         end_labels(ax, ends, "area")
         y_title(ax, "mean latency")
@@ -249,9 +244,9 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
         ax.set_xscale("log")
         ax.set_xlim(low / 1.2, high * 1.2)
         ticks = nice_log(low / 1.2, high * 1.2, 6)
-        set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
+        ax.set_ticks("x", ticks, [seconds_tick(tick) for tick in ticks])
         levels = [q for q in (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999) if q <= top + 1e-9]
-        set_ticks(ax, "y", [_tail(q) for q in levels], [f"{q * 100:.6g} %" for q in levels])
+        ax.set_ticks("y", [_tail(q) for q in levels], [f"{q * 100:.6g} %" for q in levels])
         ax.set_ylim(0, _tail(top) * 1.02)
         draw_grid(ax, "both")
         # The curves in the right margin, slowest first, as they end at the right.

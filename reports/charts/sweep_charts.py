@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.answers.limits import is_fixed
 from reports.answers.points import Contrast, find_extremes
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import scale_x, scale_y, slanted, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -31,9 +32,6 @@ from sim.results.catalogue import SHARES, UNITS
 from sim.results.point import COUNTS, Metric, Point
 from sim.results.slo_terms import is_tail
 from sim.results.verdict import unserved
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 VISIBLE = 0.1
 """Share of a value by which it must differ between points to be drawn."""
@@ -104,7 +102,7 @@ def _bands_words(points: Sequence[Point], axis: Axis, names: Sequence[str]) -> s
 
 def has_values(points: Sequence[Point], name: str) -> bool:
     """Return whether at least one point measured this metric."""
-    return any(name in p.metrics and p.metrics[name].value is not None for p in points)
+    return any(p.value(name) is not None for p in points)
 
 
 def _seen(lines: Sequence[Line]) -> list[float]:

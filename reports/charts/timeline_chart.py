@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.axes import spread
 from reports.charts.axis_ticks import (
@@ -14,20 +14,17 @@ from reports.charts.axis_ticks import (
     moment_words,
     nice_linear,
     seconds_tick,
-    set_ticks,
     time_ticks,
     x_title,
     y_title,
 )
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, Chart, column_tips, drawing, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number
 from reports.table import Table
 from sim.results.point import Point
 from sim.spec.units import human_seconds
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 Series = tuple[str, str, str]
 """Key of the timeline, label, colour."""
@@ -186,7 +183,7 @@ def _panel(
     ticks = nice_linear(0, top, 3)
     ax.set_ylim(0, top)
     show_tick = seconds_tick if series[0][0] in LATENCIES else count_tick
-    set_ticks(ax, "y", ticks, [show_tick(tick) for tick in ticks])
+    ax.set_ticks("y", ticks, [show_tick(tick) for tick in ticks])
     end_labels(ax, ends, dashes=_DASHES)
     y_title(ax, what)
 
@@ -198,7 +195,7 @@ def time_axis(ax: Axes, start: float, end: float, *, last: bool, day_s: int | No
     """
     ax.set_xlim(start, end)
     ticks, labels = time_ticks(start, end, day_s)
-    set_ticks(ax, "x", ticks, labels if last else [""] * len(ticks))
+    ax.set_ticks("x", ticks, labels if last else [""] * len(ticks))
     draw_grid(ax, "y")
     if last:
         x_title(ax, "simulated time" if day_s is None else "time of day")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from reports.answers.limits import is_fixed, limits
-from reports.answers.points import compares_routers, has_rollout, impact_name, is_changed, value_of
+from reports.answers.points import compares_routers, has_rollout, impact_name, is_changed
 from reports.answers.verdicts import main_metric, missed_term
 from reports.axes import Axis, in_order, spread
 from reports.formatting import calibration, interval, metric_words, percent, popular_words, show
@@ -55,7 +55,7 @@ class Tile:
 def shown_metrics(points: Sequence[Point]) -> list[str]:
     """Return the metrics that mean something at one of these points, in the order of tables."""
     names = [name for name in UNITS if any(name in p.metrics and p.metrics[name].applies for p in points)]
-    if not is_changed(points) and not any(value_of(point, "failed") for point in points):
+    if not is_changed(points) and not any(point.value("failed") for point in points):
         names = [name for name in names if name != "failed"]
     if all(point.traffic.get("base_share") == 1.0 for point in points):  # nothing can miss
         names = [name for name in names if name not in _OF_ADAPTERS]
@@ -118,7 +118,7 @@ def calibration_note(point: Point) -> str:
 
 def points_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Table:
     """Return one row for each point: every metric for few points, the key ones for many."""
-    measured = [name for name in shown_metrics(points) if any(value_of(p, name) is not None for p in points)]
+    measured = [name for name in shown_metrics(points) if any(p.value(name) is not None for p in points)]
     names = [n for n in measured if len(points) <= _ALL_METRICS_UP_TO or n in shown_in("key") or n in slo_terms]
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if len(axes) == 1 and len(points) <= _ALL_ACROSS_UP_TO:
@@ -148,7 +148,7 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
     wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio", *_COSTS])
     if all(is_fixed(point) for point in points):
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
-    names = [name for name in wanted if any(value_of(p, name) is not None for p in points)]
+    names = [name for name in wanted if any(p.value(name) is not None for p in points)]
     head = [*(axis.words for axis in axes), *(["SLO"] if slo_terms else []), *map(metric_words, names), "limit"]
     keys = len(axes)
     rows: list[list[str]] = []

@@ -164,11 +164,8 @@ def replicas_table(point: Point, where: str) -> Table | None:
     return slice_table(f"Replicas{where}", [("replica", names)], point.replicas, _OF_REPLICAS, note)
 
 
-def tenants_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str = "") -> Table | None:
-    """Return one row for each point and tenant; None without tenants.
-
-    :param where: which of several points it is about, for the caption.
-    """
+def tenants_table(points: Sequence[Point], axes: Sequence[Axis] = ()) -> Table | None:
+    """Return one row for each point and tenant; None without tenants."""
     shown = _tenants(points, axes)
     if not shown:
         return None
@@ -186,16 +183,13 @@ def tenants_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str
     anything_lost = any(one.facts["unserved"] for one in slices)
     names = [name for name in _OF_TENANTS if anything_lost or name != "unserved"]
     note = f"{_SHARED_OUT if costs else ''} tenants.csv has intervals and more metrics.".strip()
-    table = slice_table(f"Tenants{where}", [*lead, *([("SLO", slo)] if verdicts else [])], slices, names, note)
+    table = slice_table("Tenants", [*lead, *([("SLO", slo)] if verdicts else [])], slices, names, note)
     optional = tuple(range(len(table.head) - 1, keys + 3, -1))
     return replace(table, words=tuple(range(keys)), verdicts=verdicts, optional=optional, keys=keys)
 
 
-def money_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str = "") -> Table | None:
-    """Return what each tenant pays and costs, one row for each point and tenant; None where none pays.
-
-    :param where: which of several points it is about, for the caption.
-    """
+def money_table(points: Sequence[Point], axes: Sequence[Axis]) -> Table | None:
+    """Return what each tenant pays and costs, one row for each point and tenant; None where none pays."""
     if not any(tenant.price for point in points for tenant in point.tenants):
         return None
     shown, keys = _tenants(points, axes), len(axes) + 1
@@ -203,7 +197,7 @@ def money_table(points: Sequence[Point], axes: Sequence[Axis] = (), where: str =
     priced = any("usd_per_month" in one.metrics for one in slices)
     note = f"{_SHARED_OUT} A margin is revenue less cost." if priced else ""
     note = note or "fleet.price adds what each tenant costs, and its margin."
-    table = slice_table(f"What tenants pay{where}", _names(shown, axes), slices, _MONEY, note, bounds=True)
+    table = slice_table("What tenants pay", _names(shown, axes), slices, _MONEY, note, bounds=True)
     optional = (table.head.index(metric_words("cost_share")),) if priced else ()
     return replace(table, words=tuple(range(keys)), optional=optional, keys=keys)
 

@@ -17,7 +17,6 @@ from reports.answers.limits import (
     limits,
     queue_decides,
 )
-from reports.answers.points import value_of
 from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse
@@ -257,7 +256,7 @@ def _waits(point: Point) -> str:
     stage = largest_stage(point)  # where loads overlap with steps, a queue includes the wait for them
     if not queue_decides(point) or stage is None or stage[0] not in ("prefill_s", "decode_s"):
         return ""
-    return f"one request in a hundred waits {human_seconds(value_of(point, 'queue_p99_s') or 0.0)} or longer, though "
+    return f"one request in a hundred waits {human_seconds(point.value('queue_p99_s') or 0.0)} or longer, though "
 
 
 def stage_words(name: str, share: float) -> str:

@@ -201,9 +201,8 @@ def unserved_words(point: Point, whose: str = "the requests") -> str:
     _, total = unserved(point)
     phrases = []
     for name, words in (("refused", "were refused"), ("failed", "failed")):
-        metric = point.metrics.get(name)
-        if metric is not None and metric.value:
-            phrases.append((percent(metric.value / total), words))
+        if lost := point.value(name):
+            phrases.append((percent(lost / total), words))
     return " and ".join(f"{share}{'' if i else f' of {whose}'} {words}" for i, (share, words) in enumerate(phrases))
 
 

@@ -107,11 +107,11 @@ def fleet_words(point: Point) -> str:
         return ""
     costs = {name: metric.value for name in usage.metrics if (metric := point.metrics.get(name)) is not None}
     month, tokens = costs.get("usd_per_month"), costs.get("usd_per_m_tokens")
-    count, mean = plural(usage.gpus, "GPU"), point.metrics.get("mean_replicas")
-    if mean is not None and mean.value is not None:
+    count, mean = plural(usage.gpus, "GPU"), point.value("mean_replicas")
+    if mean is not None:
         share = None if point.setup is None else point.setup.share
         each = 1 if share is None else share.gpus
-        count = f"{number(mean.value * each)} GPUs on average, up to {usage.gpus:,}"
+        count = f"{number(mean * each)} GPUs on average, up to {usage.gpus:,}"
     prices = [] if usage.price is not None else ["no price given (fleet.price)"]
     prices += [f"{money(month)} a month"] if month else []
     prices += [f"{money(tokens)} per million tokens"] if tokens else []
@@ -183,10 +183,10 @@ def _revenue(point: Point) -> list[str]:
     known = [value for value in paid if value is not None]
     if not known:
         return []
-    revenue, cost = sum(known), point.metrics.get("usd_per_month")
-    if cost is None or cost.value is None:
+    revenue, cost = sum(known), point.value("usd_per_month")
+    if cost is None:
         return [f"Tenants pay {money(revenue)} a month."]
-    margin = revenue - cost.value
+    margin = revenue - cost
     more = "more" if margin >= 0 else "less"
     return [f"Tenants pay {money(revenue)} a month, {money(abs(margin))} {more} than the fleet costs."]
 

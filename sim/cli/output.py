@@ -96,14 +96,11 @@ def say(*lines: object, wraps: bool = True) -> None:
             print(each)
 
 
-def say_result(name: str, headline: str, points: Sequence[Point], verdict: str | None = None) -> None:
-    """Print the first two lines of every result: what was found, and on what it was simulated.
-
-    :param verdict: on the SLO: a terminal shows it by a mark and a colour.
-    """
+def say_result(name: str, headline: str, points: Sequence[Point]) -> None:
+    """Print the first two lines of a result: what was found, and on what it was simulated."""
     from reports.text.setup_text import setup_line
 
-    say_opening(f"{name}: {headline}", verdict)
+    say_opening(f"{name}: {headline}", None)
     if line := setup_line(points):
         say(f"  {line}")
 

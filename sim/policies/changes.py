@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,18 +67,6 @@ def failed_words(failed: Sequence[FailedTerm]) -> str:
 
 
 # Choice of the wrong adapter that a misrouted request reaches.
-
-
-class WrongAdapterChoice(Protocol):
-    """Chooses another adapter than the requested one."""
-
-    def choose(self, requested: int, uniform: float) -> int:
-        """Return an adapter other than ``requested``.
-
-        :param requested: may be outside the choice, such as an adapter that was added later.
-        :param uniform: uniform in [0, 1).
-        """
-        ...
 
 
 class UniformChoice:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.errors import ScenarioError
 from sim.policies.replica_memory import ExpertReads
 from sim.spec.profile import LoraCost, Profile, StepCost, TierCost
 from sim.traffic.adapters import Population
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 StepDetails = tuple[int, int, float, int, int]
 """What detailed step costs need: sequences in the step, prompt tokens, pairs of a prompt token and a token it attends

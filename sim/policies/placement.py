@@ -12,8 +12,8 @@ from math import ceil, floor
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.rng import uniform_draw
 from sim.spec.policies import PLACERS
 
@@ -316,8 +316,6 @@ class ByRank:
 
 
 # The copies that demand asks for, with the fewest loads: a minimum-cost flow.
-
-Floats = NDArray[np.float64]
 
 NOWHERE = 1000.0
 """Cost of a copy that is not placed, in loads."""

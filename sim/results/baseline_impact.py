@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Ints, Mask
 from sim.results.catalogue import CATALOGUE
 from sim.results.change_metrics import impact_of, wrong_ones
 from sim.results.metrics import Measured
@@ -20,9 +20,6 @@ from sim.results.records import COMPLETED, Recording
 from sim.results.run_directory.result_files import json_ready
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.statistics import mean_count
-
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

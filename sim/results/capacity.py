@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.results.model import (
     BatchSlotUse,
     BucketUse,
@@ -24,8 +25,6 @@ from sim.results.records import LIMITED, REFUSED, Recording
 from sim.results.sample_data import MeasuredRequests, joined_columns
 from sim.results.served import was_unserved
 from sim.traffic.request import BY_ADAPTER_LIMIT, BY_BATCH_SLOTS, BY_KV, DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
-
-Floats = NDArray[np.float64]
 
 _FULL = 0.98
 """Loader utilization from which its queue only grows."""

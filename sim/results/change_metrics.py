@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Mask
 from sim.results.metric_state import Cause, State
 from sim.results.model import Impact
 from sim.results.point import Metric
-from sim.results.records import COMPLETED, UNFINISHED, Recording
+from sim.results.records import COMPLETED, UNFINISHED
 from sim.results.sample_data import STAMPS, MeasuredRequests
 from sim.results.statistics import (
     mean_count,
@@ -28,9 +29,6 @@ from sim.results.statistics import (
     spread_over,
 )
 from sim.traffic.request import MISS
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 PEAK_SPAN_S = 10.0
 """Loads per second peak over spans of this length."""
@@ -135,7 +133,7 @@ class ChangeMetrics:
     @cached_property
     def sessions(self) -> Floats:
         """(replications, 2) sessions that were answered by several versions of an adapter, and that went back."""
-        return np.array([sessions_of_both(_measured_columns(r)) for r in self._m.recordings], dtype=np.float64)
+        return np.array([sessions_of_both(r.measured()) for r in self._m.recordings], dtype=np.float64)
 
 
 class Window:
@@ -202,11 +200,6 @@ def _peak(starts: Floats, span_s: float) -> float:
         return math.nan
     ends = np.searchsorted(starts, starts + length, side="left")
     return float(np.max(ends - np.arange(len(starts)), initial=0)) / length
-
-
-def _measured_columns(r: Recording) -> dict[str, NDArray[np.generic]]:
-    measured = r.section_of >= 0
-    return {name: column[measured] for name, column in r.requests.items()}
 
 
 def sessions_of_both(requests: dict[str, NDArray[np.generic]]) -> tuple[int, int]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from sim.arrays import Floats
 
 BLOCKS = 1000
 """Means of consecutive values that a replication is reduced to, about. The sum of their autocovariances is that of the

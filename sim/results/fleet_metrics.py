@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Mask
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric
@@ -19,9 +20,6 @@ from sim.results.records import Recording
 from sim.results.sample_data import BEGAN, DRAINED, GONE, PLACE, READY, MeasuredRequests, starting
 from sim.results.statistics import mean_count, ratio, spread_over
 from sim.traffic.request import BASE_MODEL, HIT, MISS
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 TIME, ADAPTER, REPLICA, COMES = range(4)
 """Columns of ``Recording.moves``."""

@@ -13,6 +13,7 @@ from weakref import proxy
 
 import numpy as np
 
+from sim.arrays import Floats
 from sim.results.catalogue import CATALOGUE, ONLY_WITH_PRICE, UNITS, Definition
 from sim.results.change_metrics import ChangeMetrics
 from sim.results.fleet_metrics import GpuHours, PlacementMetrics, ScalingMetrics
@@ -20,7 +21,7 @@ from sim.results.metric_state import MANY_TIMES, SETTLED, Cause, State
 from sim.results.point import Metric, Usage
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import Recording
-from sim.results.sample_data import Floats, MeasuredRequests, ScenarioFacts, joined_columns
+from sim.results.sample_data import MeasuredRequests, ScenarioFacts, joined_columns
 from sim.results.served import attainment
 from sim.results.statistics import (
     ENOUGH_FOR_SHARE,
@@ -35,6 +36,7 @@ from sim.results.statistics import (
     share_by_size,
     spread_over,
 )
+from sim.spec.units import round_up
 from sim.traffic.request import MISS
 
 BUSY = 0.95
@@ -125,9 +127,7 @@ class Measured(MeasuredRequests):
         times, requests = metric.state.times_longer, self.facts.requests
         if times is None or times > MANY_TIMES or requests is None or metric.state.once:
             return metric
-        needed = requests * times
-        step = int(10 ** max(0, math.floor(math.log10(needed)) - 1))
-        return replace(metric, state=replace(metric.state, requests=math.ceil(needed / step) * step))
+        return replace(metric, state=replace(metric.state, requests=round_up(requests * times)))
 
     # Of admitted requests for adapters ------------------------------------------------------------------------------
 

@@ -241,6 +241,11 @@ class Point:
         left_out = ("calibration", "late", "pools", "times", "tenants", "unserved")
         return {name: each for name, each in data.items() if each is not None and (each or name not in left_out)}
 
+    def value(self, name: str) -> float | None:
+        """Return a metric's value, None where there is none."""
+        metric = self.metrics.get(name)
+        return None if metric is None else metric.value
+
     def of_tenant(self, tenant: TenantResult) -> Point:
         """Return a tenant's requests as a point, to be judged as the fleet is.
 

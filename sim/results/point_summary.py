@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.results.capacity import capacity_of, is_overloaded, overload
 from sim.results.change_metrics import impact_of
@@ -27,8 +26,6 @@ from sim.traffic.popularity import concentration
 from sim.traffic.request import (
     MISS,
 )
-
-Floats = NDArray[np.float64]
 
 # fmt: off
 # One value a line would be a page.

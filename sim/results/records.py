@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.traffic.request import BASE_MODEL
 
 if TYPE_CHECKING:
     import pyarrow
 
     from sim.results.sample_data import ScenarioFacts
-
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 COMPLETED: Final = 0
 UNFINISHED: Final = 1
@@ -150,6 +147,11 @@ class Recording:
     moves: Floats = field(default_factory=lambda: np.zeros((0, 4)))
     held: Floats = field(default_factory=lambda: np.zeros((0, 2)))
     hand_overs: Floats = field(default_factory=lambda: np.zeros((0, 6)))
+
+    def measured(self) -> dict[str, NDArray[np.generic]]:
+        """Return the columns of the measured requests."""
+        measured = self.section_of >= 0
+        return {name: column[measured] for name, column in self.requests.items()}
 
 
 # The table of requests: Arrow columns from numpy arrays, put together from buffers.

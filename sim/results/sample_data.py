@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.results.point import Metric
 from sim.results.recording.leaps import Intervals, seconds_by_section
 from sim.results.records import COMPLETED, MARKS, STATUS_WORDS, UNFINISHED, Recording
@@ -23,8 +24,6 @@ from sim.spec.sections.benchmark_clients import ClosedLoop
 from sim.traffic.request import BASE_MODEL, FROM_HOST, FROM_STORAGE
 
 # From the lives of replicas to replica-seconds and counts over time.
-
-Floats = NDArray[np.float64]
 
 PLACE, BEGAN, READY, DRAINED, GONE = range(5)
 """Columns of ``Recording.lives``."""
@@ -58,9 +57,6 @@ def starting(recording: Recording, times: Floats) -> NDArray[np.bool_]:
     lives = recording.lives
     until = np.minimum(lives[:, READY], lives[:, GONE])  # a start may be called off
     return counts_at(lives[:, BEGAN], until, times) > 0
-
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Mask
 from sim.results.point import LateShare, Metric
 from sim.results.records import FAILED, LIMITED, REFUSED, UNFINISHED
 from sim.results.sample_data import STAMPS, MeasuredRequests, request_targets
 from sim.results.slo_terms import quantile_of
 from sim.results.statistics import share_of_requests
-
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 _RARE = 0.01
 """Where fewer requests are late, the slowest ones up to this share show how much requests depend on each other."""

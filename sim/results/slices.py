@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Mask
 from sim.results.catalogue import measured_of
 from sim.results.fleet_metrics import sold, tokens_of
 from sim.results.metric_state import Cause, State
@@ -21,8 +22,6 @@ from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts, Span
 from sim.results.served import is_served, late_shares
 from sim.results.statistics import MIN_FOR_P99, MIN_SECTION_P99, ratio
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,3 +78,9 @@ def metric_of(point: Point, name: str) -> Metric | None:
     """Return the metric that a term is about; None where a point lacks it."""
     point, metric = judged(point, name)
     return point.metrics.get(metric)
+
+
+def value_of(point: Point, name: str) -> float | None:
+    """Return the value of what a term is about; None where a point lacks it."""
+    found = metric_of(point, name)
+    return None if found is None else found.value

@@ -19,13 +19,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.results.effective_size import autocorrelation
 from sim.results.intervals import NORMAL, student, wilson
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 MIN_SECTIONS = 20
 MIN_FOR_P99 = 1000

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.results.model import Timeline
 from sim.results.records import COMPLETED, UNFINISHED, Recording
 from sim.results.sample_data import BEGAN, DRAINED, GONE, READY, counts_at
@@ -16,7 +17,6 @@ from sim.results.served import was_unserved
 from sim.results.statistics import MIN_SECTION_P99, mean_of, quantiles_of_windows
 from sim.traffic.request import BASE_MODEL
 
-Floats = NDArray[np.float64]
 Requests = Mapping[str, NDArray[Any]]
 
 SPANS = 200

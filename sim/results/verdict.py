@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 from sim.results.intervals import NORMAL, wilson
 from sim.results.point import Metric, Point
-from sim.results.slo_terms import judged, metric_of, quantile_of, with_tenants
+from sim.results.slo_terms import judged, metric_of, quantile_of, value_of, with_tenants
 
 MET, NOT_MET, UNCLEAR, NO_SLO = "met", "not met", "unclear", "no SLO"
 PROBABLY_MET, PROBABLY_NOT = "probably met", "probably not met"
@@ -129,8 +129,7 @@ def strain(point: Point, name: str, target: float) -> float:
 
     Above 1 the term is missed. Without refused or failed requests, both say the same.
     """
-    metric = metric_of(point, name)
-    late, value = late_share(point, name, target), _over(None if metric is None else metric.value, target)
+    late, value = late_share(point, name, target), _over(value_of(point, name), target)
     return value if late is None else max(value, _over(late.value, allowed(name)))
 
 
@@ -142,7 +141,7 @@ def strained(point: Point, terms: Mapping[str, float]) -> list[str]:
 def most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:
     """Return how far a point is from the target that it misses most; infinite where a term has no value."""
     terms = with_tenants(slo_terms, point)
-    known = all((metric := metric_of(point, name)) is not None and metric.value is not None for name in terms)
+    known = all(value_of(point, name) is not None for name in terms)
     return max(strain(point, name, target) for name, target in terms.items()) if known else math.inf
 
 
@@ -154,10 +153,7 @@ def _over(value: float | None, target: float) -> float:
 
 def unserved(point: Point) -> tuple[float, float]:
     """Return how many measured requests were refused or failed, and how many there are."""
-    counts = {
-        name: (metric.value if (metric := point.metrics.get(name)) is not None else None) or 0.0
-        for name in ("completed", "unfinished", "refused", "failed")
-    }
+    counts = {name: point.value(name) or 0.0 for name in ("completed", "unfinished", "refused", "failed")}
     return counts["refused"] + counts["failed"], sum(counts.values())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.errors import did_you_mean
+from sim.spec.files.tree import value_at
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.registry import Entry, Registry
 
@@ -458,7 +459,4 @@ def engine_words(name: str) -> str:
 
 def preset_value(engine: str, key: str) -> Any:
     """Return what an engine's preset says of a dotted key, or None."""
-    value: Any = ENGINES[engine].preset
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+    return value_at(ENGINES[engine].preset, key)

@@ -201,20 +201,16 @@ def _trim(number: float) -> str:
     return f"{number:.10g}"
 
 
-def _format(value: float, units: list[tuple[str, float]], fallback: str) -> str:
-    for unit, factor in units:
-        text = _trim(value / factor)
-        # Only a text that reads back as the same float will do: manifests are loaded again.
-        if abs(value) >= factor and float(text) * factor == value:
-            return f"{text} {unit}"
-    return f"{value!r} {fallback}"
-
-
 def format_seconds(seconds: float) -> str:
     """Return a text that ``parse_seconds`` reads back to the same float."""
     if seconds == 0:
         return "0 s"
-    return _format(seconds, [("h", 3600.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)], "s")
+    for unit, factor in (("h", 3600.0), ("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        text = _trim(seconds / factor)
+        # Only a text that reads back as the same float will do: manifests are loaded again.
+        if abs(seconds) >= factor and float(text) * factor == seconds:
+            return f"{text} {unit}"
+    return f"{seconds!r} s"
 
 
 def format_bytes(size: int) -> str:
@@ -235,6 +231,12 @@ def format_share(share: float) -> str:
     """Return a text that ``parse_share`` reads back to the same float."""
     text = _trim(share * 100)
     return f"{text}%" if float(text) / 100 == share else repr(share)
+
+
+def round_up(number: float) -> int:
+    """Return a number of 1 or more rounded up to two digits: ``1234`` → ``1300``."""
+    unit = int(10 ** max(0, math.floor(math.log10(number)) - 1))
+    return math.ceil(number / unit) * unit
 
 
 def human_seconds(seconds: float, like: float | None = None) -> str:

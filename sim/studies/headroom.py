@@ -32,7 +32,7 @@ from sim.results.run_directory.headroom_record import (
     Headroom,
     Probe,
 )
-from sim.results.slo_terms import all_terms, metric_of
+from sim.results.slo_terms import all_terms, value_of
 from sim.results.verdict import MET, strain, verdict
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
@@ -84,8 +84,7 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
     traffic = Traffic.of(steady(scenario))
     # A run that starts with empty caches may miss its SLO for that alone, and those of the search don't.
-    missed = None if today is None else today.metrics.get("miss_ratio")
-    cold = not scenario.cache.warm and missed is not None and bool(missed.value)
+    cold = not scenario.cache.warm and today is not None and bool(today.value("miss_ratio"))
     cold = cold and today is not None and verdict(today, scenario.slo.terms()) != MET
     search = _Search(traffic, None if without or cold else today, recording_of)
     return replace(search.find(), without=without)
@@ -106,7 +105,8 @@ class _Search:
         self._traffic = traffic
         self._recording_of = recording_of or simulate
         self._terms = all_terms(traffic.scenario)
-        self._today = today if today is not None and all(_is_known(today, name) for name in self._terms) else None
+        known = today is not None and all(value_of(today, name) is not None for name in self._terms)
+        self._today = today if known else None
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self._full = FINE
@@ -306,12 +306,6 @@ class _Search:
             tenants=point.tenants,
             pools=point.pools,
         )
-
-
-def _is_known(point: Point, name: str) -> bool:
-    """Return whether a point has a value for a term."""
-    metric = metric_of(point, name)
-    return metric is not None and metric.value is not None
 
 
 def _served(recording: Recording) -> float:

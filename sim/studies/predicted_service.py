@@ -10,13 +10,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
 from sim.results.statistics import histogram_quantile
 from sim.world.replication import simulate
 from sim.world.world import World
 
-Floats = NDArray[np.float64]
 Latency = Literal["ttft", "tpot", "itl", "e2e"]
 
 
@@ -67,7 +67,7 @@ def predict_service(world: World, replications: int) -> PredictedService:
 
 def service_of(recordings: Sequence[Recording]) -> PredictedService:
     """Return how the requests of recordings were served, all together."""
-    columns = [_measured(recording) for recording in recordings]
+    columns = [recording.measured() for recording in recordings]
     r = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
     done = r["status"] == COMPLETED
     arrival, first, finished, output = (
@@ -92,11 +92,6 @@ def service_of(recordings: Sequence[Recording]) -> PredictedService:
         ),
         prefix_hits=None if cached is None else float(cached[done].sum() / max(r["prompt_tokens"][done].sum(), 1)),
     )
-
-
-def _measured(recording: Recording) -> dict[str, NDArray[np.generic]]:
-    kept = recording.section_of >= 0
-    return {name: column[kept] for name, column in recording.requests.items()}
 
 
 def _span(columns: dict[str, NDArray[np.generic]]) -> float:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.rng import stream
 from sim.spec.sections.traffic_laws import (
     DiurnalArrivals,
@@ -29,8 +29,6 @@ from sim.spec.sections.traffic_laws import (
 #
 # A process with a changing rate has a constant rate on another clock, the expected number of events so far. An
 # ``Intensity`` reads that clock: it gives the time at which a number of events is expected to have happened.
-
-Floats = NDArray[np.float64]
 
 _KNOTS = 4096
 """Linear pieces of one sine period: the rate is exact to a millionth of its amplitude."""
@@ -115,9 +113,6 @@ def diurnal(law: DiurnalArrivals) -> Periodic:
     angle = 2 * np.pi / law.period
     swing = law.swing * (np.sin(angle * (times - law.peak_at)) - np.sin(-angle * law.peak_at)) / angle
     return Periodic(times, np.maximum.accumulate(law.rate * (times + swing)))
-
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

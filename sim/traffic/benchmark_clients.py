@@ -11,8 +11,8 @@ import random
 
 import numpy as np
 
+from sim.arrays import Floats, Ints
 from sim.spec.sections.benchmark_clients import SglangBench, SLoraClient, VllmBench
-from sim.traffic.tables.blocks import Floats, Ints
 from sim.traffic.traces.data import TraceData
 
 _Drawn = tuple[Floats, "list[int] | Ints", Ints, Ints]

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.errors import ScenarioError
 from sim.rng import stream
 from sim.spec.scenario import Scenario
@@ -42,7 +43,6 @@ from sim.traffic.sources import (
     RequestSource,
     cut,
 )
-from sim.traffic.tables.blocks import Floats, Ints
 from sim.traffic.tenant_traffic import TenantArrivals, tenant_of_adapters, weights_by_tenant
 from sim.traffic.traces.read import TraceData, read_trace
 

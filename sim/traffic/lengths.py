@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from sim.arrays import Floats, Ints
 from sim.errors import ScenarioError, TraceError
 from sim.reading import open_text
 from sim.spec.sections.laws import (
@@ -19,7 +20,7 @@ from sim.spec.sections.laws import (
     TokenLaw,
 )
 from sim.spec.sections.workload import SharedPrefix
-from sim.traffic.tables.blocks import Floats, Ints, listed
+from sim.traffic.tables.blocks import listed
 
 MAX_ROWS = 50_000_000
 """Rows of a file of observed counts, at most: as many as requests in a trace."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.arrays import Floats, Ints
 from sim.errors import TraceError
 from sim.reading import open_text
 from sim.rng import stream
 from sim.spec.sections.traffic_laws import Churn, Drift, Popularity, WeightsPopularity
-from sim.traffic.tables.blocks import Floats, Ints, shown
+from sim.traffic.tables.blocks import shown
 from sim.traffic.traces.rows import MAX_NAME_BYTES
 
 MAX_WEIGHTS = 10_000_000

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sim.arrays import Floats, Ints
 from sim.rng import stream
 from sim.spec.sections.traffic_laws import Sessions
 from sim.traffic.popularity import AdapterSampler
 from sim.traffic.sources import RequestBlock, RequestSource, Streams
-from sim.traffic.tables.blocks import Floats, Ints
 
 
 class SessionSource:

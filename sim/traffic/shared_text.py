@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Ints
 from sim.rng import stream, stream_key, uniform_draws
 from sim.spec.sections.workload import SharedPrefix
 from sim.traffic.lengths import TokenLengths
-from sim.traffic.tables.blocks import Ints
 
 UNSHARED = -1
 """The key of tokens that no other request has."""

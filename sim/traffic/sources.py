@@ -15,12 +15,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.rng import stream
 from sim.spec.sections.traffic_laws import Churn, Drift, OpenArrivals
 from sim.traffic.arrivals import gaps, intensity, is_memoryless, renewal
 from sim.traffic.popularity import AdapterSampler, Turnover
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.tables.blocks import Floats, Ints
 
 # Advances many independent streams of events together: arrivals of each adapter, requests of running sessions.
 

@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from sim.arrays import Floats, Ints
 from sim.errors import ScenarioError
 from sim.rng import stream_key
 from sim.spec.sections.tenants import Tenant, shares_of
 from sim.spec.sections.traffic_laws import GammaArrivals, OpenArrivals, PiecewiseArrivals, Popularity
 from sim.traffic.popularity import AdapterSampler, weights_of
 from sim.traffic.sources import AggregateArrivals, GrowingSizes, RequestBlock, RequestSource
-from sim.traffic.tables.blocks import Floats, Ints
 
 _ONE_TENANT = "exactly one tenant for each adapter"
 _MOST_NAMES = 3

@@ -11,7 +11,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, quote
 
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sim.errors import InputError, LoraplanError
 from sim.reading import read_regular
@@ -31,10 +32,6 @@ from sim.ui.following import Event, PageRequest, follow, opened_event
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
 from sim.ui.simulating.broker import Broker
 from sim.ui.simulating.tasks import free, plan_from_here
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 
 # Keeps other pages and other people out: only this machine, only our own page, only with its token.
 

@@ -24,8 +24,6 @@ from sim.world.replica.prefill_decode import PrefillServer
 from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
 
-Floats = NDArray[np.float64]
-
 NO_LIMIT = int(np.iinfo(np.int64).max)
 """Tokens of a request of any length."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.policies.costs import load_seconds, residual
 from sim.rng import stream, stream_key
 from sim.spec.profile import Profile, TierCost
@@ -41,7 +42,6 @@ class ReplicaDraws:
         return stream_key(self.seed, self.replication, purpose)
 
 
-Floats = NDArray[np.float64]
 _BLOCK = 4096
 
 

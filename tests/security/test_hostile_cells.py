@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.cells import plain_text, text_cell
+from sim.cells import text_cell
 from sim.results.point import Metric, Point
 from sim.results.run_directory.result_files import points_csv
 from sim.spec.sections.trace_source import Trace
@@ -67,8 +67,3 @@ def test_weights_of_fitted_traffic_have_no_formulas(tmp_path: Path) -> None:
         object.__setattr__(model, name, value)
     (tmp_path / "w.csv").write_text(weights_text(model, [FORMULA, "b"]))
     assert read_weights(str(tmp_path / "w.csv")).names == (f"'{FORMULA}", "b")
-
-
-def test_text_for_a_terminal_has_no_escapes() -> None:
-    assert plain_text("a\x1b]0;x\x07\u202eb\r\ud800") == r"a\x1b]0;x\x07\u202eb\r\ud800"
-    assert plain_text("größer\n→ 5 µs") == "größer\n→ 5 µs"

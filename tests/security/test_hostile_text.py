@@ -11,7 +11,7 @@ from command_line import CommandLine
 from test_hostile_runs import SMALL
 
 from calibrate.loads.synthetic_adapters import write_example_fleet
-from sim.cells import one_line, plain_text
+from sim.cells import one_line
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202e\rerror: forged\nerror: forged\x7f"
 
@@ -126,5 +126,6 @@ def test_paths_keys_and_arguments_are_plain_text(printed: Callable[..., tuple[in
 
 def test_a_line_is_one_line() -> None:
     assert one_line("a\nb\r\x1b[0m\u2028\ud800") == r"a\nb\r\x1b[0m\u2028\ud800"
+    assert one_line("a\x1b]0;x\x07\u202eb\r\ud800") == r"a\x1b]0;x\x07\u202eb\r\ud800"
     assert one_line("größer → 5 µs") == "größer → 5 µs"
-    assert one_line("5\xa0GB\u202f≤\u2009x") == plain_text("5\xa0GB\u202f≤\u2009x") == "5 GB ≤ x"
+    assert one_line("5\xa0GB\u202f≤\u2009x") == "5 GB ≤ x"

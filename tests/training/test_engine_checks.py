@@ -66,7 +66,7 @@ def entry(
 
 def concerns(entries: list[Entry], copies: Copies | None = None, **target: object) -> list[Concern]:
     census = Census(Path("x"), tuple(entries), ())
-    return check_census(census, ServingTarget(**target), copies or Copies((), 0, 0))  # type: ignore[arg-type]
+    return check_census(census, ServingTarget(**target), copies or Copies((), 0))  # type: ignore[arg-type]
 
 
 def test_every_preset_has_rules_and_every_rule_its_source() -> None:
@@ -174,7 +174,7 @@ def test_number_formats() -> None:
 
 def test_copies_and_checkpoints() -> None:
     entries = [entry("a"), entry("b"), entry("run/checkpoint-500")]
-    found = {c.check: c for c in concerns(entries, Copies((("a", "b"),), 3, 10))}
+    found = {c.check: c for c in concerns(entries, Copies((("a", "b"),), 3))}
     assert found["copies"].count == 3, "the unread come after the found"
     assert found["checkpoints"].folders == ("run/checkpoint-500",)
 

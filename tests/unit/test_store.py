@@ -51,7 +51,7 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
     with RunStore.create(out, a_manifest()) as store:
         store.save_point("k1", points[0])
         store.save_requests(pyarrow.table({"request": [0, 1]}), "k1")
-        store.save_report("<p>µ</p>")
+        (out / "report.html").write_text("<p>µ</p>", encoding="utf-8")
         store.finish(points, {"wall_s": 2.5})
     run = read_run(out)
     assert run.points == points
@@ -239,7 +239,7 @@ def test_a_torn_point_counts_as_missing(tmp_path: Path, damage: str) -> None:
 def test_another_scenario_is_refused_unless_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "r"
     with RunStore.create(out, a_manifest()) as store:
-        store.save_report("old")
+        (out / "report.html").write_text("old")
         store.finish([a_point(16), a_point(32)])
     (out / "notes.txt").write_text("mine")
     (out / "points" / "k9.json").write_text("{}")

@@ -16,8 +16,9 @@ from statistics import median
 import numpy as np
 from scipy.stats import spearmanr
 
-from calibrate.fit.load_correction import Floats, solved
+from calibrate.fit.load_correction import solved
 from calibrate.kernels.cards import ALL as CARDS
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.spec.profile import LoraCost, Profile, StepCost, TierCost, load_profile
 from sim.spec.scenario import Scenario

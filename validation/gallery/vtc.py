@@ -17,13 +17,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.profile_from_kernels import build_profile
+from sim.arrays import Floats, Ints
 from sim.errors import InputError
 from sim.spec.profile import LoadCost, LoraCost, Profile, StepCost
 from sim.spec.scenario import Scenario
@@ -32,9 +32,6 @@ from sim.studies.fidelity.step_terms import anchored_step
 from sim.world.build import build_world
 from sim.world.replication import simulate
 from validation.gallery.entry import Bar, Entry, Row, Source
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "papers" / "vtc"
 """Where the published runs are looked for unless ``--rows`` names them."""

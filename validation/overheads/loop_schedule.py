@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.rng import stream
 
-Floats = NDArray[np.float64]
 REQUESTS_EACH = 10
 """Requests of each client; benchmarks with these lengths send ten times as many as there are clients."""
 _CONTEXTS = 16

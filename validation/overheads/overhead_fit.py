@@ -20,17 +20,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from calibrate.kernels.around_kernels import EngineOverhead
 from calibrate.kernels.kernel_tables import ENGINES, EXPERTS_ALONE, KernelTables
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.studies.fidelity.least_squares import significant
 from validation.overheads.loop_schedule import LoopSteps, loop_steps
 from validation.overheads.serving_points import DeploymentGroup, ServingPoint
 
-Floats = NDArray[np.float64]
 LEAST_POINTS = 12
 """Points of a deployment whose 90 % quantile means something."""
 UNKNOWN_CARD = 0.15

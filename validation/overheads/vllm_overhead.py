@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from calibrate.kernels.around_kernels import EngineOverhead
@@ -26,6 +25,7 @@ from calibrate.kernels.kernel_tables import EXPERTS_ALONE, Deployment, KernelTab
 from calibrate.kernels.memory_model import STEP_TOKENS, memory_of
 from calibrate.kernels.profile_from_kernels import envelope_of
 from calibrate.kernels.surrogate import fit_surrogate, predict
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.spec.engines import AHEAD_SINCE
 from sim.spec.profile import StepCost
@@ -41,7 +41,6 @@ from validation.overheads.overhead_fit import (
 )
 from validation.overheads.serving_points import DeploymentGroup
 
-Floats = NDArray[np.float64]
 FITTED = "bf16"
 """The format of weights that calibrates. Tables of others are off by format: by up to 16 % for FP8 on the B200."""
 _OVERLOADED_S = 1.0

@@ -27,11 +27,10 @@ from calibrate.kernels.kernel_tables import Deployment
 from calibrate.kernels.profile_from_kernels import DRAWS, orders_of
 from calibrate.kernels.roofline import BANDWIDTH, FILE, FLOPS, Efficiencies, Fitted, Roofline, read_efficiencies
 from calibrate.kernels.surrogate import predict
+from sim.arrays import Floats
 from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.spec.profile import LoraCost, load_profile
 from sim.spec.profile_choice import profiles_of_known_gpus
-
-Floats = NDArray[np.float64]
 
 _DECODE = [(n, context, 0, 0, 0) for n in (1, 4, 16, 32, 64, 128, 256) for context in (256, 1024, 4096, 16384)]
 _PROMPTS = [

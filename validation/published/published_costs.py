@@ -15,12 +15,13 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.policies.replica_memory import reserved_bytes
 from sim.rng import stream
 from sim.spec.profile import HoldOut, LoadCost, Memory, TierCost
 from sim.spec.scenario import Targets
-from sim.studies.fidelity.least_squares import Floats, Problem, hold_out_line, resample, rounded, significant, solve
+from sim.studies.fidelity.least_squares import Problem, hold_out_line, resample, rounded, significant, solve
 from sim.studies.fidelity.measured_runs import MODELS, TARGETS, read_table
 from sim.traffic.adapters import SHAPES, parameters_per_rank, tensor_count
 

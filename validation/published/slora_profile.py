@@ -14,6 +14,7 @@ import numpy as np
 
 from calibrate.fit.report import fit_report
 from calibrate.fit.sample_terms import hold_outs
+from sim.arrays import Floats
 from sim.cli.output import finish
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
@@ -32,7 +33,6 @@ from sim.spec.profile import (
 )
 from sim.studies.fidelity.least_squares import (
     LEFT_OUT,
-    Floats,
     Problem,
     additive,
     bootstrap,

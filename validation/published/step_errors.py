@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.kernels.around_kernels import MEASURED, lora_cost, overhead_of
 from calibrate.kernels.base_models import base_model_of
 from calibrate.kernels.cards import card_of
 from calibrate.kernels.kernel_tables import Deployment, KernelTables
+from sim.arrays import Floats
 from sim.spec.profile import StepCost, load_profile
 from sim.studies.fidelity.step_terms import BASE, LORA, Term
 from validation.published.profile_from_runs import closed_loops
 from validation.published.step_fit import BASE_DECODE, LORA_DECODE, TERMS
 
-Floats = NDArray[np.float64]
 CARD = "h100-64gb"
 
 

@@ -25,11 +25,12 @@ from calibrate.fit.sample_terms import (
     in_sample_errors,
     multiplicative,
 )
+from sim.arrays import Floats
 from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile, StepCost
 from sim.spec.scenario import Scenario
 from sim.studies.backends.pool import unordered
-from sim.studies.fidelity.least_squares import LEFT_OUT, Floats, Problem, additive, join, left_out_errors, solve
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, join, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.fidelity.step_terms import LORA, PASSED_S, columns, step_cost
 from sim.world.build import build_world

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.traffic.request import Request
 from sim.world.replica.continuous import BatchServer
-
-Floats = NDArray[np.float64]
 
 COLUMNS = (
     "ended_s",

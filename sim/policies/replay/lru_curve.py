@@ -22,10 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Ints
 from sim.policies.replay.cache_replay import check_byte_sums, lru
 from sim.rng import stream
-
-Ints = NDArray[np.int64]
 
 CHUNK = 1 << 20
 """Requests whose distances are counted at a time: about 60 MB of work space, whatever the length of the trace."""

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from sim.arrays import Floats, Ints
 
 GAP_LOW_S, GAP_STEP, GAP_BINS = 1e-7, 1.001, 27650
 """Gaps between tokens are counted in bins 0.1 % wide from 0.1 µs to 10^5 s."""

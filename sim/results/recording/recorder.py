@@ -15,6 +15,7 @@ import numpy as np
 from librt.strings import BytesWriter, write_f64_le, write_i16_le, write_i32_le, write_i64_le
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.results.recording.leaps import (
     GAP_BINS,
     Intervals,
@@ -25,7 +26,7 @@ from sim.results.recording.leaps import (
     section_of,
     steps_by_section,
 )
-from sim.results.records import COMPLETED, HOST_FILL_ROW, WRONG_SERVED, Event, Floats, Ints, Recording
+from sim.results.records import COMPLETED, HOST_FILL_ROW, WRONG_SERVED, Event, Recording
 from sim.traffic.request import BASE_MODEL, BY_ADAPTER_LIMIT, FROM_STORAGE
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from sim.cells import text_cell
+from sim.cells import csv_text, text_cell
 from sim.errors import OutputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, open_regular, read_regular
 from sim.results.catalogue import UNITS
@@ -211,15 +209,13 @@ def _table(points: Sequence[Point], names: list[str], more: list[str], rows: Cal
     """Return a table with the swept keys as first columns, and calibration intervals as last where a point has any."""
     swept = list(dict.fromkeys(key for point in points for key in point.set))
     ends = ("calibration_lo", "calibration_hi") if any(point.calibration for point in points) else ()
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*map(_cell, swept), *names, "value", "lo", "hi", *more, *ends])
+    table = []
     for point in points:
         values = [_cell(point.set.get(key)) for key in swept]
         for named, metric, about in rows(point):
             numbers = [_cell(number) for number in (metric.value, metric.lo, metric.hi)]
-            writer.writerow([*values, *named, *numbers, *about, *(_cell(getattr(metric, end)) for end in ends)])
-    return out.getvalue()
+            table.append([*values, *named, *numbers, *about, *(_cell(getattr(metric, end)) for end in ends)])
+    return csv_text([*map(_cell, swept), *names, "value", "lo", "hi", *more, *ends], table)
 
 
 def _slice(kind: str, one: SliceResult, point: Point) -> dict[str, Any]:

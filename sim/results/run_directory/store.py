@@ -188,10 +188,6 @@ class RunStore:
 
         write_atomically(self.path / "requests.parquet", fill)
 
-    def save_report(self, html: str) -> None:
-        """Write ``report.html``."""
-        write_text(self.path / "report.html", html)
-
     @timed("files")
     def finish(
         self, points: list[Point], manifest_updates: Mapping[str, Any] | None = None, status: Status = "finished"

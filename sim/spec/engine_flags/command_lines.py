@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sim.errors import InputError, did_you_mean
 from sim.spec.engine_flags.options import EngineFlags, Flag, Replica, bare, flag_tables, whole_number
 from sim.spec.engines import ENGINES, fill
+from sim.spec.files.tree import value_at
 from sim.spec.needs import value_of, words_of
 from sim.spec.sections.serving import Cache, Fleet, Storage
 
@@ -334,26 +335,18 @@ def why_no_flags(scenario: Scenario) -> str:
     return ""
 
 
-def _written_value(scenario: Scenario, key: str) -> Any:
-    """Return the value of a key as a file has it, with its unit."""
-    value: Any = scenario.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
     """Return the scenario with the rules that its engine follows when started with the command line alone."""
     replica = Replica(scenario)
     data: dict[str, Any] = {"fleet": {"engine": scenario.fleet.engine}, "cache": {}, "storage": {}}
+    written = scenario.model_dump(mode="json")
     for key in (key for flag in engine.flags if flag.text(replica) is not None for key in flag.keys):
         section, *path, last = key.split(".")
-        value = value_of(scenario, key)
-        if section in data and value is not None:
-            place, value = data[section], _written_value(scenario, key)
+        if section in data and value_of(scenario, key) is not None:
+            place = data[section]
             for part in path:
                 place = place.setdefault(part, {})
-            place[last] = value
+            place[last] = value_at(written, key)  # with its unit
     filled = fill(data)
     parts = (Fleet(**filled["fleet"]), Cache(**filled["cache"]), Storage(**filled["storage"]))
     return scenario.model_copy(update=dict(zip(data, parts, strict=True)))

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from sim.spec.base import located, several
 from sim.spec.files import tree
-from sim.spec.files.tree import Origin, join
+from sim.spec.files.tree import Origin, join, value_at
 
 _OWN = ("name", "replicas", "serves", "role", "weight", "cache", "storage")
 """Keys of a pool that its scenario doesn't have, or not in its fleet."""
@@ -80,10 +80,7 @@ def key_in_fleet(key: str, number: int, pool: Mapping[str, Any]) -> str:
     """
     section, _, rest = key.partition(".")
     path = rest if section == "fleet" else key if section in _SECTIONS else ""
-    own: Any = pool
-    for part in path.split("."):
-        own = own.get(part) if isinstance(own, Mapping) else None
-    return join(f"fleet.pools.{number}", path) if path and own is not None else key
+    return join(f"fleet.pools.{number}", path) if path and value_at(pool, path) is not None else key
 
 
 def _problem(detail: Any, number: int, pool: Mapping[str, Any]) -> PydanticCustomError:

@@ -127,6 +127,13 @@ def assign(root: Node, key: str, value: Node) -> Node:
     return _assign(root, parts, value, "")
 
 
+def value_at(data: Any, key: str) -> Any:
+    """Return the value at a dotted key of plain data; None where there is none."""
+    for part in key.split("."):
+        data = data.get(part) if isinstance(data, Mapping) else None
+    return data
+
+
 def tags_first(keys: Iterable[str]) -> list[str]:
     """Return the keys with laws and processes first, because setting one drops the keys of another."""
     return sorted(keys, key=lambda key: key.rpartition(".")[2] not in TAGS)

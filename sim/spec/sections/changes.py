@@ -12,7 +12,7 @@ from sim.spec.sections.laws import TimeLaw
 from sim.spec.units import Bytes, Moment, Seconds, Share, format_seconds, format_share
 
 if TYPE_CHECKING:
-    from sim.spec.sections.laws import Floats
+    from sim.arrays import Floats
 
 
 # Faults during a run: replicas, storage, loads, and requests that reach the wrong adapter.

@@ -19,10 +19,7 @@ from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.units import SHARE_SCHEMA, TIME_SCHEMA, Seconds, Share, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from sim.arrays import Floats
 
 MAX_TOKENS = 10_000_000
 """Tokens of a request, prompt and answer together, at most: many times the longest context of any model."""

@@ -15,7 +15,7 @@ from sim.spec.sections.times_of_day import TimeOfDay
 from sim.spec.units import Level, Moment, Rate, Seconds, Share, format_rate, parse_level, parse_seconds
 
 if TYPE_CHECKING:
-    from sim.spec.sections.laws import Floats
+    from sim.arrays import Floats
 
 
 # Arrival processes.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from reports.axes import spread
-from reports.charts.axis_ticks import nice_log, scale_y, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import nice_log, scale_y, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, SERIES, Chart, column_tips, drawing, legend_style, place, to_svg
 from reports.charts.sweep_charts import end_labels
 from reports.formatting import number, percent
@@ -14,9 +14,6 @@ from reports.table import Table
 from sim.spec.units import human_bytes
 from sim.studies.cache.findings import CLAIRVOYANT, capacity_words
 from sim.studies.cache.study import CacheResult
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 340, 58, 36, 22, 52
 _LABELS = 134  # the right margin where lines carry their names
@@ -153,7 +150,7 @@ def _axes(ax: Axes, result: CacheResult, capacities: Sequence[float], values: Se
 
 
 def _ticks(ax: Axes, result: CacheResult, places: Sequence[float]) -> None:
-    set_ticks(ax, "x", places, [number(at) if result.by_slots else human_bytes(at) for at in places])
+    ax.set_ticks("x", places, [number(at) if result.by_slots else human_bytes(at) for at in places])
 
 
 def _apart(capacities: Sequence[int]) -> list[float]:

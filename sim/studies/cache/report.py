@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from reports.document import Caution, File, Heading, Provenance, Report, Section, method
 from reports.formatting import number, percent
 from reports.table import Table
+from sim.cells import csv_text
 from sim.studies.cache.charts import orders_chart, policies_chart
 from sim.studies.cache.findings import capacity_words, headline, sentences
 from sim.studies.cache.study import CacheResult
@@ -104,7 +103,7 @@ def _cell(ratio: float, byte_ratio: float | None) -> str:
 def _cache_csv(result: CacheResult) -> str:
     """Return one row a policy and capacity."""
     head = ("policy", "slots", "capacity_bytes", "requests", "misses", "miss_ratio", "byte_miss_ratio")
-    return _csv(head, [[getattr(point, name) for name in head] for point in result.points])
+    return csv_text(head, ([getattr(point, name) for name in head] for point in result.points))
 
 
 def _curve_csv(result: CacheResult) -> str:
@@ -112,12 +111,4 @@ def _curve_csv(result: CacheResult) -> str:
     curve = result.curve
     head = ("slots" if result.by_slots else "capacity_bytes", "lru", "lru_shuffled", "lru_independent_draws")
     columns = (curve.capacities, curve.real, curve.shuffled, curve.independent)
-    return _csv(head, list(zip(*(column.tolist() for column in columns), strict=True)))
-
-
-def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text(head, zip(*(column.tolist() for column in columns), strict=True))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sim.policies.replay.cache_replay import Replayed, check_byte_sums, replay, replayable
 from sim.policies.replay.lru_curve import LruOrders, lru_orders
 from sim.spec.policies import EvictionEntry
+from sim.spec.units import round_up
 from sim.traffic.traces.read import AdapterSequence
 
 DEFAULT_SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -105,7 +106,7 @@ def cache_sizes(
         return CacheSizes(powers[-_MOST_SLOTS:] or [1], by_slots=True), [note]
     check_byte_sums(len(objects.adapter), sizes)
     total, least = int(sizes.sum()), 2 * int(sizes.max())
-    rounded = {max(_two_digits(share * total), least) for share in DEFAULT_SHARES}
+    rounded = {max(round_up(share * total), least) for share in DEFAULT_SHARES}
     return CacheSizes(in_bytes or sorted(rounded), by_slots=False), []
 
 
@@ -186,8 +187,3 @@ def _at(orders: LruOrders, places: NDArray[np.intp]) -> LruOrders:
     return LruOrders(
         orders.capacities[places], orders.real[places], orders.shuffled[places], orders.independent[places]
     )
-
-
-def _two_digits(size: float) -> int:
-    unit = int(10.0 ** max(math.floor(math.log10(size)) - 1, 0))
-    return math.ceil(size / unit) * unit

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.answers.points import any_value, impact_name
 from reports.axes import Axis, in_order, shorten, spread
-from reports.charts.axis_ticks import count_tick, moment_words, nice_linear, seconds_tick, set_ticks, y_title
+from reports.charts.axis_ticks import count_tick, moment_words, nice_linear, seconds_tick, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import (
     COLOURS,
     SERIES,
@@ -29,9 +30,6 @@ from sim.results.point import Point
 from sim.spec.units import human_seconds
 from sim.studies.changes.comparison import growing
 from sim.studies.changes.findings import per_event
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _ROWS, _MOMENTS = 25, 100
 """Times in a table, and of which the pointer shows values."""
@@ -157,7 +155,7 @@ def _lines(ax: Axes, points: Sequence[Point], labels: Sequence[str], key: str, s
     ticks = nice_linear(0, top, 4)
     ax.set_xlim(shown)
     ax.set_ylim(0, top)
-    set_ticks(ax, "y", ticks, [(seconds_tick if key in LATENCIES else count_tick)(t) for t in ticks])
+    ax.set_ticks("y", ticks, [(seconds_tick if key in LATENCIES else count_tick)(t) for t in ticks])
     if named:
         end_labels(ax, ends)
 
@@ -259,7 +257,7 @@ def _stack(ax: Axes, mix: dict[str, Any], names: Sequence[str]) -> None:
         ax.fill_between(mix["t_s"], base, top, **hatched(COLOURS[_colour(name)]))
         base = top
     ax.set_ylim(0, 1)
-    set_ticks(ax, "y", [0, 0.5, 1], [percent(tick) for tick in (0, 0.5, 1)])
+    ax.set_ticks("y", [0, 0.5, 1], [percent(tick) for tick in (0, 0.5, 1)])
 
 
 def _mix_words(points: Sequence[Point], axes: Sequence[Axis]) -> str:

@@ -21,7 +21,6 @@ from reports.answers.points import (
     impact_of,
     is_changed,
     latency_name,
-    value_of,
 )
 from reports.answers.verdicts import main_metric
 from reports.axes import Axis, in_order, label_of
@@ -116,8 +115,8 @@ class Ranking:
         With more replications ever smaller differences become certain. They still don't matter next to one of an order
         of magnitude.
         """
-        least = max(1.0, value_of(self.best[0], self.name) or 0.0)
-        near = [p for p in self.rest if (value_of(p, self.name) or 0.0) < _MANY_TIMES * least]
+        least = max(1.0, self.best[0].value(self.name) or 0.0)
+        near = [p for p in self.rest if (p.value(self.name) or 0.0) < _MANY_TIMES * least]
         return self.best if len(near) == len(self.rest) else (*self.best, *near)
 
     @property
@@ -129,7 +128,7 @@ class Ranking:
 def rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> Ranking:
     """Return where the impact is least, and where it is not certainly more."""
     name = impact_name(points)
-    first, *others = sorted(in_order(points, axes), key=lambda p: value_of(p, name) or 0.0)
+    first, *others = sorted(in_order(points, axes), key=lambda p: p.value(name) or 0.0)
     pairs = len(points) * (len(points) - 1) // 2  # the best is chosen from the data, so each pair may be the one
     more = [certainly_less(first, other, name, pairs) for other in others]
     if None in more:
@@ -170,12 +169,12 @@ def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Ma
         return said + _compare_rollouts(ordered, axes, slo_terms)
     said += _wrong_answers(ordered, axes)
     names = ["retried", "lost", "rerouted", latency_name(ordered, slo_terms)]
-    if any((value_of(p, "failed") or 0) > (value_of(p, "lost") or 0) for p in ordered):
+    if any((p.value("failed") or 0) > (p.value("lost") or 0) for p in ordered):
         names.insert(3, "failed")
     for name in names:
         if not any_value(ordered, name):
             continue
-        some = [p for p in ordered if value_of(p, name)] if name in ("lost", "rerouted") else ordered
+        some = [p for p in ordered if p.value(name)] if name in ("lost", "rerouted") else ordered
         if len(some) > 1:
             said += extremes(some, axes, name)
         else:
@@ -193,8 +192,8 @@ def _recommend(
     some = meeting(points, slo_terms)
     left = [point for point in in_order(points, axes) if point not in some]
     found = rank_impact(some, axes)
-    name, least = found.name, value_of(found.best[0], found.name) or 0.0
-    within = any((value_of(point, name) or 0.0) < least for point in left)
+    name, least = found.name, found.best[0].value(found.name) or 0.0
+    within = any((point.value(name) or 0.0) < least for point in left)
     others = "the others that meet the SLO" if left else "the others"
     said = [_recommendation(found, axes, step, others, within=within), *_what_differs(found, axes)]
     if left:
@@ -220,7 +219,7 @@ def _recommendation(found: Ranking, axes: Sequence[Axis], step: str, others: str
     if len(found.choice) == 1:
         said = f"Least impact{' within the SLO,' if within else ''} with {label_of(first, axes)}: "
         return f"{said}{where}{cause.affects} {own} requests{_in_brackets(composition(first))}{more}.{hedge}"
-    few, many = (rounded(choose(value_of(p, found.name) or 0.0 for p in found.choice)) for choose in (min, max))
+    few, many = (rounded(choose(p.value(found.name) or 0.0 for p in found.choice)) for choose in (min, max))
     spread = f"{where}{few if few == many else f'{few} to {many}'}"
     between = f"{spread} affected requests per {cause.per}"
     labels = [label_of(p, axes) for p in found.choice]
@@ -281,7 +280,7 @@ def _wrong_answers(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
         return []
     if len(points) > MANY_POINTS:
         return extremes(points, axes, "wrong_adapter_served")
-    phrases = [f"{rounded(value_of(p, 'wrong_adapter_served') or 0)} with {label_of(p, axes)}" for p in points]
+    phrases = [f"{rounded(p.value('wrong_adapter_served') or 0)} with {label_of(p, axes)}" for p in points]
     said = f"Unnoticed wrong answers: {', '.join(phrases)}"
     if all(impact_of(p).slow is not None for p in points):
         late = [rounded(impact_of(p).mean("slow")) for p in points]
@@ -306,7 +305,7 @@ def _compare_rollouts(points: Sequence[Point], axes: Sequence[Axis], slo_terms: 
 
 def _before(points: Sequence[Point], name: str) -> str:
     """Return what a metric was before; it hardly differs from point to point, unless the sweep is of something else."""
-    known = sorted(value for p in points if (value := value_of(p, name)) is not None)
+    known = sorted(value for p in points if (value := p.value(name)) is not None)
     if not known:
         return ""
     low, high = show(name, known[0]), show(name, known[-1])
@@ -324,9 +323,9 @@ def extremes(points: Sequence[Point], axes: Sequence[Axis], name: str, tail: str
     low, high = found.low, found.high
     words = capital(metric_words(name))
     if found.contrast is Contrast.EQUAL:
-        return [f"{words}: {show(name, value_of(low, name))} at every point{tail}."]
+        return [f"{words}: {show(name, low.value(name))} at every point{tail}."]
     if found.contrast is Contrast.UNCLEAR:
-        return [f"{words}: {show(name, value_of(low, name))} to {show(name, value_of(high, name))} with each{tail}."]
+        return [f"{words}: {show(name, low.value(name))} to {show(name, high.value(name))} with each{tail}."]
     paired = found.contrast is Contrast.CLEAR_IN_PAIRS
     hedge = " (clear in the same replications, though the intervals overlap)" if paired else ""
     return [
@@ -340,9 +339,9 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     is against round-robin, or else the slowest."""
     main = main_metric(points, slo_terms)
     name, ordered = main if is_tail(main) else latency_name(points, slo_terms), in_order(points, axes)
-    known = [p for p in ordered if value_of(p, name) is not None]
+    known = [p for p in ordered if p.value(name) is not None]
     # With one replica there is nothing to route.
-    known = [p for p in known if value_of(p, "replica_load_skew") is not None] or known
+    known = [p for p in known if p.value("replica_load_skew") is not None] or known
     if len(known) < 2:
         return []
     load = [*extremes(ordered, axes, "loads_per_request"), *extremes(ordered, axes, "replica_load_skew")]
@@ -354,25 +353,25 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     if len(met) == 1:
         return [f"Use {label_of(met[0], axes)}: no other router {'certainly ' if open_ else ''}meets the SLO.", *load]
     chosen = met or meeting(known, slo_terms)
-    first, *others = sorted(chosen, key=lambda p: value_of(p, name) or 0.0)
-    near = _AS_FAST * (value_of(first, name) or 0.0)
-    slower = [p for p in others if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
+    first, *others = sorted(chosen, key=lambda p: p.value(name) or 0.0)
+    near = _AS_FAST * (first.value(name) or 0.0)
+    slower = [p for p in others if (p.value(name) or 0.0) > near and certainly_less(first, p, name)]
     words = metric_words(name)
     best = [p for p in (first, *others) if p not in slower]
     if slower:  # those that are slower than one of these may be so by chance, but nobody would choose them
-        least = value_of(slower[0], name) or 0.0
-        best = [p for p in best if (value_of(p, name) or 0.0) <= least]
-    low, high = (show(name, value_of(point, name)) for point in (first, best[-1]))
+        least = slower[0].value(name) or 0.0
+        best = [p for p in best if (p.value(name) or 0.0) <= least]
+    low, high = (show(name, point.value(name)) for point in (first, best[-1]))
     range_ = low if low == high else f"{low} to {high}"
     left_out = [p for p in known if p not in chosen]
-    slower += [p for p in left_out if (value_of(p, name) or 0.0) > near and certainly_less(first, p, name)]
+    slower += [p for p in left_out if (p.value(name) or 0.0) > near and certainly_less(first, p, name)]
     missed = [label_of(p, axes) for p in left_out if met or verdict(p, slo_terms) == NOT_MET]
     said = f"The router makes no clear difference: {words} is {range_} with all of them."
     if slower or left_out:
         said = f"Use {_listed([label_of(point, axes) for point in best], 'or')}: {words} is {range_}"
-        slowest = max(slower, key=lambda p: value_of(p, name) or 0.0, default=None)
+        slowest = max(slower, key=lambda p: p.value(name) or 0.0, default=None)
         other = next((p for p in slower if "round-robin" in p.set.values()), slowest)
-        said += f" instead of {show(name, value_of(other, name))} with {label_of(other, axes)}." if other else "."
+        said += f" instead of {show(name, other.value(name))} with {label_of(other, axes)}." if other else "."
     if missed:
         said += f" The SLO is not {'certainly ' if open_ and met else ''}met with {_listed(missed, 'or')}."
     if slo_terms and not met:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from reports.answers.limits import Evidence, limits
-from reports.answers.points import has_rollout, impact_name, impact_of, latency_name, value_of
+from reports.answers.points import has_rollout, impact_name, impact_of, latency_name
 from reports.axes import Axis, label_of
 from reports.formatting import listed, metric_words, number, percent, show
 from reports.text.metric_text import capital, signed, why, with_interval
@@ -170,8 +170,8 @@ def badge_words(points: Sequence[Point]) -> str:
         back = any(map(is_rolled_back, points))
         return "rolled back" if back else "not complete" if any(map(setback, points)) else ""
     name = impact_name(clear)
-    worst = max(clear, key=lambda point: value_of(point, name) or 0.0)
-    kind, count = (impact_parts(worst) or [("slow", value_of(worst, name) or 0.0)])[0]
+    worst = max(clear, key=lambda point: point.value(name) or 0.0)
+    kind, count = (impact_parts(worst) or [("slow", worst.value(name) or 0.0)])[0]
     answers = _WORDS[kind]
     if kind == "mixed":
         answers = f"answers of {answers}"
@@ -248,7 +248,7 @@ def setback(point: Point) -> str:
 
 def _standstill(point: Point) -> float:
     """Return the longest standstill of a rollout in seconds; 0 where it is too short to mention."""
-    still = value_of(point, "rollout_standstill_s") or 0.0
+    still = point.value("rollout_standstill_s") or 0.0
     return still if still >= _NOTICED_S else 0.0
 
 
@@ -262,7 +262,7 @@ def change_sentences(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     said = [*_longer(point), *_identity(point), *_without_answer(point), *_usual(point)]
     if has_rollout([point]):
         said += _rollout(point, slo_terms)
-    elif value_of(point, "wrong_adapter_served") is None and (peak := _afterwards(point)) is not None:
+    elif point.value("wrong_adapter_served") is None and (peak := _afterwards(point)) is not None:
         said.append(peak)
     return said + _faults(point)
 
@@ -307,7 +307,7 @@ def _without_answer(point: Point) -> list[str]:
 
 
 def _usual(point: Point) -> list[str]:
-    every, beyond = value_of(point, "harmed"), value_of(point, "harmed_excess")
+    every, beyond = point.value("harmed"), point.value("harmed_excess")
     if every is None:
         return []
     if beyond is None:
@@ -340,16 +340,16 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
             f"Replicas compute nothing for up to {human_seconds(still)} at a time, while versions load between two "
             "steps; with a spread of the rollout, only for one load at a time (rollouts[].spread)."
         )
-    peak, usual = (value_of(point, f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
+    peak, usual = (point.value(f"{side}_peak_loads_per_s") for side in ("rollout", "before"))
     if peak is not None and usual is not None:
         said.append(
             f"Loads peak at {show('rollout_peak_loads_per_s', peak)} over ten seconds, against "
             f"{show('rollout_peak_loads_per_s', usual)} before."
         )
-    extra = value_of(point, "extra_resident_bytes_peak")
+    extra = point.value("extra_resident_bytes_peak")
     if extra:
         said.append(f"During the rollout, old versions take up to {human_bytes(extra)} of extra GPU memory.")
-    both, back = value_of(point, "sessions_saw_both"), value_of(point, "sessions_went_back")
+    both, back = point.value("sessions_saw_both"), point.value("sessions_went_back")
     if both:
         said.append(
             f"{rounded(both)} sessions saw both versions; {rounded(back or 0)} of them went back to the older one."
@@ -364,12 +364,12 @@ def _subject(point: Point) -> str:
 
 
 def _identity(point: Point) -> list[str]:
-    wrong, noticed, again = (value_of(point, n) for n in ("wrong_adapter_served", "wrong_adapter_detected", "retried"))
+    wrong, noticed, again = (point.value(n) for n in ("wrong_adapter_served", "wrong_adapter_detected", "retried"))
     if wrong is None:
         return []
     total = impact_of(point).requests / impact_of(point).replications
     return [
-        f"{rounded(value_of(point, 'misrouted') or 0)} of {total:,.0f} requests did not reach their own adapter: "
+        f"{rounded(point.value('misrouted') or 0)} of {total:,.0f} requests did not reach their own adapter: "
         f"{rounded(wrong)} wrong answers went unnoticed, {rounded(noticed or 0)} were noticed, and "
         f"{rounded(again or 0)} requests were sent again."
     ]
@@ -377,7 +377,7 @@ def _identity(point: Point) -> list[str]:
 
 def _faults(point: Point) -> list[str]:
     said = []
-    lost, rerouted = value_of(point, "lost"), value_of(point, "rerouted")
+    lost, rerouted = point.value("lost"), point.value("rerouted")
     if lost is not None and rerouted is not None:
         said.append(
             f"{rounded(lost)} requests were lost with their replica; {rounded(rerouted)} were sent to another one."
@@ -420,13 +420,13 @@ def _afterwards(point: Point) -> str | None:
 
 def rerouted_sentence(points: Sequence[Point], axes: Sequence[Axis]) -> list[str]:
     """Return how long the requests take that restart on another replica, against all."""
-    some = [p for p in points if value_of(p, "rerouted_e2e_mean_s") is not None]
+    some = [p for p in points if p.value("rerouted_e2e_mean_s") is not None]
     if not some:
         return []
     if len(some) > MANY_POINTS:
         some = [some[0], some[-1]]
     phrases = [f"{value_words(p, 'rerouted_e2e_mean_s')}{f' with {label_of(p, axes)}' if axes else ''}" for p in some]
-    usual = show("e2e_mean_s", value_of(some[0], "e2e_mean_s"))
+    usual = show("e2e_mean_s", some[0].value("e2e_mean_s"))
     return [f"Rerouted requests take on average {'; '.join(phrases)}; all requests take {usual}."]
 
 
@@ -445,19 +445,19 @@ def scaling_sentences(point: Point) -> list[str]:
     How many are late is left out where cold starts limit the point: then ``limit_sentence`` has it.
     """
 
-    mean = value_of(point, "mean_replicas")
+    mean = point.value("mean_replicas")
     if mean is None:
         return []
-    cold_s, loads = value_of(point, "cold_start_mean_s"), value_of(point, "new_replica_loads")
+    cold_s, loads = point.value("cold_start_mean_s"), point.value("new_replica_loads")
     if cold_s is None or loads is None:
         return [f"There are {number(mean)} replicas on average, and none starts in the measured time."]
-    started = number(value_of(point, "replicas_started") or 0.0)
+    started = number(point.value("replicas_started") or 0.0)
     each = f"each after {human_seconds(cold_s)}" if cold_s else "each at once"
     said = [
         f"There are {number(mean)} replicas on average; in the measured time {started} start, {each}, and make "
         f"{number(loads)} loads in their first minute."
     ]
-    late, otherwise = value_of(point, "late_while_starting"), value_of(point, "late_otherwise")
+    late, otherwise = point.value("late_while_starting"), point.value("late_otherwise")
     said_already = any(limit.evidence is Evidence.COLD_STARTS for limit in limits(point))
     if late is not None and otherwise is not None and not said_already:
         said.append(
@@ -470,13 +470,13 @@ def scaling_sentences(point: Point) -> list[str]:
 def placement_sentences(point: Point) -> list[str]:
     """Return what moves of adapters cost; nothing where no controller places them."""
 
-    moves, share = value_of(point, "placement_moves"), value_of(point, "placed_share")
+    moves, share = point.value("placement_moves"), point.value("placed_share")
     if moves is None:
         return []
     placed = "" if share is None else f"{percent(share)} of the requests are for adapters that have a place"
     if not moves:
         return [f"No adapter moves: {placed}." if placed else "No adapter moves."]
-    loads, seconds = value_of(point, "placement_loads") or 0.0, value_of(point, "placement_load_s") or 0.0
+    loads, seconds = point.value("placement_loads") or 0.0, point.value("placement_load_s") or 0.0
     cost = "none of these moves costs a load"
     if loads:
         cost = f"{number(loads)} of these moves cost a load, {human_seconds(seconds)} in total"

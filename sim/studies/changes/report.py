@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.answers.points import compares_routers, has_rollout, is_changed, value_of
+from reports.answers.points import compares_routers, has_rollout, is_changed
 from reports.axes import Axis, in_order, spread
 from reports.charts.axis_ticks import moment_words
 from reports.document import Section
@@ -100,7 +100,7 @@ def impact_table(point: Point, where: str) -> Table | None:
     rows = []
     for key, (words, name) in _IMPACT_ROWS.items():
         every = getattr(impact, key, None)
-        count = value_of(point, "misrouted") or 0 if key == "misrouted" else every and every / impact.replications
+        count = point.value("misrouted") or 0 if key == "misrouted" else every and every / impact.replications
         metric = point.metrics.get(name)
         if count is not None and (count or (metric is not None and metric.applies)):
             rows.append([words, rounded(count), percent(count / total)])
@@ -121,10 +121,10 @@ def side_by_side(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mappi
     """Return one row for each point with impact, latencies, loads and skew; None for a sweep that isn't about these."""
     if not axes or not (is_changed(points) or compares_routers(points, axes)):
         return None
-    names = [name for name in _COUNTS if is_changed(points) and any(value_of(p, name) for p in points)]
+    names = [name for name in _COUNTS if is_changed(points) and any(p.value(name) for p in points)]
     names += _ROLLOUT if has_rollout(points) else _PLAIN
     names.append("replica_load_skew")
-    names = [name for name in names if any(value_of(p, name) for p in points)]
+    names = [name for name in names if any(p.value(name) for p in points)]
     shown = spread(in_order(points, axes), _MOST_POINTS)
     if is_changed(points):
         shown = [per_event(point) for point in shown]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reports.axes import Axis, shorten, spread
-from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, set_ticks, x_title
+from reports.charts.axis_ticks import TICKS, count_tick, nice_linear, scale_rows, seconds_tick, x_title
 from reports.charts.latency_charts import STAGES, Curve, measured_quantiles, quantile_chart
 from reports.charts.svg import COLOURS, SERIES, Chart, Heading, drawing, place, row_tips, to_svg
 from reports.charts.sweep_charts import VISIBLE, Line, YAxis, line_chart
@@ -138,7 +138,7 @@ def dots_chart(heading: Heading, dots: Sequence[Dot], tick: Callable[[float], st
             )
             ax.annotate(dot.text, (1, row), (9, 0), xycoords=("axes fraction", "data"), va="center")
         ticks = nice_linear(low, high, 5)
-        set_ticks(ax, "x", ticks, [tick(value) for value in ticks])
+        ax.set_ticks("x", ticks, [tick(value) for value in ticks])
         scale_rows(ax, [dot.label for dot in dots])
         x_title(ax, what)
         lines = Table("", ["", "", ""], [[dot.label, dot.text, dot.word] for dot in dots])
@@ -236,7 +236,7 @@ def stages_chart(pair: Pair) -> Chart | None:
                 )
         ax.set_xlim(0, high)
         ticks = nice_linear(0, high, 5)
-        set_ticks(ax, "x", ticks, [seconds_tick(tick) for tick in ticks])
+        ax.set_ticks("x", ticks, [seconds_tick(tick) for tick in ticks])
         scale_rows(ax, names)
         x_title(ax, "mean time")
         svg = to_svg(figure, "stages", title, desc, row_tips(ax, range(len(stages)), Table("", table.head, rows)))

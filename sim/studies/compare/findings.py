@@ -65,9 +65,7 @@ def caution_sentences(comparison: Comparison) -> list[str]:
         said.append(f"Left out, without a partner of the same values: {' and '.join(alone)}.")
     if runs[0].path.resolve() == runs[1].path.resolve():
         said.append("A and B are the same run.")
-    one, other = (
-        run.manifest.get("code") or (run.manifest.get("versions") or {}).get("loraplan", "unknown") for run in runs
-    )
+    one, other = (run.manifest.get("code", "unknown") for run in runs)
     if one != other:
         said.append(
             f"A was simulated by loraplan {one}, B by {other}: a difference may come from the code. "
@@ -284,7 +282,7 @@ def short(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _saved(one: Point, other: Point) -> str:
     """Return what B costs more or less in a month; empty where that is the same, or not known."""
-    a, b = (metric.value if (metric := p.metrics.get("usd_per_month")) else None for p in (one, other))
+    a, b = (point.value("usd_per_month") for point in (one, other))
     if a is None or b is None or money(a) == money(b):
         return ""
     return f"B costs {money(abs(b - a))} a month {'more' if b > a else 'less'}."

@@ -14,7 +14,7 @@ from reports.text.metric_text import capital, signed, term_sentence
 from sim.errors import InputError
 from sim.results.run_directory.headroom_record import ALWAYS
 from sim.results.run_directory.store import RunData
-from sim.results.slo_terms import metric_of
+from sim.results.slo_terms import value_of
 from sim.spec.files import tree
 from sim.spec.scenario_file import resolved_values
 from sim.studies.compare.design_words import by_name, changes_of, valued
@@ -56,20 +56,20 @@ class PlanSide:
         self.planned = [key for key, origin in origins.items() if origin == _PLANNED and key in self.values]
         point = replace(self.read.chosen, set={})
         self.run = RunData(data.path, {**data.manifest, "scenario": scenario}, [point])
-        self.month: float | None = getattr(metric_of(point, _COST), "value", None)
+        self.month = point.value(_COST)
         self.deciding = self.read.decides()
         endless = self.headroom is not None and self.headroom.outcome == ALWAYS
         self.limit = "none" if endless else failing_limit(self.headroom)[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data; ``nearest`` is the design that is judged where nothing is recommended."""
-        metric, target = metric_of(self.read.chosen, self.deciding), self.read.terms[self.deciding]
+        value, target = value_of(self.read.chosen, self.deciding), self.read.terms[self.deciding]
         return {
             "feasible": self.read.feasible,
             "certain": self.read.record.certain,
             "answer": self.read.record.answer,
             "nearest": {} if self.read.feasible else self.read.chosen.set,
-            "deciding": {"term": self.deciding, "value": metric.value if metric else None, "target": target},
+            "deciding": {"term": self.deciding, "value": value, "target": target},
             "first_limit": self.limit or None,
             _COST: self.month,
             "headroom": None if self.headroom is None else self.headroom.summary(),

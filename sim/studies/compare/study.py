@@ -375,8 +375,7 @@ def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
 
 def _is_lacking(point: Point, name: str) -> bool:
     """Return whether a count of requests that are not served is more than latencies may leave out of account."""
-    metric, (_, total) = point.metrics.get(name), unserved(point)
-    return metric is not None and (metric.value or 0.0) > _UNSERVED * total
+    return (point.value(name) or 0.0) > _UNSERVED * unserved(point)[1]
 
 
 def _equal(pair: Pair, name: str, other: str) -> bool:

@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sim.errors import InputError, OutputError, did_you_mean
 from sim.reading import open_regular
 from sim.results.run_directory.result_files import write_text
+from sim.spec.scenario import Scenario
 from sim.studies.deploy.deployment import (
     ADAPTERS_FOLDER,
     PORT,
@@ -36,10 +37,6 @@ from sim.studies.deploy.kubernetes import (
     why_no_autoscaler,
 )
 from sim.version import __version__
-
-if TYPE_CHECKING:
-    from sim.spec.scenario import Scenario
-
 
 # A shell script that starts one replica.
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sim.errors import InputError
 from sim.spec.scenario import Scenario
+from sim.spec.sections.control_plane import Autoscale
 from sim.studies.deploy.deployment import ADAPTERS_FOLDER, PORT, Commented, Deployment, yaml_documents
 from sim.studies.deploy.picker import plugins_of, releases_of
-
-if TYPE_CHECKING:
-    from sim.spec.sections.control_plane import Autoscale
-
 
 # Kubernetes: a Deployment of the replicas and a Service before them.
 

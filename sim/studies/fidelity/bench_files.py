@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.reading import brackets_fit, read_regular
 from sim.studies.fidelity.bench_run import (
@@ -21,7 +22,6 @@ from sim.studies.fidelity.bench_run import (
     BenchRequests,
     BenchRun,
     ClosedLoad,
-    Floats,
     JsonFields,
     Kind,
     OpenLoad,

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.errors import InputError, did_you_mean
+from sim.spec.files.tree import value_at
 from sim.spec.units import parse_rate, parse_seconds, parse_share
 
 # JSON of a known form: every missing field is an error that names it.
-
-Floats = NDArray[np.float64]
 
 MOST = 1e15
 _NUMERIC = {int, float}
@@ -36,14 +35,14 @@ class JsonFields:
 
     def has(self, path: str) -> bool:
         """Return whether there is a value that is not null."""
-        return self._value(path) is not None
+        return value_at(self.data, path) is not None
 
     def table(self, path: str) -> JsonFields:
         """Return a table in this one.
 
         :raises InputError: if there is none.
         """
-        value = self._value(path)
+        value = value_at(self.data, path)
         if not isinstance(value, dict):
             raise self.wrong(path, value, "a table")
         return JsonFields(self.file, self.form, value, self._path(path))
@@ -57,7 +56,7 @@ class JsonFields:
 
     def items(self, path: str) -> list[Any]:
         """Return a list."""
-        value = self._value(path)
+        value = value_at(self.data, path)
         if not isinstance(value, list):
             raise self.wrong(path, value, "a list")
         return value
@@ -81,7 +80,7 @@ class JsonFields:
         :raises InputError: if none is, or it can't be meant.
         """
         for path in paths:
-            if (value := self._value(path)) is not None:
+            if (value := value_at(self.data, path)) is not None:
                 return self._number(path, value)
         raise self.wrong(paths[0], None, "a number")
 
@@ -91,7 +90,7 @@ class JsonFields:
 
     def text(self, *paths: str) -> str | None:
         """Return the first text that is there."""
-        return next((value for path in paths if isinstance(value := self._value(path), str)), None)
+        return next((value for path in paths if isinstance(value := value_at(self.data, path), str)), None)
 
     def wrong(self, path: str, got: object, allowed: str) -> InputError:
         """Return the error for a field."""
@@ -117,19 +116,10 @@ class JsonFields:
             raise self.wrong(path, value, f"0 to {MOST:g}")
         return float(value)
 
-    def _value(self, path: str) -> Any:
-        value = self.data
-        for part in path.split("."):
-            if not isinstance(value, dict):
-                return None
-            value = value.get(part)
-        return value
-
     def _path(self, path: str) -> str:
         return f"{self.where}.{path}" if self.where else path
 
 
-Ints = NDArray[np.int64]
 Kind = Literal["ttft", "tpot", "itl", "e2e"]
 KINDS: tuple[Kind, ...] = ("ttft", "tpot", "itl", "e2e")
 QUANTILES = (50, 90, 99)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import tempfile
 import time
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.cells import text_cell
+from sim.cells import csv_text, text_cell
 from sim.errors import InputError
 from sim.results.recording.leaps import gap_bin_edges
 from sim.results.records import COMPLETED, Recording
@@ -227,17 +225,15 @@ def _write_table(
     rows: Mapping[str, Mapping[str, float]],
     profiles: Mapping[str, ModelProfile],
 ) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     head = ["model", "workload_group", "case", "gpu_slots", "adapters", "offered_rps", "regime", "calibrated"]
     measured = list(runs[0].measured)
     columns = [*(f"predicted_{name}" for name in PREDICTED), *(f"measured_{name}" for name in measured)]
-    writer.writerow([*head, *columns, "wall_s", "key"])
+    written: list[list[object]] = []
     for run, key in zip(runs, keys, strict=True):
         row = rows.get(key)
         if row is None:
             continue
-        writer.writerow(
+        written.append(
             [
                 run.model,
                 text_cell(run.workload_group),
@@ -253,4 +249,4 @@ def _write_table(
                 key,
             ]
         )
-    write_text(table, text.getvalue())
+    write_text(table, csv_text([*head, *columns, "wall_s", "key"], written))

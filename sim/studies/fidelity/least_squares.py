@@ -15,12 +15,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sim.arrays import Floats, Mask
 from sim.rng import stream
 from sim.spec.profile import HoldOut
 
-Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
-Mask = NDArray[np.bool_]
 T = TypeVar("T")
 
 Loss = Literal["huber", "relative", "absolute"]

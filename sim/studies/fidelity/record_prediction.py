@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.results.records import COMPLETED
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.least_squares import Floats, Problem, left_out_seconds, solve, sum_of_terms
+from sim.studies.fidelity.least_squares import Problem, left_out_seconds, solve, sum_of_terms
 from sim.studies.fidelity.step_record import StepRecord
 from sim.studies.fidelity.step_terms import columns, step_cost
 from sim.world.build import build_world
@@ -66,12 +67,10 @@ class RecordCosts:
     """Fitted costs.
 
     :ivar step_s: seconds by feature; only those that were taken.
-    :ivar held_out_s: root mean square error of steps that were held out.
     :ivar host_s, storage_s: (41,) quantiles of the seconds of a load, equally spaced from 0 to 1.
     """
 
     step_s: dict[str, float]
-    held_out_s: float
     host_s: Floats
     storage_s: Floats
 
@@ -191,7 +190,7 @@ def fit_costs(times: RecordTimes) -> RecordCosts:
             chosen, error = candidate, candidate_error
     step_s = dict(zip(chosen, _fit(_problem(times, chosen)).tolist(), strict=True))
     host_s = np.quantile(times.loads_s, _QUANTILES)
-    return RecordCosts(step_s, error, host_s, _storage_seconds(times, step_s, host_s))
+    return RecordCosts(step_s, host_s, _storage_seconds(times, step_s, host_s))
 
 
 _fit = partial(solve, loss="absolute")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sim.arrays import Floats
 from sim.spec.profile import LoraCost, StepCost
-from sim.studies.fidelity.least_squares import Floats
 
 PASSED_S = 0.44e-6
 """Seconds of vLLM's scheduler for each waiting request that it passes: measured apart (vllm_h100 notes)."""

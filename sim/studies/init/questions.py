@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.model import MemoryUse
 from sim.spec.engine_flags.command_lines import Setting
 from sim.spec.engines import DEFAULT_ENGINE
+from sim.spec.files.tree import value_at
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL, is_model, profiles_of_known_gpus
@@ -99,9 +99,7 @@ def ask(draft: Draft, answer: Callable[[Question, str], str], refuse: Callable[[
         for key in (each.partition("=")[0] for each in new):
             origins[key.rpartition(".")[0] if key.startswith("workload.") else key] = whose  # arrivals, lengths: tables
     for key, whose in origins.items():
-        value: Any = loaded.data
-        for part in key.split("."):
-            value = value.get(part)
+        value = value_at(loaded.data, key)
         if value is None:  # the example's SLO, in place of which others were named
             continue
         more = f"; p99 and max are assumed: {_P99} and {_MAX} times the mean" if ".tokens." in key else ""

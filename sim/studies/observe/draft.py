@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Ints
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
 from sim.spec.engine_flags.command_lines import Setting
@@ -24,8 +24,6 @@ from sim.studies.observe.readings import Readings, server_of
 from sim.studies.observe.study import BucketHistogram, ObservedService
 
 # Laws of prompt and output lengths from histograms of tokens, or from their mean.
-
-Ints = NDArray[np.int64]
 
 ROWS = 2000
 """Lengths in the file: enough that its p99 is that of the buckets."""

@@ -10,8 +10,8 @@ from itertools import chain
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.errors import InputError
 from sim.studies.observe.engine_metrics import (
     CACHE_CONFIG,
@@ -31,8 +31,6 @@ from sim.studies.observe.engine_metrics import (
 from sim.studies.observe.readings import Readings, server_of
 
 # Histograms as Prometheus counts them: how many values are at most so large, for a few bounds.
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from reports.charts.axis_ticks import draw_grid, set_ticks
+from reports.charts.axis_ticks import draw_grid
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, Chart, drawing, place, row_tips, to_svg
 from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.metric_text import CLEAR_WORDS, bounds_words, signed
 from sim.results.model import MetricChange
 from sim.results.run_directory.study_records import WhatIfRow
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _COSTS = ("usd_per_m_tokens",)
 """Metrics that the table ends with, where there is a price."""
@@ -137,11 +134,11 @@ def _bars(ax: Axes, known: Sequence[tuple[WhatIfRow, MetricChange]]) -> None:
             ax.plot([end, end], [i - 0.14, i + 0.14], color=COLOURS["ink"], linewidth=1.2)
         ax.annotate(f"×{value:.3g}", (1.02, i), xycoords=("axes fraction", "data"), va="center")
     ax.axvline(1, color=COLOURS["ink"], linewidth=1)
-    set_ticks(ax, "y", range(len(known)), [row.label for row, _ in known])
+    ax.set_ticks("y", range(len(known)), [row.label for row, _ in known])
     draw_grid(ax, "x")
     apart, ticks = math.log(high / low) / _MOST_TICKS, [1.0]
     for tick in sorted(_TICKS, key=lambda tick: abs(math.log(tick))):
         if low <= tick <= high and all(abs(math.log(tick / kept)) >= apart for kept in ticks):
             ticks.append(tick)
     ticks.sort()
-    set_ticks(ax, "x", ticks, [f"×{tick:g}" for tick in ticks])
+    ax.set_ticks("x", ticks, [f"×{tick:g}" for tick in ticks])

@@ -22,7 +22,7 @@ from sim.results.point import Point
 from sim.results.records import Recording
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
-from sim.results.slo_terms import all_terms, judged, metric_of, split_term
+from sim.results.slo_terms import all_terms, judged, metric_of, split_term, value_of
 from sim.results.verdict import (
     MET,
     NEAR,
@@ -41,6 +41,7 @@ from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, Origin
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
+from sim.spec.units import round_up
 from sim.studies.backends.pool import PACE, Pool
 from sim.studies.design import Design, build
 from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, on_pool, values_of_draws
@@ -200,14 +201,14 @@ class DesignEvaluator:
         point = design.point
         assert point is not None, "it was simulated"
         term = max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
-        metric, (lost, total) = metric_of(point, term), unserved(judged(point, term)[0])
+        lost, total = unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
             int(point.cost["replications"]),
             judgement.word,
             judgement.score,
             term,
-            None if metric is None else metric.value,
+            value_of(point, term),
             lost / total if lacks_answers(point, term, self.terms[term]) else None,
             judgement.probability,
             round(point.cost["requests"] / point.cost["replications"]),
@@ -307,7 +308,7 @@ class DesignEvaluator:
         score, sure = self._score(point), self._sure()
         probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
-        missing = next((name for name in self.terms if (m := metric_of(point, name)) is None or m.value is None), None)
+        missing = next((name for name in self.terms if value_of(point, name) is None), None)
         if missing is not None and word != NOT_MET:
             if not last:
                 return Judgement(UNCLEAR, score, probability=probability)
@@ -344,7 +345,7 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
     times = _MARGIN * state.needed / state.found if state.found else None
     hint = LONGER.get(workload.recorded, "simulate more requests (workload.requests)")
     if times is not None and not workload.recorded and workload.requests is not None:
-        requests = _two_digits(workload.requests * times)
+        requests = round_up(workload.requests * times)
         hint = f"simulate about {requests:,} requests (--set workload.requests={requests})"
     elif times is not None and workload.duration is not None:
         hint = f"simulate about {times:.2g} times as long (workload.duration)"
@@ -353,11 +354,6 @@ def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> Inpu
         key="tenants" if tenant else "slo",
         hint=f"{hint}, or leave the term out",
     )
-
-
-def _two_digits(number: float) -> int:
-    step = int(10 ** max(0, math.floor(math.log10(number)) - 1))
-    return math.ceil(number / step) * step
 
 
 def _built(loaded: LoadedScenario) -> Design:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.answers.verdicts import main_metric
 from reports.axes import make_axis
@@ -10,15 +10,13 @@ from reports.document import Code, File, Note, Opening, Report, Section
 from reports.formatting import likelihood, metric_words, percent, read_terms, show
 from reports.table import Table
 from reports.text.setup_text import setup_line
+from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import split_term
 from sim.results.verdict import MET, NOT_MET, verdict_word
 from sim.studies.plan.effects import tornado_chart, what_if_table
 from sim.studies.plan.findings import RECOMMENDED, PlanReading, confidence_of, plan_answer
+from sim.studies.run.answer import Answer
 from sim.studies.run.report import further_findings, points_report
-
-if TYPE_CHECKING:
-    from sim.results.run_directory.store import RunData
-    from sim.studies.run.answer import Answer
 
 _BADGES = {MET: ("✓", "A plan that meets the SLO", "met"), NOT_MET: ("✕", "Nothing meets the SLO", "not-met")}
 _MOST_ROWS = 200

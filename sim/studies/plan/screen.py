@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.policies.replay.lru_curve import che_miss_ratios, che_misses
@@ -21,8 +22,6 @@ from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.world.memory.gpu_memory import padded_rank
 from sim.world.world import Pool, World
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

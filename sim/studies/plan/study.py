@@ -302,8 +302,8 @@ def _price(design: PlanDesign) -> float | None:
     if price is None or world is None:
         return None
     if scenario.fleet.autoscale is not None:
-        month = None if design.point is None else design.point.metrics.get("usd_per_month")
-        return None if month is None or month.value is None else month.value / HOURS_PER_MONTH
+        month = None if design.point is None else design.point.value("usd_per_month")
+        return None if month is None else month / HOURS_PER_MONTH
     if pools:
         return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
     return price * world.gpus

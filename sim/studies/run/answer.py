@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 
 from reports.answers.limits import Evidence, limits
-from reports.answers.points import has_rollout, value_of
+from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
@@ -209,8 +209,8 @@ _FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by a
 
 def may_be_cold(point: Point, slo_terms: Mapping[str, float]) -> bool:
     """Return whether empty caches at the start may be why the SLO is missed: not where running requests fill them."""
-    missed, full = point.metrics.get("miss_ratio"), point.capacity.slots.blocked_share or 0.0
-    loads = missed is not None and bool(missed.value) and full < _FULL and not is_overloaded(point)
+    full = point.capacity.slots.blocked_share or 0.0
+    loads = bool(point.value("miss_ratio")) and full < _FULL and not is_overloaded(point)
     return loads and point.impact is None and verdict(point, slo_terms) == NOT_MET
 
 
@@ -243,7 +243,7 @@ def _for_the_rollout(point: Point, remedy: str) -> str:
     if not is_rolled_back(point):
         return "Nothing yet; simulate a longer run (workload.duration), to the last stage." if setback(point) else ""
     for name, value, limit in missed_by_gates(point):
-        usual = value_of(point, name) or 0.0
+        usual = point.value(name) or 0.0
         if value is None:
             return "First keep requests of the new version from failing."
         if usual > limit:  # the old version would not pass either

@@ -143,7 +143,7 @@ def fastest_point(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Po
     """Return the fastest point that meets the SLO, or the fastest of all where there is none."""
     good, name = [point for point in points if verdict(point, slo_terms) == MET], main_metric(points, slo_terms)
     good = [point for point in good if not is_lacking(point)] or good  # refusing requests is fast, and no remedy
-    known = [point for point in good or points if name in point.metrics and point.metrics[name].value is not None]
+    known = [point for point in good or points if point.value(name) is not None]
     return min(known, key=lambda point: point.metrics[name].value or 0.0) if known else points[0]
 
 
@@ -306,7 +306,7 @@ def _setting(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_te
 def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:
     """Return at how many points requests go unserved, and at how many the main metric is unsettled."""
     refusing = sum(map(is_lacking, points))
-    known = [p.metrics[name] for p in points if name in p.metrics and p.metrics[name].value is not None]
+    known = [p.metrics[name] for p in points if p.value(name) is not None]
     wobbly, total = sum(not metric.settled for metric in known), f"{len(points):,} points"
     return {
         Rank.UNSERVED: [f"At {refusing:,} of {total} more than 1 % of the requests go unserved."] if refusing else [],
@@ -321,7 +321,7 @@ def _at(point: str, sentence: str) -> str:
 
 
 def _range_sentence(points: Sequence[Point], axes: Sequence[Axis], name: str) -> str:
-    known = [p for p in points if name in p.metrics and p.metrics[name].value is not None]
+    known = [p for p in points if p.value(name) is not None]
     if not known:
         return f"There is not enough data for {metric_words(name)} at any point."
     low, high = min(known, key=lambda p: p.metrics[name].value or 0.0), slowest_point(known, name)

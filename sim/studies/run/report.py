@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
@@ -43,6 +43,7 @@ from reports.tables.slice_tables import (
 from reports.text.metric_text import unchanged_sentence
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData, summary_json
 from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
@@ -55,9 +56,6 @@ from sim.studies.changes.report import changes_section
 from sim.studies.run import method
 from sim.studies.run.answer import Answer, answer
 from sim.studies.run.findings import sweep_answer, sweep_focus
-
-if TYPE_CHECKING:
-    from sim.results.run_directory.headroom_record import Headroom
 
 _MARKS = {MET: "✓", NOT_MET: "✕", UNCLEAR: "?", NO_SLO: "–"}
 _MOST_RATES = 48

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from reports.axes import spread
-from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, set_ticks, x_title, y_title
+from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, x_title, y_title
+from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, column_tips, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent, plural
 from reports.table import Table
 from sim.spec.units import human_seconds
 from sim.studies.trace.facts import FitCheck, TraceFacts
 from sim.studies.trace.findings import points
-
-if TYPE_CHECKING:
-    from reports.charts.canvas import Axes
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
@@ -139,7 +136,7 @@ def slots_chart(
         ax.set_xscale("log")
         ax.set_xlim(slots[0] / pad, slots[-1] * pad)
         ticks = _powers_of_two(slots[0], slots[-1])
-        set_ticks(ax, "x", ticks, [number(tick) for tick in ticks])
+        ax.set_ticks("x", ticks, [number(tick) for tick in ticks])
         scale_y(ax, [ratio for line in lines for ratio in line.ratios], "share")
         y_title(ax, "requests that miss")
         x_title(ax, "slots")
@@ -208,5 +205,5 @@ def _time_axis(ax: Axes, span_s: float) -> str:
     else:
         # A trace of an hour ends a little before the hour.
         ticks = [float(step * i) for i in range(int(1.002 * span_s / step) + 1)]
-    set_ticks(ax, "x", ticks, [f"{tick / unit_s:,.6g}" for tick in ticks])
+    ax.set_ticks("x", ticks, [f"{tick / unit_s:,.6g}" for tick in ticks])
     return name

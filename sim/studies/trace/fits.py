@@ -7,8 +7,6 @@ best candidate is then checked against the rest of the trace (``study``).
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cells import text_cell
+from sim.arrays import Floats
+from sim.cells import csv_text, text_cell
 from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.scenario import Scenario
 from sim.spec.sections.traffic_laws import Popularity
@@ -28,7 +27,6 @@ from sim.traffic.fits.gaps import GapFit, cvs_by_adapter, fit_gaps, fit_modulati
 from sim.traffic.fits.popularity_fit import LEAST_P, likeliest
 from sim.traffic.generate import Traffic
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 
 PAUSES_S = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 900.0, 1800.0, 3600.0)
@@ -240,13 +238,11 @@ def _number(value: float) -> float:
 def weights_text(model: TrafficModel, names: Sequence[str]) -> str:
     """Return a model's weights file, with every adapter that it requests."""
     assert model.weights is not None, "only a model of weights has a file"
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["adapter_id", "weight", *(["cv"] if model.cvs is not None else [])])
+    rows = []
     for index in np.flatnonzero(model.weights > 0).tolist():
         cv = [] if model.cvs is None else [f"{model.cvs[index]:.4g}"]
-        writer.writerow([text_cell(names[index]), f"{model.weights[index]:.8g}", *cv])
-    return out.getvalue()
+        rows.append([text_cell(names[index]), f"{model.weights[index]:.8g}", *cv])
+    return csv_text(["adapter_id", "weight", *(["cv"] if model.cvs is not None else [])], rows)
 
 
 def workload_of(model: TrafficModel, weights_file: str) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
 from pathlib import Path
 
+from sim.cells import csv_text
 from sim.rng import stream
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.sections.trace_source import LogColumns, Trace
@@ -173,11 +172,8 @@ def _lengths(trace: TraceData, rows: slice, seed: int) -> str:
     assert trace.prompt_tokens is not None, "asked for lengths that are there"
     assert trace.output_tokens is not None, "both or none"
     chosen = rows.start + stream(seed, 0, "lengths-sample").permutation(rows.stop - rows.start)[:_MOST_LENGTHS]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["input_tokens", "output_tokens"])
-    writer.writerows(zip(trace.prompt_tokens[chosen].tolist(), trace.output_tokens[chosen].tolist(), strict=True))
-    return out.getvalue()
+    pairs = zip(trace.prompt_tokens[chosen].tolist(), trace.output_tokens[chosen].tolist(), strict=True)
+    return csv_text(["input_tokens", "output_tokens"], pairs)
 
 
 def _scenario_name(name: str, what: str = "like") -> str:

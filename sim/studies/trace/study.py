@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.policies.replay.lru_curve import lru_curve, lru_orders
 from sim.studies.trace.facts import (
     BurstFacts,
@@ -49,7 +50,6 @@ from sim.traffic.shared_text import repeated_tokens
 from sim.traffic.traces.data import silence_s
 from sim.traffic.traces.read import TraceData
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 Progress = Callable[[int, int], None]
 

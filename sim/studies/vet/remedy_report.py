@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reports.answers.verdicts import main_metric
 from reports.document import Report, Section
@@ -14,15 +14,13 @@ from reports.text.metric_text import capital, with_interval
 from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
+from sim.results.run_directory.store import RunData
 from sim.results.run_directory.study_records import RemedyRow
 from sim.results.verdict import MET, NOT_MET, verdict
 from sim.spec.units import human_bytes
 from sim.studies.plan.effects import tornado_chart, what_if_cell
 from sim.studies.run.answer import Answer, answer
 from sim.studies.run.report import points_report
-
-if TYPE_CHECKING:
-    from sim.results.run_directory.store import RunData
 
 _LABEL_WIDTH, _LETTER = 120, 6.4
 """Pixels for the names of a chart's rows: the least, and for each letter."""

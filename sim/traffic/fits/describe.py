@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from sim.arrays import Floats, Ints
 
 LEAST_WINDOWS = 20
 """Windows of time, at least, for a dispersion."""

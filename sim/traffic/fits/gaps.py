@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats
 from sim.traffic.fits.describe import dispersion
-
-Floats = NDArray[np.float64]
 
 LEAST_GAPS = 20
 """With fewer gaps, an adapter gets the burstiness of all such adapters together."""

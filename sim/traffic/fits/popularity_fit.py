@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.rng import stream
 from sim.spec.sections.traffic_laws import (
     GeometricPopularity,
@@ -25,9 +26,6 @@ from sim.spec.sections.traffic_laws import (
     ZipfPopularity,
 )
 from sim.traffic.popularity import weights_of
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _DRAWS = 99
 """Rankings drawn from a law to judge its distance: p is then right to a few hundredths."""

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.errors import TraceError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 BLOCK_ROWS = 1 << 12
 """Rows of a block. Their cells fit a processor's cache; blocks of 65,536 rows are read half as fast."""

@@ -9,8 +9,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from sim.arrays import Floats
 from sim.errors import TraceError
-from sim.traffic.tables.blocks import BadRows, Floats, RowBlock, TextColumn, shown, text_of
+from sim.traffic.tables.blocks import BadRows, RowBlock, TextColumn, shown, text_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints32
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.tables.blocks import BLOCK_ROWS, BadRows
 from sim.traffic.tables.text_files import open_table
-from sim.traffic.traces.data import Floats, Ints32
 from sim.traffic.traces.formats import check_columns, no_rows
 from sim.traffic.traces.rows import MAX_NAME_BYTES, Names, Rows, kept
 

@@ -7,16 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints, Ints32
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import LogColumns
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.shared_text import SharedText
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Ints32 = NDArray[np.int32]
 
 MAX_REQUESTS = 50_000_000
 """Requests of a trace, at most, unless the user sets a limit: they take 1.2 GB."""

@@ -10,20 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints, Ints32
 from sim.errors import TraceError
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, BadRows, TraceTable, listed, shown
-from sim.traffic.traces.data import (
-    MAX_REQUESTS,
-    Floats,
-    Ints,
-    Ints32,
-    ReadOptions,
-    TraceData,
-    silence_note,
-    ties_note,
-    too_many,
-)
+from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions, TraceData, silence_note, ties_note, too_many
 from sim.traffic.traces.log_columns import (
     EXAMPLES,
     ISO,

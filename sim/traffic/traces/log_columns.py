@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sim.arrays import Mask
 from sim.errors import TraceError, did_you_mean
 from sim.spec.sections.trace_source import NO_COLUMN
 from sim.traffic.tables.blocks import listed, shown
 from sim.traffic.traces.data import ReadOptions
-from sim.traffic.traces.rows import Mask, Rows
+from sim.traffic.traces.rows import Rows
 
 # How a column writes times: as dates, as access logs do, or as numbers of some unit.
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints, Ints32
 from sim.errors import InputError, TraceError
 from sim.rng import stream
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
@@ -20,7 +21,7 @@ from sim.traffic.tables.blocks import TraceTable
 from sim.traffic.tables.line_tables import AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
 from sim.traffic.tables.text_files import open_table, open_tables
-from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, ReadOptions, TraceData, too_many
+from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.log_columns import find_columns
 from sim.traffic.traces.rows import MAX_BYTES

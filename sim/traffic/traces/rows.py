@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints, Ints32, Mask
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.request import BASE_MODEL
-from sim.traffic.tables.blocks import BadRows, Floats, Ints, RowBlock
-
-Mask = NDArray[np.bool_]
-Ints32 = NDArray[np.int32]
+from sim.traffic.tables.blocks import BadRows, RowBlock
 
 Rename = Callable[[Sequence[str]], Mapping[str, str | None]]
 

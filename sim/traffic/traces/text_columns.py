@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Ints, Ints32
 from sim.errors import TraceError
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.traffic.shared_text import UNSHARED, SharedText
-from sim.traffic.tables.blocks import Ints
 from sim.traffic.traces.rows import Rows, hashes
 
 PIECE = 1 << 18
@@ -54,8 +54,6 @@ class GrowingArray:
         self.count = self._filled = 0
         return whole
 
-
-Ints32 = NDArray[np.int32]
 
 PREFIX_ID, PREFIX_TOKENS, HASH_IDS = "prefix_id", "prefix_tokens", "hash_ids"
 TEXT_COLUMNS = (PREFIX_ID, PREFIX_TOKENS, HASH_IDS)

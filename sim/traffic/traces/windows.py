@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints, Ints32
 from sim.errors import TraceError
 from sim.rng import stream
 from sim.traffic.arrivals import weibull_shape
 from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, BadRows, TraceTable
 from sim.traffic.traces.client_lengths import draw_lengths
-from sim.traffic.traces.data import MAX_REQUESTS, Floats, Ints, Ints32, ReadOptions, TraceData, too_many
+from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import check_columns, in_use, no_rows
 from sim.traffic.traces.rows import MAX_SECONDS, Names, Rows, kept
 

@@ -290,12 +290,10 @@ class Copies:
 
     :ivar sets: their folders, each in order.
     :ivar unread: files that have a likely twin and were not read, because ``READ_LIMIT`` was reached.
-    :ivar bytes_read: of the files that were read whole.
     """
 
     sets: tuple[tuple[str, ...], ...]
     unread: int
-    bytes_read: int
 
 
 def find_copies(
@@ -326,7 +324,7 @@ def find_copies(
         found += [tuple(entry.folder for entry in equal) for equal in _alike(twins, _content)]
         read += size
         progress(read, total)
-    return Copies(tuple(sorted(found)), unread, read)
+    return Copies(tuple(sorted(found)), unread)
 
 
 def _alike(entries: Iterable[Entry], key: Callable[[Entry], object]) -> list[list[Entry]]:

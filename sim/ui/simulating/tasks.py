@@ -13,13 +13,14 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from reports.render.html import write
 from sim.errors import LoraplanError, ScenarioError
 from sim.results.fleet_costs import priced
 from sim.results.point import Point
 from sim.results.point_summary import summarise
+from sim.results.records import Recording
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import read_run
 from sim.spec.profile_choice import prices_of
@@ -38,10 +39,7 @@ from sim.studies.sweep import run_study
 from sim.ui.controls import Control
 from sim.ui.library import ChosenDesign
 from sim.world.replication import Simulate, simulate
-
-if TYPE_CHECKING:
-    from sim.results.records import Recording
-    from sim.world.world import World
+from sim.world.world import World
 
 Entry = TypeVar("Entry")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.arrays import Floats, Ints
 from sim.results.recording.recorder import Recorder
 from sim.results.records import REFUSED
 from sim.traffic.adapters import Population, split_of
@@ -18,9 +18,6 @@ from sim.world.dispatcher import Extension
 from sim.world.fleet import NO_LIMIT
 from sim.world.times import RequestTimes, request_times
 from sim.world.world import Pool
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
