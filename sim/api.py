@@ -126,8 +126,7 @@ def sweep(
     from sim.studies.design import grid
 
     loaded = _loaded(scenario, values, how)
-    if not isinstance(over or {}, Mapping):
-        raise InputError("not values by dotted key", key="over", got=over, hint=_OVER)
+    _check_keys("over", over, _OVER)
     axes: dict[str, list[Any]] = {}
     for key, swept in (over or {}).items():
         axes[key] = list(swept) if isinstance(swept, Iterable) and not isinstance(swept, str) else []
@@ -218,6 +217,7 @@ def plan_question(
             "a plan needs exactly one of minimize and maximize", key="maximize", hint="give either minimize or maximize"
         )
     name, asked = ("minimize", minimize) if minimize else ("maximize", maximize)
+    _check_keys(name, asked, 'such as {"cache.gpu.slots": (8, 128)}')
     if not asked:
         raise InputError("no key and range", key=name, hint='such as {"cache.gpu.slots": (8, 128)}')
     for key, ends in asked.items():
@@ -241,7 +241,14 @@ def _loaded(scenario: Source, values: Mapping[str, Any] | None, how: Execution) 
     return _with_values(loaded, values, how.get("seed"))
 
 
+def _check_keys(name: str, given: Any, hint: str) -> None:
+    """Refuse an argument that is not a mapping of dotted keys, such as what ``--set`` takes."""
+    if given is not None and not (isinstance(given, Mapping) and all(isinstance(key, str) for key in given)):
+        raise InputError("not values by dotted key", key=name, got=given, hint=hint)
+
+
 def _with_values(loaded: LoadedScenario, values: Mapping[str, Any] | None, seed: int | None) -> LoadedScenario:
+    _check_keys("values", values, 'such as {"cache.gpu.slots": 64}')
     loaded = loaded.with_values(values, _VALUES) if values else loaded
     return loaded if seed is None else loaded.with_values({"run.seed": seed}, _SEED)
 

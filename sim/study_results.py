@@ -110,10 +110,12 @@ class Results:
     def table(self, *names: str) -> pd.DataFrame:
         """Return one row for each point, with the swept keys as index and the values of these metrics.
 
+        :param names: of metrics; none: all that every point has.
         :raises InputError: if there is no such metric.
         """
         import pandas as pd
 
+        names = names or tuple(n for n in self.point.metrics if all(n in point.metrics for point in self.points))
         rows = [{name: _metric(point, name).value for name in names} for point in self.points]
         keys = list(dict.fromkeys(key for point in self.points for key in point.set))
         if not keys:

@@ -110,6 +110,11 @@ def test_questions_that_are_none_are_refused() -> None:
             loraplan.sweep("quickstart", {"fleet.replicas": wrong})  # type: ignore[dict-item]
     with pytest.raises(InputError, match=r"^over: not values by dotted key \(got \[cache\.gpu\.slots\]\); such as \{"):
         loraplan.sweep("quickstart", ["cache.gpu.slots"])  # type: ignore[arg-type]
+    for wrong in ("cache.gpu.slots=8", ["cache.gpu.slots=8"], {5: 6}):
+        with pytest.raises(InputError, match=r"^values: not values by dotted key \(got .*\); such as \{"):
+            loraplan.run("quickstart", wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^minimize: not values by dotted key \(got cache\.gpu\.slots\); such as \{"):
+        loraplan.plan("quickstart", minimize="cache.gpu.slots")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^over: nothing to sweep; such as \{.*or write a sweep: block"):
         loraplan.sweep("quickstart", {}, {"sweep": None})
     with pytest.raises(InputError, match=r"not a number of workers \(got -7, allowed: -1, or 1 and more\)"):

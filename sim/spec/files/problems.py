@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -70,7 +70,7 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
     details = error.errors(include_url=False)
     places = [detail["loc"] for detail in details]
     for place, detail in zip(places, details, strict=True):
-        spot = _walk(place, model, data)
+        spot = _as_written(_walk(place, model, data), data)
         # pydantic counts only the entries of a list in which it found nothing wrong
         within = detail["type"] == "too_short" and any(each[:-1][: len(place)] == place for each in places)
         if spot.matches and not within:
@@ -79,6 +79,14 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         detail = error.errors(include_url=False)[0]
         found.append(_explain(detail, _walk(detail["loc"], model, data), model, data))
     return found
+
+
+def _as_written(spot: _Spot, data: Any) -> _Spot:
+    """Return a spot without the keys below a single value, which stands for a mapping or a list: ``prompt: 0``."""
+    path = spot.path
+    while path and isinstance(_value(data, path[:-1]), (str, int, float)):
+        path = path[:-1]
+    return replace(spot, path=path)
 
 
 def value_problem(error: ValidationError) -> str:

@@ -326,7 +326,9 @@ class Rollout(Strict):
         if self.gate is not None and len(self.stages) == 1:
             yield located("gate", "a gate stands between two stages", hint="such as stages: [5%, 100%]")
         if self.gate is not None and self.spread:
-            yield located("gate", "a gate judges all adapters of a rollout together", got=f"spread {self.spread:g} s")
+            hint = "remove spread, or write a rollout for each batch of adapters"
+            got = f"spread {self.spread:g} s"
+            yield located("gate", "a gate judges all adapters of a rollout together", got=got, hint=hint)
 
     @property
     def takes_all(self) -> bool:
