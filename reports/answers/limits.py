@@ -7,7 +7,7 @@ in ``reports.text.limit_text``.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -165,13 +165,14 @@ def largest_stage(point: Point) -> tuple[str, float] | None:
     return name, point.breakdown[name] / total
 
 
-def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
+def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
-    back only its own tenant: where others miss their SLO, it comes last.
+    back only its own tenant: where others miss their SLO, it comes last. No queue makes gaps between tokens longer.
 
-    :param missed: terms of its SLO that it misses. Of those about tails, few requests decide.
+    :param missed: terms of its SLO that it misses, the one that decides first. Of those about tails, few requests
+        decide.
     """
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
@@ -181,15 +182,19 @@ def limits(point: Point, missed: Collection[str] = ()) -> list[Limit]:
     used, whose = busy_buckets(point), {split_term(term)[0] for term in missed}
     aside = [each for each in used if each.bucket and whose and whose.isdisjoint(("", each.bucket.tenant))]
     own = [each for each in used if each not in aside]
-    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader)
+    tails = [term for term in missed if is_tail(term)]
+    gaps = bool(missed) and is_gap(missed[0])
+    steps = _of_tails(point, [term for term in tails if is_gap(term)]) if gaps else None
+    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader, steps)
     short = _blocked(point, BLOCKED)
-    found = [*(limit for limit in first if limit is not None), *short]
+    found = [limit for limit in first if limit is not None]
+    if gaps and not found and not is_overloaded(point):
+        found.append(Limit("none", Evidence.NOTHING))
+    found += short
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    queued = [term for term in missed if not is_gap(term)]  # gaps are long where steps are
-    if queued and (not found or found[0] is compute) and is_uneven(point):
+    if missed and not gaps and (not found or found[0] is compute) and is_uneven(point):
         found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
-    tails = [term for term in missed if is_tail(term)]
     return (found or [_of_tails(point, tails) or Limit("none", Evidence.NOTHING)]) + aside
 
 

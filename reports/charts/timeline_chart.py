@@ -36,6 +36,8 @@ _EACH = 104
 _ROWS = 60
 _APART = 0.03
 """Events closer than this share of the axis get one label."""
+_CHARACTER = 0.022
+"""Share of the axis that a character of a label takes."""
 _MOST_NAMED = 4
 _TITLED, _LETTER, _GAP = 22.0, 7.2, 4
 """How far the title of a strip reaches over it, the width of a letter and the room after a label, in chart units."""
@@ -204,9 +206,10 @@ def time_axis(ax: Axes, start: float, end: float, *, last: bool, day_s: int | No
 def event_marks(events: Sequence[dict[str, Any]], start: float, end: float) -> list[tuple[float, str]]:
     """Return where lines stand and their labels: the numbers of the events, one label for those close together."""
     marks: list[tuple[float, list[int]]] = []
+    widest = _CHARACTER * len(f"{len(events)}–{len(events)}") if len(events) > 9 else 0.0  # most labels are ranges then
     for place_, event in enumerate(events, 1):
         at = min(max(event["t_s"], start), end)
-        if marks and at - marks[-1][0] < _APART * (end - start):
+        if marks and at - marks[-1][0] < max(_APART, widest) * (end - start):
             marks[-1][1].append(place_)
         else:
             marks.append((at, [place_]))

@@ -28,6 +28,7 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "device": ("device", str),
     "adapters": ("adapters", _count),
     "adapter_bytes": ("adapter size", size_words),
+    "role": ("role", str),
     "requests": ("requests", _count),
     "request_share": ("of all", percent),
     "completed": ("completed", _count),
@@ -38,7 +39,7 @@ _FACTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 _OF_GROUPS = ("adapters", "adapter_bytes", "requests", "miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
 _OF_REPLICAS = ("requests", "completed", "miss_ratio", "loads", "gpu_utilization", "e2e_p99_s")
 _OF_POOLS = (
-    *("replicas", "gpus", "device", "requests", "request_share"),
+    *("role", "replicas", "gpus", "device", "requests", "request_share"),
     *("miss_ratio", "gpu_utilization", "ttft_mean_s", "ttft_p99_s", "e2e_p99_s"),
 )
 _OF_TIMES = ("requests", "request_share", "slo_attainment", "miss_ratio", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
@@ -84,6 +85,8 @@ def _cell(name: str, one: SliceResult, bounds: bool) -> str:
 def pools_table(point: Point, where: str, *, bounds: bool = False) -> Table | None:
     """Return one row a pool, in a fleet of several."""
     pools, note = point.pools, "All replications, measured requests."
+    if any("role" in pool.facts for pool in pools):
+        note += " A request, and all that it waits for, is counted in the pool that answers it."
     lead = [("pool", [pool.name for pool in pools])]
     return slice_table(f"Pools{where}", lead, pools, _OF_POOLS, note, bounds=bounds) if pools else None
 

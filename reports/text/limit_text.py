@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 from reports.answers.limits import (
     BATCH_SLOTS,
@@ -111,7 +111,7 @@ def limit_words(limit: Limit, none: str = "none: few requests wait long") -> str
     return {"none": none, "slots": "adapter slots"}.get(limit.name, limit.name)
 
 
-def limit_line(point: Point, missed: Collection[str] = (), where: str = "", *, searched: bool = True) -> str:
+def limit_line(point: Point, missed: Sequence[str] = (), where: str = "", *, searched: bool = True) -> str:
     """Return what limits a point, and why, in one sentence.
 
     :param missed: as of ``limits``.
@@ -161,10 +161,19 @@ def remedy_words(limit: Limit, point: Point) -> str:
     if limit.evidence is Evidence.LONG_STEPS and point.setup is not None and point.setup.engine.startswith("vllm"):
         # With prompts in steps of their own, more and shorter ones only come before the next decode step.
         said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
+    if limit.name == "compute" and (short := _short_pools(point)):
+        return f"add replicas to {' or '.join(f'fleet.pools.{name}' for name in short)}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
     return without_keys_of_pools(said, point)
+
+
+def _short_pools(point: Point) -> list[str]:
+    """Return the pools of the role that requests wait for longest, where prefill and decode are apart."""
+    waits_s = {name: point.breakdown.get(name, 0.0) for name in ("queue_s", "hand_over_s", "decode_queue_s")}
+    role = "prefill" if waits_s["queue_s"] >= waits_s["hand_over_s"] + waits_s["decode_queue_s"] else "decode"
+    return [pool.name for pool in point.pools if pool.facts.get("role") == role]
 
 
 def without_keys_of_pools(said: str, point: Point) -> str:

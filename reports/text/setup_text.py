@@ -77,6 +77,29 @@ def memory_of(setup: Setup) -> list[tuple[str, MemoryUse]]:
     return [(each.pool, each.memory) for each in setup.pools or (setup,) if each.memory is not None]
 
 
+def memory_change(one: Setup | None, other: Setup | None) -> str:
+    """Return what a replica of each pool keeps in memory of one fleet and of another, where that differs.
+
+    Empty for fleets of other pools.
+    """
+    sides = [[] if each is None else memory_of(each) for each in (one, other)]
+    if [pool for pool, _ in sides[0]] != [pool for pool, _ in sides[1]]:
+        return ""
+    said = []
+    for (pool, a), (_, b) in zip(*sides, strict=True):
+        parts = {
+            "weights": (a.weights, b.weights),
+            "adapters": (a.adapters, b.adapters),
+            "KV cache": (a.kv, b.kv),
+            "host memory": (a.host + a.host_kv, b.host + b.host_kv),
+        }
+        sizes = {name: [human_bytes(size) for size in pair] for name, pair in parts.items()}
+        changed = [f"{name} {' → '.join(pair)}" for name, pair in sizes.items() if len(set(pair)) > 1]
+        if changed:
+            said.append(f"Memory of each replica{f' of {pool}' if pool else ''}: {', '.join(changed)}.")
+    return " ".join(said)
+
+
 def _memory_words(use: MemoryUse, brief: bool) -> str:
     held = [f"weights {human_bytes(use.weights)}"]
     if use.slots:

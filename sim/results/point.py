@@ -201,7 +201,8 @@ class Point:
         them has, and how many ``fleet.max_model_len`` or the KV cache allows; ``{}`` where every one was served.
     :ivar usage: what costs follow from (``sim.results.fleet_costs``).
     :ivar pools: where there are several. Facts: ``{"replicas", "gpus", "device", "completed", "loads",
-        "gpu_utilization", "requests", "request_share"}``, and with a price ``"usd_per_month"``: what its GPUs cost.
+        "gpu_utilization", "requests", "request_share"}``, ``"role"`` with prefill and decode apart, where requests are
+        those that it answers, and with a price ``"usd_per_month"``: what its GPUs cost.
     :ivar times: what requests got by when they came in the cycle that the rate repeats; [] where it repeats none.
         Facts: ``{"requests", "request_share"}``.
     :ivar tenants: what each tenant got, in the order of the scenario; [] without tenants.

@@ -81,6 +81,7 @@ class PoolFacts:
     :ivar first: index of its first replica.
     :ivar gpus: of all its replicas; ``device``: which GPU.
     :ivar loaders: of one replica; ``blocking``: loads happen inside its steps.
+    :ivar role: ``prefill`` or ``decode``; empty for a pool that does both.
     """
 
     name: str
@@ -90,6 +91,7 @@ class PoolFacts:
     device: str
     loaders: int
     blocking: bool
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)

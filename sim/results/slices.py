@@ -108,6 +108,7 @@ def pool_results(m: Measured) -> list[SliceResult]:
     for pool in m.facts.pools:
         replicas = range(pool.first, pool.first + pool.replicas)
         facts = {"replicas": pool.replicas, "gpus": pool.gpus, "device": pool.device, **_use(m, replicas)}
+        facts |= {"role": pool.role} if pool.role else {}
         found.append(_result(measured_of("pool"), Slice(pool.name, replicas=replicas), m, facts))
     return found
 

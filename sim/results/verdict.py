@@ -134,8 +134,13 @@ def strain(point: Point, name: str, target: float) -> float:
 
 
 def strained(point: Point, terms: Mapping[str, float]) -> list[str]:
-    """Return the terms that a point's values miss, certainly or not; ``terms``: those of tenants included."""
-    return [name for name, target in terms.items() if strain(point, name, target) > 1]
+    """Return the terms that a point's values miss, those certainly missed first, and of these the one missed most.
+
+    :param terms: those of tenants included.
+    """
+    strains = {name: strain(point, name, target) for name, target in terms.items()}
+    missed = [name for name in strains if strains[name] > 1]
+    return sorted(missed, key=lambda name: (term_verdict(point, name, terms[name]) != NOT_MET, -strains[name]))
 
 
 def most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:

@@ -403,6 +403,7 @@ def _pool_facts(pool: ReplicaPool) -> PoolFacts:
         device="" if pool.profile is None else pool.profile.device,
         loaders=_loaders(pool.scenario),
         blocking=pool.scenario.storage.mode == "blocking",
+        role="" if pool.role == "both" else pool.role,
     )
 
 

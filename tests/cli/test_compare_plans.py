@@ -73,10 +73,10 @@ def test_numbers_are_those_of_the_plans(loraplan: CommandLine, plans: Path, tmp_
     assert f"{slots[0]} → {slots[1]} GPU slots with 4 changes of the scenario: +$1,460 a month.\n" in out
     assert "  Scenario     100 → 120 adapters, adapter rank 16 → 32, 1 → 2 replicas, " in out
     bill = "$1,460 → $2,920 a month (+$1,460)."
-    assert f"  Bill         {bill}\n" in out
+    assert f"  Bill         {bill} Memory of each replica: adapters " in out
     assert data["headline"] == out.splitlines()[0] == compare(plans / "today", plans / "next").answer
     page = (tmp_path / "runs/compare-today-next/report.html").read_text(encoding="utf-8")
-    assert all(text in page for text in (f">{data['headline']}<", f"<dt>Bill</dt><dd>{bill}</dd>"))
+    assert all(text in page for text in (f">{data['headline']}<", f"<dt>Bill</dt><dd>{bill} Memory"))
 
 
 @pytest.mark.parametrize(

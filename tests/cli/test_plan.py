@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +17,7 @@ from loraplan import plan
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
+from sim.results.run_directory.study_records import FleetRecord
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
 from sim.studies.backends.pool import Local
@@ -364,13 +366,17 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
         tried.append(design.name)
         return ("steps",) if design.name == "short" else ()
 
+    prices = {"hopeless": None, "short": 5.0, "open": 5.0, "answer": 5.0}
     monkeypatch.setattr(study, "_levers", levers)
+    monkeypatch.setattr(study, "_price", lambda design: prices[design.name])
     assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
     chances |= {"short": 0.49, "open": 0.5}
     assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
+    prices["short"] = 5.1
+    assert study._falls_short(found, [], evaluator) == (None, ()), "it costs more than the answer"
     found.doubtful = [designs["open"]]
     assert study._falls_short(found, [], evaluator) == (None, ())
-    assert tried == ["short", "short", "hopeless"]
+    assert tried == ["short", "short", "hopeless", "hopeless"]
 
 
 @pytest.mark.parametrize(
@@ -405,6 +411,12 @@ def test_a_lever_is_named_only_if_it_was_measured_and_may_meet_the_slo(loraplan:
     assert "without success: router hash." in said("not met", 0.1, 0.3), "such as one that refuses too many"
     assert "without success: router hash." in said("unclear", 0.1, 0.39)
     assert "short as these don't show" in said("unclear", None, None)
+    assert "To plan with it, add --set router.policy=hash." in said("met", 0.1, 0.3)
+    read = PlanReading(data)
+    assert read.short is not None
+    read.record = replace(read.record, fleets=[FleetRecord("cheap", 1.0)])
+    instead = findings._makes_enough(read, read.short, data.levers)
+    assert instead.endswith("To plan with it, put router.policy: hash into the set of that fleet (plan.fleets).")
 
 
 def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -367,6 +368,9 @@ def test_composition_counts_no_request_twice() -> None:
 def test_events_close_together_share_a_label() -> None:
     events = [{"t_s": t} for t in (-5.0, 50.0, 51.0, 52.0, 90.0, 400.0)]
     assert event_marks(events, 0.0, 100.0) == [(0.0, "1"), (50.0, "2–4"), (90.0, "5"), (100.0, "6")]
+    many = event_marks([{"t_s": 4.0 * place} for place in range(25)], 0.0, 100.0)
+    assert all(there - here > 0.1 for (here, _), (there, _) in itertools.pairwise(many)), "labels take room"
+    assert many[0] == (0.0, "1–3")
 
 
 def test_ticks_of_a_run_with_a_start_are_round_times_of_day() -> None:

@@ -112,7 +112,7 @@ def test_the_answer_is_one_sentence() -> None:
         "Yes, B is better than A at all 2 points: p99 TTFT, p99 E2E; nowhere clearly in miss ratio."
     )
     assert headline(ALL["open"]).startswith(
-        "It is unclear whether B is better than A: it is clearly better in miss ratio 80 % → 70 % (−10 pp), but may "
+        "It is unclear which is better: B is clearly better in miss ratio 80 % → 70 % (−10 pp), but may "
         "be much worse in p99 TTFT 288 ms → 240 ms (−48 ms, 95 %: −566 to +470 ms)"
     )
     assert ALL["open"].word == "open"

@@ -431,6 +431,18 @@ def test_every_missed_term_is_named_and_whether_costs_alone_leave_it_open() -> N
     )
 
 
+def test_a_sweep_without_a_value_that_meets_the_slo_is_about_one_that_may() -> None:
+    terms = {"e2e_p99_s": 1.0, "miss_ratio": 0.9}
+    wide = Metric(1.5, 0.5, 2.5, "s", state=State(Cause.WIDE))
+    points = slots_sweep({8: 9.0, 16: 1.2, 32: 1.5})
+    quiet = replace(points[2], capacity=Capacity(), breakdown={"decode_s": 1.0})
+    points[2] = replace(quiet, metrics={**quiet.metrics, "e2e_p99_s": wide})
+    assert sweep_focus(points, terms) is points[2], "though it is farther from its target than one that fails"
+    assert "at 16 GPU slots" in sweep_answer(points, terms).first_limit, "nothing shows at 32"
+    points[2] = replace(points[2], capacity=Capacity(slots=SlotUse(blocked_share=0.4)))
+    assert sweep_answer(points, terms).first_limit.startswith("Adapter slots, at 32 GPU slots: ")
+
+
 def test_a_sweep_is_about_what_its_slo_asks() -> None:
     """Traffic is nothing to set, the limit is that of the nearest value that fails, and routers are held to the SLO."""
     sweep = slots_sweep({8: 9.0, 16: 3.0, 32: 0.5})

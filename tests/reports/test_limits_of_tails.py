@@ -11,7 +11,8 @@ import samples
 from reports.answers.limits import limits
 from reports.text.limit_text import limit_line, limit_sentence, remedy_words
 from sim.results.model import Capacity, Impact, Setup, from_plain
-from sim.results.point import Metric, Point
+from sim.results.point import Metric, Point, SliceResult
+from sim.results.verdict import strained
 
 
 def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stages: float) -> Point:
@@ -85,6 +86,34 @@ def test_with_prompts_in_steps_of_their_own_smaller_steps_are_no_remedy() -> Non
 def test_a_queue_that_is_a_wait_for_loads_is_not_set_against_them() -> None:
     point = quiet({"queue_p99_s": 0.9}, {}, load_s=3.0)
     assert limit_line(point) == "None today: 60 % of the mean latency is loading adapters."
+
+
+def test_where_gaps_decide_the_answer_is_about_steps_whatever_waits_in_queues() -> None:
+    full = SLOTS | {"slots": {"blocked_share": 0.4, "slots": 8}}
+    long, even = {"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {"itl_p99_s": 0.05, "itl_mean_s": 0.03}
+    assert [each.name for each in limits(quiet(long, full), ["itl_p99_s", "ttft_p99_s"])] == ["compute", "slots"]
+    assert [each.name for each in limits(quiet(even, full), ["tpot_mean_s"])] == ["none", "slots"]
+    assert [each.name for each in limits(quiet(long, full), ["ttft_p99_s", "itl_p99_s"])] == ["slots"]
+    certain = {"ttft_p99_s": Metric(1.5, 0.5, 2.5, "s"), "itl_p99_s": Metric(0.12, 0.119, 0.121, "s")}
+    point = quiet({}, {})
+    point = replace(point, metrics=point.metrics | certain)
+    terms = {"ttft_p99_s": 1.0, "itl_p99_s": 0.1}
+    assert strained(point, terms) == ["itl_p99_s", "ttft_p99_s"], "one is certainly missed"
+    point.metrics["ttft_p99_s"] = Metric(9.0, 8.5, 9.5, "s")
+    assert strained(point, terms) == ["ttft_p99_s", "itl_p99_s"], "both are, one by more"
+
+
+@pytest.mark.parametrize(("queue_s", "short"), [(9.0, "prompts or more"), (0.1, "answers")])
+def test_with_prefill_and_decode_apart_the_pools_that_requests_wait_for_get_replicas(
+    queue_s: float, short: str
+) -> None:
+    stages = {"queue_s": queue_s, "hand_over_s": 0.2, "decode_queue_s": 3.0}
+    point = quiet({}, {"compute": {"utilization": 1.0, "offered_load": 1.3}}, **stages)
+    roles = {"prompts": "prefill", "answers": "decode", "more": "prefill"}
+    point = replace(point, pools=[SliceResult(name, {"role": role}, {}) for name, role in roles.items()])
+    (limit,) = limits(point, ["ttft_p99_s"])
+    pools = " or ".join(f"fleet.pools.{name}" for name in short.split(" or "))
+    assert remedy_words(limit, point) == f"add replicas to {pools}"
 
 
 def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None:

@@ -11,7 +11,7 @@ from reports.answers.limits import limits
 from reports.tables.slice_tables import memory_table
 from reports.text.headroom_text import first_limit
 from reports.text.limit_text import limit_sentence
-from reports.text.setup_text import bill
+from reports.text.setup_text import bill, memory_change
 from sim.results.model import BatchSlotUse, BucketUse, Capacity, GpuShare, LoaderUse, MemoryUse, Setup, SlotUse
 from sim.results.point import Metric, Point, Usage
 from sim.results.run_directory.headroom_record import ALWAYS, BUCKETS, FOUND, NEVER, Headroom
@@ -50,6 +50,18 @@ def costing(price: float | None, **metrics: float) -> Point:
 )
 def test_the_bill_counts_gpus_money_and_memory(point: Point, said: str) -> None:
     assert bill(point) == f"{said} {HELD}"
+
+
+def test_what_a_replica_keeps_is_compared_part_by_part() -> None:
+    larger = replace(SETUP, memory=replace(USE, adapters=24 * 10**9, kv=12 * 10**9))
+    said = "adapters 6.4 GB → 24 GB, KV cache 30 GB → 12 GB."
+    assert memory_change(SETUP, larger) == f"Memory of each replica: {said}"
+    assert memory_change(SETUP, SETUP) == ""
+    pools = [
+        replace(SETUP, pools=(replace(each, pool="big"), replace(SETUP, pool="small"))) for each in (SETUP, larger)
+    ]
+    assert memory_change(*pools) == f"Memory of each replica of big: {said}"
+    assert memory_change(pools[0], SETUP) == memory_change(None, SETUP) == "", "there is nothing to set beside it"
 
 
 def test_the_table_of_memory_adds_up_over_pools() -> None:

@@ -174,7 +174,7 @@ def points_csv(points: Sequence[Point]) -> str:
         for name, metric in point.metrics.items():
             yield [cells[name]], metric, [cells[metric.unit]]
         for pool in point.pools:
-            exact = {name: Metric(value) for name, value in pool.facts.items() if name != "device"}
+            exact = {name: Metric(value) for name, value in pool.facts.items() if not isinstance(value, str)}
             for name, metric in {**exact, **pool.metrics}.items():
                 if metric.value is not None:
                     yield [text_cell(f"pools.{pool.name}.{name}")], metric, [_POOL_UNITS.get(name) or UNITS[name]]

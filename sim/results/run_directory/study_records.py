@@ -15,7 +15,8 @@ from sim.results.model import MetricChange
 class EvaluationRecord:
     """One design that a search evaluated.
 
-    :ivar word: the verdict; ``score``: the worst term, value over target; None where it is infinite.
+    :ivar word: the verdict; ``term``: the one that decides it; ``score``: its value over its target; None where that is
+        infinite.
     :ivar unserved: share of the requests that were refused or failed, where that makes its term the worst.
     :ivar probability: how likely it meets the SLO; ``requests``: simulated in each replication.
     """

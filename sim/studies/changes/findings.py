@@ -34,6 +34,8 @@ _TELLS = 0.01
 """
 _FEWEST, _MOST = 5, 100
 """Replications from which an interval is not mainly that of a small sample, and the most that are worth a hint."""
+_TWICE = 1.1
+"""Kinds of impact together over the requests affected, from which some requests are of several kinds."""
 _NOTICED_S = 0.25
 """From how long on a standstill is worth a sentence."""
 _WORDS = {
@@ -210,6 +212,8 @@ def impact_clause(point: Point) -> str:
             return f"{impact_of(point).replications} replications are too few to tell what {cause} did: {counted}"
         return f"{cause} had no clear impact: {counted}"
     parts, still = composition(point), _standstill(point)
+    if sum(count for _, count in impact_parts(point)) > _TWICE * (metric.value or 0.0):
+        parts += ", and some are counted twice"
     stops = f"; replicas stand still for {human_seconds(still)}" if still else ""
     return f"{cause} affected {with_bounds(metric)} of {total}{f': {parts}' if parts else ''}{stops}"
 

@@ -9,7 +9,7 @@ from typing import Any
 from reports.axes import label_of
 from reports.formatting import listed, metric_words, money, number
 from reports.text.metric_text import capital, change_cell, change_words, short_change, values_of
-from reports.text.setup_text import fleet_words
+from reports.text.setup_text import fleet_words, memory_change
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
@@ -152,9 +152,9 @@ def _better(comparison: Comparison) -> str:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
         change = change_phrase(comparison)
-        which = f"anything improves with {change}" if change else "B is better than A"
+        which = f"with {change}, it" if change else "B"
         return (
-            f"It is unclear whether {which}: it is {side} in {_values(pair, clear, short=True)}, but may be "
+            f"It is unclear which is better: {which} is {side} in {_values(pair, clear, short=True)}, but may be "
             f"much {than} in {_values(pair, doubts)}."
         )
     if word == MIXED:
@@ -271,10 +271,11 @@ def short(comparison: Comparison) -> list[tuple[str, str]]:
     more = f"; {len(changes) - _LISTED} more in the report" if len(changes) > _LISTED else ""
     answers = [run_answer(run) for run in (comparison.one, comparison.other)]
     points = [sweep_focus(run.points, comparison.terms) for run in (comparison.one, comparison.other)]
+    fleets, setups = [fleet_words(point) for point in points], [point.setup for point in points]
     said = [
         ("Changed", f"{'; '.join(changes[:_LISTED])}{more}." if changes else "Nothing: the scenarios are the same."),
         ("First limit", of_both([found.first_limit for found in answers])),
-        ("Bill", " ".join(filter(None, (of_both([fleet_words(point) for point in points]), _saved(*points))))),
+        ("Bill", " ".join(filter(None, (of_both(fleets), _saved(*points), memory_change(*setups))))),
         ("Trust", traffic_sentence(comparison)),
     ]
     return [line for line in said if line[1]]

@@ -11,6 +11,7 @@ from reports.formatting import key_words, listed, money, percent
 from reports.text.headroom_text import failing_limit, first_limit
 from reports.text.limit_text import limit_line
 from reports.text.metric_text import capital, signed, term_sentence
+from reports.text.setup_text import memory_change
 from sim.errors import InputError
 from sim.results.run_directory.headroom_record import ALWAYS
 from sim.results.run_directory.store import RunData
@@ -161,12 +162,14 @@ def lines(diff: PlanDiff) -> list[tuple[str, str]]:
         if probable is not None and read.feasible and probable.set != read.chosen.set:
             chance = percent(round(probable.probability, 2))
             less.append(f"{read.phrase(probable.set)} would probably do in {side.letter} ({chance})")
+    bill = [] if diff.cost is None else [f"{months} a month ({signed(_COST, diff.cost, 'USD')}){designs}."]
+    bill.append(memory_change(*(side.read.chosen.setup for side in diff.sides)))
     found = [
         ("Scenario", (", ".join(changes[:_LISTED]) or "the same") + more),
         ("Not planned", ", ".join(_not_planned(diff))),
         ("Deciding", " → ".join(dict.fromkeys(deciding))),
         ("First limit", of_both(limits)),
-        ("Bill", "" if diff.cost is None else f"{months} a month ({signed(_COST, diff.cost, 'USD')}){designs}"),
+        ("Bill", " ".join(filter(None, bill))),
         ("Not certain", "; ".join(less)),
     ]
     return [(label, f"{text.rstrip('.')}.") for label, text in found if text]

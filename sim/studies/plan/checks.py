@@ -146,8 +146,8 @@ def _check_length(loaded: LoadedScenario, plan: Plan) -> None:
 def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: Variable) -> None:
     """Refuse a key whose values make no difference, or that another key fixes to the value it has.
 
-    :raises ScenarioError: for a price, and where no value is possible but that of the scenario, all others for the same
-        reason.
+    :raises ScenarioError: for a price, where no value is possible but that of the scenario, all others for the same
+        reason, and where a fault needs more replicas than some design has: that would rule it out by its number.
     """
     others = {other.key: other.values[0] for other in axes if other is not axis}
     fixed = {**(plan.fleets[0].set if plan.fleets else {}), **others}
@@ -159,6 +159,9 @@ def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: 
             possible.append(loaded.with_values(values))
         except InputError as error:
             refused.append(_asked_for(error, plan, "plan.values" if plan.values is not None else "plan.range", values))
+            if refused[-1].problem.startswith("faults."):
+                refused[-1].hint = f"name replicas that every design has, which goes down to {axis.key} {value}"
+                raise refused[-1] from None
         if len(possible) == 2:
             break
     if len(possible) == 2 and scenario_hash(possible[0].data) == scenario_hash(possible[1].data):

@@ -33,6 +33,7 @@ from sim.results.verdict import (
     lacks_answers,
     planning_probability,
     strain,
+    term_probability,
     unserved,
     verdict,
     verdict_word,
@@ -200,13 +201,15 @@ class DesignEvaluator:
     def _note(self, design: PlanDesign, judgement: Judgement) -> None:
         point = design.point
         assert point is not None, "it was simulated"
-        term = max(self.terms, key=lambda name: strain(point, name, self.terms[name]))
+        chances = {name: term_probability(point, name, target) for name, target in self.terms.items()}
+        strains = {name: strain(point, name, target) for name, target in self.terms.items()}
+        term = min(chances, key=lambda name: (chances[name], -strains[name]))
         lost, total = unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
             int(point.cost["replications"]),
             judgement.word,
-            judgement.score,
+            strains[term],
             term,
             value_of(point, term),
             lost / total if lacks_answers(point, term, self.terms[term]) else None,

@@ -240,11 +240,14 @@ def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) ->
     if not enough:
         return f"Tried with {few}, without success: {listed([*tried])}."
     best = min(enough, key=lambda label: known[label].other or 0.0)
-    options = " ".join(f"--set {k}={'null' if v is None else v}" for k, v in tried[best].set.items())
+    options = "add " + " ".join(f"--set {k}={'null' if v is None else v}" for k, v in tried[best].set.items())
+    if read.record.fleets:  # whose own set comes after --set
+        values = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in tried[best].set.items())
+        options = f"put {values} into the set of that fleet (plan.fleets)"
     return (
         f"With {best}, {few} {'would probably' if tried[best].verdict == MET else 'may'} do: {metric_words(name)} "
         f"{show(name, known[best].other)} in place of {show(name, known[best].one)}, in two short runs. "
-        f"To plan with it, add {options}."
+        f"To plan with it, {options}."
     )
 
 

@@ -121,7 +121,7 @@ def search_table(read: PlanReading) -> Table | None:
     if share < 1:
         note += f", {percent(share)} of what one run of each of the {record.candidates:,} candidates would take"
     note += "."
-    head = ["evaluation", "design", "worst term", "value", "of its target", "verdict", "p", "requests"]
+    head = ["evaluation", "design", "deciding term", "value", "of its target", "verdict", "p", "requests"]
     return Table("How the search went", head, rows, note, words=(1, 2, 5))
 
 

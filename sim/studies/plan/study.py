@@ -151,9 +151,15 @@ def _falls_short(
     likely_short = [each for each in found.doubtful if evaluator.grade(each).probability < 0.5]
     tried = [next(misses, None)] if found.answer is None else [*likely_short, found.other_edge, found.edge]
     for design in tried:
-        if design is not None and (levers := _levers(design)):
+        if design is not None and not _is_dearer(design, found.answer) and (levers := _levers(design)):
             return design, levers
     return None, ()
+
+
+def _is_dearer(design: PlanDesign, answer: PlanDesign | None) -> bool:
+    """Return whether a design costs more than the answer: of several fleets, the edge may be one of a dear fleet."""
+    price, least = _price(design), None if answer is None else _price(answer)
+    return price is not None and least is not None and price > least
 
 
 def _levers(design: PlanDesign) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
 from sim.results.slo_terms import with_tenants
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, most_strained, verdict
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, most_strained, strained, verdict
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank, may_be_cold
@@ -119,14 +119,17 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     That is the edge of the SLO: of several keys the least that serves the most demand, and of what costs nothing the
     fastest value. Of rollouts and faults it is the design with the least impact, of policies, engines or GPUs the
     fastest, and else the slowest point that meets the SLO. Where no point meets it, that is the one least far from its
-    targets. An engine that is no product is chosen only where no other was tried.
+    targets, of those that may meet it if there are any. An engine that is no product is chosen only where no other was
+    tried.
     """
     points = [point for point in points if point.set.get("fleet.engine") not in _NO_PRODUCTS] or points
     axes = make_axes(points)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
-    if not any(verdict(point, slo_terms) in (MET, NO_SLO) for point in points):
-        return min(points, key=lambda point: most_strained(point, slo_terms))
+    words = [verdict(point, slo_terms) for point in points]
+    if MET not in words and NO_SLO not in words:
+        unclear = [point for point, word in zip(points, words, strict=True) if word == UNCLEAR]
+        return min(unclear or points, key=lambda point: most_strained(point, slo_terms))
     if axes and not any(axis.numeric for axis in axes):
         return fastest_point(points, slo_terms)
     good = [point for point in points if verdict(point, slo_terms) == MET]
@@ -259,14 +262,11 @@ def sweep_answer(
     )
     focus = sweep_focus(points, slo_terms)
     trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
-    missing = [point for point in points if verdict(point, slo_terms) in (NOT_MET, UNCLEAR)]
     cold = cold and may_be_cold(focus, slo_terms) and not is_changed(points)
     cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
-    # What the nearest design lacks that fails is what limits the one to choose; without any, what limits the slowest.
-    failing = [point for point in missing if verdict(point, slo_terms) == NOT_MET]
-    nearest = min(failing, key=lambda p: most_strained(p, slo_terms), default=None)
-    worst = nearest or slowest_point(missing or points, name)
-    binding, *_ = limits(worst)
+    worst = _limited(focus, points, slo_terms, name)
+    over = strained(worst, with_tenants(slo_terms, worst))
+    binding, *_ = limits(worst, over)
     return Answer(
         headline,
         details,
@@ -276,16 +276,35 @@ def sweep_answer(
         "",
         replace(trust, choice=_at(point_words(focus, axes), trust.choice)),
         " ".join(filter(None, (COLD_FIRST if cold else "", _setting(focus, points, axes, slo_terms)))),
-        _limit(worst, axes, slo_terms),
+        _limit(worst, over, axes, slo_terms),
         bill(focus),
     )
 
 
-def _limit(worst: Point, axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
-    """Return what limits the point where the SLO fails; where nothing does, the term that it misses there."""
+def _limited(focus: Point, points: Sequence[Point], slo_terms: Mapping[str, float], name: str) -> Point:
+    """Return the point whose limit is named: of a focus that meets the SLO, the nearest that fails; else the slowest.
+
+    One that doesn't certainly meet the SLO has a limit of its own, unless nothing shows.
+    """
+    words = [(point, verdict(point, slo_terms)) for point in points]
+    missing = [point for point, word in words if word in (NOT_MET, UNCLEAR)]
+    if focus in missing:
+        binding, *_ = limits(focus, strained(focus, with_tenants(slo_terms, focus)))
+        if binding.evidence is not Evidence.NOTHING:
+            return focus
+    failing = [point for point, word in words if word == NOT_MET]
+    nearest = min(failing, key=lambda p: most_strained(p, slo_terms), default=None)
+    return nearest or slowest_point(missing or points, name)
+
+
+def _limit(worst: Point, over: Sequence[str], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
+    """Return what limits the point where the SLO fails; where nothing does, the term that it misses there.
+
+    :param over: the terms that it misses.
+    """
     found, at = verdict(worst, slo_terms), f", at {point_words(worst, axes)}"
-    if limits(worst)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
-        return limit_line(worst, where=at)
+    if limits(worst, over)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
+        return limit_line(worst, over, where=at)
     term = deciding_term(worst, slo_terms, found)
     said = term_sentence(worst, term, with_tenants(slo_terms, worst)[term], bounds=False)
     return f"{capital(point_words(worst, axes))}: {said}."
