@@ -203,7 +203,7 @@ class DesignEvaluator:
         assert point is not None, "it was simulated"
         chances = {name: term_probability(point, name, target) for name, target in self.terms.items()}
         strains = {name: strain(point, name, target) for name, target in self.terms.items()}
-        term = min(chances, key=lambda name: (chances[name], -strains[name]))
+        term = min(chances, key=lambda name: (round(chances[name], 2), -strains[name]))
         lost, total = unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
