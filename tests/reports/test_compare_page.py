@@ -357,6 +357,10 @@ def test_lists_and_sections_are_one_change() -> None:
     drafting = {"fleet": {"speculation": {"tokens": 3, "acceptance": ["70%", "60%", "50%"]}}}
     assert phrase({"fleet": {"speculation": None}}, drafting) == "speculation instead of none"
     assert phrase({"slo": {"e2e_p99": "2 s"}}, {"slo": {"e2e_p99": "1 s"}}) == ""
+    replayed = {"workload": {"trace": {"file": "log.csv"}}}
+    fitted = {"workload": {"trace": None, "tokens": {"prompt": {"law": "empirical"}}}}
+    both = compare_runs(*(run(samples.make_point(), scenario=each) for each in (replayed, fitted)))
+    assert dict(short(both))["Changed"] == "a recorded trace → drawn requests."
     laws = [{"law": "lognormal", "mean": 120, "p99": 400}, {"law": "fixed", "value": 300}]
     drawn, fixed = ({"workload": {"tokens": {"output": law}}} for law in laws)
     assert phrase(drawn, fixed).endswith("lognormal and workload.tokens.output.value 300 instead of no value")

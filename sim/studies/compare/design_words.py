@@ -25,7 +25,12 @@ _ENTRY_WORDS = {
 """What an entry of a list is called, and several."""
 _LAWS = ("law", "process")
 """Last words of keys on which the other keys of their section depend."""
-_SECTION_WORDS = {"fleet.autoscale": "an autoscaler", "router.controller": "a placement controller"}
+_TRACE = "workload.trace"
+_SECTION_WORDS = {
+    "fleet.autoscale": "an autoscaler",
+    "router.controller": "a placement controller",
+    _TRACE: "a recorded trace",
+}
 """What an optional section sets up, where that has an article."""
 
 
@@ -64,15 +69,26 @@ def _design_changes(comparison: Comparison) -> list[_Change]:
     """Return what differs in the design: an engine alone, as it changes further keys; nothing that is swept."""
     rows = [
         row
-        for row in comparison.changed
+        for row in telling(comparison)
         if not row[0].startswith("run.")
         and not _SLO_KEY.match(row[0])
         and not any(value.startswith("swept: ") for value in row[1:])
     ]
-    # What A's law of lengths or arrivals had and B's has not goes without saying.
+    return changes_of(comparison, [row for row in rows if row[0] == "fleet.engine"] or rows)
+
+
+def telling(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Return the rows of differing keys without those that go without saying.
+
+    These are what A's law of lengths or arrivals had and B's has not, and where one side replays a trace, how the other
+    draws its requests.
+    """
+    rows = [*comparison.changed]
     laws = tuple(f"{section}." for key, *_ in rows for section, _, last in [key.rpartition(".")] if last in _LAWS)
     rows = [row for row in rows if not (row[2] in (UNSET, ABSENT) and row[0].startswith(laws))]
-    return changes_of(comparison, [row for row in rows if row[0] == "fleet.engine"] or rows)
+    if _TRACE in comparison.parts.sections:
+        rows = [row for row in rows if not row[0].startswith("workload.") or row[0].startswith(_TRACE)]
+    return rows
 
 
 def changes_of(comparison: Comparison, rows: Sequence[tuple[str, str, str]]) -> list[_Change]:
@@ -128,7 +144,7 @@ def _part_change(comparison: Comparison, part: str) -> _Change:
     """Return the change of a list's length, or of a section that one of both lacks."""
     if part in comparison.parts.sections:
         other = _SECTION_WORDS.get(part, key_words(by_name(comparison, part)))
-        one = f"no {other.removeprefix('an ').removeprefix('a ')}"
+        one = "drawn requests" if part == _TRACE else f"no {other.removeprefix('an ').removeprefix('a ')}"
         if comparison.parts.sections[part]:
             return _Change(one, other, f"{other} instead of none", f"{one} → {other}")
         return _Change(other, one, one, f"{other} → {one}")

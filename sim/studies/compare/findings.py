@@ -14,7 +14,7 @@ from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, is_overloaded, verdict
-from sim.studies.compare.design_words import change_phrase, changes_of, side_names
+from sim.studies.compare.design_words import change_phrase, changes_of, side_names, telling
 from sim.studies.compare.study import (
     MIXED,
     OPEN,
@@ -267,7 +267,7 @@ def details(comparison: Comparison) -> list[str]:
 
 def short(comparison: Comparison) -> list[tuple[str, str]]:
     """Return what follows the headline in the short answer: label and sentences."""
-    changes = [change.arrow for change in changes_of(comparison, comparison.changed)]
+    changes = [change.arrow for change in changes_of(comparison, telling(comparison))]
     more = f"; {len(changes) - _LISTED} more in the report" if len(changes) > _LISTED else ""
     answers = [run_answer(run) for run in (comparison.one, comparison.other)]
     points = [sweep_focus(run.points, comparison.terms) for run in (comparison.one, comparison.other)]
