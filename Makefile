@@ -95,7 +95,7 @@ fuzz: $(VENV)/.installed-test ## 10,000 made-up scenarios, traces, profiles, ada
 lowest: ## the oldest versions that pyproject.toml allows: do unit tests and commands pass?
 	test -x $(LOWEST)/bin/uv || { $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/pip install --quiet uv; }
 	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet --resolution lowest-direct --editable .
-	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet pytest pytest-xdist pytest-timeout hypothesis jsonschema peft
+	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet pytest pytest-xdist pytest-timeout hypothesis jsonschema peft cloudpickle
 	$(LOWEST)/bin/python -P -m pytest -n auto -m "not slow and not waits and not nightly" tests/unit tests/cli \
 		-W ignore::DeprecationWarning -W ignore::FutureWarning \
 		--deselect tests/unit/test_sections.py::test_students_t_is_what_scipy_computes \

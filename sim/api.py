@@ -130,6 +130,8 @@ def sweep(
     axes: dict[str, list[Any]] = {}
     for key, swept in (over or {}).items():
         axes[key] = list(swept) if isinstance(swept, Iterable) and not isinstance(swept, str) else []
+        if key in (values or {}):
+            raise InputError("given in values, too", key=f"over: {key}", hint="leave out one of the two")
         if not axes[key]:
             raise InputError("no values to sweep", key=f"over: {key}", got=swept, hint=_OVER)
     if not axes and not loaded.scenario.sweep:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from sim.results.model import BucketUse, Impact, from_plain
-from sim.results.point import Point
+from sim.results.point import Point, SliceResult
 from sim.results.slo_terms import is_gap, is_tail, split_term, value_of
 from sim.results.verdict import is_overloaded, unserved
 
@@ -48,6 +48,8 @@ _OFTEN_LATE = 4.0
 """How many times as often requests are late, at least, that arrive while a replica starts."""
 _UNEVEN = 1.3
 """Requests of the busiest replica over the mean, from which a router is why requests are late."""
+_OF_REPLICAS = ("refusals", "failures", "swaps")
+"""Limits other than a loader that concern requests once they run, too."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
 """Why requests fail, by the name in ``Impact``."""
 
@@ -165,11 +167,15 @@ def largest_stage(point: Point) -> tuple[str, float] | None:
     return name, point.breakdown[name] / total
 
 
+_NOTHING = Limit("none", Evidence.NOTHING)
+
+
 def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
-    back only its own tenant: where others miss their SLO, it comes last. No queue makes gaps between tokens longer.
+    back only its own tenant: where the SLO of another decides, it comes last. No queue makes gaps between tokens
+    longer.
 
     :param missed: terms of its SLO that it misses, the one that decides first. Of those about tails, few requests
         decide.
@@ -179,23 +185,45 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     loader, compute = _loader(point), _compute(point)
     link = point.capacity.link
     copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
-    used, whose = busy_buckets(point), {split_term(term)[0] for term in missed}
-    aside = [each for each in used if each.bucket and whose and whose.isdisjoint(("", each.bucket.tenant))]
+    used, decides = busy_buckets(point), split_term(missed[0])[0] if missed else ""
+    aside = [each for each in used if each.bucket and decides and each.bucket.tenant != decides]
     own = [each for each in used if each not in aside]
-    tails = [term for term in missed if is_tail(term)]
-    gaps = bool(missed) and is_gap(missed[0])
-    steps = _of_tails(point, [term for term in tails if is_gap(term)]) if gaps else None
-    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader, steps)
+    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader)
     short = _blocked(point, BLOCKED)
-    found = [limit for limit in first if limit is not None]
-    if gaps and not found and not is_overloaded(point):
-        found.append(Limit("none", Evidence.NOTHING))
-    found += short
+    found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    if missed and not gaps and (not found or found[0] is compute) and is_uneven(point):
+    tails = [term for term in missed if is_tail(term)]
+    if missed and is_gap(missed[0]):
+        of_gaps = _of_gaps(point, found, [term for term in tails if is_gap(term)]) or [compute or _NOTHING]
+        return [*of_gaps, *(limit for limit in found if limit not in of_gaps), *aside]
+    if missed and (not found or found[0] is compute) and is_uneven(point):
         found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
-    return (found or [_of_tails(point, tails) or Limit("none", Evidence.NOTHING)]) + aside
+    return (found or [_of_tails(point, tails) or _NOTHING]) + aside
+
+
+def _of_gaps(point: Point, found: Sequence[Limit], tails: Sequence[str]) -> list[Limit]:
+    """Return what makes the gaps between tokens longer: what keeps a replica from its steps, and long steps."""
+    blocks = point.capacity.loader.blocks_steps
+    known = [limit for limit in found if limit.name in _OF_REPLICAS or (limit.name == "loader" and blocks)]
+    steps = _of_tails(point, tails)
+    return [*known, *([] if steps is None else [steps])]
+
+
+def pools_of(role: str, point: Point) -> list[SliceResult]:
+    """Return the pools of a role, ``prefill`` or ``decode``; [] where no pool has one."""
+    return [pool for pool in point.pools if pool.facts.get("role") == role]
+
+
+def short_role(point: Point) -> str:
+    """Return whose pools are short where compute limits prefill and decode apart.
+
+    Those of prefill are if they are busy and requests wait longest for them: idle ones may hold blocks that wait for
+    decode.
+    """
+    busy = any((pool.facts["gpu_utilization"] or 0.0) >= BUSY_COMPUTE for pool in pools_of("prefill", point))
+    queue_s, *after = (point.breakdown.get(name, 0.0) for name in ("queue_s", "hand_over_s", "decode_queue_s"))
+    return "prefill" if busy and queue_s >= sum(after) else "decode"
 
 
 def is_uneven(point: Point) -> bool:
@@ -220,8 +248,8 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     if all(map(is_gap, terms)):
         if loader.blocks_steps and load_s > _LOAD_OF_GAP * shortest_s:
             return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
-        batches = point.capacity.seats is not None
-        long = batches and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s")
+        mixes = point.capacity.seats is not None and not pools_of("decode", point)  # prompts and answers in one step
+        long = mixes and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s")
         return Limit("compute", Evidence.LONG_STEPS) if long else None
     idle = (point.capacity.compute.utilization or 0.0) < BUSY_COMPUTE  # else queues may be for steps
     if short := _blocked(point, _BLOCKED_IN_BURSTS if idle and queue_decides(point) else _BLOCKED_FOR_TAIL):

@@ -10,8 +10,8 @@ from sim.results.verdict import (
     MET,
     NOT_MET,
     UNCLEAR,
+    by_need,
     strain,
-    term_probability,
     term_verdict,
     verdict,
 )
@@ -40,7 +40,7 @@ def deciding_term(point: Point, slo_terms: Mapping[str, float], found: str) -> s
     each = [name for name, target in terms.items() if term_verdict(point, name, target) == found]
     if found != UNCLEAR and len(terms) == len(slo_terms):
         return each[0]
-    return min(each, key=lambda name: term_probability(point, name, terms[name]))
+    return by_need(point, {name: terms[name] for name in each})[0]
 
 
 def missed_term(point: Point, slo_terms: Mapping[str, float]) -> str | None:

@@ -14,7 +14,8 @@ from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import UNITS, shown_in
 from sim.results.point import Point
-from sim.results.verdict import term_verdict, verdict
+from sim.results.slo_terms import with_tenants
+from sim.results.verdict import strained, term_verdict, verdict
 from sim.spec.units import human_seconds
 
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
@@ -158,7 +159,7 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
             verdicts[len(rows), keys] = verdict(point, slo_terms)
         judged = [verdict_words(point, slo_terms)] if slo_terms else []
         cells = [_short_cell(point, name) for name in names]
-        limit = limits(point)[0].name
+        limit = limits(point, strained(point, with_tenants(slo_terms, point)))[0].name
         labels = [axis.point_label(point) for axis in axes]
         rows.append([*labels, *judged, *cells, "–" if limit == "none" else limit])
     # A narrow terminal keeps the verdict, the first metric, and the limit.

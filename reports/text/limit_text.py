@@ -15,7 +15,9 @@ from reports.answers.limits import (
     is_broken,
     largest_stage,
     limits,
+    pools_of,
     queue_decides,
+    short_role,
 )
 from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
@@ -161,19 +163,12 @@ def remedy_words(limit: Limit, point: Point) -> str:
     if limit.evidence is Evidence.LONG_STEPS and point.setup is not None and point.setup.engine.startswith("vllm"):
         # With prompts in steps of their own, more and shorter ones only come before the next decode step.
         said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
-    if limit.name == "compute" and (short := _short_pools(point)):
-        return f"add replicas to {' or '.join(f'fleet.pools.{name}' for name in short)}"
+    if limit.name == "compute" and (short := pools_of(short_role(point), point)):
+        return f"add replicas to {' or '.join(f'fleet.pools.{pool.name}' for pool in short)}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
     return without_keys_of_pools(said, point)
-
-
-def _short_pools(point: Point) -> list[str]:
-    """Return the pools of the role that requests wait for longest, where prefill and decode are apart."""
-    waits_s = {name: point.breakdown.get(name, 0.0) for name in ("queue_s", "hand_over_s", "decode_queue_s")}
-    role = "prefill" if waits_s["queue_s"] >= waits_s["hand_over_s"] + waits_s["decode_queue_s"] else "decode"
-    return [pool.name for pool in point.pools if pool.facts.get("role") == role]
 
 
 def without_keys_of_pools(said: str, point: Point) -> str:

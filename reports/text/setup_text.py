@@ -93,6 +93,8 @@ def memory_change(one: Setup | None, other: Setup | None) -> str:
             "KV cache": (a.kv, b.kv),
             "host memory": (a.host + a.host_kv, b.host + b.host_kv),
         }
+        if not (a.adapters and b.adapters):  # one has them in its KV cache
+            del parts["adapters"]
         sizes = {name: [human_bytes(size) for size in pair] for name, pair in parts.items()}
         changed = [f"{name} {' → '.join(pair)}" for name, pair in sizes.items() if len(set(pair)) > 1]
         if changed:

@@ -133,14 +133,20 @@ def strain(point: Point, name: str, target: float) -> float:
     return value if late is None else max(value, _over(late.value, allowed(name)))
 
 
-def strained(point: Point, terms: Mapping[str, float]) -> list[str]:
-    """Return the terms that a point's values miss, those certainly missed first, and of these the one missed most.
+def by_need(point: Point, terms: Mapping[str, float]) -> list[str]:
+    """Return the terms, that which decides first: the least likely to be met, and of equally likely ones that with the
+    largest value over its target; ``terms``: those of tenants included."""
 
-    :param terms: those of tenants included.
-    """
-    strains = {name: strain(point, name, target) for name, target in terms.items()}
-    missed = [name for name in strains if strains[name] > 1]
-    return sorted(missed, key=lambda name: (term_verdict(point, name, terms[name]) != NOT_MET, -strains[name]))
+    def need(name: str) -> tuple[float, float]:
+        target = terms[name]
+        return round(term_probability(point, name, target), 2), -strain(point, name, target)
+
+    return sorted(terms, key=need)
+
+
+def strained(point: Point, terms: Mapping[str, float]) -> list[str]:
+    """Return the terms that a point's values miss, certainly or not, in the order of ``by_need``."""
+    return [name for name in by_need(point, terms) if strain(point, name, terms[name]) > 1]
 
 
 def most_strained(point: Point, slo_terms: Mapping[str, float]) -> float:

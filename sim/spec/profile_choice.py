@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import re
@@ -198,12 +199,19 @@ def has_profile(gpu: str, model: str, engine: str, gpus: int = 1) -> bool:
 
 
 def built_profile(gpu: str, model: str, engine: str, gpus: int = 1) -> Path | None:
-    """Return the profile that ``loraplan profiles build`` wrote for these into this folder, its own engine's first."""
-    files = {file: shelved("/".join(file.with_suffix("").parts[-3:])) for file in Path("profiles").glob("*/*/*.json")}
-    fits = [
-        file for file, each in files.items() if each.gpu == gpu and each.gpus == gpus and is_model(model, each.model)
-    ]
-    return min(fits, key=lambda file: (_family(files[file].engine) != _family(engine), file), default=None)
+    """Return the profile for these below ``profiles/``, where ``loraplan profiles build`` writes; None without one.
+
+    One of 16-bit weights comes before others, and one of the engine before those of others. Files that are no profiles
+    are passed over.
+    """
+    found: list[tuple[bool, bool, Path]] = []
+    for file in sorted(Path("profiles").glob("*/*/*.json")):
+        with contextlib.suppress(ScenarioError):
+            profile, _ = load_profile(f"./{file.as_posix()}")
+            if (gpu_of(profile), profile.tensor_parallel) == (gpu, gpus) and is_model(model, profile.model):
+                made = shelved(profile.name)
+                found.append((bool(made.weights), not made.engine.startswith(_family(engine)), file))
+    return min(found)[-1] if found else None
 
 
 def profile_of(scenario: Scenario) -> tuple[Profile | None, str]:

@@ -24,13 +24,17 @@ _MOST_ALIKE = 100
 
 @dataclass(frozen=True, slots=True)
 class _ReadAdapter:
-    """An adapter or a lone log, read but not judged; ``log`` is None without a readable one."""
+    """An adapter or a lone log, read but not judged; ``log`` is None without a readable one.
+
+    :ivar readable: as of ``Vetted``.
+    """
 
     path: Path
     adapter: AdapterFile | None
     log: TrainingLog | None
     facts: TrainingFacts
     notes: tuple[str, ...]
+    readable: bool = True
 
 
 def vet_path(
@@ -95,6 +99,7 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
     """Read a folder; what can't be read becomes a note, unless ``strict`` or the log of a ``lone`` adapter."""
     notes: list[str] = []
     adapter = log = None
+    readable = True
     try:
         if (folder / WEIGHTS).exists():
             adapter = read_adapter(folder)
@@ -103,6 +108,7 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
     except InputError as error:
         if strict:
             raise
+        readable = False
         notes.append(f"the weights can't be used: {error}")
     try:
         found = find_log(folder)
@@ -122,7 +128,7 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
             raise
         notes.append(f"the configuration can't be used: {error}")
         facts = gather(None, adapter, log, base_bits, examples)
-    return _ReadAdapter(folder, adapter, log, facts, tuple(notes))
+    return _ReadAdapter(folder, adapter, log, facts, tuple(notes), readable)
 
 
 def _case(
@@ -137,9 +143,10 @@ def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdap
         facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples
     )
     if one.log is None or case is None:
-        return Vetted(one.path, one.adapter, (), one.notes, MODES, current)
+        return Vetted(one.path, one.adapter, (), one.notes, MODES, current, one.readable)
     findings, notes, thin = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
-    return Vetted(one.path, one.adapter, findings, (*one.notes, *one.log.notes, *notes), thin, current)
+    said = (*one.notes, *one.log.notes, *notes)
+    return Vetted(one.path, one.adapter, findings, said, thin, current, one.readable)
 
 
 def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:

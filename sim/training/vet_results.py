@@ -86,6 +86,7 @@ class Vetted:
     :ivar notes: what could not be judged, and why; oddities of the log.
     :ivar unjudged: modes with too little evidence; without a log, all of them.
     :ivar current: the adapter as it is, to compare remedies with.
+    :ivar readable: whether an engine could read its weights, if they are there.
     """
 
     path: Path
@@ -94,11 +95,12 @@ class Vetted:
     notes: tuple[str, ...] = ()
     unjudged: tuple[Mode, ...] = ()
     current: CurrentAdapter | None = None
+    readable: bool = True
 
     @property
     def judged(self) -> bool:
-        """Whether there was enough evidence to judge at least one failure mode."""
-        return bool(self.findings) or len(self.unjudged) < len(MODES)
+        """Whether there was enough evidence to judge at least one failure mode, and weights that can be served."""
+        return self.readable and (bool(self.findings) or len(self.unjudged) < len(MODES))
 
     @property
     def passes(self) -> bool:

@@ -76,12 +76,30 @@ def test_a_profile_that_is_missing_comes_next_and_is_taken_once_it_is_built(lora
     ended = loraplan.succeeds("init", "--out", "mine.yaml", *command)
     assert ended.err.startswith("note: Not your GPU: this simulates h100-80gb, not l4 (--gpu): there is no profile of")
     build = "loraplan profiles build --gpu l4 --model meta-llama/Llama-3.1-8B"
-    assert f"next     {build}; then loraplan init again, which takes that profile" in ended.out
+    assert f"next     {build}; then remove mine.yaml and draft it again, which takes that profile" in ended.out
+    for other in ("a100-80gb --tp 4", "h100-80gb --weights fp8"):  # of the same model
+        gpu, *more = other.split()
+        loraplan.succeeds("profiles", "build", "--gpu", gpu, "--model", "llama-3.1-8b", *more, "--out", "other.json")
+        Path("profiles/l4/llama-3.1-8b").mkdir(parents=True, exist_ok=True)
+        Path("other.json").rename(f"profiles/l4/llama-3.1-8b/vllm-{gpu}.json")
+    Path("profiles/l4/llama-3.1-8b/vllm-0.1.json").write_text("none", encoding="utf-8")
+    loraplan.succeeds("init", "--out", "still.yaml", *command)
+    assert load_scenario("still.yaml").scenario.fleet.profile is None, "files are taken by what they hold"
+    loraplan.succeeds(*build.split()[1:], "--engine", "sglang")
     loraplan.succeeds(*build.split()[1:])
     Path("deployed").mkdir()
-    loraplan.succeeds("init", "--out", "deployed/mine.yaml", *command)
-    fleet = load_scenario("deployed/mine.yaml").scenario.fleet
-    assert (fleet.gpu, Path(str(fleet.profile)).name) == ("l4", "vllm-data-sheet.json")
+    Path("link").symlink_to("deployed")
+    for out in ("deployed/mine.yaml", "link/again.yaml"):
+        ended = loraplan.succeeds("init", "--out", out, *command)
+        assert ended.out.splitlines()[-1] == f"next     loraplan run {out}"
+        fleet = load_scenario(out).scenario.fleet
+        assert (fleet.gpu, Path(str(fleet.profile)).name) == ("l4", "vllm-data-sheet.json")
+    wide = (*command[:3], f"{command[3]} --tensor-parallel-size 32")
+    assert "next     loraplan run wide.yaml" in loraplan.succeeds("init", "--out", "wide.yaml", *wide).out
+    Path("profiles").rename("elsewhere")
+    ended = loraplan.succeeds("init", "--out", "wider.yaml", *wide)
+    assert f"next     {build}; then remove wider.yaml" in ended.out, "none can be built for so many"
+    assert "Not your model" not in ended.err
 
 
 def bundled() -> list[Scenario]:

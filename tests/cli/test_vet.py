@@ -77,3 +77,7 @@ def test_bad_files_among_many_are_notes(loraplan: CommandLine, stuck: Path) -> N
     assert found["listed"]["notes"][-1].startswith("the configuration can't be used: ")
     assert found["stuck"]["findings"][0]["mode"] == "underfitting"
     assert found["stuck"]["notes"][0].startswith("the weights can't be used: ")
+    write_log(stuck, HEALTHY)
+    ended = loraplan("vet", "stuck", "--check")
+    assert (ended.code, ended.out) == (1, "stuck: can't be judged\n"), "nothing can serve it"
+    assert "3 that can't be judged" in loraplan("vet", ".").out

@@ -427,7 +427,7 @@ def test_every_missed_term_is_named_and_whether_costs_alone_leave_it_open() -> N
     unclear.metrics["e2e_p99_s"] = replace(wide, hi=1.4, state=State(Cause.WIDE))
     said = answer(unclear, {"e2e_p99_s": 1.0})
     assert said.setting == (
-        "Nothing yet; to decide takes a better profile (loraplan profiles adjust --anchor) and more requests."
+        "Nothing yet; deciding takes a better profile (loraplan profiles adjust --anchor) and more requests."
     )
 
 
@@ -441,6 +441,10 @@ def test_a_sweep_without_a_value_that_meets_the_slo_is_about_one_that_may() -> N
     assert "at 16 GPU slots" in sweep_answer(points, terms).first_limit, "nothing shows at 32"
     points[2] = replace(points[2], capacity=Capacity(slots=SlotUse(blocked_share=0.4)))
     assert sweep_answer(points, terms).first_limit.startswith("Adapter slots, at 32 GPU slots: ")
+    points[2].metrics["itl_p99_s"] = Metric(0.2, 0.2, 0.2, "s")
+    both = [replace(points[2], set={"cache.gpu.slots": slots}) for slots in (16, 32)]
+    said = sweep_answer(both, {"itl_p99_s": 0.1}).first_limit
+    assert said.startswith("16 GPU slots: p99 ITL is 200 ms"), "no queue for slots makes gaps longer"
 
 
 def test_a_sweep_is_about_what_its_slo_asks() -> None:

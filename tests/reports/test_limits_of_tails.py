@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import samples
 
-from reports.answers.limits import limits
+from reports.answers.limits import Evidence, limits
 from reports.text.limit_text import limit_line, limit_sentence, remedy_words
 from sim.results.model import Capacity, Impact, Setup, from_plain
 from sim.results.point import Metric, Point, SliceResult
@@ -94,6 +94,16 @@ def test_where_gaps_decide_the_answer_is_about_steps_whatever_waits_in_queues() 
     assert [each.name for each in limits(quiet(long, full), ["itl_p99_s", "ttft_p99_s"])] == ["compute", "slots"]
     assert [each.name for each in limits(quiet(even, full), ["tpot_mean_s"])] == ["none", "slots"]
     assert [each.name for each in limits(quiet(long, full), ["ttft_p99_s", "itl_p99_s"])] == ["slots"]
+    over = quiet(even, full | {"compute": {"utilization": 1.0, "offered_load": 1.3}})
+    assert [each.name for each in limits(over, ["tpot_mean_s"])] == ["compute", "slots"]
+    busy = quiet(even, {"compute": {"utilization": 1.0}}, queue_s=3.0)
+    assert [each.name for each in limits(busy, ["tpot_mean_s"])] == ["compute"], "the same for a wait for steps"
+    loads = {"loader": {"utilization": 0.8}, "slots": {"blocked_share": 0.0, "slots": 8}}
+    for blocks, names in ((False, ["none", "loader"]), (True, ["loader"])):
+        loading = quiet(even, loads | {"loader": {"utilization": 0.8, "blocks_steps": blocks}})
+        assert [each.name for each in limits(loading, ["tpot_mean_s"])] == names
+    uneven = quiet(even | {"replica_load_skew": 1.9}, {})
+    assert [each.name for each in limits(uneven, ["tpot_mean_s", "ttft_p99_s"])] == ["none"]
     certain = {"ttft_p99_s": Metric(1.5, 0.5, 2.5, "s"), "itl_p99_s": Metric(0.12, 0.119, 0.121, "s")}
     point = quiet({}, {})
     point = replace(point, metrics=point.metrics | certain)
@@ -103,17 +113,28 @@ def test_where_gaps_decide_the_answer_is_about_steps_whatever_waits_in_queues() 
     assert strained(point, terms) == ["ttft_p99_s", "itl_p99_s"], "both are, one by more"
 
 
-@pytest.mark.parametrize(("queue_s", "short"), [(9.0, "prompts or more"), (0.1, "answers")])
+@pytest.mark.parametrize(
+    ("queue_s", "hand_over_s", "busy", "short"),
+    [
+        (9.0, 2.0, 1.0, "fleet.pools.prompts or fleet.pools.more"),
+        (9.0, 2.0, 0.2, "fleet.pools.answers"),  # idle replicas hold blocks that wait for decode
+        (3.5, 2.0, 1.0, "fleet.pools.answers"),
+        (3.5, 0.1, 1.0, "fleet.pools.prompts or fleet.pools.more"),
+        (2.0, 0.1, 1.0, "fleet.pools.answers"),
+    ],
+)
 def test_with_prefill_and_decode_apart_the_pools_that_requests_wait_for_get_replicas(
-    queue_s: float, short: str
+    queue_s: float, hand_over_s: float, busy: float, short: str
 ) -> None:
-    stages = {"queue_s": queue_s, "hand_over_s": 0.2, "decode_queue_s": 3.0}
-    point = quiet({}, {"compute": {"utilization": 1.0, "offered_load": 1.3}}, **stages)
-    roles = {"prompts": "prefill", "answers": "decode", "more": "prefill"}
-    point = replace(point, pools=[SliceResult(name, {"role": role}, {}) for name, role in roles.items()])
+    stages = {"queue_s": queue_s, "hand_over_s": hand_over_s, "decode_queue_s": 3.0}
+    full = {"compute": {"utilization": 1.0, "offered_load": 1.3}}
+    point = quiet({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, full, **stages)
+    roles = {"prompts": ("prefill", busy), "answers": ("decode", 1.0), "more": ("prefill", 0.0)}
+    pools = [SliceResult(name, {"role": role, "gpu_utilization": use}, {}) for name, (role, use) in roles.items()]
+    point = replace(point, pools=pools)
     (limit,) = limits(point, ["ttft_p99_s"])
-    pools = " or ".join(f"fleet.pools.{name}" for name in short.split(" or "))
-    assert remedy_words(limit, point) == f"add replicas to {pools}"
+    assert remedy_words(limit, point) == f"add replicas to {short}"
+    assert limits(point, ["itl_p99_s"])[0].evidence is Evidence.COMPUTE_OVERLOADED, "no step has prompts and answers"
 
 
 def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None:

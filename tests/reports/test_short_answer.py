@@ -53,14 +53,17 @@ def test_the_bill_counts_gpus_money_and_memory(point: Point, said: str) -> None:
 
 
 def test_what_a_replica_keeps_is_compared_part_by_part() -> None:
-    larger = replace(SETUP, memory=replace(USE, adapters=24 * 10**9, kv=12 * 10**9))
-    said = "adapters 6.4 GB → 24 GB, KV cache 30 GB → 12 GB."
+    other = replace(USE, weights=8 * 10**9, adapters=24 * 10**9, kv=12 * 10**9, host_kv=5 * 10**9)
+    larger = replace(SETUP, memory=other)
+    said = "weights 16 GB → 8 GB, adapters 6.4 GB → 24 GB, KV cache 30 GB → 12 GB, host memory 10 GB → 15 GB."
     assert memory_change(SETUP, larger) == f"Memory of each replica: {said}"
     assert memory_change(SETUP, SETUP) == ""
     pools = [
         replace(SETUP, pools=(replace(each, pool="big"), replace(SETUP, pool="small"))) for each in (SETUP, larger)
     ]
     assert memory_change(*pools) == f"Memory of each replica of big: {said}"
+    shared = replace(SETUP, memory=replace(USE, slots=None, adapters=0))
+    assert memory_change(SETUP, shared) == "", "adapters are in the KV cache"
     assert memory_change(pools[0], SETUP) == memory_change(None, SETUP) == "", "there is nothing to set beside it"
 
 

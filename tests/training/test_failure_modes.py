@@ -324,6 +324,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, str], str
     "a metric in percent": (
         changed(STUCK, "eval_accuracy", lambda row: 100 * row["eval_accuracy"]), SMALL, {"underfitting": "likely"}, "",
     ),
+    "zeros without a gradient": (history(lambda at: 2.0 if at < 0.5 else 0.0), {}, {"divergence": "certain"}, ""),
     "the zero that the Trainer logs for NaN": (
         history(lambda at: 2.0 if at < 0.5 else 0.0, grad_norm=lambda at: 1.0 if at < 0.5 else math.nan),
         {}, {"divergence": "certain"}, "",

@@ -115,6 +115,8 @@ def test_questions_that_are_none_are_refused() -> None:
             loraplan.run("quickstart", wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^minimize: not values by dotted key \(got cache\.gpu\.slots\); such as \{"):
         loraplan.plan("quickstart", minimize="cache.gpu.slots")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^over: fleet\.replicas: given in values, too; leave out"):
+        loraplan.sweep("quickstart", {"fleet.replicas": [1, 2]}, {"fleet.replicas": 3})
     with pytest.raises(InputError, match=r"^over: nothing to sweep; such as \{.*or write a sweep: block"):
         loraplan.sweep("quickstart", {}, {"sweep": None})
     with pytest.raises(InputError, match=r"not a number of workers \(got -7, allowed: -1, or 1 and more\)"):

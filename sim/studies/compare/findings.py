@@ -152,7 +152,7 @@ def _better(comparison: Comparison) -> str:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
         change = change_phrase(comparison)
-        which = f"with {change}, it" if change else "B"
+        which = f"B, with {change}," if change else "B"
         return (
             f"It is unclear which is better: {which} is {side} in {_values(pair, clear, short=True)}, but may be "
             f"much {than} in {_values(pair, doubts)}."

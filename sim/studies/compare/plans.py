@@ -158,7 +158,7 @@ def lines(diff: PlanDiff) -> list[tuple[str, str]]:
     for side in diff.sides:
         read, name, probable = side.read, side.deciding, side.read.record.probable
         deciding.append(term_sentence(read.chosen, name, read.terms[name], bounds=False))
-        limits.append(first_limit(side.headroom, limit_line(read.chosen), whose="its"))
+        limits.append(first_limit(side.headroom, limit_line(read.chosen, read.missed(read.chosen)), whose="its"))
         if probable is not None and read.feasible and probable.set != read.chosen.set:
             chance = percent(round(probable.probability, 2))
             less.append(f"{read.phrase(probable.set)} would probably do in {side.letter} ({chance})")

@@ -12,6 +12,8 @@ from typing import Any
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
+from sim.spec.profile import Profile
+from sim.spec.profile_choice import BASE_MODELS, is_model
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.fidelity.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
@@ -184,11 +186,26 @@ def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None)
         try:
             loaded = bench_scenario(run, base, profile, Path(folder))
             try:
-                return build_world(loaded.scenario)
+                world = build_world(loaded.scenario)
             except InputError as error:
                 raise loaded.locate(error) from None
         except InputError as error:
             raise moved_to_run(error, run, Path(folder)) from None
+    _check_model(run, world.pools[0].profile)
+    return world
+
+
+def _check_model(run: BenchRun, profile: Profile | None) -> None:
+    """Refuse a run whose client names another base model; a name of one's own says nothing."""
+    known = next((each for each in BASE_MODELS if run.model and is_model(run.model, each)), None)
+    if known is not None and profile is not None and known != profile.model:
+        raise InputError(
+            "this run is of another base model",
+            file=run.name,
+            got=run.model,
+            allowed=f"{profile.model} (profile {profile.name})",
+            hint="give a scenario or a profile of that model",
+        )
 
 
 def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> BenchPrediction:

@@ -16,10 +16,11 @@ from typing import Any
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
-from sim.spec.engines import batch_limits, is_vllm_since, nearest_version
+from sim.spec.engines import DEFAULT_ENGINE, batch_limits, is_vllm_since, nearest_version
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
-from sim.spec.profile_choice import DEFAULT_MODEL, build_command, built_profile, has_profile
+from sim.spec.profile import load_profile
+from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, build_command, built_profile, has_profile, is_model
 from sim.spec.scenario_file import load_scenario
 from sim.studies.deploy.picker import documents_of
 from sim.studies.design import check_points
@@ -128,22 +129,26 @@ class Draft:
         """
         wanted = self._wanted()
         if wanted is not None and not has_profile(*wanted) and (file := built_profile(*wanted)) is not None:
-            named = Path(os.path.relpath(file, folder)).as_posix()
-            self.add([Setting("fleet.profile", f"./{named}", "built for this GPU and model (loraplan profiles build)")])
+            named = Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+            said = f"{load_profile(f'./{file}')[0].name}: none is bundled for this GPU and model, and this one is here"
+            self.add([Setting("fleet.profile", named if named.startswith("../") else f"./{named}", said)])
 
     def _wanted(self) -> tuple[str, str, str, int] | None:
         """Return the GPU, model, engine and GPUs of a replica that a profile is for; None without a profile to find."""
-        found = [self.settings.get(key) for key in (_GPU, _MODEL, "fleet.engine")]
-        if "fleet.profile" in self.settings.keys() - self.refused or None in found or self.extends is not None:
+        if "fleet.profile" in self.settings.keys() - self.refused or self.extends is not None:
             return None
-        gpu, model, engine = (str(each.value) for each in found if each is not None)
-        return gpu, model, engine, int(str(self.settings[_GPUS].value)) if _GPUS in self.settings else 1
+        defaults = {_GPU: DEFAULT_GPU, _MODEL: DEFAULT_MODEL, "fleet.engine": DEFAULT_ENGINE, _GPUS: 1}
+        gpu, model, engine, gpus = (
+            str(self.settings[key].value if key in self.settings else default) for key, default in defaults.items()
+        )
+        return gpu, model, engine, int(gpus) if int(gpus) <= MOST_GPUS else 1
 
     def next_step(self, path: Path) -> str:
         """Return the command that follows: what builds the profile that is missing, or else what runs the scenario."""
-        if not self.refused.keys() & {_GPU, _MODEL, _GPUS} or (wanted := self._wanted()) is None:
+        wanted = self._wanted() if any("profiles build" in why for why in self.refused.values()) else None
+        if wanted is None:
             return f"loraplan run {path}"
-        return f"{build_command(*wanted)}; then {self.made_by} again, which takes that profile"
+        return f"{build_command(*wanted)}; then remove {path} and draft it again, which takes that profile"
 
     def notes(self) -> list[str]:
         """Return the comments; the first say if another base model, GPU or number of GPUs is simulated than given."""
@@ -155,7 +160,7 @@ class Draft:
             given = self.settings[_GPU]
             other = f"Not your GPU: this simulates {DEFAULT_GPU}, not {given.value} ({given.said})"
             notes.insert(0, f"{other}: {refused[_GPU]}")
-        if _MODEL in refused:
+        if _MODEL in refused and not is_model(str(self.settings[_MODEL].value), DEFAULT_MODEL):
             simulated = "that of fleet.profile" if "fleet.profile" in self.settings.keys() - refused else DEFAULT_MODEL
             other = f"Not your model: this simulates {simulated}, not {self.settings[_MODEL].value}"
             notes.insert(0, f"{other}: {refused[_MODEL]}")

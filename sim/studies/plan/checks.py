@@ -147,21 +147,20 @@ def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: 
     """Refuse a key whose values make no difference, or that another key fixes to the value it has.
 
     :raises ScenarioError: for a price, where no value is possible but that of the scenario, all others for the same
-        reason, and where a fault needs more replicas than some design has: that would rule it out by its number.
+        reason, and where a fault is of a replica that some design lacks.
     """
     others = {other.key: other.values[0] for other in axes if other is not axis}
     fixed = {**(plan.fleets[0].set if plan.fleets else {}), **others}
     possible: list[LoadedScenario] = []
     refused: list[ScenarioError] = []
+    if _REPLICAS.fullmatch(axis.key):
+        _check_faults(loaded, plan, {**fixed, axis.key: min(axis.values)})
     for value in axis.values[:: max(1, len(axis.values) // MOST_PROBES)]:
         values = {**fixed, axis.key: value}
         try:
             possible.append(loaded.with_values(values))
         except InputError as error:
             refused.append(_asked_for(error, plan, "plan.values" if plan.values is not None else "plan.range", values))
-            if refused[-1].problem.startswith("faults."):
-                refused[-1].hint = f"name replicas that every design has, which goes down to {axis.key} {value}"
-                raise refused[-1] from None
         if len(possible) == 2:
             break
     if len(possible) == 2 and scenario_hash(possible[0].data) == scenario_hash(possible[1].data):
@@ -181,6 +180,17 @@ def _check_axis(loaded: LoadedScenario, plan: Plan, axes: list[Variable], axis: 
         own = f"tenants.{rated}.rate"
         first.hint = f"plan for the rate of a tenant, such as {own}, or give the tenants shares, which divide any rate"
     raise first
+
+
+def _check_faults(loaded: LoadedScenario, plan: Plan, fewest: dict[str, Any]) -> None:
+    """Refuse a fault of a replica that the design with the fewest lacks: the search would take it to miss the SLO."""
+    try:
+        loaded.with_values(fewest)
+    except InputError as error:
+        found = _asked_for(error, plan, "plan.values" if plan.values is not None else "plan.range", fewest)
+        if found.problem.startswith("faults."):
+            found.hint = "name a replica that every design has"
+            raise found from None
 
 
 def check_terms(loaded: LoadedScenario) -> None:

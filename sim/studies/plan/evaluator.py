@@ -28,12 +28,12 @@ from sim.results.verdict import (
     NEAR,
     NOT_MET,
     UNCLEAR,
+    by_need,
     grade,
     is_overloaded,
     lacks_answers,
     planning_probability,
     strain,
-    term_probability,
     unserved,
     verdict,
     verdict_word,
@@ -201,15 +201,13 @@ class DesignEvaluator:
     def _note(self, design: PlanDesign, judgement: Judgement) -> None:
         point = design.point
         assert point is not None, "it was simulated"
-        chances = {name: term_probability(point, name, target) for name, target in self.terms.items()}
-        strains = {name: strain(point, name, target) for name, target in self.terms.items()}
-        term = min(chances, key=lambda name: (round(chances[name], 2), -strains[name]))
+        term, *_ = by_need(point, self.terms)
         lost, total = unserved(judged(point, term)[0])
         entry = EvaluationRecord(
             design.set,
             int(point.cost["replications"]),
             judgement.word,
-            strains[term],
+            strain(point, term, self.terms[term]),
             term,
             value_of(point, term),
             lost / total if lacks_answers(point, term, self.terms[term]) else None,

@@ -21,6 +21,7 @@ from sim.results.verdict import (
     MET,
     NOT_MET,
     UNCLEAR,
+    by_need,
     is_overloaded,
     lacks_answers,
     out_of_hand,
@@ -96,9 +97,8 @@ class PlanReading:
         return sorted(pairs, key=lambda pair: 0.0 if pair[1] is None else -pair[1].probability)
 
     def missed(self, point: Point) -> list[str]:
-        """Return the terms that a point does not certainly meet, those that it certainly misses first."""
-        words = {n: term_verdict(point, n, target) for n, target in self.terms.items()}
-        return [name for word in (NOT_MET, UNCLEAR) for name in words if words[name] == word]
+        """Return the terms that a point does not certainly meet, the one that decides first."""
+        return [name for name in by_need(point, self.terms) if term_verdict(point, name, self.terms[name]) != MET]
 
     def tightest(self) -> str:
         """Return the term that is nearest its target at the chosen point."""

@@ -199,7 +199,7 @@ def _by_time(point: Point, shown: str | None) -> list[str]:
 
 _BY_RUN = "Nothing yet; simulate more {} first."
 _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
-_BY_BOTH = "Nothing yet; to decide takes a better profile (loraplan profiles adjust --anchor) and more {}."
+_BY_BOTH = "Nothing yet; deciding takes a better profile (loraplan profiles adjust --anchor) and more {}."
 _FULL = 0.5
 """Share of the time in which running requests use every slot, from which empty slots at the start are not why."""
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."

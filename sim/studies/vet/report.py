@@ -204,7 +204,7 @@ def _several(found: Sequence[Vetted]) -> Iterator[str | Table]:
     clean = [one for one in found if not one.findings]
     parts = [f"{modes[mode]} {mode}" for mode in MODES if modes[mode]]
     for words, count in (
-        ("with nothing found", sum(not one.unjudged for one in clean)),
+        ("with nothing found", sum(one.judged and not one.unjudged for one in clean)),
         ("with nothing found as far as they can be judged", sum(one.judged and bool(one.unjudged) for one in clean)),
         ("that can't be judged", sum(not one.judged for one in found)),
     ):
@@ -223,7 +223,7 @@ def _several(found: Sequence[Vetted]) -> Iterator[str | Table]:
 
 def _one(one: Vetted) -> Iterator[str | Table]:
     said = ", ".join(f"{finding.mode} ({finding.confidence})" for finding in one.findings) or "nothing found"
-    if not one.findings and one.unjudged:
+    if not one.findings and (one.unjudged or not one.judged):
         said = f"nothing found; {', '.join(one.unjudged)} can't be judged" if one.judged else "can't be judged"
     yield f"{printable(str(one.path), 200)}: {said}"
     for finding in one.findings:

@@ -81,12 +81,12 @@ def _no_number(case: Case, notes: list[str]) -> Grounds | None:
     """Detect a loss that ends as NaN or infinity.
 
     By default the Trainer leaves such steps out of its mean, so that the log has 0.0 instead, next to a gradient norm
-    of NaN.
+    of NaN, if it logs one. A loss that is merely small has a gradient.
     """
     log = case.log
     norms = dict(entries(log.grad_norm))
     lost = [
-        not math.isfinite(loss) or (loss == 0 and not math.isfinite(norms.get(step, 0.0)))
+        not math.isfinite(loss) or (loss == 0 and not 0 < norms.get(step, math.nan) < math.inf)
         for step, loss in entries(log.loss)
     ]
     trailing = next((n for n, bad in enumerate(reversed(lost)) if not bad), len(lost))
@@ -101,7 +101,10 @@ def _no_number(case: Case, notes: list[str]) -> Grounds | None:
             notes.append("the validation loss is no number, the training loss is: examples without a label do that")
         return None
     bad = StepSeries(log.loss.steps[-trailing:], log.loss.values[-trailing:])
-    what = "NaN or infinite" if any(not math.isfinite(value) for value in bad.values) else "0.0 with a gradient of NaN"
+    at_end = [norms[step] for step in bad.steps if step in norms]
+    what = "0.0 with a gradient of NaN" if any(map(math.isnan, at_end)) else "exactly 0.0"
+    if any(not math.isfinite(value) for value in bad.values):
+        what = "NaN or infinite"
     evidence = [Evidence(f"the loss is {what} from step {bad.steps[0]} to the end, step {bad.steps[-1]}", *points(bad))]
     before = log.grad_norm.finite().until(bad.steps[0])
     if len(before):
