@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def test_a_closed_loop_stays_one(samples: Path, tmp_path: Path) -> None:
     assert scenario.cache.gpu.slots == 8
     world = bench_world(read_bench(samples / "vllm-closed.json")[0], load_scenario("serve-tiny"), None)
     assert world.pools[0].front_end_s == load_profile("cpu/tiny/vllm-0.32")[0].front_end_s > 0
+
+
+def test_a_run_of_another_base_model_is_refused_and_a_name_of_ones_own_is_not(samples: Path) -> None:
+    run = read_bench(samples / "vllm-closed.json")[0]
+    bench_world(replace(run, model="acme/support-bot"), load_scenario("serve-tiny"), None)
+    with pytest.raises(
+        InputError, match=r"this run is of another base model \(got Qwen/Qwen2.5-7B-Instruct, allowed: tiny"
+    ):
+        bench_world(replace(run, model="Qwen/Qwen2.5-7B-Instruct"), load_scenario("serve-tiny"), None)
 
 
 def test_an_open_loop_is_replayed(samples: Path) -> None:
