@@ -247,6 +247,15 @@ def test_points_that_are_none_are_named(values: str) -> None:
         readings_of([page(text)])
 
 
+def test_a_window_contradicts_answers_that_have_times() -> None:
+    hour = page(answer({START_S: counted(5, 1.0), START_S + 3600: counted(50, 1.0)}))
+    assert readings_of([hour]).seconds == 3600
+    with pytest.raises(
+        InputError, match=r"^--window: the answers say .* \(got 10 min, allowed: 60 min\); leave it out"
+    ):
+        readings_of([hour], window_s=600)
+
+
 def test_long_spaces_are_read_fast() -> None:
     began = time.process_time()
     assert list(read_metrics("a" + " " * 60_000 + "{\n")) == []

@@ -335,6 +335,14 @@ def _from_answers(pages: Sequence[MetricPage], window_s: float | None) -> Readin
     rows = [(sample.key, sample.at_s or 0.0, sample.value) for sample in samples]
     times = {at_s for _, at_s, _ in rows}
     span = max(times) - min(times) if times else 0.0
+    if window_s is not None and span:
+        raise InputError(
+            "the answers say from when to when they are",
+            key="--window",
+            got=human_seconds(window_s),
+            allowed=human_seconds(span),
+            hint="leave it out, or ask Prometheus for less",
+        )
     seconds = window_s if window_s is not None else span or None
     source = f"{len(times):,} points of Prometheus" + (f" over {human_seconds(span)}" if span else "")
     return Readings(gathered(rows), len(times) == 1, seconds, _timing(window_s, "its times", guessed=False), source)
