@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.results.verdict import MET, NOT_MET, UNCLEAR
+from sim.studies.plan.candidates import Variable
+from sim.studies.plan.questions import _two
 from sim.studies.plan.search import STEER, Edge, Judgement, Search
 
 EFFORTS = 5
@@ -191,3 +195,26 @@ def test_a_first_value_is_no_answer_before_a_second_value_is_confirmed() -> None
     assert (edge.answer, edge.doubtful) == (1, [0])
     assert edge.judgements[0].probability == pytest.approx(0.8), "of its likeliest second value"
     assert searches[1].run().answer == 0
+
+
+def test_of_two_keys_every_open_design_is_named_once_and_every_first_value_has_a_row() -> None:
+    """Replicas 2 and 3 stay open with several numbers of slots, and no design certainly meets the SLO."""
+    made: dict[tuple[int, int], Any] = {}
+
+    def design(set_: dict[str, int], named: object = None) -> Any:
+        key = (set_["fleet.replicas"], set_["cache.gpu.slots"])
+        return made.setdefault(key, SimpleNamespace(set=set_, world=None, judgement=None))
+
+    def evaluate(one: Any, effort: int) -> Judgement:
+        replicas, slots = one.set["fleet.replicas"], one.set["cache.gpu.slots"]
+        far = replicas < 2 or slots < 16
+        one.judgement = Judgement(NOT_MET, 2.0, True, 0.0) if far else Judgement(UNCLEAR, 0.9, True, 0.3 + replicas / 9)
+        return cast(Judgement, one.judgement)
+
+    evaluator: Any = SimpleNamespace(design=design, evaluate=evaluate, terms={})
+    outer, inner = Variable("fleet.replicas", (1, 2, 3)), Variable("cache.gpu.slots", (8, 16, 24))
+    found = _two(outer, inner, evaluator)
+    assert found.answer is None
+    named = [tuple(each.set.values()) for each in found.doubtful]
+    assert len(named) == len(set(named)) > 2
+    assert [each.set["fleet.replicas"] for each in found.frontier] == [2, 3]

@@ -130,12 +130,13 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
     if found.answer is not None and found.before >= 0:
         judgements = searches[found.before].judgements
         result.other_edge = fixing(found.before)(min(judgements, key=lambda i: judgements[i].score))
-    for index in found.doubtful:
+    for index in sorted({*found.doubtful, chosen}):
         judged = searches[index].judgements
         unclear = [i for i, each in judged.items() if each.word == UNCLEAR]
-        likeliest = sorted(unclear, key=lambda i: -judged[i].probability)
-        result.doubtful += [fixing(index)(i) for i in likeliest[:1]]
-    result.frontier = [*result.doubtful, *([] if result.answer is None else [result.answer])]
+        likeliest = [fixing(index)(i) for i in sorted(unclear, key=lambda i: -judged[i].probability)[:1]]
+        result.frontier += likeliest
+        result.doubtful += likeliest if index != chosen else []  # which has all of its own already
+    result.frontier += [] if result.answer is None else [result.answer]
     if result.answer is not None:
         enough = inner.values.index(result.answer.set[inner.key])
         for value in outer.values[chosen + 1 : chosen + 1 + MOST_FURTHER]:
