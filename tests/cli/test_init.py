@@ -72,6 +72,7 @@ def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> Non
 
 
 def test_a_profile_that_is_missing_comes_next_and_is_taken_once_it_is_built(loraplan: CommandLine) -> None:
+    pytest.importorskip("aiconfigurator_core", reason="needs the kernels extra: pip install -e '.[kernels]'")
     command = ("--gpu", "l4", "--from-vllm", "vllm serve meta-llama/Llama-3.1-8B --enable-lora")
     ended = loraplan.succeeds("init", "--out", "mine.yaml", *command)
     assert ended.err.startswith("note: Not your GPU: this simulates h100-80gb, not l4 (--gpu): there is no profile of")
