@@ -218,8 +218,8 @@ def pools_of(role: str, point: Point) -> list[SliceResult]:
 def short_role(point: Point) -> str:
     """Return whose pools are short where compute limits prefill and decode apart.
 
-    Those of prefill are if they are busy and requests wait longest for them: idle ones may hold blocks that wait for
-    decode.
+    Prefill is short if its replicas are busy and requests wait longest for them. Idle ones may hold blocks that wait
+    for decode.
     """
     busy = any((pool.facts["gpu_utilization"] or 0.0) >= BUSY_COMPUTE for pool in pools_of("prefill", point))
     queue_s, *after = (point.breakdown.get(name, 0.0) for name in ("queue_s", "hand_over_s", "decode_queue_s"))

@@ -134,8 +134,12 @@ def strain(point: Point, name: str, target: float) -> float:
 
 
 def by_need(point: Point, terms: Mapping[str, float]) -> list[str]:
-    """Return the terms, that which decides first: the least likely to be met, and of equally likely ones that with the
-    largest value over its target; ``terms``: those of tenants included."""
+    """Return the terms in the order in which they decide: the least likely to be met first.
+
+    Of equally likely ones, that with the largest value over its target comes first.
+
+    :param terms: those of tenants included.
+    """
 
     def need(name: str) -> tuple[float, float]:
         target = terms[name]

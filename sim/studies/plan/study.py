@@ -157,7 +157,7 @@ def _falls_short(
 
 
 def _is_dearer(design: PlanDesign, answer: PlanDesign | None) -> bool:
-    """Return whether a design costs more than the answer: of several fleets, the edge may be one of a dear fleet."""
+    """Return whether a design costs more than the answer: with several fleets, the edge may belong to a dearer one."""
     price, least = _price(design), None if answer is None else _price(answer)
     return price is not None and least is not None and price > least
 

@@ -264,7 +264,7 @@ def sweep_answer(
     trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
     cold = cold and may_be_cold(focus, slo_terms) and not is_changed(points)
     cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
-    worst = _limited(focus, points, slo_terms, name)
+    worst = _limited_point(focus, points, slo_terms, name)
     over = strained(worst, with_tenants(slo_terms, worst))
     binding, *_ = limits(worst, over)
     return Answer(
@@ -281,10 +281,11 @@ def sweep_answer(
     )
 
 
-def _limited(focus: Point, points: Sequence[Point], slo_terms: Mapping[str, float], name: str) -> Point:
-    """Return the point whose limit is named: of a focus that meets the SLO, the nearest that fails; else the slowest.
+def _limited_point(focus: Point, points: Sequence[Point], slo_terms: Mapping[str, float], name: str) -> Point:
+    """Return the point whose limit is named.
 
-    One that doesn't certainly meet the SLO has a limit of its own, unless nothing shows.
+    That is the focus, if it doesn't certainly meet the SLO and something limits it. Otherwise it is the point that
+    fails nearest to its targets, or the slowest where none fails.
     """
     words = [(point, verdict(point, slo_terms)) for point in points]
     missing = [point for point, word in words if word in (NOT_MET, UNCLEAR)]
