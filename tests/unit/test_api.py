@@ -71,6 +71,7 @@ def test_a_sweep_gives_a_table_with_the_swept_keys() -> None:
         "quickstart", {"cache.gpu.slots": [16, 32], "cache.eviction": ["lru", "fifo"]}, SMALL, jobs=1
     )
     table = points.table("miss_ratio", "ttft_p99_s")
+    assert points.table()[["miss_ratio", "ttft_p99_s"]].equals(table), "without names, every metric"
     assert table.index.names == ["cache.gpu.slots", "cache.eviction"]
     assert table.loc[(16, "lru"), "miss_ratio"] > table.loc[(32, "lru"), "miss_ratio"]
     assert len(points.frame) == 4 * len(ALWAYS_THERE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loraplan import run
 from reports.tables.slice_tables import pools_table, replicas_table
 from reports.text.headroom_text import failing_limit
 from reports.text.setup_text import setup_line
@@ -267,3 +268,16 @@ def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:
         found = plan_answer(read_run(tmp_path / small))
         assert f" for ${total:.0f} an hour, the cheapest mix: " in found.headline
         assert "Not enough: 1 replica of small or fewer." in found.details
+
+
+def test_pools_say_their_role_where_prompts_and_answers_are_apart() -> None:
+    result = run("prefill-decode", {"workload.requests": 300, "run.replications": 1}, jobs=1)
+    prefill, decode = result.point.pools
+    assert (prefill.facts["role"], decode.facts["role"]) == ("prefill", "decode")
+    assert prefill.facts["requests"] == 0
+    assert decode.facts["requests"] > 0, "a request is counted where it is answered"
+    table = pools_table(result.point, "")
+    assert table is not None
+    assert "role" in table.head
+    assert "counted in the pool that answers it" in table.note
+    assert "prefill" not in points_csv([result.point]), "a column of numbers"
