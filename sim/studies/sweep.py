@@ -72,7 +72,7 @@ def run_study(
         if not store.has_requests_of(keys[0]):
             done.pop(keys[0], None)  # the first point's requests are missing: simulate it again
         reused = len(done)
-        with store.closing(lambda: [done[key] for key in keys if key in done], started):
+        with store.closing(lambda: {key: done[key] for key in keys if key in done}, started):
             todo = [task for task, key in zip(plan, keys, strict=True) if key not in done]
             for task, outcome in _simulate_all(todo, execution.pool, execution.on_progress):
                 if outcome.requests is not None:

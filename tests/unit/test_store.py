@@ -52,7 +52,7 @@ def test_a_finished_run_reads_back_whole(tmp_path: Path) -> None:
         store.save_point("k1", points[0])
         store.save_requests(pyarrow.table({"request": [0, 1]}), "k1")
         (out / "report.html").write_text("<p>µ</p>", encoding="utf-8")
-        store.finish(points, {"wall_s": 2.5})
+        store.finish(dict(zip(("k1", "k2"), points, strict=True)), {"wall_s": 2.5})
     run = read_run(out)
     assert run.points == points
     assert run.manifest["status"] == "finished"
@@ -94,7 +94,7 @@ def test_a_finished_run_lacks_no_file(tmp_path: Path) -> None:
         store.save_requests(pyarrow.table({"request": [0, 1]}), "k1")
         store.save_point("k1", a_point())
         assert read_finished(out) is None
-        store.finish([a_point()])
+        store.finish({"k1": a_point()})
     found = read_finished(out)
     assert found.points == [a_point()]
     for name in ("summary.json", "points.csv", "requests.parquet"):
@@ -109,15 +109,15 @@ def test_a_finished_run_lacks_no_file(tmp_path: Path) -> None:
 
 def test_what_an_earlier_run_left_is_blamed_for_what_cannot_be_written(tmp_path: Path) -> None:
     with RunStore.create(tmp_path, a_manifest(point_keys=["k1"])) as store:
-        store.finish([a_point()])
+        store.finish({"k1": a_point()})
     told = pytest.raises(OutputError, match="something in this run directory is not what loraplan writes")
     with RunStore.create(tmp_path, a_manifest(point_keys=["k1"], headroom={"probes": [1]})) as store, told:
-        store.finish([a_point()])
+        store.finish({"k1": a_point()})
 
 
 def test_summary_and_table_have_the_published_form(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "r", a_manifest()) as store:
-        store.finish([a_point(16), a_point(32, None)])
+        store.finish({"k1": a_point(16), "k2": a_point(32, None)})
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert (summary["schema_version"], summary["scenario"]) == (1, "demo")
     assert summary["points"][0]["set"] == {"cache.gpu.slots": 16}
@@ -136,7 +136,7 @@ def test_nan_never_reaches_json(tmp_path: Path) -> None:
     metric = Metric(math.nan, -math.inf, float(np.float64("nan")))
     point = Point({"a": math.inf}, {"miss_ratio": metric}, cdf=curves)  # type: ignore[arg-type]
     with RunStore.create(tmp_path / "r", a_manifest(point_keys=["k1"])) as store:
-        store.finish([point], {"wall_s": math.nan})
+        store.finish({"k1": point}, {"wall_s": math.nan})
     for file in (tmp_path / "r").rglob("*.json"):
         json.loads(file.read_text(), parse_constant=lambda word: pytest.fail(f"{word} in JSON"))
     kept = read_run(tmp_path / "r").points[0]
@@ -165,7 +165,7 @@ def test_numpy_numbers_become_plain() -> None:
 )
 def test_text_cells_can_not_be_formulas(tmp_path: Path, value: object, cell: str) -> None:
     with RunStore.create(tmp_path / "r", a_manifest(point_keys=["k1"])) as store:
-        store.finish([a_point(value)])
+        store.finish({"k1": a_point(value)})
     table = io.StringIO((tmp_path / "r" / "points.csv").read_text())
     assert next(csv.DictReader(table))["cache.gpu.slots"] == cell
 
@@ -212,14 +212,13 @@ def test_a_killed_sweep_keeps_its_points_and_continues(tmp_path: Path) -> None:
         assert again.resumed
         assert again.load_point("k1") is None
         assert again.load_point("k2") == a_point(32)
-        again.finish([a_point(16), a_point(32)])
+        again.finish({"k1": a_point(16), "k2": a_point(32)})
     assert [point.set["cache.gpu.slots"] for point in read_run(tmp_path / "r").points] == [16, 32]
 
 
 def test_an_interrupted_run_writes_what_it_has(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "r", a_manifest()) as store:
-        store.save_point("k2", a_point(32))
-        store.finish([a_point(32)], status="interrupted")
+        store.finish({"k2": a_point(32)}, status="interrupted")  # its file was not there yet
     run = read_run(tmp_path / "r")
     assert (run.manifest["status"], run.manifest["points_done"], run.manifest["points_total"]) == ("interrupted", 1, 2)
     assert run.points == [a_point(32)]
@@ -240,7 +239,7 @@ def test_another_scenario_is_refused_unless_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "r"
     with RunStore.create(out, a_manifest()) as store:
         (out / "report.html").write_text("old")
-        store.finish([a_point(16), a_point(32)])
+        store.finish({"k1": a_point(16), "k2": a_point(32)})
     (out / "notes.txt").write_text("mine")
     (out / "points" / "k9.json").write_text("{}")
     (out / ".summary.json.12.tmp").write_text("left by a kill")
@@ -312,7 +311,7 @@ def test_the_lock_ends_with_finish_close_and_failure(tmp_path: Path) -> None:
     store = RunStore.create(out, a_manifest(point_keys=[]))
     with pytest.raises(OutputError, match="another loraplan"):
         RunStore.create(out, a_manifest())
-    store.finish([])
+    store.finish({})
     with pytest.raises(OutputError, match="another scenario"):
         RunStore.create(out, a_manifest(scenario_hash="h2"))
     RunStore.create(out, a_manifest()).close()

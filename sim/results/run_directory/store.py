@@ -190,19 +190,19 @@ class RunStore:
 
     @timed("files")
     def finish(
-        self, points: list[Point], manifest_updates: Mapping[str, Any] | None = None, status: Status = "finished"
+        self, ended: Mapping[str, Point], manifest_updates: Mapping[str, Any] | None = None, status: Status = "finished"
     ) -> None:
         """Write the tables and the final manifest, and let go of the folder.
 
-        :param points: those that ended, in the order of the manifest's ``point_keys``.
+        :param ended: the points that ended, by key, in the order of the manifest's ``point_keys``.
         :param status: ``finished`` wants every point; the others take what there is.
         """
-        keys = self.manifest["point_keys"]
+        points = list(ended.values())
         if status == "finished":
-            assert len(points) == len(keys), f"{len(points)} points for {len(keys)} keys"
-            for key, point in zip(keys, points, strict=True):
-                if key not in self._kept:
-                    self.save_point(key, point)
+            assert list(ended) == self.manifest["point_keys"], "every point has ended"
+        for key, point in ended.items():
+            if key not in self._kept:  # Ctrl-C may come while a point is being written
+                self.save_point(key, point)
         with blamed_on(self.path) if self.resumed else nullcontext():  # points of this run are what we write
             found = self.manifest.get("headroom")
             more = Headroom.from_json(found) if found else None
@@ -223,10 +223,10 @@ class RunStore:
         return RunData(self.path, read_manifest(self.path), points)
 
     @contextmanager
-    def closing(self, points: Callable[[], list[Point]], started_s: float) -> Iterator[None]:
+    def closing(self, ended: Callable[[], Mapping[str, Point]], started_s: float) -> Iterator[None]:
         """Finish when a block ends, whatever ends it: what is there by then stands in the tables.
 
-        :param points: returns the points that ended; ``started_s``: when the work began, by ``time.perf_counter``.
+        :param ended: returns the points that ended, by key; ``started_s``: when the work began, by ``perf_counter``.
         """
         status: Status = "failed"
         try:
@@ -236,7 +236,7 @@ class RunStore:
             status = "interrupted"
             raise
         finally:
-            self.finish(points(), {"wall_s": time.perf_counter() - started_s}, status)
+            self.finish(ended(), {"wall_s": time.perf_counter() - started_s}, status)
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,9 @@ def make_plan(
         "asked": scenario_hash(loaded.data),
         "plan": {"question": question},
     }
-    points: list[Point] = []
+    ended: dict[str, Point] = {}
     opened = open_folder(folder, manifest, question, given=out is not None)
-    with opened as store, store.closing(lambda: points, started):
+    with opened as store, store.closing(lambda: ended, started):
         evaluator = DesignEvaluator(
             loaded, store, pool=execution.pool, confidence=plan.confidence, on_evaluation=on_evaluation
         )
@@ -101,7 +101,8 @@ def make_plan(
         found.likely = likely_design(evaluator, axes, plan)
         chosen, record = found.chosen, _record(plan, axes, found, evaluator, loaded)
         designs = _in_order(evaluator.designs(), axes, plan)
-        points += [design.point for design in designs if design.point is not None]
+        ended |= {design.key: design.point for design in designs if design.point is not None}
+        points = list(ended.values())
         if found.answer is not None:
             assert found.answer.simulated is not None, "it was evaluated"
             # As long as the run that decided on it.

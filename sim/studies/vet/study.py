@@ -64,13 +64,13 @@ def price_remedies(
         "asked": scenario_hash(loaded.data),
         "cures": {"question": question},
     }
-    points: list[Point] = []
+    ended: dict[str, Point] = {}
     opened = open_folder(folder, manifest, question, "cures", given=out is not None)
-    with opened as store, store.closing(lambda: points, started):
+    with opened as store, store.closing(lambda: ended, started):
         evaluated = try_changes(loaded, [each.change for each, _ in found], store, execution)
         base = evaluated[0].point
         assert base is not None, "it was simulated"
-        points.append(base)
+        ended[evaluated[0].key] = base
         rows = _rows(loaded, evaluated, found)
         record = {
             "question": question,
