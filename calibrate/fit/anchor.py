@@ -11,8 +11,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from calibrate.fit.load_correction import (
     solved,
 )
 from reports.formatting import listed, measured_value, measured_words
-from sim.arrays import Floats
+from sim.arrays import Floats, Mask
 from sim.errors import InputError
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, Draw, Profile, Provenance
@@ -46,16 +47,25 @@ _OUTSIDE_S = 0.003
 """Spread of what requests spend outside the engine: 6 to 11 ms in the stages that it was measured in."""
 _WHOLE = ("e2e_mean_s", "e2e_p50_s", "requests_per_s")
 """What tells of decoding where no time between tokens was measured."""
-_BEGIN, _STEPS = np.zeros(2), np.full(2, 0.05)
-_MOST_LOG, _ROUNDS, _SETTLED = 1.5 * math.log(FAR), 4, 0.005
+_STEP, _MOST_LOG, _ROUNDS, _SETTLED = 0.05, 1.5 * math.log(FAR), 4, 0.005
+_UNSEEN = 0.4
+"""Half-width of the logarithm of a factor from which runs say too little about it: it stays 1."""
+_LOST = math.log(2)
+"""The same where values contradict each other: above it a factor is known to less than a factor of two."""
+_STEEP = 3.0
+"""By how many percent a time may grow where steps take 1 % longer; near saturation, queues make it more. A server of
+equal requests that come at random is 72 % busy then."""
 SUFFIX = "-anchored"
+SHOWN_BY = {"decoding": "TPOT (or E2E)", "prompts": "TTFT of prompts of 1,000 tokens or more that are not cached"}
+"""What a run has to measure to show each factor, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchored:
     """An anchored profile.
 
-    :ivar decode, prompt: factors on what a step takes to decode, and on what its prompts take.
+    :ivar decode, prompt: factors on what a step takes to decode, and on what its prompts take; without an interval
+        where the runs say too little, and it stays 1.
     """
 
     profile: Profile
@@ -67,7 +77,8 @@ class Anchored:
 def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
     """Anchor a profile: weighted least squares of the logarithms of what was measured, and of both factors.
 
-    :raises InputError: where a run tells nothing, or needs a factor beyond ``FAR``.
+    :raises InputError: where runs tell nothing, are near saturation, contradict each other, or need a factor beyond
+        ``FAR``.
     """
     targets = [(load, name) for load in loads for name in _targets(load)]
     lora = not all(load.world.scenario.adapters.base_alone for load in loads)
@@ -84,9 +95,9 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
                 raise InputError(f"the simulated run has no {measured_words(name)}", file=load.name, key="--anchor")
         return np.log(values)
 
-    own, most = Draw(step=profile.step, load=profile.load), np.full(2, _MOST_LOG)
-    before = ratios(own, _BEGIN)
-    spread = np.std([before, *(ratios(draw, _BEGIN) for draw in profile.draws)], axis=0)
+    own = Draw(step=profile.step, load=profile.load)
+    before = ratios(own, np.zeros(2))
+    spread = np.std([before, *(ratios(draw, np.zeros(2)) for draw in profile.draws)], axis=0)
     deviations = np.array(
         [_deviation(*target, LEFT * float(each)) for target, each in zip(targets, spread, strict=True)]
     )
@@ -95,26 +106,27 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
         return np.concatenate([ratios(costs, logs) / deviations - off, logs / _PRIOR])
 
     exact = np.zeros(len(targets))
-    solution, after, slopes = solved(lambda logs: residuals(own, logs, exact), _BEGIN, _STEPS, -most, most)
+    free = np.array([not all(name.startswith("ttft") for _, name in targets), True])  # a first token shows no decoding
+    fit = _fitted(lambda logs: residuals(own, logs, exact), free, len(targets))
     checked = tuple(
         CheckedTarget(load.name, name, load.measured[name], math.expm1(old), math.expm1(new))
-        for (load, name), old, new in zip(targets, before, after[:-2] * deviations, strict=True)
+        for (load, name), old, new in zip(targets, before, fit.off * deviations, strict=True)
     )
-    _refuse_far(profile, checked, solution, lora=lora)
-    inverse = np.linalg.pinv(slopes)
-    half_widths = NORMAL * np.sqrt(np.diag(inverse @ inverse.T))
+    _refuse_steep(targets, fit.growth * deviations)
+    _refuse_far(profile, checked, fit.logs, lora=lora)
+    _refuse_contradictions(checked, fit)
     decode, prompt = (
-        FittedNumber(math.exp(log), math.exp(log) * float(width))
-        for log, width in zip(solution, half_widths, strict=True)
+        FittedNumber(math.exp(log), math.exp(log) * float(width) if known else None)
+        for log, width, known in zip(fit.logs, fit.widths, fit.free, strict=True)
     )
-    quantiles = norm.ppf((np.arange(len(profile.draws)) + 0.5) / max(len(profile.draws), 1))
+    quantiles = fit.excess * norm.ppf((np.arange(len(profile.draws)) + 0.5) / max(len(profile.draws), 1))
     offs = [stream(1, place, "anchor-draws").permutation(quantiles) for place in range(len(targets))]
 
     def anchored(draw: Draw, off: Floats) -> Draw:
-        logs = solution
+        logs = fit.logs
         for _ in range(_ROUNDS):  # with the slopes of the profile itself
-            change = inverse @ residuals(draw, logs, off)
-            logs = np.clip(logs - change, -most, most)
+            change = fit.inverse @ residuals(draw, logs, off)
+            logs = np.clip(logs - change, -_MOST_LOG, _MOST_LOG)
             if np.abs(change).max() < _SETTLED:
                 break
         return changed(draw, logs)
@@ -122,8 +134,76 @@ def anchor(profile: Profile, loads: Sequence[MeasuredLoad]) -> Anchored:
     draws = tuple(anchored(draw, np.array(off)) for draw, *off in zip(profile.draws, *offs, strict=True))
     how = f"decode terms times {decode.value:.3g}, prompt terms times {prompt.value:.3g}, by its anchor"
     sources = profile.sources | {"step": f"{profile.sources.get('step', 'each as below')}; {how}"}
-    update = {"step": changed(own, solution).step, "draws": draws, "sources": sources}
+    update = {"step": changed(own, fit.logs).step, "draws": draws, "sources": sources}
     return Anchored(profile.model_copy(update=update), decode, prompt, checked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """The logarithms of both factors, (2,), and how they were found.
+
+    :ivar widths: half-widths of their 95 % intervals; ``free``: which of them were fitted, others are 0.
+    :ivar off: what is left of each target, in its deviations; ``growth``: what it grows by where both factors do.
+    :ivar excess: how many times larger ``off`` is than the deviations explain; 1 or more.
+    :ivar inverse: (2, targets + 2), turns residuals into changes of the logarithms.
+    """
+
+    logs: Floats
+    widths: Floats
+    free: Mask
+    off: Floats
+    growth: Floats
+    excess: float
+    inverse: Floats
+
+
+def _fitted(residuals: Callable[[Floats], Floats], free: Mask, targets: int) -> _Fit:
+    """Fit the free factors; then without those that the runs say too little of.
+
+    :param residuals: of both logarithms: those of the targets, and two of the logarithms themselves.
+    :raises InputError: if the runs say too little of both.
+    """
+    while free.any():
+        at = np.eye(2)[:, free]
+        count = at.shape[1]
+        bounds = np.full(count, _MOST_LOG)
+        begin, steps = np.zeros(count), np.full(count, _STEP)
+        found, after, slopes = solved(partial(_along, residuals, at), begin, steps, -bounds, bounds)
+        inverse = at @ np.linalg.pinv(slopes)
+        widths = NORMAL * np.sqrt(np.diag(inverse @ inverse.T))
+        if widths.max() <= _UNSEEN:
+            off, growth = after[:targets], slopes[:targets].sum(axis=1)
+            # Runs that contradict each other, or what the profile can be, say less than their errors.
+            excess = math.sqrt(max(1.0, float(off @ off) / max(targets - count, 1)))
+            return _Fit(at @ found, excess * widths, free, off, growth, excess, inverse)
+        free = free & (widths <= _UNSEEN)
+    raise InputError(
+        "these runs say too little of what decoding and prompts take",
+        key="--anchor",
+        hint=f"give a run with {listed(list(SHOWN_BY.values()))}",
+    )
+
+
+def _along(residuals: Callable[[Floats], Floats], at: Floats, logs: Floats) -> Floats:
+    return residuals(at @ logs)
+
+
+def _refuse_steep(targets: Sequence[tuple[MeasuredLoad, str]], growth: Floats) -> None:
+    """Refuse runs near saturation: there the order in which requests happened to come decides, not what steps take.
+
+    :param growth: by how many percent each target grows where all that is fitted takes 1 % longer.
+    """
+    worst = int(np.argmax(np.abs(growth)))
+    if abs(growth[worst]) > _STEEP:
+        load, name = targets[worst]
+        raise InputError(
+            f"this run is near saturation: steps that take 1 % longer would change its {measured_words(name)} by "
+            f"{abs(growth[worst]):.2g} %",
+            allowed=f"at most {_STEEP:g} %",
+            file=load.name,
+            key="--anchor",
+            hint="give a run at a lower rate",
+        )
 
 
 def _refuse_far(profile: Profile, checked: Sequence[CheckedTarget], logs: Floats, *, lora: bool) -> None:
@@ -162,6 +242,18 @@ def _deviation(load: MeasuredLoad, name: str, left: float) -> float:
     stated = 0.0 if width is not None else STATED / NORMAL
     outside = _OUTSIDE_S / measured if name.startswith("ttft") else 0.0
     return math.hypot(load.deviation(name), stated, outside, left)
+
+
+def _refuse_contradictions(checked: Sequence[CheckedTarget], fit: _Fit) -> None:
+    """Refuse values that leave a factor unknown, because no two factors bring them together."""
+    if fit.widths.max() <= _LOST:
+        return
+    parts = [f"{measured_words(each.metric)} of {each.load} {each.after:+.0%}" for each in checked]
+    raise InputError(
+        f"these values contradict each other: with the best factors, predictions are off by {listed(parts)}",
+        key="--anchor",
+        hint="give runs far from saturation, with the settings that the server had",
+    )
 
 
 def named_profile(

@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from calibrate.fit.anchor import Anchored, named_profile
+from calibrate.fit.anchor import SHOWN_BY, Anchored, named_profile
 from calibrate.fit.load_correction import (
     CheckedTarget,
     FittedNumber,
@@ -26,9 +26,7 @@ from sim.studies.fidelity.bench_files import distinct_names
 from sim.studies.fidelity.least_squares import LEFT_OUT
 from sim.studies.profile_listing import tpot_error
 
-_UNEXPLAINED, _UNSEEN = 0.15, 0.4
-_SHOWS = {"decoding": "TPOT (or E2E)", "prompts": "TTFT of prompts of 1,000 tokens or more that are not cached"}
-"""What a run has to measure to show each part."""
+_UNEXPLAINED = 0.15
 
 
 def fit_report(profile: Profile, out: Path) -> Report:
@@ -148,15 +146,13 @@ def anchor_report(
     write_text(out, done.model_dump_json(indent=2, exclude_none=True) + "\n")
     errors = {"before": tpot_error(profile), "after": tpot_error(done)}
     widths = " and ".join(f"± {100 * error:.0f} % {when}" for when, error in errors.items() if error is not None)
-    factors = {"decoding": anchored.decode, "prompts": anchored.prompt}
-    takes = {what: _times(factor) for what, factor in factors.items()}
-    if all(each.metric.startswith("ttft") for each in anchored.checked):
-        takes["decoding"] = f"{anchored.decode.value:.2f} ± ?"
-    unseen = [what for what, times in takes.items() if "?" in times]
-    notes = []
-    if unseen:
-        needed = " and ".join(_SHOWS[what] for what in unseen)
-        notes.append(f"these runs say little about {' and '.join(unseen)}: give a run with {needed}")
+    factors = {"decoding takes": anchored.decode, "prompts take": anchored.prompt}
+    seen = [f"{what} {each.value:.2f} ± {each.half_width:.2f}" for what, each in factors.items() if each.half_width]
+    unseen = [what for what, each in factors.items() if each.half_width is None]
+    notes = [
+        f"these runs say little about what {what}, so it stays: give a run with {SHOWN_BY[what.split()[0]]}"
+        for what in unseen
+    ]
     if errors["after"] and errors["before"] and round(errors["after"], 2) > round(errors["before"], 2):
         notes.append("this anchor does not help, TPOT is less certain than before: keep the profile, or measure TPOT")
     return Report(
@@ -172,7 +168,7 @@ def anchor_report(
             "checked": _checked_data(anchored.checked),
         },
         terminal=[
-            "decoding takes {decoding} and prompts take {prompts} times what the profile says (95 %)".format(**takes),
+            f"{' and '.join(seen)} times what the profile says (95 %)",
             "",
             _before_and_after(anchored.checked),
             *(["", f"TPOT of 32 sequences with 16 adapters: {widths}"] if widths else []),
@@ -185,11 +181,6 @@ def anchor_report(
 def _checked_data(checked: Sequence[CheckedTarget]) -> list[dict[str, Any]]:
     names = ("run", "metric", "measured", "error_before", "error_after")
     return [dict(zip(names, astuple(each), strict=True)) for each in checked]
-
-
-def _times(factor: FittedNumber) -> str:
-    half_width = factor.half_width or 0.0
-    return f"{factor.value:.2f} ± {f'{half_width:.2f}' if half_width <= _UNSEEN * factor.value else '?'}"
 
 
 def _before_and_after(checked: Sequence[CheckedTarget]) -> Table:

@@ -78,9 +78,11 @@ def test_what_a_run_does_not_show_stays() -> None:
     load = load_of(world, 1.5, 1.5, 0.01)
     found = anchor(profile, [MeasuredLoad("run", world, {"tpot_mean_s": load.measured["tpot_mean_s"]}, {})])
     assert found.decode.value == pytest.approx(1.5, rel=0.03)
-    assert found.prompt.value == pytest.approx(1, abs=0.1)
-    assert found.prompt.half_width > 0.5 > found.decode.half_width
+    assert (found.prompt.value, found.prompt.half_width) == (1, None)
     assert found.profile.step.lora == profile.step.lora
+    assert [draw.step.prefill_step_s for draw in found.profile.draws] == [
+        draw.step.prefill_step_s for draw in profile.draws
+    ]
     adapters = world_of(RUN, "quickstart")
     with_lora = anchor(profile, [load_of(adapters, 1.5, 1.5, 0.01, lora=True)])
     assert with_lora.profile.step.lora.per_adapter_s == pytest.approx(1.5 * profile.step.lora.per_adapter_s, rel=0.03)
@@ -97,7 +99,7 @@ def test_draws_are_as_uncertain_as_the_measurement_and_keep_what_they_say_of_lor
         }
     )
     spreads = {}
-    for off in (0.01, 0.3):
+    for off in (0.01, 0.15):
         found = anchor(wide, [load_of(world, 1.2, 0.9, off)])
         assert [draw.step.lora for draw in found.profile.draws] == [draw.step.lora for draw in profile.draws]
         assert [draw.load for draw in found.profile.draws] == [draw.load for draw in profile.draws]
@@ -107,7 +109,7 @@ def test_draws_are_as_uncertain_as_the_measurement_and_keep_what_they_say_of_lor
         assert np.mean(np.log(values) - np.log(own), axis=0) == pytest.approx(0, abs=0.05)
     before = np.std(np.log([predict(draw.step, STEPS[1:4:2], 8192) for draw in wide.draws]), axis=0)
     assert spreads[0.01] == pytest.approx(before / 3, rel=0.35), "a third is left for other loads"
-    assert spreads[0.3] == pytest.approx(np.hypot(before / 3, 0.3 / 1.96), rel=0.35)
+    assert spreads[0.15] == pytest.approx(np.hypot(before / 3, 0.15 / 1.96), rel=0.35)
 
 
 ORDERS = [(-1.5, -0.9, -0.5, -0.15, 0.15, 0.5, 0.9, 1.5), (0.5, -1.5, 0.9, -0.15, 1.5, -0.9, 0.15, -0.5)]
@@ -141,18 +143,26 @@ def test_an_anchored_profile_predicts_its_runs_and_says_so(loraplan: CommandLine
 
 
 @pytest.mark.parametrize(
-    ("run", "unseen", "helps"),
+    ("run", "stays", "shown_by"),
     [
-        ("concurrency=1,prompt=10,output=1,ttft=27ms", "decoding and prompts: give a run with TPOT (or E2E)", False),
-        ("concurrency=8,prompt=1024,output=128,tpot=30ms", "prompts: give a run with TTFT of prompts of 1,000", True),
+        ("concurrency=8,prompt=1024,output=128,tpot=30ms", "prompts take", "TTFT of prompts of 1,000 tokens or more"),
+        ("concurrency=1,prompt=4096,output=8,ttft=700ms", "decoding takes", "TPOT (or E2E)"),
     ],
 )
-def test_a_run_says_what_it_does_not_show(loraplan: CommandLine, run: str, unseen: str, helps: bool) -> None:
-    """Steps with short prompts take as long as reading the weights, but none of them decodes."""
+def test_a_run_says_what_it_does_not_show(loraplan: CommandLine, run: str, stays: str, shown_by: str) -> None:
     ended = loraplan("profiles", "adjust", L40S, "--anchor", run)
-    assert f"these runs say little about {unseen}" in ended.err
-    assert ("± ? and prompts" in ended.out) != helps
-    assert ("this anchor does not help" in ended.err) != helps
+    assert f"these runs say little about what {stays}, so it stays: give a run with {shown_by}" in ended.err
+    assert stays not in ended.out
+
+
+def test_runs_that_differ_from_each_other_say_less_than_their_errors() -> None:
+    profile = load_profile(L40S)[0]
+    loads = [load_of(world_of(RUN), decode, 1.0, 0.01) for decode in (0.95, 1.5, 1.2)]
+    alone, together = anchor(profile, loads[2:]), anchor(profile, loads)
+    assert together.decode.value == pytest.approx(1.2, rel=0.05)
+    assert together.decode.half_width > 2 * alone.decode.half_width
+    spread = [np.std([draw.step.fixed_s for draw in found.profile.draws]) for found in (alone, together)]
+    assert spread[1] > 2 * spread[0]
 
 
 def servers(shared: Path) -> Iterator[tuple[Server, list[Stage]]]:
