@@ -23,7 +23,7 @@ NO_DATA = 0.5
 """Probability where there is no value: data for neither verdict."""
 UNSETTLED_MARGIN = 0.25
 """Share of its value that an unsettled metric must leave to its target, at least, to count as met."""
-NEAR = 2.0
+_NEAR = 2.0
 """A value over its target up to which one burst may decide in the runs of a plan."""
 NO_INTERVAL = 1.0
 """Half-width, as a share of the value, where the run is too short for an interval."""
@@ -256,7 +256,7 @@ def planning_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
     probability = met_probability(point, slo_terms)
     strains = {name: strain(point, name, target) for name, target in slo_terms.items()}
     missed = [name for name, value in strains.items() if value > 1]
-    if not missed or max(strains.values()) >= NEAR or any(_is_settled(point, name) for name in missed):
+    if not missed or max(strains.values()) >= _NEAR or any(_is_settled(point, name) for name in missed):
         return probability
     normal = NormalDist()
     return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)

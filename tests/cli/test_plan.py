@@ -18,6 +18,7 @@ from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
 from sim.results.run_directory.study_records import FleetRecord
+from sim.results.verdict import MET, verdict
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
 from sim.studies.backends.pool import Local
@@ -452,6 +453,31 @@ def test_draws_are_held_against_the_traffic_that_they_met(tmp_path: Path, replic
         assert point.calibration["draws"] == 5
         metric = point.metrics["miss_ratio"]
         assert metric.calibration_lo == metric.calibration_hi == metric.value
+
+
+def test_draws_may_rescue_a_design_far_over_its_target(tmp_path: Path) -> None:
+    """Near saturation p99 TTFT is twice its target with the profile's own costs; with steps 15 % shorter it is met."""
+    profile = write_profile(tmp_path / "profile.json", [(step, 1.0) for step in (0.85, 0.92, 1.0, 1.08, 1.15)])
+    rest = (
+        "slo: {ttft_p99: 400 ms}\nplan: {minimize: fleet.replicas, range: [1, 4]}\n"
+        f"fleet: {{engine: continuous, profile: {profile}}}"
+    )
+    busy = [
+        "workload.arrivals.rate=36/s",
+        "workload.tokens.prompt.value=800",
+        "adapters.count=20",
+        "cache.gpu.slots=100",
+    ]
+    loaded = load_scenario(write(tmp_path, rest, requests=600), [*busy, "run.replications=2"])
+    planned = make_plan(loaded, tmp_path / "run", Execution(Local(1)))
+    assert planned.record.answer == {"fleet.replicas": 3}
+    short = [look for look in planned.record.looks if look.set == {"fleet.replicas": 2}][-1]
+    assert short.word == "unclear"
+    assert short.score is not None
+    assert short.score > 2
+    faster = write_profile(tmp_path / "faster.json", step=0.85)
+    alone = load_scenario(write(tmp_path, rest.replace(profile, faster), requests=600), [*busy, "fleet.replicas=2"])
+    assert verdict(evaluate.evaluate_scenario(alone.scenario).point, {"ttft_p99_s": 0.4}) == MET
 
 
 def test_a_plan_starts_full_unless_the_scenario_says_otherwise(tmp_path: Path) -> None:

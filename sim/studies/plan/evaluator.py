@@ -25,7 +25,6 @@ from sim.results.run_directory.study_records import EvaluationRecord, GradeRecor
 from sim.results.slo_terms import all_terms, judged, metric_of, split_term, value_of
 from sim.results.verdict import (
     MET,
-    NEAR,
     NOT_MET,
     UNCLEAR,
     by_need,
@@ -276,8 +275,8 @@ class DesignEvaluator:
 
         They make a verdict less certain, never more.
         """
-        word, score = verdict_word(planning_probability(point, self.terms), self._sure()), self._score(point)
-        return (not first or last) and (word == MET or (word == NOT_MET and score < NEAR) or (word == UNCLEAR and last))
+        word = verdict_word(planning_probability(point, self.terms), self._sure())
+        return (not first or last) and (word != UNCLEAR or last)
 
     def _with_draws(self, design: PlanDesign, point: Point) -> Point:
         """Return a point with calibration intervals, from draws in runs as short as those of the first effort."""
