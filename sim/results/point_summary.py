@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         warnings=[
             *warnings,
             *_warnings(capacity, impact or Impact(), metrics, facts.refusals),
+            *_never_filled(recordings),
             *(_start_warnings(m) if load is None or load < 1 else ()),
         ],
         replicas=replica_results(recordings[0], facts),
@@ -206,6 +207,20 @@ def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], re
     if failed:
         some = f"{failed:,.0f} request{'s' if failed > 1 else ''}"
         yield f"{some} failed: {_failures(impact, int(failed))}"
+
+
+ALMOST_FULL = 0.95
+"""Share of a pool from which blocks on their way may fill it."""
+
+
+def _never_filled(recordings: Sequence[Recording]) -> Iterator[str]:
+    """Yield how full the host's pool of KV became, where nothing had to leave it."""
+    full = max((recording.facts.get("kv_host_share", 1.0) for recording in recordings), default=1.0)
+    if full < ALMOST_FULL:
+        yield (
+            f"the pool of KV offload starts empty and was {full:.0%} full at the end, so nothing had to leave it: only "
+            "a longer run shows how large it has to be (workload.requests)"
+        )
 
 
 def _start_warnings(m: MeasuredRequests) -> Iterator[str]:

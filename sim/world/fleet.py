@@ -280,6 +280,7 @@ class Fleet:
             recording.facts |= {
                 "kv_loaded_tokens": float(totals.kv_loaded),
                 "kv_stored_tokens": float(totals.kv_stored),
+                "kv_host_share": totals.kv_host_share,
             }
         if totals.drafted:
             recording.facts |= {

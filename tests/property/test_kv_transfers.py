@@ -89,6 +89,10 @@ def test_kv_offload_conserves_requests_and_blocks(number: int) -> None:
     assert facts["kv_loaded_tokens"] >= 0
     if facts["kv_loaded_tokens"]:
         assert facts["kv_stored_tokens"] > 0
+    assert 0 <= facts["kv_host_share"] <= 1
+    if number == 6:  # where the pool has room for 300 blocks
+        said = " ".join(summarise([recording], facts_of(build_world(build(**sections))), {}, []).warnings)
+        assert f"starts empty and was {facts['kv_host_share']:.0%} full at the end" in said
 
 
 @pytest.mark.parametrize("number", range(FLEETS))

@@ -283,6 +283,10 @@ class HostPool(KvSource):
         """Return how many blocks are in the pool, those on their way included."""
         return len(self._users)
 
+    def share(self) -> float:
+        """Return how full the pool is."""
+        return len(self._users) / self._total if self._total else 1.0
+
     def _state(self, request: Request) -> _Offers:
         offers = self._offers.get(request)
         if offers is None:

@@ -177,4 +177,5 @@ class OffloadServer(TransferServer):
         totals = super().totals()
         size = self.scheduler.kv.size
         totals.kv_loaded, totals.kv_stored = self.loaded_blocks * size, self.stored_blocks * size
+        totals.kv_host_share = self.pool.share()
         return totals

@@ -113,7 +113,8 @@ class ReplicaTotals:
     :ivar in_use_peak: most slots or bytes that adapters in use ever took.
     :ivar kv_peak_share: most of the KV cache that decoding sequences ever held.
     :ivar prefix_blocks_evicted: cached KV blocks that were taken for other content.
-    :ivar kv_loaded, kv_stored: tokens whose KV was copied from and to host memory.
+    :ivar kv_loaded, kv_stored: tokens whose KV was copied from and to host memory; ``kv_host_share``: how full its pool
+        there is at the end.
     :ivar merged_gaps: gaps between tokens that clients did not see, behind a front end.
     :ivar verified, drafted, accepted: drafts of one sequence in one step, their tokens, and those that were accepted.
     """
@@ -126,6 +127,7 @@ class ReplicaTotals:
     merged_gaps: float = 0.0
     kv_loaded: int = 0
     kv_stored: int = 0
+    kv_host_share: float = 0.0
     verified: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -140,6 +142,7 @@ class ReplicaTotals:
         self.merged_gaps += other.merged_gaps
         self.kv_loaded += other.kv_loaded
         self.kv_stored += other.kv_stored
+        self.kv_host_share = max(self.kv_host_share, other.kv_host_share)
         self.verified += other.verified
         self.drafted += other.drafted
         self.accepted += other.accepted
