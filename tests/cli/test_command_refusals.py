@@ -23,10 +23,12 @@ from calibrate.loads.synthetic_adapters import BASE, MODEL, adapter_config, head
 HERE = Path(__file__).parent
 
 
-def write_adapters(folder: str, count: int) -> None:
+def write_adapters(folder: str, count: int, **config: object) -> None:
     for number in range(count):
         start, size = header_of(MODEL, 8, ("q", "v"), "bf16")
-        write_sparse(Path(folder, f"tone-{number}"), start, size, adapter_config(BASE, 8, ("q", "v")), number)
+        write_sparse(
+            Path(folder, f"tone-{number}"), start, size, {**adapter_config(BASE, 8, ("q", "v")), **config}, number
+        )
 
 
 def write_training_log() -> None:
@@ -36,6 +38,7 @@ def write_training_log() -> None:
 
 MADE: dict[str, Callable[[], object]] = {
     "adapters": lambda: write_adapters("fleet", 3),
+    "DoRA adapters": lambda: write_adapters("dora", 2, use_dora=True),
     "adapters of strangers": lambda: write_adapters("spaced/of mine", 1),
     "a benchmark": lambda: shutil.copy(HERE.parent / "observe" / "samples" / "vllm-closed.json", "bench.json"),
     "a folder": Path("empty").mkdir,

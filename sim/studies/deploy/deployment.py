@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.formatting import plural
 from sim.cells import one_line
 from sim.errors import InputError
 from sim.results.point import Point
@@ -29,7 +30,8 @@ from sim.spec.gpus import gpu_named
 from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.sections.control_plane import Router
 from sim.spec.units import human_bytes
-from sim.training.files.census import take_census
+from sim.training.files.census import Copies, take_census
+from sim.training.files.engine_checks import ServingTarget, check_census
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -103,8 +105,8 @@ _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._
 def list_adapters(folder: Path, scenario: Scenario) -> dict[str, str]:
     """Return the adapters of a folder by the names that requests give them, each with its own folder in there.
 
-    :raises InputError: if one can't be read, has a name that command lines can't hold or a larger rank than was
-        simulated, or their number is not the one that was simulated.
+    :raises InputError: if one can't be read, is refused by the engine, has a name that command lines can't hold or a
+        larger rank than was simulated, or their number is not the one that was simulated.
     """
     census, key = take_census(folder), "--adapters"
     if census.failures:
@@ -148,6 +150,14 @@ def list_adapters(folder: Path, scenario: Scenario) -> dict[str, str]:
                 hint="rename the folder",
             )
         found[name] = entry.folder
+    for concern in check_census(census, ServingTarget(scenario.fleet.engine, limit), Copies((), 0)):
+        if concern.level == "refused":
+            raise InputError(
+                f"{engine_of(scenario)} would not start with {plural(concern.count, 'adapter')} of this folder",
+                key=key,
+                got=f"{', '.join(concern.folders)}: {concern.words}",
+                hint=f"all that is wrong: loraplan adapters {folder} --engine {scenario.fleet.engine}",
+            )
     return found
 
 
