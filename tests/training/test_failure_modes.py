@@ -334,7 +334,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any], dict[str, str], str
     ),
     "one skipped step of a scaled fp16 run": (
         history(lambda at: math.nan if at == 0.25 else 2 - at, grad_norm=lambda at: math.inf if at == 0.25 else 1.0),
-        {}, {}, "1 losses were no number, but the run went on from there",
+        {}, {}, "1 loss without a number, but the run went on from there",
     ),
     "a validation loss of NaN alone": (
         history(falling(3, 1), lambda at: math.nan), {}, {}, "examples without a label",

@@ -135,7 +135,7 @@ def _traffic(service: ObservedService, base: LoadedScenario | None) -> Iterator[
         yield Setting("workload.requests", REQUESTS, "how much to simulate: choose")
     grown = service.offered - service.ended
     aborted = f" ({service.aborted:,.0f} of them aborted)" if service.aborted >= 1 else ""
-    more = f" and {grown:+,.0f} in flight" if abs(grown) >= 1 else ""
+    more = f", {abs(grown):,.0f} {'more' if grown > 0 else 'fewer'} in flight at the end," if abs(grown) >= 1 else ""
     ended = f"{service.ended:,.0f} requests ended{aborted}{more} in {service.seconds:,.0f} s"
     full = ", and answers as long as all others instead of aborted ones" if aborted else ""
     comment = f"measured: {ended}; assumed: independent users{full}"

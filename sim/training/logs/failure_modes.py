@@ -91,7 +91,7 @@ def _no_number(case: Case, notes: list[str]) -> Grounds | None:
     ]
     trailing = next((n for n, bad in enumerate(reversed(lost)) if not bad), len(lost))
     if sum(lost) > trailing:
-        notes.append(f"{sum(lost) - trailing} losses were no number, but the run went on from there")
+        notes.append(f"{_losses(sum(lost) - trailing)} without a number, but the run went on from there")
     if not trailing:
         norm_end = [value for _, value in entries(log.grad_norm)][-3:]
         if len(norm_end) == 3 and not any(map(math.isfinite, norm_end)):
@@ -115,12 +115,17 @@ def _no_number(case: Case, notes: list[str]) -> Grounds | None:
     return "certain", evidence
 
 
+def _losses(count: int, kind: str = "") -> str:
+    return f"{count or 'no'} {kind}loss{'' if count == 1 else 'es'}"
+
+
 def _rose(case: Case, notes: list[str]) -> Grounds | None:
     """Detect a loss that rose above its lowest level or its start, and a jump of the gradient norm with it."""
     limits = case.thresholds
     losses = case.losses.until(case.log.kept_step)
     if len(losses) < limits.fewest_losses:
-        notes.append(f"{len(losses)} losses: too few to see a divergence; at least {limits.fewest_losses} are needed")
+        few = f"{_losses(len(losses))}: too few to see a divergence"
+        notes.append(f"{few}; at least {limits.fewest_losses} are needed")
         return None
     wide = max(5, len(losses) // 8)
     begin, base, end = start(losses), _base(losses, wide), window(losses, len(losses) - wide, len(losses))
@@ -264,8 +269,8 @@ def _overfitting(case: Case) -> RuleResult:
     evals = case.evals.until(log.kept_step)
     losses = case.losses.until(log.kept_step)
     if len(case.evals) < limits.fewest_evals or len(losses) < limits.fewest_losses:
-        got = "no validation loss" if not len(case.evals) else f"{len(case.evals)} validation losses"
-        notes = (f"{got} and {len(losses)} training losses: overfitting can't be judged",)
+        got = f"{_losses(len(case.evals), 'validation ')} and {_losses(len(losses), 'training ')}"
+        notes = (f"{got}: overfitting can't be judged",)
         return RuleResult(notes=notes, thin=("overfitting",))
     if len(evals) < limits.fewest_evals:  # too few evaluations to judge, but no sign of overfitting
         return RuleResult(
