@@ -161,7 +161,7 @@ class CostsWithBaseModel(StepCosts):
 
 def load_seconds(tier: TierCost, population: Population) -> Floats:
     """Return each adapter's load time in seconds, without residual, shape (adapters,)."""
-    padded = population.rank < population.rank.max()
+    padded = population.rank < population.slot_rank
     return np.asarray(
         tier.open_s
         + tier.per_tensor_s * population.tensors

@@ -146,6 +146,11 @@ SHARED: tuple[Row, ...] = (
         lambda s: s.adapters.base_alone and s.rollouts != (),
     ),
     Rule(
+        "adapters.max_rank: smaller than the rank of an adapter or of a new version",
+        lambda s: s.slot_rank > (s.adapters.max_rank or inf) and s.adapters.max_rank,
+        allowed="{s.slot_rank} or more",
+    ),
+    Rule(
         "slo.miss_ratio: all requests are for the base model, so none can miss",
         lambda s: s.adapters.base_alone and s.slo.miss_ratio is not None,
         hint="remove it",

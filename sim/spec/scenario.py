@@ -368,6 +368,18 @@ class Scenario(Strict):
         return tuple(own.model_copy(update=shared) for pool, own in of_each if pool.replicas)
 
     @property
+    def slot_rank(self) -> int:
+        """The rank that slots are made for: the largest of all adapters and new versions, or a given larger one."""
+        ranks = [kind.rank for kind in self.adapters.mix if kind.kind == "lora"] or [self.adapters.rank]
+        return max(*ranks, self.adapters.max_rank or 0, *(rollout.rank or 0 for rollout in self.rollouts))
+
+    @property
+    def adapters_alone(self) -> Adapters:
+        """The adapters where rollouts are left out, on a server that keeps slots for new versions of a larger rank."""
+        ranked = any(rollout.rank for rollout in self.rollouts)
+        return self.adapters.model_copy(update={"max_rank": self.slot_rank}) if ranked else self.adapters
+
+    @property
     def eviction_policy(self) -> EvictionEntry:
         """The eviction policy, with its facts."""
         name = self.cache.eviction

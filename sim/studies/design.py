@@ -92,7 +92,7 @@ def baseline_of(scenario: Scenario) -> Scenario | None:
         return None
     # Without a rollout, no prefix can come from an older version.
     kept = tuple(fault for fault in from_start if fault.kind != "named-prefixes") if changes else ()
-    return scenario.model_copy(update={"rollouts": (), "faults": kept})
+    return scenario.model_copy(update={"rollouts": (), "faults": kept, "adapters": scenario.adapters_alone})
 
 
 def design_of(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:
@@ -161,7 +161,7 @@ def setup_of(world: World) -> Setup:
 
 def _beyond(pool: ReplicaPool, profile: Profile) -> str:
     """Return what of a pool's adapters lies outside what its profile covers: ``rank 64``."""
-    rank = 0 if pool.scenario.adapters.base_alone else int(pool.population.rank.max())
+    rank = 0 if pool.scenario.adapters.base_alone else pool.population.slot_rank
     return f"rank {rank}" if rank > profile.envelope.rank else ""
 
 

@@ -282,7 +282,7 @@ class Population:
     :ivar rank: (n,) int64.
     :ivar tensors: (n,) int64, tensors in the adapter's file.
     :ivar kind: (n,) int64, index into ``kind_names``.
-    :ivar slot_bytes: bytes of one padded slot: every supported module at the largest rank.
+    :ivar slot_rank: the rank that slots are made for; ``slot_bytes``: of one, with every supported module at that rank.
     :ivar full_kinds: the kinds that are full models.
     """
 
@@ -291,6 +291,7 @@ class Population:
     tensors: NDArray[np.int64]
     kind: NDArray[np.int64]
     kind_names: tuple[str, ...]
+    slot_rank: int
     slot_bytes: int
     full_kinds: tuple[int, ...] = ()
 
@@ -309,13 +310,13 @@ class Population:
         full = self.full
         return replace(self, size_bytes=np.where(full, 0, self.size_bytes), tensors=np.where(full, 0, self.tensors))
 
-    def alone(self, there: NDArray[np.bool_], slot_bytes: int) -> Population:
+    def alone(self, there: NDArray[np.bool_], slot_rank: int, slot_bytes: int) -> Population:
         """Return the population for replicas that serve some adapters alone; the others take no memory there.
 
-        :param slot_bytes: of a slot that is padded to the largest of these.
+        :param slot_rank, slot_bytes: of a slot for the largest of these.
         """
         size, rank, tensors = (np.where(there, each, 0) for each in (self.size_bytes, self.rank, self.tensors))
-        return replace(self, size_bytes=size, rank=rank, tensors=tensors, slot_bytes=slot_bytes)
+        return replace(self, size_bytes=size, rank=rank, tensors=tensors, slot_rank=slot_rank, slot_bytes=slot_bytes)
 
 
 def populate(
@@ -349,13 +350,15 @@ def populate(
     sizes, tensors = zip(*(_size_and_tensors(spec, shape, width, weights_bytes) for spec in specs), strict=True)
     ranks = [0 if spec.kind == "full" else spec.rank for spec in specs]
     largest = max((size for spec, size in zip(specs, sizes, strict=True) if spec.kind == "lora"), default=0)
-    padded = max(ranks) * parameters_per_rank(shape, held_modules(adapters.experts)) * width if shape else largest
+    slot_rank = max(*ranks, adapters.max_rank or 0)
+    padded = slot_rank * parameters_per_rank(shape, held_modules(adapters.experts)) * width if shape else largest
     return Population(
         size_bytes=np.asarray(sizes, dtype=np.int64)[kind],
         rank=np.asarray(ranks, dtype=np.int64)[kind],
         tensors=np.asarray(tensors, dtype=np.int64)[kind],
         kind=kind,
         kind_names=tuple(_kind_name(spec, size) for spec, size in zip(specs, sizes, strict=True)),
+        slot_rank=slot_rank,
         slot_bytes=max(padded, largest),
         full_kinds=tuple(number for number, spec in enumerate(specs) if spec.kind == "full"),
     )
@@ -382,6 +385,7 @@ def with_sizes(population: Population, given: NDArray[np.int64], kinds: Sequence
         tensors=population.tensors,
         kind=np.zeros_like(population.kind),
         kind_names=("sizes from the trace",),
+        slot_rank=population.slot_rank,
         slot_bytes=max(population.slot_bytes, int(sizes.max())),
     )
 

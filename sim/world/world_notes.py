@@ -65,7 +65,7 @@ def _profile_notes(pool: Pool) -> list[str]:
         *fitness_notes(profile),
         *disturbance_notes(profile),
         *split_notes(scenario, profile),
-        *beyond_envelope(profile, slots, int(pool.population.rank.max()), scenario.fleet.max_num_seqs),
+        *beyond_envelope(profile, slots, pool.population.slot_rank, scenario.fleet.max_num_seqs),
     ]
 
 

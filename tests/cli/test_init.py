@@ -402,7 +402,7 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     [
         ("", "vLLM refuses 1 of these adapters: a rank up to 64, above 16, the largest asked for."),
         ("--max-lora-rank 64", None),
-        ("--max-lora-rank 256", "Not translated: --max-lora-rank 256: simulated slots fit the largest rank, 64, and"),
+        ("--max-lora-rank 256", "Those of --max-lora-rank 256 take more memory: adapters.max_rank: 256."),
     ],
 )
 def test_a_folder_is_compared_with_the_largest_rank_of_its_server(

@@ -282,6 +282,8 @@ def test_command_lines_word_for_word(base: Path) -> None:
         "vLLM": f"{vllm} 16 --max-cpu-loras 8 {batch} --block-size 16 --num-gpu-blocks-override 2500 "
         "--no-enable-prefix-caching"
     }
+    larger = ["rollouts=[{strategy: new-name, at: 1 s, adapter: 0, rank: 48}]"]
+    assert "--max-lora-rank 64 " in engine_flags(load_scenario("base.yaml", [*full, *larger]).scenario, KV)["vLLM"]
     drafts = "fleet.speculation={tokens: 3, acceptance: 70%, draft: 5%, method: "
     for method, config, written in (
         ("eagle3", '{"method":"eagle3","model":"DRAFT","num_speculative_tokens":3}', True),

@@ -20,12 +20,13 @@ from sim.results.run_directory.store import read_run
 from sim.spec.scenario_file import LoadedScenario, load_scenario
 from sim.studies.backends.pool import Local
 from sim.studies.changes.report import held_table
-from sim.studies.design import build
+from sim.studies.design import build, make_design
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario
 from sim.studies.execution import Execution
 from sim.studies.run.answer import answer
 from sim.studies.run.findings import sweep_answer
 from sim.studies.run.report import run_report
+from sim.studies.short_runs import steady
 from sim.studies.sweep import run_study, task_of
 from sim.studies.vetting_gate import digest_weights, release
 
@@ -120,7 +121,23 @@ def test_a_version_that_passes_goes_out_and_is_said_to(file: Path) -> None:
 
 def test_rank_of_the_scenario_counts_more_than_that_of_the_folder(file: Path) -> None:
     loaded = load_scenario(str(file), ["rollouts.0.require=none", "rollouts.0.rank=32"])
-    assert build(loaded.scenario).pools[0].population.rank.max() == 32
+    design = make_design(loaded.scenario)
+    assert design.world.pools[0].population.rank.max() == 32
+    # Without the rollout it is the same server: slots for rank 32, for adapters of the old rank.
+    assert design.baseline is not None
+    for world in (design.baseline, build(steady(loaded.scenario))):
+        assert world.pools[0].population.rank.max() < 32
+        assert world.pools[0].kv_tokens == design.world.pools[0].kv_tokens
+        assert world.pools[0].population.slot_rank == 32
+
+
+def test_slots_are_made_for_the_rank_that_is_asked() -> None:
+    small, large, made = (
+        build(load_scenario("quickstart", [setting]).scenario).pools[0]
+        for setting in ("adapters.rank=16", "adapters.rank=64", "adapters.max_rank=64")
+    )
+    assert made.kv_tokens == large.kv_tokens < small.kv_tokens
+    assert made.population.size_bytes[0] == small.population.size_bytes[0]
 
 
 def test_what_can_be_judged_in_part_passes_and_is_said(file: Path) -> None:

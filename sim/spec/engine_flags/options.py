@@ -111,12 +111,6 @@ def vllm_rank(rank: int) -> int:
     return next((allowed for allowed in VLLM_RANKS if allowed >= rank), rank)
 
 
-def largest_rank(replica: Replica) -> int:
-    """Return the largest rank of all adapters."""
-    adapters = replica.scenario.adapters
-    return max([kind.rank for kind in adapters.mix if kind.kind == "lora"] or [adapters.rank])
-
-
 def _profile(replica: Replica) -> Profile:
     found, _ = profile_of(replica.scenario)
     assert found is not None, "only the engine fixed does without, and it has no command line"
@@ -231,11 +225,11 @@ _WRITTEN: Mapping[str, Written] = {
     "kv-blocks": _kv_blocks,
     "kv-tokens": _kv_tokens,
     "held-modules": _held_modules,
-    "largest-rank": largest_rank,
+    "largest-rank": lambda replica: replica.scenario.slot_rank,
     "lpm": lambda replica: "lpm" if replica.scenario.fleet.scheduling == "lpm" else None,
     "memory-share": _memory_share,
     "modules": _target_modules,
-    "padded-rank": lambda replica: min(vllm_rank(largest_rank(replica)), VLLM_RANKS[-1]),
+    "padded-rank": lambda replica: min(vllm_rank(replica.scenario.slot_rank), VLLM_RANKS[-1]),
     "prefill-interval": _prefill_interval,
     "prompt-check": _prompt_check,
     "scheduled-ahead": _scheduled_ahead,

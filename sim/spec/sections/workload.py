@@ -206,6 +206,8 @@ class Adapters(Strict):
     ``kind: base`` alone."""
     rank: PositiveInt = Field(default=16, le=4096)
     """LoRA rank of every adapter (without a mix)."""
+    max_rank: PositiveInt | None = Field(default=None, le=4096)
+    """The rank that slots are made for (``--max-lora-rank``); unset: the largest of all adapters and new versions."""
     targets: Targets = "all-linear"
     """Modules with LoRA weights (without a mix)."""
     size: Bytes | None = None

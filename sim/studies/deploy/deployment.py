@@ -24,7 +24,6 @@ from sim.spec.engine_flags.command_lines import (
     served_model,
     why_no_flags,
 )
-from sim.spec.engine_flags.options import Replica, largest_rank
 from sim.spec.engines import ENGINES, release_of
 from sim.spec.gpus import gpu_named
 from sim.spec.profile_choice import gpus_per_replica, profile_of
@@ -129,7 +128,7 @@ def list_adapters(folder: Path, scenario: Scenario) -> dict[str, str]:
             allowed=f"up to {MOST_LISTED:,}",
             hint="leave --adapters out and load them while the server runs",
         )
-    limit = largest_rank(Replica(scenario))
+    limit = scenario.slot_rank
     found = {}
     for entry in census.entries:
         name = folder.resolve().name if entry.folder == "." else entry.folder

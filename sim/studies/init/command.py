@@ -286,7 +286,7 @@ def _add_adapters(draft: Draft, folder: Path, command: ReadCommand | None) -> No
             draft.comments.append(f"{command.name} refuses {concern.count:,} of these adapters: {concern.words}.")
         largest = max(entry.rank for entry in served)
         if limit > (vllm_rank(largest) if command.name == "vLLM" else largest):
-            said = f"Not translated: --max-lora-rank {limit}: simulated slots fit the largest rank, {largest}"
-            draft.comments.append(f"{said}, and take less memory")
+            said = f"Slots are for the largest rank, {largest}. Those of --max-lora-rank {limit} take more memory"
+            draft.comments.append(f"{said}: adapters.max_rank: {limit}.")
     if model := known_model(base or ""):
         draft.add([Setting("adapters.base_model", model, "what the adapters name")])

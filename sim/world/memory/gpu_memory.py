@@ -20,9 +20,9 @@ from sim.world.world import Pool
 
 
 def padded_rank(profile: Profile, population: Population) -> int:
-    """Return the rank that slots are padded to: the largest in use, which vLLM rounds up to one that it supports."""
-    largest = int(population.rank.max())
-    return largest if profile.memory.slot_layout == "exact" else vllm_rank(largest)
+    """Return the rank that slots are padded to: what they are made for, which vLLM rounds up to one that it knows."""
+    rank = population.slot_rank
+    return rank if profile.memory.slot_layout == "exact" else vllm_rank(rank)
 
 
 def adapter_bytes(slots: int, profile: Profile, population: Population, split: GpuSplit) -> int:
