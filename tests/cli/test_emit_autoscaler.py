@@ -96,8 +96,26 @@ def test_a_fixed_fleet_removes_the_autoscaler_of_before(loraplan: CommandLine, t
     assert deployment.name == "deployment.yaml"
 
 
-def test_other_kinds_say_that_they_lack_it(loraplan: CommandLine, tmp_path: Path) -> None:
-    loraplan.succeeds(*SCALED, "--set", HPA, "--emit", "compose=c", "--emit", "vllm=v")
-    for file in ("c/compose.yaml", "v/serve.sh"):
-        text = (tmp_path / file).read_text(encoding="utf-8")
-        assert "Not in this file: the autoscaler (fleet.autoscale)." in text
+def test_a_script_says_that_it_lacks_it_and_kinds_of_a_fixed_size_are_refused(
+    loraplan: CommandLine, tmp_path: Path
+) -> None:
+    loraplan.succeeds(*SCALED, "--set", HPA, "--emit", "vllm=local")
+    text = (tmp_path / "local/serve.sh").read_text(encoding="utf-8")
+    assert "# Not in this file: the autoscaler (fleet.autoscale)." in text
+    assert "# It starts one of 1 to 6 replicas behind a router with policy " in text
+    for kind in ("compose", "kserve", "llm-d"):
+        err = loraplan.refused(*SCALED, "--set", HPA, "--emit", f"{kind}={kind}")
+        assert f"an autoscaler was simulated, and these manifests have none (got {kind}, allowed: vllm, k8s)" in err
+
+
+def test_a_slow_start_is_given_its_time(loraplan: CommandLine, tmp_path: Path) -> None:
+    slow = "fleet.autoscale.cold_start={engine: {law: fixed, value: 15 min}}"
+    for more, seconds in (((), 600), ((slow,), 1800)):
+        emitted(loraplan, tmp_path, HPA, "workload.arrivals.rate=0.1/s", *more)
+        (probe,) = (
+            container["startupProbe"]
+            for document in documents(tmp_path / "k8s")
+            if document["kind"] == "Deployment"
+            for container in document["spec"]["template"]["spec"]["containers"]
+        )
+        assert probe["periodSeconds"] * probe["failureThreshold"] == seconds

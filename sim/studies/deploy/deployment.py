@@ -265,6 +265,11 @@ class Deployment:
         return f"{self.server.image}:v{self.release}"
 
     @property
+    def several(self) -> bool:
+        """Whether requests are spread over several replicas, at least at times."""
+        return self.replicas > 1 or (self.autoscale is not None and self.autoscale.max > 1)
+
+    @property
     def environment(self) -> Mapping[str, str]:
         """Environment variables of the server."""
         return self.server.runtime_loading if self.lora and not self.adapters else {}

@@ -48,8 +48,10 @@ def shell_script(found: Deployment, head: list[str]) -> str:
     """Return the script, with the run behind every option."""
     program, *rest = found.program
     lines = [f"{shlex.join(['set', '--', *rest, *found.model_words()])} # {found.model_note}"]
-    if found.replicas > 1:
-        many = f"{found.replicas} replicas behind a router with policy {found.router.policy}"
+    if found.several:
+        scale = found.autoscale
+        count = f"{scale.min} to {scale.max}" if scale else f"{found.replicas}"
+        many = f"{count} replicas behind a router with policy {found.router.policy}"
         head = [*head, f"It starts one of {many}; give each a --port and GPUs of its own."]
     if found.adapters:
         head = [
@@ -155,6 +157,10 @@ KINDS: Mapping[str, ManifestKind] = {
 }
 
 
+_OF_A_FIXED_SIZE = ("compose", "kserve", "llm-d")
+"""Kinds that start a fixed number of replicas."""
+
+
 @dataclass(frozen=True, slots=True)
 class Emission:
     """One ``--emit``: a kind of manifests and the folder for them."""
@@ -215,6 +221,13 @@ def check_emission(emission: Emission, scenario: Scenario) -> None:
             allowed=", ".join(name for name, each in KINDS.items() if engine in each.engines),
             hint=f"or simulate it: --set fleet.engine={kind.engines[0].lower()}",
         )
+    if scenario.fleet.autoscale is not None and emission.kind in _OF_A_FIXED_SIZE:
+        raise InputError(
+            "an autoscaler was simulated, and these manifests have none",
+            key="--emit",
+            got=emission.kind,
+            allowed=", ".join(name for name in KINDS if name not in _OF_A_FIXED_SIZE and engine in KINDS[name].engines),
+        )
     kind.check(scenario)
     _check_folder(emission)
 
@@ -259,8 +272,7 @@ def _autoscaler_lines(kind: str, deployment: Deployment) -> list[str]:
 def _adapter_lines(deployment: Deployment) -> list[str]:
     if deployment.adapters or not deployment.lora:
         return []
-    several = deployment.replicas > 1 or deployment.autoscale is not None
-    into = " into every replica" if several else ""
+    into = " into every replica" if deployment.several else ""
     path = deployment.server.load_path
     lines = [f"Adapters are not listed: load each{into} with POST {path}, or give --adapters FOLDER."]
     if deployment.environment:

@@ -16,6 +16,8 @@ from sim.studies.deploy.picker import plugins_of, releases_of
 NOT_SIMULATED = "not simulated"
 MAY_LOAD = "lets clients load adapters"
 _GPU = "nvidia.com/gpu"
+_LOAD_S = 600
+"""What a probe leaves a model to load, at least."""
 _PRODUCT = "nvidia.com/gpu.product"
 
 
@@ -30,7 +32,7 @@ def deployment_hints(found: Deployment, *, routed: bool = False) -> list[str]:
     :param routed: whether a router distributes the requests as was simulated.
     """
     lines = []
-    if not routed and found.replicas > 1 and found.router.policy not in ("random", "round-robin"):
+    if not routed and found.several and found.router.policy not in ("random", "round-robin"):
         lines.append(f"A Service spreads connections at random; the run had router.policy {found.router.policy}.")
     if found.adapters:
         lines.append(f"Put the adapters into the volume claim {found.name}-adapters.")
@@ -101,7 +103,7 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
         ],
         "ports": [{"name": "http", "containerPort": Commented(PORT, found.port_comment)}],
         "resources": {"limits": {_GPU: Commented(found.gpus, found.gpus_comment)}},
-        "startupProbe": _probe(found, 10, 60, "not simulated; ten minutes to load the model"),
+        "startupProbe": _startup_probe(found),
         "readinessProbe": _probe(found, 5, 3, NOT_SIMULATED),
         "livenessProbe": _probe(found, 10, 6, NOT_SIMULATED),
     }
@@ -111,6 +113,16 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
         for volume, path in zip(_volumes(found), paths, strict=True)
     ]
     return {**container, "volumeMounts": mounts} if mounts else container
+
+
+def _startup_probe(found: Deployment) -> dict[str, Any]:
+    """Return a probe that waits ten minutes for the model, or twice as long as the cold starts of the run took."""
+    starts = found.autoscale.cold_start if found.autoscale else None
+    laws = [law for law in (starts.weights, starts.engine) if law is not None] if starts else []
+    seconds = 2 * sum(law.mean() for law in laws)
+    if seconds <= _LOAD_S:
+        return _probe(found, 10, _LOAD_S // 10, "not simulated; ten minutes to load the model")
+    return _probe(found, 10, ceil(seconds / 10), "twice what weights and engine take in fleet.autoscale.cold_start")
 
 
 def _probe(found: Deployment, period_s: int, failures: int, note: str) -> dict[str, Any]:
