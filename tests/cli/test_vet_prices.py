@@ -45,7 +45,8 @@ def test_a_gated_run_says_what_was_held(loraplan: CommandLine) -> None:
         "rollouts: [{strategy: in-place, at: 2 min, adapter: 0, weights: v2, require: vet}]\n"
     )
     ended = loraplan.succeeds("run", "gated.yaml")
-    assert ended.out.startswith("gated: Held back: rollouts.0, v2 shows underfitting (likely). The version held back ")
+    assert ended.out.startswith("gated: The SLO is probably met: ")
+    assert " Held back: rollouts.0, v2 shows underfitting (likely). The version held back " in ended.out.splitlines()[0]
     assert "note: rollouts.0 is held back: v2 shows underfitting (likely): the training loss was " in ended.err
     assert loraplan("check", "gated.yaml", "--set", "rollouts.0.weights=v3").err.startswith(
         "error: --set: rollouts.0.weights: no such folder (got "

@@ -112,6 +112,15 @@ def test_a_rollout_that_went_back_is_no_success(limit_s: float, setting: str) ->
     assert failing.setting == "First keep requests of the new version from failing."
 
 
+def test_a_design_with_which_the_rollout_goes_back_is_no_choice() -> None:
+    strict = replace(rolled_back([["ttft_p99", 2.95, 0.2]]), set={"rollouts.0.gate.ttft_p99": "200 ms"})
+    loose = replace(samples.changed_point(harmed=220), set={"rollouts.0.gate.ttft_p99": "1 s"})
+    said = sweep_answer([strict, loose], TERMS)
+    assert said.headline.startswith("The rollout gets through only with rollouts.0.gate.ttft_p99 1 s. ")
+    assert said.setting == "rollouts.0.gate.ttft_p99: 1 s."
+    assert sweep_answer([strict], TERMS).setting
+
+
 def test_a_rollout_that_the_run_cuts_off_is_no_success() -> None:
     point = samples.changed_point(duration=None, harmed=0, harm={"slow": 0})
     end = {"t_s": 900.0, "kind": "end", "text": "rollouts.0: the run ends before stage 2 of 3", "rollout": 0}

@@ -117,6 +117,10 @@ def test_the_answer_is_one_sentence() -> None:
     )
     assert ALL["open"].word == "open"
     assert headline(ALL["rollouts"]).startswith("No, B is worse than A: affected by the change 220 → 4,000")
+    point = samples.changed_point(duration=None)
+    end = {"t_s": 900.0, "kind": "end", "text": "rollouts.0: the run ends before stage 2 of 3", "rollout": 0}
+    cut_off = compare_runs(run(samples.changed_point()), run(replace(point, events=[point.events[0], end])))
+    assert headline(cut_off).startswith("In B, the rollout is complete in none of 4 replications (rollouts.0: the run ")
 
 
 def test_the_headline_says_what_differs() -> None:

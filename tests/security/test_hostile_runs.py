@@ -46,7 +46,7 @@ def a_point() -> Point:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     with RunStore.create(tmp_path / "run", MANIFEST) as store:
-        store.finish([a_point()])
+        store.finish({"k1": a_point()})
     return tmp_path / "run"
 
 

@@ -170,7 +170,7 @@ def test_what_cannot_be_judged_is_held_and_says_why(file: Path, entries: int | N
     assert why in note
     assert held_back(point).rollouts[0].vetted[0]["judged"] is False
     headline = answer(point, {"ttft_p99_s": 1.0}).headline
-    assert headline.startswith("Held back: rollouts.0, v2 can't be judged. The version held back would have answered ")
+    assert "Held back: rollouts.0, v2 can't be judged. The version held back would have answered " in headline
     assert release(load_scenario(str(file), ["rollouts.0.require=none"]).scenario).held_back == ()
 
 
@@ -213,6 +213,7 @@ def test_the_gate_can_be_swept(file: Path) -> None:
     told = sweep_answer(data.points, {"ttft_p99_s": 1.0})
     assert told.headline.startswith("Held back at 1 of 2 points: rollouts.0, v2 shows underfitting (likely). ")
     assert "With none, 2 replications are too few to tell what the rollout did: " in " ".join(told.details)
+    assert told.setting == "rollouts.0.require: vet, the nearest to the SLO.", "not the one that lets it out"
     assert "What holding it back avoided" in page(run_report(data))
 
 
@@ -309,7 +310,8 @@ def test_the_report_says_what_was_held_and_why(file: Path) -> None:
     (point,) = data.points
     told = answer(point, {"ttft_p99_s": 1.0})
     value, total = held_back(point).answered.value, held_back(point).requests
-    assert told.headline.startswith("Held back: rollouts.0, v2 shows underfitting (likely). The version ")
+    assert told.headline.startswith("The SLO is not met: p99 TTFT is ")
+    assert " target. Held back: rollouts.0, v2 shows underfitting (likely). The version " in told.headline
     assert f"held back would have answered {value:,.0f} of {total:,} requests" in told.headline
     assert told.details[0].startswith("If it had been rolled out: p99 TTFT ")
     assert any(

@@ -41,6 +41,7 @@ from sim.studies.changes.findings import (
     per_event,
     rerouted_sentence,
     rounded,
+    setback,
     value_words,
     with_bounds,
 )
@@ -143,9 +144,17 @@ def meeting(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[Poi
 
 
 def recommended(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Point:
-    """Return the point with the least impact among those that may meet the SLO, where the fault is worst."""
+    """Return the point with the least impact among those that may meet the SLO, where the fault is worst.
+
+    A rollout that does not get through has little impact, and is no choice where one does.
+    """
+    points = _got_through(points) or points
     worst = [each[-1] for each in fault_series(points, axes)]
     return rank_impact(meeting(worst or points, slo_terms), axes).best[0]
+
+
+def _got_through(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if not setback(point)]
 
 
 def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
@@ -162,9 +171,15 @@ def compare(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[st
 
 
 def _compare_impact(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> list[str]:
-    series = fault_series(points, axes)
-    said = _compare_series(series, axes, slo_terms) if series else _recommend(points, axes, slo_terms)
-    ordered = in_order(points, axes)
+    ordered, through = in_order(points, axes), in_order(_got_through(points), axes)
+    some = through or points
+    series = fault_series(some, axes)
+    if len(some) == 1:
+        said = [f"With {label_of(some[0], axes)}, {impact_clause(some[0])}."]
+    else:
+        said = _compare_series(series, axes, slo_terms) if series else _recommend(some, axes, slo_terms)
+    if 0 < len(through) < len(points):
+        said[0] = f"The rollout gets through only with {_listed([label_of(p, axes) for p in through])}. {said[0]}"
     if has_rollout(points):
         return said + _compare_rollouts(ordered, axes, slo_terms)
     said += _wrong_answers(ordered, axes)

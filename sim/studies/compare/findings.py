@@ -14,6 +14,7 @@ from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, is_overloaded, verdict
+from sim.studies.changes.findings import setback
 from sim.studies.compare.design_words import change_phrase, changes_of, side_names, telling
 from sim.studies.compare.study import (
     MIXED,
@@ -129,10 +130,20 @@ def _why(names: tuple[str, str], comparison: Comparison, pair: Pair) -> str:
 
 def headline(comparison: Comparison) -> str:
     """Return whether B is better than A, by what B has instead of A's, and before that whether both are overloaded."""
-    said = _better(comparison)
+    said = " ".join(filter(None, (_stopped_rollouts(comparison), _better(comparison))))
     if not all(is_overloaded(point) for pair in comparison.pairs for point in (pair.one, pair.other)):
         return said
     return f"With both, more requests arrive than are served, so differences depend on how long the runs are. {said}"
+
+
+def _stopped_rollouts(comparison: Comparison) -> str:
+    """Return on which side a rollout is held back or does not get through; empty where none is, or both sweep."""
+    if len(comparison.pairs) > 1:
+        return ""
+    (pair,) = comparison.pairs
+    what = [("A", pair.one), ("B", pair.other)]
+    said = [(side, "a rollout is held back" if point.held_back else setback(point)) for side, point in what]
+    return " ".join(f"In {side}, {words}." for side, words in said if words)
 
 
 def _better(comparison: Comparison) -> str:

@@ -282,9 +282,12 @@ def answer(
     opening, shown = _verdict(point, slo_terms, found)
     told = changed and found == NOT_MET and not is_overloaded(point)  # by the headline, whole
     short = opening if told else verdict_opening(point, slo_terms, shown)
+    held = held_back_sentences([point])
+    if held and not told:
+        held[0], told = f"{opening} {held[0]}", True
     headline, *details = by_rank(
         {
-            Rank.HELD_BACK: held_back_sentences([point]),
+            Rank.HELD_BACK: held,
             Rank.CHANGE: [impact_headline(point, graded, short)] if changed else [],
             Rank.VERDICT: [] if told else [opening],
             Rank.EFFECT: change_sentences(point, slo_terms),

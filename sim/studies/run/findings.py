@@ -124,6 +124,9 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     """
     points = [point for point in points if point.set.get("fleet.engine") not in _NO_PRODUCTS] or points
     axes = make_axes(points)
+    held = [point for point in points if point.held_back]
+    if held:  # for good reason, whatever would have become of it
+        return fastest_point(held, slo_terms)
     if is_changed(points):
         return recommended([point for point in points if point.impact], axes, slo_terms)
     words = [verdict(point, slo_terms) for point in points]
