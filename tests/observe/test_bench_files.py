@@ -46,6 +46,9 @@ def test_vllm_bench_in_a_closed_loop(samples: Path) -> None:
             assert run.measured[f"{kind}_{which}_s"] * 1e3 == pytest.approx(data[f"{name}_{said}_ms"], rel=2e-3)
     assert run.measured["e2e_mean_s"] == pytest.approx(np.mean(data["latencies"]), rel=1e-4)
     assert run.prompt.mean == pytest.approx(np.mean(data["input_lens"]))
+    # the upper end of an interval of p99 would lie beyond the largest of 60 requests, not of some 1,800 gaps
+    assert {"ttft_p90_s", "itl_p99_s"} < run.errors.keys()
+    assert not {"ttft_p99_s", "e2e_p99_s"} & run.errors.keys()
 
 
 def test_vllm_bench_in_an_open_loop(samples: Path) -> None:

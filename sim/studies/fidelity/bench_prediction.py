@@ -165,7 +165,7 @@ class BenchPrediction:
     :ivar profile, profile_status: whose costs were simulated, and how trustworthy they are.
     :ivar engine: whose rules.
     :ivar metrics: by name, what was ``measured``, the ``half_width`` of its 95 % interval (None where the file has no
-        spread), what was ``predicted``, and the relative ``error``.
+        spread, or too few requests), what was ``predicted``, and the relative ``error``.
     :ivar notes: on the scenario, and on what the file lacks.
     """
 
@@ -253,6 +253,8 @@ def _gaps_of(run: BenchRun) -> Iterator[str]:
             f"{run.name} has no single requests: their lengths are drawn with the mean"
             f"{'' if run.prompt.p99 is None else ' and p99'} that it names"
         )
+    elif "ttft_p99_s" not in run.errors:
+        yield f"{run.name}: {run.completed:,} requests are too few for an interval of p99, which takes 381"
     if isinstance(run.load, OpenLoad) and run.load.cap is not None:
         yield f"the client's limit of {run.load.cap:,} requests at a time is not simulated"
     if run.failed:
