@@ -160,6 +160,28 @@ def test_a_missing_field_is_named(samples: Path, tmp_path: Path, change: dict[st
 
 
 @pytest.mark.parametrize(
+    ("name", "change", "parts"),
+    [
+        ("aiperf.json", {"request_latency": {"p50": 9999.0}}, ["p50 to p99 E2E", "got 9.999 s, 0.61 s, 0.75 s"]),
+        ("aiperf.json", {"request_latency": {"unit": "s"}}, ["430 s × 9.1/s: 3,913 requests", "allowed: 0.4 to 8 ("]),
+        ("aiperf.json", {"request_latency": {"unit": "us"}}, ["0.00043 s × 9.1/s", "closed loop, 4 at a time"]),
+        ("vllm-open.json", {"ttfts": [1e3] * 60}, ["1000 s × 2.81111/s", "allowed: 0 to 60 ("]),
+        ("vllm-open.json", {"duration": -1}, ["duration", "got -1, allowed: 0 to"]),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused(
+    samples: Path, tmp_path: Path, name: str, change: dict[str, Any], parts: list[str]
+) -> None:
+    data = data_of(samples, name)
+    for key, value in change.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(InputError) as caught:
+        read_bench(written(tmp_path, data))
+    for part in ("result.json", *parts):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("content", "parts"),
     [
         ("{}", ["is no result of a benchmark that is known", "GuideLLM", "vllm bench serve", "inference-perf"]),

@@ -78,8 +78,14 @@ def test_predicted_beside_measured(loraplan: CommandLine, samples: Path) -> None
 
 
 def test_a_server_without_adapters_needs_a_profile_alone(loraplan: CommandLine, samples: Path) -> None:
-    found = loraplan.data("fidelity", str(samples / "vllm-open.json"), "--profile", "cpu/tiny/vllm-0.32")
-    assert found["runs"][0]["profile"] == "cpu/tiny/vllm-0.32"
+    cancelled = (samples / "aiperf.json").read_text(encoding="utf-8").replace('cancelled": false', 'cancelled": true')
+    Path("cancelled.json").write_text(cancelled, encoding="utf-8")
+    files = (str(samples / "vllm-open.json"), "cancelled.json")
+    whole, cut_short = loraplan.data("fidelity", *files, "--profile", "cpu/tiny/vllm-0.32")["runs"]
+    assert whole["profile"] == "cpu/tiny/vllm-0.32"
+    said = "cancelled.json was stopped before its end; requests that were under way are left out"
+    assert said in cut_short["notes"]
+    assert not any("stopped" in note for note in whole["notes"])
 
 
 @pytest.mark.parametrize(("factor", "front_end_s"), [(1.0, 0.004), (1.7, 0.0), (0.6, 0.02)])

@@ -18,6 +18,7 @@ from sim.arrays import Floats
 from sim.errors import InputError
 from sim.reading import brackets_fit, read_regular
 from sim.studies.fidelity.bench_run import (
+    KINDS,
     QUANTILES,
     BenchRequests,
     BenchRun,
@@ -59,7 +60,38 @@ def read_bench(path: Path) -> list[BenchRun]:
     runs = [run for run in runs if run.completed]
     if not runs:
         raise InputError("has no run with a completed request", file=str(path))
+    for run in runs:
+        _check(run, str(path.with_name(run.name)))
     return runs
+
+
+def _check(run: BenchRun, file: str) -> None:
+    """Refuse a run whose numbers contradict each other, such as by a wrong unit.
+
+    :raises InputError: where a quantile falls, or by Little's law the load can't have so many requests in flight.
+    """
+    found = run.measured
+    for kind in KINDS:
+        rising = [found[name] for percent in QUANTILES if (name := f"{kind}_p{percent}_s") in found]
+        if rising != sorted(rising):
+            got = ", ".join(f"{seconds:g} s" for seconds in rising)
+            raise InputError("a higher quantile can't be smaller", file=file, key=f"p50 to p99 {kind.upper()}", got=got)
+    if (latency_s := found.get("e2e_mean_s")) is None:
+        return
+    least, most = 0.0, float(run.completed + run.failed)
+    if isinstance(run.load, ClosedLoad):  # while it starts and ends, fewer are in flight
+        clients = min(run.load.concurrency, most)
+        least, most = clients / 10, clients * 2
+    in_flight = latency_s * found["requests_per_s"]
+    if not least <= in_flight <= most:
+        raise InputError(
+            "latency and rate contradict the load, by Little's law",
+            file=file,
+            key="mean E2E × requests/s",
+            got=f"{latency_s:g} s × {found['requests_per_s']:g}/s: {in_flight:,.4g} requests in flight",
+            allowed=f"{least:g} to {most:,g} ({run.words})",
+            hint="check the units of its latencies and its load",
+        )
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -191,6 +223,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
                 found.add(kind, mean, {50: median, **rest}, fields.maybe(f"std_{tag}_ms"), 1e-3)
                 break
     found.measured["requests_per_s"] = fields.number("request_throughput")
+    fields.maybe("duration")  # only to refuse a negative one
     if fields.has("output_throughput"):
         found.measured["output_tokens_per_s"] = fields.number("output_throughput")
     yield BenchRun(
@@ -366,6 +399,7 @@ def _read_perf(fields: JsonFields, name: str) -> Iterator[BenchRun]:
         output=_tokens(fields, "output_sequence_length", "avg", "p99"),
         measured=found.measured,
         errors=found.errors,
+        cut_short=fields.data.get("was_cancelled") is True,
     )
 
 

@@ -259,3 +259,5 @@ def _gaps_of(run: BenchRun) -> Iterator[str]:
         yield f"the client's limit of {run.load.cap:,} requests at a time is not simulated"
     if run.failed:
         yield f"{run.failed:,} requests failed; they are left out"
+    if run.cut_short:
+        yield f"{run.name} was stopped before its end; requests that were under way are left out"

@@ -199,6 +199,7 @@ class BenchRun:
     :ivar measured: by metric such as ``ttft_mean_s`` or ``requests_per_s``.
     :ivar errors: half-widths of 95 % intervals of these, as far as the file has what they need.
     :ivar rows: every request; None where the file has summaries only.
+    :ivar cut_short: whether the client was stopped before the end.
     """
 
     tool: str
@@ -212,6 +213,7 @@ class BenchRun:
     measured: Mapping[str, float]
     errors: Mapping[str, float] = field(default_factory=dict)
     rows: BenchRequests | None = None
+    cut_short: bool = False
 
     @property
     def words(self) -> str:
