@@ -311,21 +311,25 @@ servingEngineSpec:
         maxModelLen: 4096
         extraArgs: ["--max-loras", "6"]
 """
+KSERVE = SHELL.replace("  containers", "  minReplicas: 2\n  maxReplicas: 2\n  containers")
+SCALED = KSERVE.replace("maxReplicas: 2", "maxReplicas: 5")
 
 
-@pytest.mark.parametrize(("text", "replicas"), [(DEPLOYMENT, 3), (SHELL, 1), (CHART, 2)])
+@pytest.mark.parametrize(("text", "replicas"), [(DEPLOYMENT, 3), (SHELL, 1), (CHART, 2), (KSERVE, 2), (SCALED, 2)])
 def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
     Path("llm.yaml").write_text(text)
     scenario = drafted(loraplan, "--from-manifest", "llm.yaml", "--gpu", "h100")
     assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
     assert (scenario.cache.gpu.slots, scenario.fleet.replicas, scenario.fleet.gpu) == (6, replicas, "h100-80gb")
+    written = Path("mine.yaml").read_text(encoding="utf-8")
+    assert ("llm.yaml scales from 2 to 5 replicas" in written) == (text is SCALED)
     if text is DEPLOYMENT:
-        assert "fleet:\n" in Path("mine.yaml").read_text(encoding="utf-8")
+        assert "fleet:\n" in written
         assert scenario.fleet.engine.startswith("vllm-0.")
     if text is CHART:
         assert (scenario.fleet.max_model_len, scenario.fleet.prefix_caching) == (4096, False)
         assert scenario.fleet.engine == "vllm-0.12.0"
-        assert "doesn't enable LoRA" not in Path("mine.yaml").read_text(encoding="utf-8")
+        assert "doesn't enable LoRA" not in written
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,9 @@ def _add_pods(draft: Draft, engine: FoundEngine, command: ReadCommand, file: str
     if engine.replicas is not None:
         said = f"replicas in {file}" + (f", each of {servers} with data parallelism" if servers > 1 else "")
         draft.add([Setting("fleet.replicas", engine.replicas * servers, said)])
+    if engine.most is not None and engine.most != (engine.replicas or 1):
+        said = f"Not translated: {file} scales from {engine.replicas or 1} to {engine.most} replicas"
+        draft.comments.append(f"{said}: fleet.autoscale simulates an autoscaler.")
     if engine.gpu is not None:
         draft.add([Setting("fleet.gpu", engine.gpu, f"what {file} asks for")])
     if engine.gpus and engine.gpus != used:

@@ -265,13 +265,15 @@ class FoundEngine:
     """What a manifest says of an engine.
 
     :ivar words: its command line.
-    :ivar replicas: how many there are; None: it doesn't say.
+    :ivar replicas: how many there are, or the fewest; None: it doesn't say.
+    :ivar most: to how many it scales; None: it doesn't say.
     :ivar gpu: the GPU that it asks for, as ``fleet.gpu`` has it; None: it doesn't say, or none of ours.
     :ivar gpus: how many it asks for; None: it doesn't say.
     """
 
     words: tuple[str, ...]
     replicas: int | None
+    most: int | None
     gpu: str | None
     gpus: int | None
 
@@ -281,7 +283,7 @@ def read_manifest(file: Path) -> list[FoundEngine]:
 
     :raises InputError: if it is no YAML, or starts none.
     """
-    found = [each for document in documents_of(file) for each in _engines_in(document, None, _gpu(document), 0)]
+    found = [each for document in documents_of(file) for each in _engines_in(document, None, None, _gpu(document), 0)]
     if not found:
         raise InputError(
             "no container starts vLLM or SGLang",
@@ -291,23 +293,30 @@ def read_manifest(file: Path) -> list[FoundEngine]:
     return found
 
 
-def _engines_in(value: Any, replicas: int | None, gpu: str | None, depth: int) -> Iterator[FoundEngine]:
+def _engines_in(
+    value: Any, replicas: int | None, most: int | None, gpu: str | None, depth: int
+) -> Iterator[FoundEngine]:
     if depth > _DEEPEST:
         return
     if isinstance(value, list):
         for each in value:
-            yield from _engines_in(each, replicas, gpu, depth + 1)
+            yield from _engines_in(each, replicas, most, gpu, depth + 1)
     if not isinstance(value, Mapping):
         return
-    count = value.get("replicas", value.get("replicaCount"))
-    replicas = count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else replicas
+    replicas = _count(value, "replicas", "replicaCount", "minReplicas") or replicas
+    most = _count(value, "maxReplicas") or most
     is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
     words = _chart_words(value) if is_chart else _container_words(value)
     if starts_engine(words):
-        yield FoundEngine(tuple(words), replicas, _gpu(value) or gpu, _gpu_count(value))
+        yield FoundEngine(tuple(words), replicas, most, _gpu(value) or gpu, _gpu_count(value))
         return
     for each in value.values():
-        yield from _engines_in(each, replicas, gpu, depth + 1)
+        yield from _engines_in(each, replicas, most, gpu, depth + 1)
+
+
+def _count(value: Mapping[str, Any], *keys: str) -> int | None:
+    counts = (value.get(key) for key in keys)
+    return next((each for each in counts if isinstance(each, int) and not isinstance(each, bool) and each > 0), None)
 
 
 def _container_words(container: Mapping[str, Any]) -> list[str]:
