@@ -190,7 +190,7 @@ def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> No
         (counted(0, 1.0), ("--window", "1min"), ["no request ended in this time"]),
         (counted(5, 1.0), (), ["--window", "nothing says over what time"]),
         (counted(5, 1.0), ("--window", "soon"), ["--window", "soon"]),
-        (counted(5, 1.0), ("--window", "0 s"), ["--window", "more than 0"]),
+        (counted(5, 1.0), ("--window", "999 ms"), ["--window", "got 999 ms, allowed: 1 s or more"]),
         (counted(5, 1.0), ("--base", "serve-tiny", "--gpu", "h100"), ["--gpu: the base scenario says"]),
         (counted(5, 1.0), ("--from-vllm", "vllm serve m", "--from-sglang", "x"), ["more than one command line"]),
     ],

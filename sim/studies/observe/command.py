@@ -194,8 +194,8 @@ def _window(text: str) -> float:
         seconds = parse_seconds(text)
     except ValueError as error:
         raise InputError(str(error), key="--window", got=text, allowed="a time such as 10min") from None
-    if seconds <= 0:
-        raise InputError("must be more than 0", key="--window", got=text, allowed="a time such as 10min")
+    if seconds < _SHORTEST_S:
+        raise InputError("too short to count requests", key="--window", got=text, allowed="1 s or more, such as 10min")
     return seconds
 
 
