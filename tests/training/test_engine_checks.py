@@ -102,6 +102,7 @@ def test_an_extra_is_judged_by_its_rule(engine: str, extra: Extra) -> None:
 def test_without_an_engine_extras_are_only_mentioned() -> None:
     (one,) = concerns([entry(extras=("DoRA",))])
     assert (one.check, one.level) == ("extras", "note")
+    assert one.words == "DoRA: engines differ; give --engine, such as vllm-0.32"
 
 
 def test_what_vllm_says_of_strangers() -> None:

@@ -204,7 +204,7 @@ def _extras(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concern
             continue
         rule = target.rules.rule(extra)
         if not target.rules.extras:
-            yield _concern("extras", "note", f"{extra}: --engine vllm-0.32, say, tells what becomes of it", having)
+            yield _concern("extras", "note", f"{extra}: engines differ; give --engine, such as vllm-0.32", having)
         elif rule.verdict != "served":
             words = f"{extra}: {target.engine} {rule.words}"
             yield _concern("extras", _LEVEL_OF[rule.verdict], words, having, rule.source)
@@ -229,8 +229,8 @@ def _padding(entries: Sequence[Entry], target: ServingTarget) -> Iterator[Concer
         return
     what = "every linear module" if rules.slots_hold == "all" else "every module that any of them has"
     words = (
-        f"a slot takes {human_bytes(slot)}, {what} at rank {rank}, and an adapter fills {filled / slot:.0%} of it in "
-        f"the mean: 32 slots hold {human_bytes(32 * (slot - filled))} of padding"
+        f"a slot takes {human_bytes(slot)}, {what} at rank {rank}, and an adapter fills {100 * filled / slot:.0f} % "
+        f"of it on average; 32 such slots would hold {human_bytes(32 * (slot - filled))} of padding"
     )
     yield _concern("padding", "waste", words + _cheaper(served, target, rank, per_rank), served, rules.source)
 
@@ -272,8 +272,8 @@ def _dtypes(entries: Sequence[Entry]) -> Iterator[Concern]:
 def _copies(copies: Copies) -> Iterator[Concern]:
     if copies.sets:
         spare = sum(len(equal) - 1 for equal in copies.sets)
-        what = "1 adapter is" if spare == 1 else f"{spare:,} adapters are"
-        words = f"{what} there already under another name (same weights, same settings); two names take two slots"
+        what = "1 is a copy" if spare == 1 else f"{spare:,} are copies"
+        words = f"{what} under another name (same weights, same settings); each name takes a slot"
         example = tuple(" = ".join(equal[:EXAMPLES]) for equal in copies.sets[:EXAMPLES])
         yield Concern("copies", "waste", words, sum(map(len, copies.sets)), example)
     if copies.unread:

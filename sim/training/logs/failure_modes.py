@@ -68,7 +68,7 @@ def _divergence(case: Case) -> RuleResult:
         source = printable((case.facts.origin or {}).get("base_bits", ""))
         evidence.append(Evidence(f"the base was held in {bits} bits ({source})"))
     elif bits is None:
-        notes.append("the base's number format is unknown, so whether quantisation is to blame: give --base-bits")
+        notes.append("quantisation may be to blame, but the base's number format is unknown; give --base-bits")
     return RuleResult(
         Finding("divergence", confidence, tuple(evidence), calmer(case.facts, _hottest(case) is not None)), tuple(notes)
     )
