@@ -437,4 +437,4 @@ def load_profile(name: str) -> tuple[Profile, str]:
             f"the profile's {where}: {first['msg']}", key="fleet.profile", got=first["input"], file=str(path)
         ) from error
     except (ValueError, RecursionError) as error:  # a ValidationError is a ValueError too
-        raise ScenarioError("the profile is not JSON", key="fleet.profile", got=str(error), file=str(path)) from error
+        raise ScenarioError(f"the profile is not JSON: {error}", key="fleet.profile", file=str(path)) from error

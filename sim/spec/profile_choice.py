@@ -329,7 +329,8 @@ def base_model_of(scenario: Scenario, profile: Profile | None) -> str:
             key="adapters.base_model",
             got=given,
             allowed=f"{profile.model} (profile {profile.name})",
-            hint=f"set adapters.base_model to {profile.model}, or give fleet.gpu instead of fleet.profile",
+            hint=f"set adapters.base_model to {profile.model}"
+            + ("" if scenario.fleet.profile is None else ", or give fleet.gpu instead of fleet.profile"),
         )
     return profile.model
 
@@ -458,8 +459,8 @@ def _no_profile(shelf: Sequence[Shelved], wanted: Shelved) -> ScenarioError:
     if not split or wanted.gpus > 1:  # else one GPU is probably too small
         steps.append(_build_step(wanted))
     if split:
-        counts = ", ".join(str(each.gpus) for each in sorted(split, key=lambda each: each.gpus))
-        steps.append(f"set fleet.tensor_parallel to the GPUs of a replica ({counts})")
+        counts = " or ".join(map(str, sorted({each.gpus for each in split})))
+        steps.append(f"set fleet.tensor_parallel to {counts}")
     gpus = "1 GPU" if wanted.gpus == 1 else f"{wanted.gpus} GPUs"
     key, got = ("fleet.gpu", wanted.gpu) if elsewhere else ("adapters.base_model", wanted.model)
     return ScenarioError(

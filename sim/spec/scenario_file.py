@@ -241,7 +241,8 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
         hint = "give the YAML file inside it" if path.is_dir() else "'loraplan scenarios list' shows bundled ones"
         if (bundled_folder() / source).is_file():
             hint = f"the bundled scenario is called {path.stem}"
-        raise ScenarioError("is a folder" if path.is_dir() else "no such file", file=str(path), hint=hint)
+        problem = "is a folder" if path.is_dir() else "not a regular file" if path.exists() else "no such file"
+        raise ScenarioError(problem, file=str(path), hint=hint)
     bundled = bundled_path(source)
     return bundled, str(bundled)
 

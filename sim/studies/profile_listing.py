@@ -87,7 +87,7 @@ def list_profiles(
     hint = "loraplan profiles list shows all"
     if card is not None and any(is_model(model, each) for each in BASE_MODELS):
         hint = f"build one: {build_command(card.name, model, 'vllm', 1)}"
-    elif near_word := next((near for word in missed if (near := did_you_mean(word, known))), None):
+    elif near_word := next((near for word in missed if (near := did_you_mean(word, known, 0.7))), None):
         hint = near_word
     elif model:
         hint = did_you_mean(plain_name(model), BASE_MODELS) or hint

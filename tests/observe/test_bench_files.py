@@ -185,12 +185,13 @@ def test_a_result_that_contradicts_itself_is_refused(
     ("content", "parts"),
     [
         ("{}", ["is no result of a benchmark that is known", "GuideLLM", "vllm bench serve", "inference-perf"]),
-        ('{"a": 1}\n{"b"\n', ["result.json:2: is not JSON"]),
+        ('{"a": 1}\n{"b"\n', ["result.json:2: is not JSON: E"]),
         ("", ["is empty"]),
         ("[1, 2]", ["is no result of a benchmark that is known", "list"]),
         ('{"benchmarks": []}', ["has no run with a completed request"]),
         ('{"benchmarks": [{"metrics": {}}]}', ["has no run with a completed request"]),
-        ('{"benchmarks": [3]}', ["benchmarks.0", "a table"]),
+        ('{"benchmarks": [3]}', ["benchmarks.0", "an object"]),
+        ("null", ["got null"]),
         ("[" * 5000, ["too many brackets"]),
     ],
 )

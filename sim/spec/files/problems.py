@@ -244,7 +244,7 @@ def _not_allowed(spot: _Spot, got: Any) -> InputError:
 def _not_a_name(spot: _Spot, got: Any, context: Mapping[str, Any]) -> InputError:
     allowed = f"text that matches {context['pattern']}"
     if spot.key == "name":
-        allowed = "letters, digits, and . _ - inside, at most 64 of them"
+        allowed = "a to z, A to Z, digits, and . _ - inside, at most 64 of them"
     return ScenarioError(
         "not a usable name" if spot.key == "name" else "not in the right form", key=spot.key, got=got, allowed=allowed
     )

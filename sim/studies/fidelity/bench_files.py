@@ -124,7 +124,7 @@ def _documents(path: Path, raw: bytes) -> list[tuple[Any, str]]:
         try:
             found.append((json.loads(line), f"{path.name}, line {number}"))
         except (ValueError, RecursionError):
-            raise InputError("is not JSON", file=str(path), line=number, got=str(first), allowed=KNOWN) from None
+            raise InputError(f"is not JSON: {first}", file=str(path), line=number, allowed=KNOWN) from None
     if not found:
         raise InputError("is empty", file=str(path), allowed=KNOWN)
     return found
@@ -134,7 +134,7 @@ def _runs(path: Path, data: Any, name: str) -> Iterator[BenchRun]:
     for form, is_form, read in _FORMS:
         if is_form(data):
             return read(JsonFields(str(path), form, data), name)
-    got = f"a JSON {type(data).__name__}"
+    got = "a list" if isinstance(data, list) else json.dumps(data)
     if isinstance(data, dict):
         got = f"the fields {', '.join(map(str, list(data)[:8]))}" if data else "no fields"
     raise InputError("is no result of a benchmark that is known", file=str(path), got=got, allowed=KNOWN)

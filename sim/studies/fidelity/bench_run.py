@@ -44,14 +44,14 @@ class JsonFields:
         """
         value = value_at(self.data, path)
         if not isinstance(value, dict):
-            raise self.wrong(path, value, "a table")
+            raise self.wrong(path, value, "an object")
         return JsonFields(self.file, self.form, value, self._path(path))
 
     def tables(self, path: str) -> Iterator[JsonFields]:
         """Yield the tables of a list."""
         for place, value in enumerate(self.items(path)):
             if not isinstance(value, dict):
-                raise self.wrong(f"{path}.{place}", value, "a table")
+                raise self.wrong(f"{path}.{place}", value, "an object")
             yield JsonFields(self.file, self.form, value, f"{self._path(path)}.{place}")
 
     def items(self, path: str) -> list[Any]:
@@ -280,9 +280,9 @@ def stated_run(text: str, key: str) -> BenchRun:
     for part in text.split(","):
         name, _, value = (each.strip() for each in part.partition("="))
         if name not in _NUMBERS or name in given:
-            problem, hint = (
-                ("a number twice", None) if name in given else ("unknown number", did_you_mean(name, _NUMBERS))
-            )
+            problem, hint = "neither a result (.json) nor a number of a run", did_you_mean(name, _NUMBERS)
+            if name in given:
+                problem, hint = "the same number twice", None
             raise InputError(problem, key=key, got=part, allowed=_STATED, hint=hint)
         try:
             given[name] = _NUMBERS[name](value)

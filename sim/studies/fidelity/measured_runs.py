@@ -375,7 +375,7 @@ def read_lengths(path: Path) -> LengthHistograms:
     except OSError as error:
         raise InputError("the lengths can't be read", file=str(path), got=error.strerror) from None
     except (ValueError, RecursionError) as error:
-        raise InputError("the lengths are not JSON", file=str(path), got=str(error)) from None
+        raise InputError(f"the lengths are not JSON: {error}", file=str(path)) from None
     sides = []
     for side in ("prompt", "output"):
         try:

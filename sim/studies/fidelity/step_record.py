@@ -345,7 +345,7 @@ def read_data(path: Path) -> Any:
     try:
         data: Any = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise InputError("the record is not JSON", file=where, got=str(error)) from None
+        raise InputError(f"the record is not JSON: {error}", file=where) from None
     engine = data.get("engine") if isinstance(data, dict) else None
     if isinstance(engine, str) and _versions(engine) is None:
         name = "SGLang" if engine.lower().startswith("sglang") else "vLLM"

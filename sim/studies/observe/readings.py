@@ -357,7 +357,7 @@ def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
             raise ValueError("too many brackets")
         answer: Any = json.loads(page.content)
     except (ValueError, RecursionError) as error:
-        raise InputError("is not JSON", file=page.name, got=str(error), allowed=FORMATS) from None
+        raise InputError(f"is not JSON: {error}", file=page.name, allowed=FORMATS) from None
     if not isinstance(answer, dict) or answer.get("status") != "success":
         problem = answer.get("error", answer.get("status")) if isinstance(answer, dict) else type(answer).__name__
         raise wrong("no answer of Prometheus", "status", problem, "success")

@@ -67,7 +67,8 @@ def values_between(ends: Sequence[Any], step: Any, key: str, step_key: str) -> l
             hint=f"write {_text(low, unit)} and the other end in {unit or 'plain numbers'}, too",
         )
     if not low < high:
-        raise ScenarioError("a range must rise", key=key, got=list(ends), hint="write the lower end first")
+        hint = "write the lower end first" if low > high else "both ends are the same"
+        raise ScenarioError("a range must rise", key=key, got=list(ends), hint=hint)
     if low < 0:
         raise ScenarioError("a range must start at 0 or above", key=key, got=list(ends))
     whole = not unit and all(isinstance(end, int) for end in ends)

@@ -69,7 +69,7 @@ def read_json(path: Path, limit: int, what: str, *, constants: bool = True) -> d
             raise ValueError("too many brackets for its length")
         data = json.loads(raw, parse_constant=None if constants else _no_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"this {what} is not JSON", file=str(path), got=printable(str(error))) from None
+        raise InputError(f"this {what} is not JSON: {printable(str(error))}", file=str(path)) from None
     if not isinstance(data, dict):
         raise InputError(f"this {what} is not a JSON object", file=str(path))
     return data

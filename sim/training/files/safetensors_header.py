@@ -90,7 +90,7 @@ def parse_header(raw: bytes, size: int, path: Path) -> Header:
     try:
         data = json.loads(raw, object_pairs_hook=_no_twins)
     except (ValueError, RecursionError, MemoryError) as error:
-        raise InputError("the header is not JSON", file=str(path), got=printable(str(error))) from None
+        raise InputError(f"the header is not JSON: {printable(str(error))}", file=str(path)) from None
     if not isinstance(data, dict):
         raise InputError("the header is not a JSON object", file=str(path))
     metadata = data.pop("__metadata__", {})
