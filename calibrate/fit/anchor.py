@@ -52,6 +52,7 @@ _UNSEEN = 0.4
 """Half-width of the logarithm of a factor from which runs say too little about it: it stays 1."""
 _LOST = math.log(2)
 """The same where values contradict each other: above it a factor is known to less than a factor of two."""
+_APART = math.log(1.5)
 _STEEP = 3.0
 """By how many percent a time may grow where steps take 1 % longer; near saturation, queues make it more. A server of
 equal requests that come at random is 72 % busy then."""
@@ -245,8 +246,8 @@ def _deviation(load: MeasuredLoad, name: str, left: float) -> float:
 
 
 def _refuse_contradictions(checked: Sequence[CheckedTarget], fit: _Fit) -> None:
-    """Refuse values that leave a factor unknown, because no two factors bring them together."""
-    if fit.widths.max() <= _LOST:
+    """Refuse values that no two factors bring together: a factor stays unknown, or a value off by half."""
+    if fit.widths.max() <= _LOST and max(abs(math.log1p(each.after)) for each in checked) <= _APART:
         return
     parts = [f"{measured_words(each.metric)} of {each.load} {each.after:+.0%}" for each in checked]
     raise InputError(

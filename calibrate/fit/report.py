@@ -153,7 +153,8 @@ def anchor_report(
         f"these runs say little about what {what}, so it stays: give a run with {SHOWN_BY[what.split()[0]]}"
         for what in unseen
     ]
-    if errors["after"] and errors["before"] and round(errors["after"], 2) > round(errors["before"], 2):
+    as_said = max(abs(each.before) for each in anchored.checked) <= (errors["before"] or 0.0)
+    if as_said and errors["after"] and errors["before"] and round(errors["after"], 2) > round(errors["before"], 2):
         notes.append("this anchor does not help, TPOT is less certain than before: keep the profile, or measure TPOT")
     return Report(
         kind="profiles adjust",
