@@ -43,6 +43,7 @@ KEY_WORDS = {
     "fleet.kv_tokens": "KV tokens",
     "fleet.kv_offload": "KV offload",
     "fleet.kv_offload.size": "KV offload",
+    "fleet.kv_offload.host_memory": "host memory",
     "fleet.speculation": "speculation",
     "fleet.speculation.tokens": "drafted tokens",
     "fleet.engine": "engine",

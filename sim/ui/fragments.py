@@ -25,7 +25,7 @@ from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import all_terms
 from sim.results.verdict import NOT_MET
-from sim.spec.engine_flags.command_lines import engine_flags, why_no_flags
+from sim.spec.engine_flags.command_lines import as_started, engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
@@ -39,6 +39,7 @@ from sim.studies.run.report import answer_box, further_findings, slo_words, verd
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer
+from sim.world.memory.gpu_memory import host_kv_bytes
 from sim.world.world import World
 
 
@@ -69,11 +70,12 @@ def estimate(design: ChosenDesign) -> Estimate:
     """
     world = build(design.loaded.scenario)
     scenario = design.loaded.scenario
+    started = as_started(scenario, host_kv_bytes(world.pools[0]))
     return Estimate(
         screen(world),
         _monthly(scenario, world),
-        engine_flags(scenario, world.pools[0].kv_tokens),
-        why_no_flags(scenario),
+        engine_flags(started, world.pools[0].kv_tokens),
+        why_no_flags(started),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from scenario_samples import BASE, base, refusal, write
 
 from sim.errors import InputError
-from sim.spec.engine_flags.command_lines import engine_flags, model_to_fill_in, why_no_flags
+from sim.spec.engine_flags.command_lines import as_started, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.engine_flags.options import Flag, flag_hint, flag_tables
 from sim.spec.engines import ENGINES
 from sim.spec.files.problems import known_keys
@@ -282,6 +282,9 @@ def test_command_lines_word_for_word(base: Path) -> None:
         "vLLM": f"{vllm} 16 --max-cpu-loras 8 {batch} --block-size 16 --num-gpu-blocks-override 2500 "
         "--no-enable-prefix-caching"
     }
+    shared = load_scenario("base.yaml", ["fleet.engine=vllm", *full, "fleet.kv_offload={host_memory: 60 GiB}"]).scenario
+    assert "no option of vLLM sets fleet.kv_offload.host_memory" in why_no_flags(shared)
+    assert "--kv-offloading-size 50 " in f"{engine_flags(as_started(shared, 50 * 2**30), KV)['vLLM']} "
     larger = ["rollouts=[{strategy: new-name, at: 1 s, adapter: 0, rank: 48}]"]
     assert "--max-lora-rank 64 " in engine_flags(load_scenario("base.yaml", [*full, *larger]).scenario, KV)["vLLM"]
     drafts = "fleet.speculation={tokens: 3, acceptance: 70%, draft: 5%, method: "

@@ -335,6 +335,18 @@ def why_no_flags(scenario: Scenario) -> str:
     return ""
 
 
+def as_started(scenario: Scenario, host_kv: int) -> Scenario:
+    """Return the scenario as a command line can say it: with a size for KV, not a sum that copies of adapters share.
+
+    :param host_kv: bytes of host memory that a replica has for KV.
+    """
+    offload = scenario.fleet.kv_offload
+    if offload is None or offload.host_memory is None:
+        return scenario
+    split = offload.model_copy(update={"size": host_kv, "host_memory": None})
+    return scenario.model_copy(update={"fleet": scenario.fleet.model_copy(update={"kv_offload": split})})
+
+
 def _read_back(scenario: Scenario, engine: EngineFlags) -> Scenario:
     """Return the scenario with the rules that its engine follows when started with the command line alone."""
     replica = Replica(scenario)

@@ -19,6 +19,7 @@ from sim.results.verdict import NO_SLO, verdict
 from sim.spec.engine_flags.command_lines import (
     MODEL,
     EngineCommand,
+    as_started,
     beyond_flags,
     engine_commands,
     served_model,
@@ -29,8 +30,10 @@ from sim.spec.gpus import gpu_named
 from sim.spec.profile_choice import gpus_per_replica, profile_of
 from sim.spec.sections.control_plane import Router
 from sim.spec.units import human_bytes
+from sim.studies.design import build
 from sim.training.files.census import Copies, take_census
 from sim.training.files.engine_checks import ServingTarget, check_census
+from sim.world.memory.gpu_memory import host_kv_bytes
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -330,7 +333,8 @@ def check_deployment(scenario: Scenario) -> None:
             got="fleet.pools",
             hint="run a scenario with one of the pools to emit its manifest",
         )
-    if reason := why_no_flags(scenario):
+    offload = scenario.fleet.kv_offload
+    if reason := why_no_flags(as_started(scenario, (offload and offload.host_memory) or 0)):
         raise InputError("this engine has no manifest", key="--emit", got=scenario.fleet.engine, hint=reason)
     if scenario.fleet.full_models is not None:
         raise InputError(
@@ -389,6 +393,8 @@ def make_deployment(scenario: Scenario, data: RunData, point: Point, adapters: M
     :raises InputError: as ``check_deployment``.
     """
     check_deployment(scenario)
+    if scenario.fleet.kv_offload is not None:
+        scenario = as_started(scenario, host_kv_bytes(build(scenario).pools[0]))
     kv = point.capacity.kv
     (command,) = engine_commands(scenario, None if kv is None else kv.tokens)
     profile, _ = profile_of(scenario)

@@ -21,7 +21,7 @@ from sim.results.run_directory.store import RunStore, scenario_hash
 from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
 from sim.results.slo_terms import all_terms, is_gap, split_term
 from sim.results.verdict import PROBABLE, strain, strained
-from sim.spec.engine_flags.command_lines import beyond_flags, engine_flags, model_to_fill_in, why_no_flags
+from sim.spec.engine_flags.command_lines import as_started, beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Plan
@@ -37,6 +37,7 @@ from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_repl
 from sim.studies.plan.screen import screen
 from sim.studies.plan.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
+from sim.world.memory.gpu_memory import host_kv_bytes
 
 _WAITING = 0.05
 """Share of the latency that is waiting for adapters, from which other routers and caches are tried."""
@@ -335,7 +336,7 @@ def _record(
     each = chosen.world.traffic.expected_requests() or 0
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
     refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
-    formulas = screen(chosen.world)
+    formulas, started = screen(chosen.world), as_started(chosen.loaded.scenario, host_kv_bytes(chosen.world.pools[0]))
     grades = [evaluator.grade(design) for design in _most_wanted_first(evaluator.designs(), axes, plan)]
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
@@ -371,8 +372,8 @@ def _record(
         formulas=FormulaRecord(
             formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
         ),
-        flags={} if found.answer is None else engine_flags(chosen.loaded.scenario, chosen.world.pools[0].kv_tokens),
-        no_flags="" if found.answer is None else why_no_flags(chosen.loaded.scenario),
+        flags={} if found.answer is None else engine_flags(started, chosen.world.pools[0].kv_tokens),
+        no_flags="" if found.answer is None else why_no_flags(started),
         beyond_flags=[*model_to_fill_in(chosen.loaded.scenario), *beyond_flags(chosen.loaded.scenario)],
         full_replicas=full_replicas(chosen),
         replications=0 if chosen.point is None else int(chosen.point.cost["replications"]),
