@@ -112,8 +112,8 @@ def _cache_notes(pool: Pool) -> list[str]:
     slots = scenario.cache.gpu.slots
     if slots is not None and slots > served and pool.profile is not None:
         notes.append(
-            f"{slots - served} of {slots} GPU slots stay empty, for there {'is' if served == 1 else 'are'} {served} "
-            f"adapter{'' if served == 1 else 's'}; they take memory of the KV cache"
+            f"{slots - served} of {slots} GPU slots will stay empty, for there {'is' if served == 1 else 'are'} "
+            f"{served} adapter{'' if served == 1 else 's'}; empty slots take memory of the KV cache"
         )
     if scenario.cache.eviction == "vllm-lru" and scenario.cache.host is None and pool.capacity < served:
         notes.append(

@@ -64,14 +64,14 @@ def test_keys_and_slots_without_effect_are_told() -> None:
     tenants = [{"name": "a", **half, "priority": 2, "weight": 3}, {"name": "b", **half}]
     values = {"tenants": tenants, "cache.gpu.slots": 240, "cache.host.slots": 240}
     notes = build_world(api.load_scenario("quickstart", values).scenario).notes
-    for said in ("].priority has no effect", "].weight has no effect", "40 of 240 GPU slots stay empty"):
+    for said in ("].priority has no effect", "].weight has no effect", "40 of 240 GPU slots will stay empty"):
         assert sum(said in note for note in notes) == 1
     fair = {"tenants": tenants, "fleet.scheduling": "vtc", "fleet.engine": "continuous"}
     notes = build_world(api.load_scenario("quickstart", fair).scenario).notes
     assert not any("weight has no effect" in note for note in notes)
     assert not any("stay empty" in note for note in notes)
     one = build_world(api.load_scenario("quickstart", {"adapters.count": 1}).scenario).notes
-    assert any("stay empty, for there is 1 adapter; they take" in note for note in one)
+    assert any("stay empty, for there is 1 adapter; empty slots take" in note for note in one)
 
 
 def test_shares_divide_the_requests_and_popularity_applies_within_each(tmp_path: Path) -> None:
