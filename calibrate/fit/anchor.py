@@ -53,6 +53,7 @@ _UNSEEN = 0.4
 _LOST = math.log(2)
 """The same where values contradict each other: above it a factor is known to less than a factor of two."""
 _APART = math.log(1.5)
+"""Logarithm of how far a value may stay off, at most, where others pull the factors away."""
 _STEEP = 3.0
 """By how many percent a time may grow where steps take 1 % longer; near saturation, queues make it more. A server of
 equal requests that come at random is 72 % busy then."""
@@ -159,10 +160,10 @@ class _Fit:
 
 
 def _fitted(residuals: Callable[[Floats], Floats], free: Mask, targets: int) -> _Fit:
-    """Fit the free factors; then without those that the runs say too little of.
+    """Fit the free factors; then without those that the runs say too little about.
 
     :param residuals: of both logarithms: those of the targets, and two of the logarithms themselves.
-    :raises InputError: if the runs say too little of both.
+    :raises InputError: if the runs say too little about both.
     """
     while free.any():
         at = np.eye(2)[:, free]
@@ -179,7 +180,7 @@ def _fitted(residuals: Callable[[Floats], Floats], free: Mask, targets: int) -> 
             return _Fit(at @ found, excess * widths, free, off, growth, excess, inverse)
         free = free & (widths <= _UNSEEN)
     raise InputError(
-        "these runs say too little of what decoding and prompts take",
+        "these runs say too little about what decoding and prompts take",
         key="--anchor",
         hint=f"give a run with {listed(list(SHOWN_BY.values()))}",
     )
