@@ -175,7 +175,7 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
     back only its own tenant: where the SLO of another decides, it comes last. No queue makes gaps between tokens
-    longer.
+    longer, but to let more sequences run at once does.
 
     :param missed: terms of its SLO that it misses, the one that decides first. Of those about tails, few requests
         decide.
@@ -193,8 +193,8 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    tails = [term for term in missed if is_tail(term)]
-    if missed and is_gap(missed[0]):
+    tails, gaps = [term for term in missed if is_tail(term)], [term for term in missed if is_gap(term)]
+    if gaps and (gaps[0] == missed[0] or (found and found[0] in short)):
         of_gaps = _of_gaps(point, found, [term for term in tails if is_gap(term)]) or [compute or _NOTHING]
         return [*of_gaps, *(limit for limit in found if limit not in of_gaps), *aside]
     if missed and (not found or found[0] is compute) and is_uneven(point):

@@ -93,7 +93,11 @@ def test_where_gaps_decide_the_answer_is_about_steps_whatever_waits_in_queues() 
     long, even = {"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {"itl_p99_s": 0.05, "itl_mean_s": 0.03}
     assert [each.name for each in limits(quiet(long, full), ["itl_p99_s", "ttft_p99_s"])] == ["compute", "slots"]
     assert [each.name for each in limits(quiet(even, full), ["tpot_mean_s"])] == ["none", "slots"]
-    assert [each.name for each in limits(quiet(long, full), ["ttft_p99_s", "itl_p99_s"])] == ["slots"]
+    assert [each.name for each in limits(quiet(long, full), ["ttft_p99_s"])] == ["slots"]
+    # With more slots, more sequences run at once, and gaps grow.
+    assert [each.name for each in limits(quiet(long, full), ["ttft_p99_s", "itl_p99_s"])] == ["compute", "slots"]
+    waits = full | {"loader": {"utilization": 0.99}}
+    assert limits(quiet(long, waits), ["ttft_p99_s", "itl_p99_s"])[0].name == "loader"
     over = quiet(even, full | {"compute": {"utilization": 1.0, "offered_load": 1.3}})
     assert [each.name for each in limits(over, ["tpot_mean_s"])] == ["compute", "slots"]
     busy = quiet(even, {"compute": {"utilization": 1.0}}, queue_s=3.0)
