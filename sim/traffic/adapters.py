@@ -282,8 +282,9 @@ class Population:
     :ivar rank: (n,) int64.
     :ivar tensors: (n,) int64, tensors in the adapter's file.
     :ivar kind: (n,) int64, index into ``kind_names``.
-    :ivar slot_rank: the rank that slots are made for; ``slot_bytes``: of one, with every supported module at that rank.
+    :ivar slot_bytes: bytes of one padded slot: every supported module at the largest rank.
     :ivar full_kinds: the kinds that are full models.
+    :ivar asked_rank: the rank that slots are made for, at least.
     """
 
     size_bytes: NDArray[np.int64]
@@ -291,12 +292,17 @@ class Population:
     tensors: NDArray[np.int64]
     kind: NDArray[np.int64]
     kind_names: tuple[str, ...]
-    slot_rank: int
     slot_bytes: int
     full_kinds: tuple[int, ...] = ()
+    asked_rank: int = 0
 
     def __len__(self) -> int:
         return len(self.size_bytes)
+
+    @property
+    def slot_rank(self) -> int:
+        """The rank that slots are made for."""
+        return max(int(self.rank.max()), self.asked_rank)
 
     @property
     def full(self) -> NDArray[np.bool_]:
@@ -310,13 +316,13 @@ class Population:
         full = self.full
         return replace(self, size_bytes=np.where(full, 0, self.size_bytes), tensors=np.where(full, 0, self.tensors))
 
-    def alone(self, there: NDArray[np.bool_], slot_rank: int, slot_bytes: int) -> Population:
+    def alone(self, there: NDArray[np.bool_], slot_bytes: int) -> Population:
         """Return the population for replicas that serve some adapters alone; the others take no memory there.
 
-        :param slot_rank, slot_bytes: of a slot for the largest of these.
+        :param slot_bytes: of a slot that is padded to the largest of these.
         """
         size, rank, tensors = (np.where(there, each, 0) for each in (self.size_bytes, self.rank, self.tensors))
-        return replace(self, size_bytes=size, rank=rank, tensors=tensors, slot_rank=slot_rank, slot_bytes=slot_bytes)
+        return replace(self, size_bytes=size, rank=rank, tensors=tensors, slot_bytes=slot_bytes)
 
 
 def populate(
@@ -358,9 +364,9 @@ def populate(
         tensors=np.asarray(tensors, dtype=np.int64)[kind],
         kind=kind,
         kind_names=tuple(_kind_name(spec, size) for spec, size in zip(specs, sizes, strict=True)),
-        slot_rank=slot_rank,
         slot_bytes=max(padded, largest),
         full_kinds=tuple(number for number, spec in enumerate(specs) if spec.kind == "full"),
+        asked_rank=adapters.max_rank or 0,
     )
 
 
@@ -385,8 +391,8 @@ def with_sizes(population: Population, given: NDArray[np.int64], kinds: Sequence
         tensors=population.tensors,
         kind=np.zeros_like(population.kind),
         kind_names=("sizes from the trace",),
-        slot_rank=population.slot_rank,
         slot_bytes=max(population.slot_bytes, int(sizes.max())),
+        asked_rank=population.asked_rank,
     )
 
 

@@ -97,8 +97,9 @@ def taken_alone(
     kinds = np.unique(population.kind[: len(takes) - 1][takes[:-1]]).tolist() if of_mix else []
     base = [kind for kind in adapters.mix if kind.kind == "base" and takes[-1]]
     own = adapters.model_copy(update={"mix": tuple([of_mix[number] for number in kinds] + base)})
+    slot_bytes = plan.only(takes).slot_bytes(own, shape)
     return (
-        population.alone(plan.extended(takes)[:-1], *plan.only(takes).slot(own, shape)),
+        population.alone(plan.extended(takes)[:-1], slot_bytes),
         scenario.model_copy(update={"adapters": own}),
     )
 

@@ -21,7 +21,7 @@ def tier(**fields: Any) -> TierCost:
 def population(*adapters: tuple[int, int, int]) -> Population:
     """Rank, tensors and bytes of each adapter."""
     rank, tensors, size = (np.array(column) for column in zip(*adapters, strict=True))
-    return cast(Population, SimpleNamespace(rank=rank, slot_rank=rank.max(), tensors=tensors, size_bytes=size))
+    return cast(Population, SimpleNamespace(rank=rank, slot_rank=int(rank.max()), tensors=tensors, size_bytes=size))
 
 
 def test_a_load_is_opened_read_tensor_by_tensor_padded_and_transferred() -> None:

@@ -70,13 +70,14 @@ class RolloutPlan:
         """
         return replace(self, rollouts=tuple(each for each in self.rollouts if taken[list(each.names)].any()))
 
-    def slot(self, adapters: Adapters, base_model: str | ModelShape) -> tuple[int, int]:
-        """Return the rank that slots are made for, new versions included, and their bytes."""
-        populations = [populate(adapters, base_model, 0)]
-        rollouts = [planned.rollout for planned in self.rollouts]
-        populations += [populate(_of_rank(adapters, each.rank), base_model, 0) for each in rollouts if each.rank]
-        largest = max([each.slot_bytes for each in populations] + [each.size or 0 for each in rollouts])
-        return max(each.slot_rank for each in populations), largest
+    def slot_bytes(self, adapters: Adapters, base_model: str | ModelShape) -> int:
+        """Return the bytes of a slot that is padded to the largest adapter, new versions included."""
+        found = populate(adapters, base_model, 0).slot_bytes
+        for rollout in (planned.rollout for planned in self.rollouts):
+            if rollout.rank:
+                found = max(found, populate(_of_rank(adapters, rollout.rank), base_model, 0).slot_bytes)
+            found = max(found, rollout.size or 0)
+        return found
 
 
 NO_ROLLOUTS = RolloutPlan((), np.arange(0), {})
@@ -139,23 +140,18 @@ def with_new_versions(
         return population
     picked = rollout_plan.original
     sizes, ranks = population.size_bytes[picked], population.rank[picked]
-    tensors = population.tensors[picked]
+    tensors, slot_bytes = population.tensors[picked], population.slot_bytes
     for planned in rollout_plan.rollouts:
         new_adapters, rollout = list(planned.new_adapters), planned.rollout
         if rollout.rank:
             repopulated = populate(_of_rank(adapters, rollout.rank), base_model, len(population))
             sizes[new_adapters], ranks[new_adapters] = repopulated.size_bytes[picked[new_adapters]], rollout.rank
+            slot_bytes = max(slot_bytes, repopulated.slot_bytes)
         if rollout.size:
             sizes[new_adapters] = rollout.size
-    slot_rank, slot_bytes = rollout_plan.slot(adapters, base_model)
+            slot_bytes = max(slot_bytes, rollout.size)
     return replace(
-        population,
-        size_bytes=sizes,
-        rank=ranks,
-        tensors=tensors,
-        kind=population.kind[picked],
-        slot_rank=slot_rank,
-        slot_bytes=max(population.slot_bytes, slot_bytes),
+        population, size_bytes=sizes, rank=ranks, tensors=tensors, kind=population.kind[picked], slot_bytes=slot_bytes
     )
 
 
