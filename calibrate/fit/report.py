@@ -155,7 +155,9 @@ def anchor_report(
     ]
     as_said = max(abs(each.before) for each in anchored.checked) <= (errors["before"] or 0.0)
     if as_said and errors["after"] and errors["before"] and round(errors["after"], 2) > round(errors["before"], 2):
-        notes.append("this anchor does not help, TPOT is less certain than before: keep the profile, or measure TPOT")
+        notes.append(
+            "this anchor does not help, TPOT is less certain than before: keep the profile, or measure TPOT better"
+        )
     return Report(
         kind="profiles adjust",
         name=done.name,

@@ -155,6 +155,17 @@ def test_a_run_says_what_it_does_not_show(loraplan: CommandLine, run: str, stays
     assert stays not in ended.out
 
 
+@pytest.mark.parametrize(("tpot", "helps"), [("26.8ms", False), ("20ms", True)])
+def test_an_anchor_that_knows_less_than_the_profile_does_not_help(
+    loraplan: CommandLine, tpot: str, helps: bool
+) -> None:
+    """It says 26.8 ms. A server that takes 20 ms shows that this is not so, however rough the measurement is."""
+    ended = loraplan(
+        "profiles", "adjust", L40S, "--anchor", f"concurrency=8,prompt=1024,output=128,tpot={tpot},error=25%"
+    )
+    assert ("this anchor does not help" in ended.err) != helps
+
+
 def test_runs_that_differ_from_each_other_say_less_than_their_errors() -> None:
     profile = load_profile(L40S)[0]
     loads = [load_of(world_of(RUN), decode, 1.0, 0.01) for decode in (0.95, 1.5, 1.2)]

@@ -118,7 +118,8 @@ def test_a_design_with_which_the_rollout_goes_back_is_no_choice() -> None:
     said = sweep_answer([strict, loose], TERMS)
     assert said.headline.startswith("The rollout gets through only with rollouts.0.gate.ttft_p99 1 s. ")
     assert said.setting == "rollouts.0.gate.ttft_p99: 1 s."
-    assert sweep_answer([strict], TERMS).setting
+    stricter = replace(strict, set={"rollouts.0.gate.ttft_p99": "100 ms"})
+    assert "gets through" not in sweep_answer([stricter, strict], TERMS).headline, "with none of them"
 
 
 def test_a_rollout_that_the_run_cuts_off_is_no_success() -> None:

@@ -393,7 +393,8 @@ def make_deployment(scenario: Scenario, data: RunData, point: Point, adapters: M
     :raises InputError: as ``check_deployment``.
     """
     check_deployment(scenario)
-    if scenario.fleet.kv_offload is not None:
+    offload = scenario.fleet.kv_offload
+    if offload is not None and offload.host_memory is not None:
         scenario = as_started(scenario, host_kv_bytes(build(scenario).pools[0]))
     kv = point.capacity.kv
     (command,) = engine_commands(scenario, None if kv is None else kv.tokens)

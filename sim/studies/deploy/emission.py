@@ -136,29 +136,28 @@ class ManifestKind:
     :ivar files: what writes each file, by its name.
     :ivar engines: those that have such a manifest.
     :ivar check: refuses what else such a manifest can't say.
+    :ivar fixed: whether it starts a number of replicas, and nothing that changes it.
     """
 
     files: Mapping[str, Writer]
     engines: tuple[str, ...] = ("vLLM", "SGLang")
     check: Callable[[Scenario], None] = lambda scenario: None
+    fixed: bool = False
 
 
 KINDS: Mapping[str, ManifestKind] = {
     "vllm": ManifestKind({"serve.sh": shell_script}, ("vLLM",)),
     "sglang": ManifestKind({"serve.sh": shell_script}, ("SGLang",)),
-    "compose": ManifestKind({"compose.yaml": compose_file}),
+    "compose": ManifestKind({"compose.yaml": compose_file}, fixed=True),
     "k8s": ManifestKind({"deployment.yaml": deployment_file, AUTOSCALER_FILE: autoscaler_file}),
-    "kserve": ManifestKind({"inference-service.yaml": inference_service_file}),
+    "kserve": ManifestKind({"inference-service.yaml": inference_service_file}, fixed=True),
     "llm-d": ManifestKind(
         {"deployment.yaml": servers_file, "pool.yaml": pool_file, "endpoint-picker.yaml": picker_file},
         ("vLLM",),
         check_router,
+        fixed=True,
     ),
 }
-
-
-_OF_A_FIXED_SIZE = ("compose", "kserve", "llm-d")
-"""Kinds that start a fixed number of replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +220,12 @@ def check_emission(emission: Emission, scenario: Scenario) -> None:
             allowed=", ".join(name for name, each in KINDS.items() if engine in each.engines),
             hint=f"or simulate it: --set fleet.engine={kind.engines[0].lower()}",
         )
-    if scenario.fleet.autoscale is not None and emission.kind in _OF_A_FIXED_SIZE:
+    if scenario.fleet.autoscale is not None and kind.fixed:
         raise InputError(
             "an autoscaler was simulated, and these manifests have none",
             key="--emit",
             got=emission.kind,
-            allowed=", ".join(name for name in KINDS if name not in _OF_A_FIXED_SIZE and engine in KINDS[name].engines),
+            allowed=", ".join(name for name, each in KINDS.items() if engine in each.engines and not each.fixed),
         )
     kind.check(scenario)
     _check_folder(emission)

@@ -61,11 +61,11 @@ def read_bench(path: Path) -> list[BenchRun]:
     if not runs:
         raise InputError("has no run with a completed request", file=str(path))
     for run in runs:
-        _check(run, str(path.with_name(run.name)))
+        _refuse_contradictions(run, str(path.with_name(run.name)))
     return runs
 
 
-def _check(run: BenchRun, file: str) -> None:
+def _refuse_contradictions(run: BenchRun, file: str) -> None:
     """Refuse a run whose numbers contradict each other, such as by a wrong unit.
 
     :raises InputError: where a quantile falls, or by Little's law the load can't have so many requests in flight.
