@@ -374,8 +374,8 @@ class Scenario(Strict):
         return max(*ranks, self.adapters.max_rank or 0, *(rollout.rank or 0 for rollout in self.rollouts))
 
     @property
-    def adapters_alone(self) -> Adapters:
-        """The adapters where rollouts are left out, on a server that keeps slots for new versions of a larger rank."""
+    def adapters_without_rollouts(self) -> Adapters:
+        """The adapters where rollouts are left out; slots are still made for new versions of a larger rank."""
         ranked = any(rollout.rank for rollout in self.rollouts)
         return self.adapters.model_copy(update={"max_rank": self.slot_rank}) if ranked else self.adapters
 

@@ -92,7 +92,7 @@ def baseline_of(scenario: Scenario) -> Scenario | None:
         return None
     # Without a rollout, no prefix can come from an older version.
     kept = tuple(fault for fault in from_start if fault.kind != "named-prefixes") if changes else ()
-    return scenario.model_copy(update={"rollouts": (), "faults": kept, "adapters": scenario.adapters_alone})
+    return scenario.model_copy(update={"rollouts": (), "faults": kept, "adapters": scenario.adapters_without_rollouts})
 
 
 def design_of(point: LoadedScenario, set_: Mapping[str, Any]) -> Design:

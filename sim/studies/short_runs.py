@@ -53,7 +53,13 @@ def steady(scenario: Scenario) -> Scenario:
     fleet = scenario.fleet
     if fleet.autoscale is not None:
         fleet = fleet.model_copy(update={"replicas": fleet.autoscale.max, "autoscale": None})
-    changed = {"rollouts": (), "faults": (), "adapters": scenario.adapters_alone, "cache": cache, "fleet": fleet}
+    changed = {
+        "rollouts": (),
+        "faults": (),
+        "adapters": scenario.adapters_without_rollouts,
+        "cache": cache,
+        "fleet": fleet,
+    }
     return scenario.model_copy(update=changed)
 
 
