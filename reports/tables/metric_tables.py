@@ -146,7 +146,8 @@ def terminal_table(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Map
         rest = (impact_name([point for point in points if point.impact]), *during)
     elif compares_routers(points, axes):
         rest = ("miss_ratio", "loads_per_request", "replica_load_skew")
-    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, "prefix_hit_ratio", *_COSTS])
+    cached = ("prefix_hit_ratio", "host_prefix_hit_ratio")
+    wanted = dict.fromkeys([*slo_terms, "ttft_p99_s", "e2e_p99_s", *rest, *cached, *_COSTS])
     if all(is_fixed(point) for point in points):
         wanted.pop("ttft_p99_s", None)  # the first token is the whole answer
     names = [name for name in wanted if any(p.value(name) is not None for p in points)]

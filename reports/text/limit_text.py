@@ -24,6 +24,7 @@ from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded
+from sim.spec.engines import preset_value
 from sim.spec.units import human_seconds
 
 _NAMED = 3
@@ -134,6 +135,18 @@ _FROM_STORAGE = 0.05
 """Share of the time that loads from storage take from steps, from which on copies in host memory help as slots do."""
 MORE_SLOTS = "add GPU slots (cache.gpu.slots) or replicas (fleet.replicas)"
 _REPLICAS = "add replicas (fleet.replicas)"
+_BY_SIZE = {
+    "add GPU slots (cache.gpu.slots) or replicas": "give adapters more GPU memory (cache.gpu.size), or add replicas",
+    "add GPU slots (cache.gpu.slots)": "give adapters more GPU memory (cache.gpu.size)",
+    "fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets": (
+        "less GPU memory for adapters (cache.gpu.size), which the KV cache gets"
+    ),
+    "cache.host.slots (vLLM's max_cpu_loras)": "cache.host.size",
+    "cache.host.slots": "cache.host.size",
+}
+"""What remedies say where adapters take bytes of the GPU cache, not slots."""
+_COME_BACK = 0.01
+"""Share of prompt tokens found cached from which more room for them may help."""
 _LITTLE = 0.1
 """Share of the KV cache's memory below which that of slots is not worth having."""
 _REMEDIES = {
@@ -168,13 +181,29 @@ def remedy_words(limit: Limit, point: Point) -> str:
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
-    return without_keys_of_pools(said, point)
+    if limit.name == KV_MEMORY and _may_offload(point):
+        said += ", or keep KV in host memory, too (fleet.kv_offload)"
+    return in_its_keys(said, point)
 
 
-def without_keys_of_pools(said: str, point: Point) -> str:
-    """Leave out the keys that a remedy names where the fleet has pools: each of them has keys of its own."""
-    pooled = point.pools or (point.setup is not None and point.setup.pools)
-    return re.sub(r" \([a-z_.]+\)", "", said) if pooled else said
+def _may_offload(point: Point) -> bool:
+    """Return whether prompts come back, in an engine that can keep their KV in host memory and doesn't."""
+    setup, hits = point.setup, point.value("prefix_hit_ratio") or 0.0
+    if setup is None or setup.pools or not setup.engine.startswith("vllm"):
+        return False
+    new = preset_value(setup.engine, "fleet.uncached_blocks") == "first"  # whose offloaded blocks are simulated
+    return new and hits >= _COME_BACK and point.value("host_prefix_hit_ratio") is None
+
+
+def in_its_keys(said: str, point: Point) -> str:
+    """Return a remedy in the keys that a scenario has: pools have their own, and caches by size have no slots."""
+    setup = point.setup
+    if point.pools or (setup is not None and setup.pools):
+        return re.sub(r" \([a-z_.]+\)", "", said)
+    if setup is not None and setup.memory is not None and setup.memory.slots is None and setup.memory.adapters:
+        for slots, size in _BY_SIZE.items():
+            said = said.replace(slots, size)
+    return said
 
 
 def limit_sentence(limit: Limit, point: Point) -> str:
@@ -200,7 +229,8 @@ def limit_sentence(limit: Limit, point: Point) -> str:
         return _loader_words(limit)
     share = "" if limit.of_latency is None else percent(limit.of_latency)
     wait, otherwise = human_seconds(limit.wait_s), percent(limit.otherwise)
-    return _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=otherwise, wait=wait)
+    said = _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=otherwise, wait=wait)
+    return in_its_keys(said, point)
 
 
 def _faults(shares: Mapping[str, float]) -> str:

@@ -251,6 +251,10 @@ _ROWS = (
     _M("prefix_miss_ttft_mean_s", "s", "mean TTFT without", "lower", "completed", "mean",
        "TTFT of requests that found nothing cached.",
        lambda m: m.prefix_ttft(hit=False), (PREFIX_CACHE,)),
+    _M("host_prefix_hit_ratio", "1", "host prefix hit ratio", "higher", "whole run", "replications",
+       "Prompt tokens whose KV was copied from host memory, over all prompt tokens. Only with [KV "
+       "offload](kv-offload.md).",
+       lambda m: m.mean_of_replications(m.offload_hits(), "1"), (OFFLOAD,), share=True),
     _M("kv_loaded_tokens", "tokens", "tokens of KV from host memory", "neither", "whole run", "none",
        "Tokens whose KV was copied from host memory, not computed again. Only with [KV offload](kv-offload.md).",
        lambda m: m.of_whole_runs([int(r.facts["kv_loaded_tokens"]) for r in m.recordings]), (OFFLOAD,)),

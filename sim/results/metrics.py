@@ -262,6 +262,11 @@ class Measured(MeasuredRequests):
         counts = np.array(each, dtype=np.float64)
         return Metric(int(counts.sum()), unit="1", parts=kept(counts))
 
+    def offload_hits(self) -> Floats:
+        """Return the share of the prompt tokens of each replication whose KV came from host memory."""
+        prompts = [max(1, int(r.requests["prompt_tokens"].sum())) for r in self.recordings]
+        return np.array([r.facts["kv_loaded_tokens"] for r in self.recordings]) / prompts
+
     def drafted(self, of: Callable[[float, float, float], float]) -> Floats:
         """Return a value of each replication, from its drafts that were verified, their tokens, and those accepted."""
         names = ("drafts_verified", "drafted_tokens", "accepted_tokens")

@@ -35,6 +35,7 @@ from sim.results.run_directory.headroom_record import (
 from sim.results.slo_terms import all_terms, value_of
 from sim.results.verdict import MET, strain, verdict
 from sim.spec.scenario import Scenario
+from sim.studies.design import setup_of
 from sim.studies.evaluate import facts_of
 from sim.studies.short_runs import MOST, Traffic, steady
 from sim.timing import timed
@@ -295,7 +296,7 @@ class _Search:
                 _, world, recording = self._measure(edge.hi, max(FINE, self._full))
             else:
                 _, world, recording = self._failing
-            point = summarise([recording], facts_of(world), {}, [])
+            point = replace(summarise([recording], facts_of(world), {}, []), setup=setup_of(world))
         return Point(
             {},
             point.metrics,
@@ -305,6 +306,7 @@ class _Search:
             unserved=point.unserved,
             tenants=point.tenants,
             pools=point.pools,
+            setup=point.setup,
         )
 
 

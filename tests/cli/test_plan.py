@@ -25,9 +25,9 @@ from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
 from sim.studies.plan import findings, study
-from sim.studies.plan.findings import PlanReading, plan_answer
+from sim.studies.plan.findings import FOR_ADAPTERS, PlanReading, plan_answer
 from sim.studies.plan.study import likely_design, make_plan
-from sim.studies.plan.what_if import changes
+from sim.studies.plan.what_if import changes, free_changes
 from sim.world.build import build_world
 
 SMALL = """\
@@ -269,7 +269,7 @@ def test_levers_that_cost_no_gpu_are_tried_where_replicas_wait_for_adapters(
     (tmp_path / "small.yaml").write_text(text)
     ended = loraplan.succeeds("plan", "small.yaml")
     data = read_run(tmp_path / "runs/small-plan")
-    assert {row.group for row in data.what_if} == {"router", "eviction"}, "nothing that costs a GPU"
+    assert {row.group for row in data.what_if} == {"router", "eviction", "slots"}, "nothing that costs a GPU"
     term = PlanReading(data).decides()
     better = {row.label: row.metrics[term].other for row in data.what_if if row.metrics[term].word == "clearly better"}
     best = min(better, key=lambda label: better[label] or 0.0)
@@ -288,14 +288,14 @@ def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: Comm
     ended = loraplan("plan", "small.yaml", "--no-headroom")
     assert "Use 4 replicas" in ended.out
     found = re.search(
-        r"With router ([\w-]+), 3 replicas would probably do: .* add (--set router.policy=\1)\.", ended.out
+        r"With (\d+) GPU slots, 3 replicas would probably do: .* add (--set cache.gpu.slots=\1)\.", ended.out
     )
     assert found, ended.out
     data = read_run(tmp_path / "runs/small-plan")
     assert data.what_if == [], "nothing is tried at the answer"
-    assert {row.group for row in data.levers} == {"router", "eviction"}
+    assert {row.group for row in data.levers} == {"router", "eviction", "slots"}
     again = loraplan("plan", "small.yaml", "--no-headroom", *found[2].split(), "--json")
-    assert answered(again)["answer"] == {"fleet.replicas": 3}
+    assert answered(again)["answer"] == {"fleet.replicas": 2}
     none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=20%")
     assert "Tried with 3 replicas, without success: " in none.out
 
@@ -341,12 +341,40 @@ def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:
 
     def tried(skew: float) -> tuple[str, ...]:
         point = Point({}, {"ttft_p99_s": Metric(9.0), "replica_load_skew": Metric(skew)})
-        design: Any = SimpleNamespace(point=point, world=SimpleNamespace(scenario=scenario, replicas=2))
-        return study._levers(design)
+        return study._levers(cast("Any", SimpleNamespace(point=point, world=build_world(scenario))), ())
 
     assert (tried(1.1), tried(1.6)) == ((), ("router",))
     routers = [change.label for change in changes(build_world(scenario)) if change.group == "router"]
     assert routers[:2] == ["router affinity-residency with bound 1.25", "router round-robin"]
+
+
+def test_more_memory_for_adapters_is_tried_in_the_keys_of_the_engine() -> None:
+    def tried(*values: str) -> dict[str, dict[str, Any]]:
+        world = build_world(load_scenario("quickstart", ["sweep=null", "adapters.count=100", *values]).scenario)
+        return {each.label: each.set for each in free_changes(world, FOR_ADAPTERS, ())}
+
+    found = tried("fleet.engine=vllm", "cache.gpu.slots=30", "cache.host.slots=50")
+    assert found["60 GPU slots"] == {"cache.gpu.slots": 60, "cache.host.slots": 60}, "as many copies, at least"
+    assert found["100 GPU slots"] == {"cache.gpu.slots": 100, "cache.host.slots": 100}, "there are no more adapters"
+    assert found["all adapters in host memory"] == {"cache.host.slots": 100}
+    assert "200 GPU slots" not in tried("cache.gpu.slots=100")
+    by_size = tried("fleet.engine=tensorrt-llm", "cache.gpu.slots=null", "cache.gpu.size=800MB", "cache.host.size=1GB")
+    assert by_size["1.6 GB of GPU memory for adapters"] == {"cache.gpu.size": "1600000000B"}
+    assert by_size["all adapters in host memory"] == {"cache.host.size": "8388608000B"}, "100 of rank 16"
+
+
+def test_kv_offload_is_tried_where_text_is_shared_and_first_tokens_are_late() -> None:
+    def tried(missed: str, *values: str) -> tuple[str, ...]:
+        settings = ["sweep=null", "fleet.kv_offload=null", f"slo={{{missed}: 1 s}}", *values]
+        world = build_world(load_scenario("kv-offload", settings).scenario)
+        point = Point({}, {f"{missed}_s": Metric(9.0)})
+        return study._levers(cast("Any", SimpleNamespace(point=point, world=world)), ("fleet.replicas",))
+
+    assert tried("ttft_p99") == ("kv offload",)
+    assert tried("itl_p99") == ("steps",)
+    assert tried("ttft_p99", "fleet.prefix_caching=false") == ()
+    assert tried("ttft_p99", "fleet.engine=vllm-0.8") == ()
+    assert tried("ttft_p99", "fleet.kv_offload={size: 50 GB}") == ()
 
 
 def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,20 +391,20 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
     )
     tried: list[str] = []
 
-    def levers(design: Any) -> tuple[str, ...]:
+    def levers(design: Any, _: object) -> tuple[str, ...]:
         tried.append(design.name)
         return ("steps",) if design.name == "short" else ()
 
     prices = {"hopeless": None, "short": 5.0, "open": 5.0, "answer": 5.0}
     monkeypatch.setattr(study, "_levers", levers)
     monkeypatch.setattr(study, "_price", lambda design: prices[design.name])
-    assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
+    assert study._falls_short(found, [], evaluator, ()) == (designs["short"], ("steps",))
     chances |= {"short": 0.49, "open": 0.5}
-    assert study._falls_short(found, [], evaluator) == (designs["short"], ("steps",))
+    assert study._falls_short(found, [], evaluator, ()) == (designs["short"], ("steps",))
     prices["short"] = 5.1
-    assert study._falls_short(found, [], evaluator) == (None, ()), "it costs more than the answer"
+    assert study._falls_short(found, [], evaluator, ()) == (None, ()), "it costs more than the answer"
     found.doubtful = [designs["open"]]
-    assert study._falls_short(found, [], evaluator) == (None, ())
+    assert study._falls_short(found, [], evaluator, ()) == (None, ())
     assert tried == ["short", "short", "hopeless", "hopeless"]
 
 

@@ -91,7 +91,10 @@ def test_kv_offload_conserves_requests_and_blocks(number: int) -> None:
         assert facts["kv_stored_tokens"] > 0
     assert 0 <= facts["kv_host_share"] <= 1
     if number == 6:  # where the pool has room for 300 blocks
-        said = " ".join(summarise([recording], facts_of(build_world(build(**sections))), {}, []).warnings)
+        point = summarise([recording], facts_of(build_world(build(**sections))), {}, [])
+        prompts = int(np.asarray(recording.requests["prompt_tokens"]).sum())
+        assert point.value("host_prefix_hit_ratio") == facts["kv_loaded_tokens"] / prompts > 0
+        said = " ".join(point.warnings)
         assert f"starts empty and was {facts['kv_host_share']:.0%} full at the end" in said
 
 

@@ -10,7 +10,7 @@ import samples
 
 from reports.answers.limits import Evidence, limits
 from reports.text.limit_text import limit_line, limit_sentence, remedy_words
-from sim.results.model import Capacity, Impact, Setup, from_plain
+from sim.results.model import Capacity, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import Metric, Point, SliceResult
 from sim.results.verdict import strained
 
@@ -81,6 +81,34 @@ def test_with_prompts_in_steps_of_their_own_smaller_steps_are_no_remedy() -> Non
     point = replace(quiet({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}), setup=Setup("sglang (rules of 0.5.23)"))
     (limit,) = limits(point, ["itl_p99_s"])
     assert remedy_words(limit, point) == "add replicas (fleet.replicas)"
+
+
+def test_remedies_name_the_keys_of_caches_by_size() -> None:
+    def remedies(adapters: int, slots: int | None) -> list[str]:
+        point = quiet({}, SLOTS | {"slots": {"blocked_share": 0.2}, "kv": {"blocked_share": 0.1}})
+        memory = MemoryUse(1, 16, 5, slots, adapters, 1000, 40, 8, 1)
+        point = replace(point, setup=Setup("tensorrt-llm", memory=memory))
+        return [remedy_words(limit, point) for limit in limits(point)]
+
+    counted, by_size = remedies(8, 8), remedies(8, None)
+    assert counted[0] == "add GPU slots (cache.gpu.slots) or replicas (fleet.replicas)"
+    assert by_size == [
+        "give adapters more GPU memory (cache.gpu.size), or add replicas (fleet.replicas)",
+        "add replicas (fleet.replicas), or try less GPU memory for adapters (cache.gpu.size), which the KV cache gets",
+    ]
+    assert remedies(0, None)[0] == counted[0], "adapters take memory of the KV cache"
+
+
+def test_kv_offload_is_named_where_prompts_come_back() -> None:
+    def remedy(hits: float, engine: str, **values: float) -> str:
+        point = quiet({"prefix_hit_ratio": hits, **values}, {"kv": {"blocked_share": 0.1}})
+        return remedy_words(limits(point)[0], replace(point, setup=Setup(engine)))
+
+    few = "add replicas (fleet.replicas)"
+    assert remedy(0.3, "vllm") == f"{few}, or keep KV in host memory, too (fleet.kv_offload)"
+    assert remedy(0.3, "sglang") == few == remedy(0.001, "vllm")
+    assert remedy(0.3, "vllm-0.8") == few, "its offloaded blocks are not simulated"
+    assert remedy(0.3, "vllm", host_prefix_hit_ratio=0.1) == few, "it is there"
 
 
 def test_a_queue_that_is_a_wait_for_loads_is_not_set_against_them() -> None:

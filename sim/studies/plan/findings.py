@@ -206,6 +206,10 @@ def _setting(read: PlanReading) -> str:
     return f"{values}. All settings: {RECOMMENDED}{', or the command line below' if record.flags else ''}."
 
 
+FOR_ADAPTERS = ("slots", "host copies", "router", "eviction")
+"""Groups of changes that cost no GPU, for requests that wait for their adapter."""
+
+
 def _free_lever(read: PlanReading, data: RunData) -> str:
     """Return what a change that costs no GPU would do: make the neighbour enough, or else help the recommended design.
 
@@ -214,13 +218,16 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
     if read.short is not None:
         return _makes_enough(read, read.short, data.levers)
     name = read.decides()
-    free = [row for row in data.what_if if row.group in ("router", "eviction", "host copies")]
+    free = [row for row in data.what_if if row.group in FOR_ADAPTERS]
     known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
     better = [(label, found) for label, found in known if found.word == BETTER and found.other is not None]
     if not known or not read.feasible:
         return ""
     if not better:
-        return f"No other router, eviction or copies in host memory clearly improve {metric_words(name)}."
+        return (
+            "Nothing that costs no GPU (more slots or copies, other routers or evictions) clearly improves "
+            f"{metric_words(name)}."
+        )
     label, found = min(better, key=lambda pair: pair[1].other or 0.0)
     return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,10 +32,10 @@ from sim.studies.headroom import find_headroom
 from sim.studies.plan.candidates import Variable
 from sim.studies.plan.checks import check_plan
 from sim.studies.plan.evaluator import DesignEvaluator, PlanDesign
-from sim.studies.plan.findings import RECOMMENDED
+from sim.studies.plan.findings import FOR_ADAPTERS, RECOMMENDED
 from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_replica, search
 from sim.studies.plan.screen import screen
-from sim.studies.plan.what_if import what_if
+from sim.studies.plan.what_if import free_changes, what_if
 from sim.studies.sweep import manifest_of, task_of
 from sim.world.memory.gpu_memory import host_kv_bytes
 
@@ -123,23 +123,23 @@ def make_plan(
         if headroom:
             _keep_headroom(store, chosen)
         assert chosen.point is not None, "it was evaluated"
-        short, levers = _falls_short(found, [*reversed(_most_wanted_first(designs, axes, plan))], evaluator)
+        wanted_last = [*reversed(_most_wanted_first(designs, axes, plan))]
+        short, levers = _falls_short(found, wanted_last, evaluator, plan.keys)
         if short is not None:
-            _keep_changes(store, "levers", short, execution, levers)
+            _keep_changes(store, "levers", short, execution, levers, plan.keys)
             store.update({"levers_key": short.key})
         if and_what_if or (short is None and _waits_for_adapters(chosen)):
-            _keep_changes(store, "what_if", chosen, execution, () if and_what_if else _FOR_ADAPTERS)
+            _keep_changes(store, "what_if", chosen, execution, () if and_what_if else FOR_ADAPTERS, plan.keys)
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
 
 
-_FOR_ADAPTERS, _FOR_GAPS = ("router", "eviction", "host copies"), ("steps",)
-_FOR_EVEN_LOAD, _FOR_TENANTS = ("router",), ("scheduling",)
-"""Groups of changes that cost no GPU: where requests wait for adapters, where gaps between tokens are too long, where
-one replica gets more requests than others, and where a tenant's SLO is missed."""
+_FOR_GAPS, _FOR_EVEN_LOAD, _FOR_TENANTS, _FOR_PROMPTS = ("steps",), ("router",), ("scheduling",), ("kv offload",)
+"""Groups of changes that cost no GPU, besides those for adapters: where gaps between tokens are too long, where one
+replica gets more requests than others, where a tenant's SLO is missed, and where first tokens are late."""
 
 
 def _falls_short(
-    found: SearchResult, designs: Sequence[PlanDesign], evaluator: DesignEvaluator
+    found: SearchResult, designs: Sequence[PlanDesign], evaluator: DesignEvaluator, planned: Collection[str]
 ) -> tuple[PlanDesign | None, tuple[str, ...]]:
     """Return the design next to the answer that misses the SLO, if changes that cost no GPU could help it, and which.
 
@@ -153,7 +153,7 @@ def _falls_short(
     likely_short = [each for each in found.doubtful if evaluator.grade(each).probability < 0.5]
     tried = [next(misses, None)] if found.answer is None else [*likely_short, found.other_edge, found.edge]
     for design in tried:
-        if design is not None and not _is_dearer(design, found.answer) and (levers := _levers(design)):
+        if design is not None and not _is_dearer(design, found.answer) and (levers := _levers(design, planned)):
             return design, levers
     return None, ()
 
@@ -164,21 +164,22 @@ def _is_dearer(design: PlanDesign, answer: PlanDesign | None) -> bool:
     return price is not None and least is not None and price > least
 
 
-def _levers(design: PlanDesign) -> tuple[str, ...]:
+def _levers(design: PlanDesign, planned: Collection[str]) -> tuple[str, ...]:
     point, world = design.point, design.world
     if point is None or world is None:
         return ()
     missed = strained(point, all_terms(world.scenario))
     slow = len(missed) > 0 and all(map(is_gap, missed))  # shorter steps shorten nothing else
-    for_queues = _FOR_ADAPTERS if _waits_for_adapters(design) else _FOR_EVEN_LOAD if is_uneven(point) else ()
+    for_queues = FOR_ADAPTERS if _waits_for_adapters(design) else _FOR_EVEN_LOAD if is_uneven(point) else ()
     for_tenants = _FOR_TENANTS if any(split_term(term)[0] for term in missed) else ()
-    return (*for_queues, *(_FOR_GAPS if slow else ()), *for_tenants)
+    groups = (*for_queues, *(_FOR_GAPS if slow else _FOR_PROMPTS if missed else ()), *for_tenants)
+    return tuple(dict.fromkeys(change.group for change in free_changes(world, groups, planned)))
 
 
 def _waits_for_adapters(design: PlanDesign) -> bool:
-    """Return whether a router, an eviction or more copies could help: several replicas wait for adapters."""
+    """Return whether more slots or copies, a router or an eviction could help."""
     point, world = design.point, design.world
-    if point is None or world is None or world.replicas == 1:
+    if point is None or world is None:
         return False
     target = all_terms(world.scenario).get("miss_ratio")
     if target is not None and strain(point, "miss_ratio", target) > 1:
@@ -187,9 +188,16 @@ def _waits_for_adapters(design: PlanDesign) -> bool:
     return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 
 
-def _keep_changes(store: RunStore, name: str, design: PlanDesign, execution: Execution, groups: Container[str]) -> None:
-    """Try one change at a time on a design, and keep the rows under a name; ``groups``: of ``what_if``."""
-    rows, requests = what_if(design.loaded, store, execution, groups)
+def _keep_changes(
+    store: RunStore,
+    name: str,
+    design: PlanDesign,
+    execution: Execution,
+    groups: Container[str],
+    planned: Collection[str],
+) -> None:
+    """Try one change at a time on a design, and keep the rows under a name; ``groups``, ``planned``: of ``what_if``."""
+    rows, requests = what_if(design.loaded, store, execution, groups, planned)
     store.update({name: json_ready([row.to_json() for row in rows]), f"{name}_requests": requests})
 
 

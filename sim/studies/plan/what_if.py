@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from sim.spec.scenario import Adapters, Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.traffic_laws import ClosedArrivals, GammaArrivals, PoissonArrivals, WeibullArrivals
 from sim.spec.sections.workload import AdapterKind
-from sim.spec.units import format_rate
+from sim.spec.units import format_rate, human_bytes
 from sim.studies.design import Design, build, make_design, serves_in_order
 from sim.studies.evaluate import EvaluationOptions, evaluate
 from sim.studies.execution import Execution
@@ -46,8 +46,8 @@ _RANKS = (4, 16, 32)
 class Change:
     """One change of a scenario.
 
-    :ivar group: ``traffic``, ``adapters``, ``base model``, ``loading``, ``host copies``, ``prefix cache``,
-        ``eviction``, ``router``, ``steps``, ``scheduling`` or ``remedy``.
+    :ivar group: ``traffic``, ``adapters``, ``base model``, ``slots``, ``loading``, ``host copies``, ``prefix cache``,
+        ``kv offload``, ``eviction``, ``router``, ``steps``, ``scheduling`` or ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
@@ -67,8 +67,8 @@ def changes(world: World) -> list[Change]:
     if world.scenario.fleet.pools:  # keys of the fleet and its caches may be others in each pool
         return [*_traffic(scenario), *_routers(scenario)]
     (pool,) = world.own_pools
-    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(pool), *_loading(scenario), *_prefixes(pool)]
-    found += [*_steps(scenario), *_priorities(scenario)]
+    found = [*_traffic(scenario), *_adapters(scenario), *_base_model(pool), *_gpu_memory(pool), *_loading(pool)]
+    found += [*_prefixes(pool), *_steps(scenario), *_priorities(scenario)]
     if scenario.eviction_policy.is_exchangeable:
         found += [
             Change("eviction", f"eviction {entry.name}", {"cache.eviction": entry.name})
@@ -76,6 +76,11 @@ def changes(world: World) -> list[Change]:
             if entry.in_what_if and entry.name != scenario.cache.eviction
         ]
     return found + _routers(scenario)
+
+
+def free_changes(world: World, groups: Container[str], planned: Collection[str]) -> list[Change]:
+    """Return the changes of some groups, but for those of keys that a plan varies."""
+    return [each for each in changes(world) if each.group in groups and each.set.keys().isdisjoint(planned)]
 
 
 def _routers(scenario: Scenario) -> list[Change]:
@@ -216,6 +221,10 @@ def _prefixes(pool: Pool) -> Iterator[Change]:
     else:
         lacking = ENGINES[fleet.engine].no_prefix_cache if fleet.engine in ENGINES else ""
         yield Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True}, refused=lacking)
+    new_vllm = pool.scenario.cache.eviction == "vllm-lru" and fleet.uncached_blocks == "first"
+    if fleet.prefix_caching and fleet.kv_offload is None and new_vllm:
+        label = f"KV offload to {human_bytes(_OFFLOADED)} of host memory"
+        yield Change("kv offload", label, {"fleet.kv_offload.size": f"{_OFFLOADED // 10**9}GB"})
 
 
 def _steps(scenario: Scenario) -> Iterator[Change]:
@@ -234,15 +243,39 @@ def _priorities(scenario: Scenario) -> Iterator[Change]:
         yield Change("scheduling", "tenants with an SLO first", {"fleet.scheduling": "priority", **ranks})
 
 
-def _loading(scenario: Scenario) -> Iterator[Change]:
-    cache, storage = scenario.cache, scenario.storage
-    count = scenario.adapters.count
+def _gpu_memory(pool: Pool) -> Iterator[Change]:
+    """Yield more GPU memory for adapters, which the KV cache loses."""
+    cache, population = pool.scenario.cache, pool.traffic.population
+    count, size = len(population), int(population.size_bytes.sum())
+    if cache.gpu.size is not None:
+        for more in _more(cache.gpu.size, size):
+            yield Change("slots", f"{human_bytes(more)} of GPU memory for adapters", {"cache.gpu.size": f"{more}B"})
+    elif cache.gpu.slots is not None and not cache.gpu.unified:
+        for more in _more(cache.gpu.slots, count):
+            short = cache.host is not None and cache.host.slots is not None and cache.host.slots < more
+            copies = {"cache.host.slots": more} if short else {}
+            yield Change("slots", f"{more} GPU slots", {"cache.gpu.slots": more, **copies})
+
+
+def _more(now: int, most: int) -> list[int]:
+    """Return what is worth a try in place of ``now``; more than ``most`` is of no use."""
+    return sorted({min(factor * now, most) for factor in (2, 4)} - {now}) if now < most else []
+
+
+def _loading(pool: Pool) -> Iterator[Change]:
+    scenario = pool.scenario
+    cache, storage, host = scenario.cache, scenario.storage, scenario.cache.host
+    count, size = scenario.adapters.count, int(pool.traffic.population.size_bytes.sum())
+    in_host = "all adapters in host memory"
     if cache.eviction == "vllm-lru":
-        if count is not None and (cache.host is None or (cache.host.slots or 0) < count):
-            yield Change("host copies", "all adapters in host memory", {"cache.host.slots": count})
-    elif scenario.fleet.engine != "fixed" and (cache.host is None or cache.host.fill != "start"):
-        drop = {f"cache.host.{key}": None for key in ("slots", "size") if cache.host is not None}
-        yield Change("loading", "all adapters in host memory", {**drop, "cache.host.fill": "start"})
+        if count is not None and (host is None or (host.slots or 0) < count):
+            yield Change("host copies", in_host, {"cache.host.slots": count})
+    elif host is not None and host.size is not None and host.fill == "load":
+        if host.size < size:
+            yield Change("host copies", in_host, {"cache.host.size": f"{size}B"})
+    elif scenario.fleet.engine != "fixed" and (host is None or host.fill != "start"):
+        drop = {f"cache.host.{key}": None for key in ("slots", "size") if host is not None}
+        yield Change("loading", in_host, {**drop, "cache.host.fill": "start"})
     if storage.mode == "overlap":
         yield Change(
             "loading",
@@ -261,6 +294,8 @@ def _loading(scenario: Scenario) -> Iterator[Change]:
 _BOUND = 1.25
 """For routers that have none unless it is given: that of consistent hashing."""
 _STEP_TOKENS = (512, 2048)
+_OFFLOADED = 100_000_000_000
+"""Bytes of host memory for KV: more than the KV cache of most GPUs, below which a pool is of no use."""
 _FEW_RUNS = 2
 """Replications in which levers that cost nothing are tried."""
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
@@ -288,17 +323,22 @@ class ChangedDesign:
 
 
 def what_if(
-    loaded: LoadedScenario, store: RunStore, execution: Execution, groups: Container[str] = ()
+    loaded: LoadedScenario,
+    store: RunStore,
+    execution: Execution,
+    groups: Container[str] = (),
+    planned: Collection[str] = (),
 ) -> tuple[list[WhatIfRow], int]:
     """Return one row for each change (see ``rows_of``), and how many requests were simulated.
 
     :param loaded: the design that every change starts from.
     :param store: keeps points, so that an interrupted what-if resumes.
     :param groups: try only these changes, in few runs; (): all.
+    :param planned: keys that a plan varies; with ``groups``, they stay.
     """
-    found = changes(build(loaded.scenario))
+    world = build(loaded.scenario)
+    found = free_changes(world, groups, planned) if groups else changes(world)
     if groups:
-        found = [each for each in found if each.group in groups]
         replications = min(loaded.scenario.run.replications, _FEW_RUNS)
         loaded = loaded.with_values({"run.replications": replications})
     evaluated = try_changes(loaded, found, store, execution)

@@ -12,16 +12,16 @@ from enum import IntEnum, auto
 from reports.answers.limits import Evidence, limits
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
-from reports.formatting import listed, metric_words, show
+from reports.formatting import listed, metric_words, percent, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
     buckets_sentence,
+    in_its_keys,
     limit_line,
     limit_sentence,
     limit_words,
     overload_words,
     remedy_words,
-    without_keys_of_pools,
 )
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import bill, cost_sentences
@@ -172,7 +172,9 @@ def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -
         found.append(f"{show('miss_ratio', miss.value)} of {some} miss and start a load{joined}.")
     cached = point.metrics.get("prefix_hit_ratio")
     if cached is not None and cached.value is not None:
-        found.append(f"{show('prefix_hit_ratio', cached.value)} of all prompt tokens are found in the prefix cache.")
+        said = f"{show('prefix_hit_ratio', cached.value)} of all prompt tokens are found in the prefix cache"
+        host = point.value("host_prefix_hit_ratio")
+        found.append(f"{said}{'' if host is None else f', {percent(host)} more in host memory'}.")
     return found
 
 
@@ -221,7 +223,7 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     if has_rollout([point]):
         return _SLOWER
     if "crash" in point.capacity.faults:
-        return without_keys_of_pools("Add replicas (fleet.replicas) that take over.", point)
+        return in_its_keys("Add replicas (fleet.replicas) that take over.", point)
     cause = cause_of([point]).words
     return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
 
@@ -313,7 +315,7 @@ def answer(
         if changed and (breaks or not remedy):  # what is short may be short because of that
             setting = _for_the_change(point, headroom) or setting
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
-        setting = f"{_FEWER_MISSES} {setting}"
+        setting = f"{in_its_keys(_FEWER_MISSES, point)} {setting}"
     return Answer(
         " ".join(filter(None, (headline, buckets_sentence(point)))),
         details,
