@@ -8,12 +8,15 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim.errors import did_you_mean
 from sim.spec.files.tree import value_at
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.registry import Entry, Registry
+
+if TYPE_CHECKING:
+    from sim.spec.profile import Memory
 
 # Versions of engines: whose rules each has, and what is said of a name that stands for none.
 #
@@ -316,6 +319,12 @@ DEFAULT_ENGINE = "vllm"
 _VLLM_BATCHES = {"h100-80gb": (1024, 8192), "h200": (1024, 8192), "b200": (1024, 16384)}
 """``max_num_seqs`` and ``max_num_batched_tokens`` of ``vllm serve`` on GPUs of 70 GiB and more other than A100s, and of
 160 GiB and more; vLLM 0.28 and 0.32, engine/arg_utils.py, get_batch_defaults."""
+_SGLANG_CHUNKS = {
+    **dict.fromkeys(("a10", "a100-40gb", "a10g", "a40", "l4", "l40s", "rtx-4090"), 4096),
+    **dict.fromkeys(("b200", "mi300x"), 16384),
+}
+"""``chunked_prefill_size`` of SGLang on GPUs of less than 60 GiB, and of 160 GiB and more; SGLang 0.5.23,
+arg_groups/memory_hook.py, handle_gpu_memory_settings."""
 _CAPACITY = ("slots", "size")
 _WITHOUT = {"budget_kv_share": "max_num_batched_tokens"}
 """Keys that a preset fills in only where the scenario leaves out another one as well."""
@@ -329,11 +338,50 @@ def batch_limits(gpu: str) -> dict[str, int]:
     return dict(zip(keys, _VLLM_BATCHES.get(known.name, defaults) if known else defaults, strict=True))
 
 
+def prefill_chunk(gpu: str) -> int:
+    """Return what SGLang takes for ``chunked_prefill_size`` on a GPU."""
+    known, default = gpu_named(gpu), int(preset_value("sglang", "fleet.max_num_batched_tokens"))
+    return _SGLANG_CHUNKS.get(known.name, default) if known else default
+
+
+_MIB = 2**20
+_OF_DRIVER, _OF_CONTEXT = 438 * _MIB, 551 * _MIB
+"""Bytes of a card that a profile's memory lacks, and those of a CUDA context, which SGLang's share doesn't count."""
+_SGLANG_GRAPHS = ((20, 8, 8), (35, 48, 160), (60, 32, 160), (160, 256, 512), (math.inf, 512, 512))
+"""Largest batch with a CUDA graph: on cards of less than so many GiB, on up to three and on more GPUs."""
+
+
+def sglang_share(memory: Memory, chunk: int, sequences: int, gpus: int) -> float:
+    """Return the share of its memory that SGLang uses where ``--mem-fraction-static`` is left to it.
+
+    It is in the terms of a profile, whose share holds what the engine takes besides, too. Source: SGLang 0.5.23,
+    arg_groups/memory_hook.py, handle_gpu_memory_settings; sglang#29092 has 0.828 on an H100 (0.83 here).
+
+    :param chunk: ``chunked_prefill_size``; ``sequences``: most in a batch; ``gpus``: of a replica.
+    """
+    card = (memory.total_bytes / gpus + _OF_DRIVER) / _MIB
+    _, few, many = next(row for row in _SGLANG_GRAPHS if card < row[0] * 1024)
+    graphs = min(many if gpus > 3 else few, sequences)
+    reserved = 512 + 1.5 * max(chunk, 2048) + 128 * gpus + 2 * graphs + 8 * (42 + chunk / 512)
+    if card > 60 * 1024:
+        reserved = max(reserved, 10 * 1024)
+    static = (1 - reserved / card) * (memory.total_bytes - gpus * _OF_CONTEXT)
+    return max(0.0, static + memory.overhead_bytes) / memory.total_bytes
+
+
+def static_share(memory: Memory, share: float, gpus: int) -> float:
+    """Return the ``--mem-fraction-static`` that leaves as much for weights, adapters and KV cache as a share of all."""
+    return (share * memory.total_bytes - memory.overhead_bytes) / (memory.total_bytes - gpus * _OF_CONTEXT)
+
+
 def _of_its_gpu(preset: Preset, fleet: Mapping[str, Any]) -> Preset:
-    """Return vLLM's preset with the limits of a batch on the GPU of a fleet; a profile's file may be of any GPU."""
+    """Return the preset of vLLM or SGLang with the limits of a step on the GPU of a fleet; a profile's file may be of
+    any GPU."""
     gpu, profile = fleet.get("gpu"), fleet.get("profile")
     if gpu is None:
         gpu = DEFAULT_GPU if profile is None else str(profile).partition("/")[0]
+    if "max_num_seqs" not in preset["fleet"]:
+        return _changed(preset, {"fleet": {"max_num_batched_tokens": prefill_chunk(str(gpu))}})
     limits = batch_limits(str(gpu))
     budget = fleet.get("max_num_batched_tokens")
     if isinstance(budget, int) and budget > 0:  # every running sequence needs one token of it
@@ -352,7 +400,7 @@ def fill(data: Any) -> Any:
     engine = fleet.get("engine", DEFAULT_ENGINE) if isinstance(fleet, dict) else None
     preset = ENGINES[engine].preset if isinstance(engine, str) and engine in ENGINES else {}
     own = preset.get("fleet", {})
-    if "max_num_seqs" in own:
+    if "max_num_seqs" in own or own.get("kv_check") == "ratio":
         preset = _of_its_gpu(preset, fleet)
     filled = dict(data)
     for section, values in preset.items():

@@ -450,6 +450,17 @@ def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
     assert (by_hand.max_num_seqs, by_hand.max_num_batched_tokens) == batch
 
 
+@pytest.mark.parametrize(("gpu", "chunk"), [("l40s", 4096), ("h100-80gb", 8192), ("b200", 16384)])
+def test_what_a_command_line_leaves_to_sglang_is_its_chunk_on_that_gpu(
+    loraplan: CommandLine, gpu: str, chunk: int
+) -> None:
+    command = "python -m sglang.launch_server --model-path llama-3.1-8b --enable-lora"
+    assert drafted(loraplan, "--gpu", gpu, "--from-sglang", command).fleet.max_num_batched_tokens == chunk
+    assert "leaves fleet.max_num_seqs to SGLang" in Path("mine.yaml").read_text(encoding="utf-8")
+    by_hand = load_scenario("quickstart", [f"fleet.gpu={gpu}", "fleet.engine=sglang", "cache.gpu.slots=8"])
+    assert by_hand.scenario.fleet.max_num_batched_tokens == chunk
+
+
 @pytest.mark.parametrize(("version", "share"), [("", 0.92), (":v0.25.0", 0.92), (":v0.24.1", 0.9), (":v0.9.1", 0.9)])
 def test_memory_that_a_command_line_leaves_to_vllm_is_that_of_its_version(
     loraplan: CommandLine, version: str, share: float

@@ -13,11 +13,13 @@ from scenario_samples import BASE, base, refusal, write
 from sim.errors import InputError
 from sim.spec.engine_flags.command_lines import as_started, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.engine_flags.options import Flag, flag_hint, flag_tables
-from sim.spec.engines import ENGINES
+from sim.spec.engines import ENGINES, sglang_share, static_share
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of, words_of
+from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
+from sim.world.build import build_world
 
 __all__ = ["base"]  # a fixture, used by its name
 
@@ -154,6 +156,7 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
         "--enable-mixed-chunk",
         "--max-loaded-loras",
         "--disable-radix-cache",
+        "--mem-fraction-static",
         "--tp-size",
         "--fully-sharded-loras",
         "--lora-target-modules",  # of mixtures of experts alone (test_expert_adapters.py)
@@ -214,17 +217,37 @@ def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> N
         (["fleet.engine=vllm", "fleet.gpu_memory_utilization=0.8"], ["--gpu-memory-utilization 0.8"]),
         (["fleet.engine=vllm", "fleet.kv_tokens=40000"], ["--num-gpu-blocks-override 2500"]),
         (["fleet.engine=sglang"], [f"--max-total-tokens {KV}"]),
-        (["fleet.engine=sglang", "fleet.gpu_memory_utilization=0.8"], [f"--max-total-tokens {KV}"]),
+        (
+            ["fleet.engine=sglang", "fleet.gpu_memory_utilization=0.8"],
+            ["--mem-fraction-static 0.774", f"--max-total-tokens {KV}"],
+        ),
         (["fleet.engine=sglang", "fleet.kv_tokens=40000"], ["--max-total-tokens 40000"]),
     ],
 )
 def test_a_command_line_gives_the_kv_cache_that_the_run_assumed(
     base: Path, settings: list[str], options: list[str]
 ) -> None:
-    """SGLang's share of memory holds something else than loraplan's, so it is given tokens wherever they come from."""
+    """SGLang's share of memory holds something else than loraplan's, so it is given tokens wherever they come from, and
+    its own share where the scenario names one: unset, it may be too small for these."""
     (line,) = engine_flags(load_scenario("base.yaml", settings).scenario, KV).values()
     about = r"--(?:gpu-memory-utilization|num-gpu-blocks-override|max-total-tokens|mem-fraction-static) \S+"
     assert re.findall(about, line) == options
+
+
+def test_memory_that_is_left_to_sglang_is_its_share_on_that_gpu(base: Path) -> None:
+    memory = load_profile("h100-80gb/llama-3.1-8b/vllm-0.24.0")[0].memory
+    share = sglang_share(memory, chunk=8192, sequences=256, gpus=1)
+    assert static_share(memory, share, gpus=1) == pytest.approx(0.828, abs=0.003)  # as sglang#29092 found it
+    engine, given = ["fleet.engine=sglang", "sweep=null", "fleet.gpu=l40s"], "fleet.gpu_memory_utilization=0.8"
+    small, large, own = (
+        build_world(load_scenario("base.yaml", [*engine, each]).scenario).pools[0].kv_tokens or 0
+        for each in ("fleet.max_num_batched_tokens=16384", "fleet.max_num_batched_tokens=2048", given)
+    )
+    per_token, mib = 131_072, 2**20
+    assert large - small == pytest.approx((16384 - 2048) * (1.5 + 8 / 512) * mib / per_token, rel=0.03)
+    assert own < large
+    with pytest.raises(InputError, match="as SGLang takes it by default"):
+        build_world(load_scenario("base.yaml", [*engine, "fleet.max_num_batched_tokens=65536"]).scenario)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, drafts_ahead, is_vllm_since
+from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, drafts_ahead, is_vllm_since, static_share
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import is_mixture, profile_of
@@ -143,6 +143,15 @@ def _kv_tokens(replica: Replica) -> int | None:
     return replica.kv_tokens if given is None else given
 
 
+def _static_share(replica: Replica) -> str | None:
+    """Return the share that is SGLang's for weights, adapters and KV cache, where the scenario gives that of all; its
+    limit of tokens keeps the KV cache as small as that was."""
+    share, profile = replica.scenario.fleet.gpu_memory_utilization, _profile(replica)
+    if share is None or replica.scenario.fleet.kv_tokens is not None:
+        return None
+    return f"{static_share(profile.memory, share, profile.tensor_parallel):.3f}"
+
+
 def _host_slots(replica: Replica) -> int | None:
     """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
     return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
@@ -233,6 +242,7 @@ _WRITTEN: Mapping[str, Written] = {
     "prefill-interval": _prefill_interval,
     "prompt-check": _prompt_check,
     "scheduled-ahead": _scheduled_ahead,
+    "static-share": _static_share,
     "shared-outer": lambda replica: replica.scenario.adapters.experts == SHARED_OUTER or None,
     "tensor-parallel": _tensor_parallel,
     "without-overlap": _without_overlap,

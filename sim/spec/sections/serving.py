@@ -199,7 +199,7 @@ class ReplicaKeys(Strict):
     b200."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
     """Token budget of one step. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 8192 on h100-80gb and h200,
-    16384 on b200."""
+    16384 on b200. With SGLang, unset: its chunk on ``gpu``, 4096 to 16384."""
     budget_kv_share: float = Field(default=0.0, ge=0, le=1)
     """The token budget is at least this share of the KV cache's tokens, as in S-LoRA (a sixth)."""
     chunked_prefill: bool = True
@@ -228,7 +228,7 @@ class ReplicaKeys(Strict):
     gpu_memory: Bytes | None = Field(default=None, gt=0)
     """Memory of one GPU that differs from the profile's in this alone, such as ``96 GB``."""
     gpu_memory_utilization: Share | None = None
-    """Share of the GPU's memory that the engine may use; unset: the profile's."""
+    """Share of the GPU's memory that the engine may use; unset: the profile's, or what SGLang would take."""
     admission: Literal["skip", "stop", "per-adapter"] = "skip"
     """What happens to a waiting request whose adapter is not resident. ``skip``: later requests overtake it. ``stop``:
     all wait. ``per-adapter``: every adapter has a queue, as many are active as there is room, and of these the request

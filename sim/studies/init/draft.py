@@ -16,7 +16,7 @@ from typing import Any
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
-from sim.spec.engines import DEFAULT_ENGINE, batch_limits, is_vllm_since, nearest_version
+from sim.spec.engines import DEFAULT_ENGINE, batch_limits, is_vllm_since, nearest_version, prefill_chunk
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile import load_profile
@@ -53,7 +53,8 @@ class Draft:
     :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
     :ivar comments: what the command line says that no key holds.
     :ivar names: of the adapters in a trace; None: there is none, or it names none.
-    :ivar runs_vllm: whether a command line says that vLLM serves, so that its defaults fill what it leaves out.
+    :ivar runs_vllm, runs_sglang: whether a command line says that this engine serves, so that its defaults fill what
+        it leaves out.
     :ivar made_by: the command that drafts it.
     :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
     :ivar refused: by key, why a setting is commented out.
@@ -65,6 +66,7 @@ class Draft:
     comments: list[str] = field(default_factory=list)
     names: tuple[str, ...] | None = None
     runs_vllm: bool = False
+    runs_sglang: bool = False
     made_by: str = "loraplan init"
     extends: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
@@ -95,8 +97,9 @@ class Draft:
         self.comments += [f"Unknown option: {said}" for said in command.unknown]
         if command.of_server:
             self.comments.append(f"Of the server, without effect here: {' '.join(command.of_server)}")
-        missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings]
-        self.runs_vllm = command.name == "vLLM"
+        self.runs_vllm, self.runs_sglang = command.name == "vLLM", command.name == "SGLang"
+        known = ("max_num_batched_tokens",) if self.runs_sglang else ()  # for each GPU
+        missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings and key not in known]
         if missing and not self.runs_vllm:
             keys = " and ".join(f"fleet.{key}" for key in missing)
             self.comments.append(
@@ -115,6 +118,10 @@ class Draft:
             self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
             if "fleet.kv_tokens" not in self.settings:
                 self.add([_memory_share(str(self.settings["fleet.engine"].value))])
+        if self.runs_sglang:
+            chunk = prefill_chunk(str(self.settings["fleet.gpu"].value))
+            said = "SGLang's default on this GPU (--chunked-prefill-size)"
+            self.add([Setting("fleet.max_num_batched_tokens", chunk, said)])
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:

@@ -10,7 +10,7 @@ from sim.policies.kv.kv_rules import kv_tokens_left
 from sim.policies.replica_memory import slots_bytes
 from sim.results.model import GpuShare, MemoryUse
 from sim.spec.engine_flags.options import vllm_rank
-from sim.spec.engines import ENGINES, EXPERTS_SINCE, TARGETS_SINCE, engine_words, is_vllm_since
+from sim.spec.engines import ENGINES, EXPERTS_SINCE, TARGETS_SINCE, engine_words, is_vllm_since, sglang_share
 from sim.spec.profile import Profile, load_profile
 from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, is_mixture, is_model
 from sim.spec.scenario import Scenario
@@ -70,7 +70,15 @@ def _left(scenario: Scenario, profile: Profile, population: Population, slots: i
         taken = 0  # adapters take KV blocks when they are loaded
     if scenario.adapters.base_alone:
         taken = 0  # LoRA is off
-    return kv_tokens_left(profile.memory, taken, scenario.fleet.gpu_memory_utilization)
+    return kv_tokens_left(profile.memory, taken, _share(scenario, profile))
+
+
+def _share(scenario: Scenario, profile: Profile) -> float | None:
+    """Return the share of the memory that the engine uses; None: the profile's, which is vLLM's default."""
+    fleet = scenario.fleet
+    if fleet.gpu_memory_utilization is not None or "SGLang" not in ENGINES[fleet.engine].flags:
+        return fleet.gpu_memory_utilization
+    return sglang_share(profile.memory, fleet.max_num_batched_tokens, fleet.max_num_seqs, profile.tensor_parallel)
 
 
 def _too_little(scenario: Scenario, profile: Profile, population: Population, tokens: int) -> ScenarioError:
@@ -99,11 +107,13 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
             hint=f"its weights take {human_bytes(profile.memory.weights_bytes)} on {profile.tensor_parallel} GPU"
             + "s" * (profile.tensor_parallel > 1),
         )
-    if whole < fleet.max_num_batched_tokens and fleet.gpu_memory_utilization is not None:
+    share, default = _share(scenario, profile), fleet.gpu_memory_utilization is None
+    if whole < fleet.max_num_batched_tokens and share is not None:
         return ScenarioError(
             f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
             key="fleet.gpu_memory_utilization",
-            got=f"{fleet.gpu_memory_utilization:.0%}",
+            got=f"{share:.0%}{', as SGLang takes it by default' if default else ''}",
+            hint="give a larger one, as --mem-fraction-static does" if default else None,
         )
     slots = gpu.slots
     needed = (
