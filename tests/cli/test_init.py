@@ -416,6 +416,7 @@ def test_a_folder_is_compared_with_the_largest_rank_of_its_server(
     drafted(loraplan, "--from-adapters", "fleet", "--from-vllm", f"vllm serve llama-3.1-8b --enable-lora {option}")
     text = Path("mine.yaml").read_text(encoding="utf-8")
     assert said in text if said else "rank up to" not in text and "--max-lora-rank" not in text
+    assert "vLLM refuses 1 of these adapters: DoRA: " in text
 
 
 def test_a_log_is_read_as_the_options_say(loraplan: CommandLine) -> None:

@@ -262,6 +262,7 @@ def test_memory_that_is_left_to_sglang_is_its_share_on_that_gpu(base: Path) -> N
             "engine fixed is a queue with a given service time, not a server.",
         ),
         (["fleet.engine=s-lora", "cache.gpu.slots=null"], "loraplan writes none for engine s-lora."),
+        (["fleet.engine=vllm", "fleet.block_size=7"], "vLLM has no KV blocks of 7 tokens."),
         (["fleet.engine=vllm-0.32", "cache.eviction=lru"], "no option of vLLM sets cache.eviction to lru."),
         (
             ["fleet.engine=vllm-0.8", "fleet.kv_check=whole-prompt"],

@@ -252,6 +252,10 @@ _RULES = (
 """Keys that say how an engine works, rather than what it runs on or what it serves."""
 
 
+_VLLM_BLOCKS = (1, 8, 16, 32, 64, 128, 256)
+"""What ``--block-size`` takes: config/cache.py, BlockSize."""
+
+
 @dataclass(frozen=True, slots=True)
 class WrittenOption:
     """An option as a command line has it.
@@ -327,6 +331,8 @@ def why_no_flags(scenario: Scenario) -> str:
     if not ENGINES[name].flags:
         return f"No command line is given: {_NO_COMMAND.get(name, f'loraplan writes none for engine {name}')}."
     (engine,) = ENGINES[name].flags
+    if engine == "vLLM" and scenario.fleet.block_size not in _VLLM_BLOCKS:
+        return f"No command line is given: vLLM has no KV blocks of {scenario.fleet.block_size} tokens."
     read_back = _read_back(scenario, flag_tables()[engine])
     for key in _RULES:
         value = value_of(scenario, key)

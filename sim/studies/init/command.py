@@ -267,9 +267,10 @@ def _add_adapters(draft: Draft, folder: Path, command: ReadCommand | None) -> No
     """Take the adapters of a folder, which a command line serves."""
     from sim.spec.engine_flags.command_lines import Setting
     from sim.spec.engine_flags.options import vllm_rank
+    from sim.spec.engines import nearest_version
     from sim.studies.vet.adapter_scenario import adapter_lines
-    from sim.training.files.census import known_model, take_census
-    from sim.training.files.engine_checks import ServingTarget, above_rank, is_served, served_base
+    from sim.training.files.census import Copies, known_model, take_census
+    from sim.training.files.engine_checks import ServingTarget, check_census, is_served, served_base
 
     census = take_census(folder, lambda done, total: None)
     base = served_base(census.entries, ServingTarget(None, None, None))
@@ -284,9 +285,14 @@ def _add_adapters(draft: Draft, folder: Path, command: ReadCommand | None) -> No
         said = f"The log names {len(draft.names):,} adapters, {both:,} of them in {folder.name}. They get the ranks "
         said += f"and sizes of its {len(served):,} adapters by share, not by name."
     draft.comments.append(said)
-    if command is not None and (limit := command.value("adapters.rank")):
-        for concern in above_rank(served, ServingTarget(None, limit)):
-            draft.comments.append(f"{command.name} refuses {concern.count:,} of these adapters: {concern.words}.")
+    limit = None if command is None else command.value("adapters.rank")
+    if command is not None:
+        row = nearest_version(command.engine)
+        engine = command.engine if row.simulated else row.preset
+        for concern in check_census(census, ServingTarget(engine, limit), Copies((), 0)):
+            if concern.level == "refused":
+                draft.comments.append(f"{command.name} refuses {concern.count:,} of these adapters: {concern.words}.")
+    if command is not None and limit:
         largest = max(entry.rank for entry in served)
         if limit > (vllm_rank(largest) if command.name == "vLLM" else largest):
             said = f"Slots are for the largest rank, {largest}. Those of --max-lora-rank {limit} take more memory"
