@@ -201,6 +201,9 @@ def compare(one: Results | str | Path, other: Results | str | Path) -> Compariso
     """
     from sim.studies.compare.study import compare_runs
 
+    for key, each in (("one", one), ("other", other)):
+        if not isinstance(each, Results | str | Path):
+            raise InputError("not a run", key=key, got=each, allowed="what run, sweep or plan returned, or a folder")
     runs = [read_run(each.path if isinstance(each, Results) else Path(each)) for each in (one, other)]
     if all(run.manifest.get("kind") == "plan" for run in runs):
         from sim.studies.compare.plans import PlanDiff

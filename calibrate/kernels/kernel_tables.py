@@ -156,7 +156,7 @@ class KernelTables:
             measured_versions(system, engine, folder, self._asked)[0] for folder in ("gemm", "attention")
         )
         self.deployment = deployment
-        with _quiet():
+        with quiet():
             self._check_coverage()
             config = deployment.model.config()
             self._handle = self._compile(config)
@@ -178,7 +178,7 @@ class KernelTables:
             others.
         """
         try:
-            with _quiet():
+            with quiet():
                 return self._step_ms(decoding, context, prompts, prompt_tokens, before) / 1000
         except (ValueError, RuntimeError, KeyError) as error:
             raise InputError(
@@ -368,7 +368,7 @@ def asked_version(system: str, engine: str) -> str:
 def _slots(system: str, engine: str) -> tuple[str, str]:
     """Return the package's current version and its newest."""
     resolve = import_module(f"{_package()[0]}.sdk.perf_database").resolve_query_version
-    with _quiet():
+    with quiet():
         try:
             current = str(resolve(system, engine, "current"))
         except (KeyError, RuntimeError, ValueError):
@@ -434,8 +434,13 @@ def _package() -> tuple[str, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep the tables from logging. Within another one it costs nothing; by itself it makes every logger forget its
+    level."""
     before = logging.root.manager.disable
+    if before >= logging.CRITICAL:
+        yield
+        return
     logging.disable(logging.CRITICAL)
     try:
         yield

@@ -27,7 +27,7 @@ from calibrate.kernels.around_kernels import (
 )
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import ALL, MIB, Card
-from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables, NoSuchShape
+from calibrate.kernels.kernel_tables import ENGINES, Deployment, KernelTables, NoSuchShape, quiet
 from calibrate.kernels.roofline import Roofline, efficiencies_of, read_efficiencies, spread_of
 from calibrate.kernels.surrogate import StepEnvelope, Surrogate, fit_cost, fit_surrogate
 from sim.errors import InputError
@@ -105,7 +105,8 @@ def build_profile(deployment: Deployment, command: str) -> Built:
     memory = memory_model.memory_of(deployment)
     card, model = deployment.card, deployment.model
     envelope = envelope_of(deployment, memory)
-    surrogate = fit_surrogate(kernels.step_s, envelope)
+    with quiet():
+        surrogate = fit_surrogate(kernels.step_s, envelope)
     overhead = overhead_of(deployment)
     lora = lora_cost(model, card, deployment.tensor_parallel)
     load = load_cost(model)

@@ -18,6 +18,8 @@ from sim.results.verdict import is_overloaded, unserved
 
 BUSY_LOADER = 0.7
 """From this utilization on, waiting for a loader grows faster than the traffic."""
+_BUSY_PREFILL = 0.5
+"""From this utilization on, a queue in front of replicas that compute prompts is for their steps."""
 BUSY_COMPUTE = 0.9
 LOADING = 0.25
 """From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
@@ -48,6 +50,8 @@ _OFTEN_LATE = 4.0
 """How many times as often requests are late, at least, that arrive while a replica starts."""
 _UNEVEN = 1.3
 """Requests of the busiest replica over the mean, from which a router is why requests are late."""
+_LATE_POOL = 1.5
+"""The mean TTFT of a pool over the fleet's from which its requests are late."""
 _OF_REPLICAS = ("refusals", "failures", "swaps")
 """Limits other than a loader that concern requests once they run, too."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
@@ -221,9 +225,17 @@ def short_role(point: Point) -> str:
     Prefill is short if its replicas are busy and requests wait longest for them. Idle ones may hold blocks that wait
     for decode.
     """
-    busy = any((pool.facts["gpu_utilization"] or 0.0) >= BUSY_COMPUTE for pool in pools_of("prefill", point))
+    busy = any((pool.facts["gpu_utilization"] or 0.0) >= _BUSY_PREFILL for pool in pools_of("prefill", point))
     queue_s, *after = (point.breakdown.get(name, 0.0) for name in ("queue_s", "hand_over_s", "decode_queue_s"))
     return "prefill" if busy and queue_s >= sum(after) else "decode"
+
+
+def slowest_pool(point: Point) -> str:
+    """Return the pool whose first tokens are late, if those of others are not; empty elsewhere."""
+    found = {pool.name: pool.metrics.get("ttft_mean_s") for pool in point.pools if pool.facts.get("requests")}
+    mean_s = _value(point, "ttft_mean_s")
+    late = [name for name, each in found.items() if each and (each.value or 0.0) > _LATE_POOL * mean_s > 0]
+    return late[0] if len(late) == 1 and len(found) > 1 else ""
 
 
 def is_uneven(point: Point) -> bool:

@@ -18,6 +18,7 @@ from reports.answers.limits import (
     pools_of,
     queue_decides,
     short_role,
+    slowest_pool,
 )
 from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
@@ -64,7 +65,7 @@ _BLOCKED = {
     "slots": "every slot was in use by a running request while others waited",
     KV_MEMORY: "no KV block was free while requests waited",
     BATCH_SLOTS: "the batch was full while requests waited",
-    KV_LINK: "it was busy",
+    KV_LINK: "that link was busy",
 }
 _STAGES = {
     "front_end_s": "the front end",
@@ -130,7 +131,7 @@ def limit_line(point: Point, missed: Sequence[str] = (), where: str = "", *, sea
     return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
 
 
-_MORE_COPIES = "keep more copies in host memory (cache.host.slots)"
+MORE_COPIES = "keep more copies in host memory (cache.host.slots)"
 _FROM_STORAGE = 0.05
 """Share of the time that loads from storage take from steps, from which on copies in host memory help as slots do."""
 MORE_SLOTS = "add GPU slots (cache.gpu.slots) or replicas (fleet.replicas)"
@@ -157,7 +158,7 @@ _REMEDIES = {
     "slots": MORE_SLOTS,
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
     KV_MEMORY: f"{_REPLICAS}, or try fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets",
-    KV_LINK: "raise its bandwidth (fleet.kv_transfer, fleet.kv_offload)",
+    KV_LINK: "raise the bandwidth of that link (fleet.kv_transfer, fleet.kv_offload)",
     "router": "spread requests more evenly (another router.policy, or router.bound: 1.25 where this one has it), "
     f"before you {_REPLICAS}",
     "compute": _REPLICAS,
@@ -170,13 +171,13 @@ def remedy_words(limit: Limit, point: Point) -> str:
     said = _REMEDIES.get(limit.name, "").format(bucket=limit.bucket)
     loader = point.capacity.loader
     if limit.name == "loader":
-        said = MORE_SLOTS if loader.host_holds_all else _MORE_COPIES
+        said = MORE_SLOTS if loader.host_holds_all else MORE_COPIES
     if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
-        said = f"{_MORE_COPIES}, or {MORE_SLOTS}"
+        said = f"{MORE_COPIES}, or {MORE_SLOTS}"
     if limit.evidence is Evidence.LONG_STEPS and point.setup is not None and point.setup.engine.startswith("vllm"):
         # With prompts in steps of their own, more and shorter ones only come before the next decode step.
         said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
-    if limit.name == "compute" and (short := pools_of(short_role(point), point)):
+    if limit.name in ("compute", "none") and (short := pools_of(short_role(point), point)):
         return f"add replicas to {' or '.join(f'fleet.pools.{pool.name}' for pool in short)}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
@@ -196,10 +197,16 @@ def _may_offload(point: Point) -> bool:
 
 
 def in_its_keys(said: str, point: Point) -> str:
-    """Return a remedy in the keys that a scenario has: pools have their own, and caches by size have no slots."""
+    """Return a remedy in the keys that a scenario has: pools have their own, and caches by size have no slots.
+
+    An autoscaler says itself how many replicas there are.
+    """
     setup = point.setup
+    if point.value("mean_replicas") is not None:
+        said = said.replace("replicas (fleet.replicas)", "replicas (fleet.autoscale: a larger max, or a lower target)")
     if point.pools or (setup is not None and setup.pools):
-        return re.sub(r" \([a-z_.]+\)", "", said)
+        said, late = re.sub(r" \([a-z_.]+\)", "", said), slowest_pool(point)
+        return f"{said} (fleet.pools.{late})" if said and late else said
     if setup is not None and setup.memory is not None and setup.memory.slots is None and setup.memory.adapters:
         for slots, size in _BY_SIZE.items():
             said = said.replace(slots, size)

@@ -206,9 +206,9 @@ def overload(m: MeasuredRequests, *, behind_buckets: bool = False) -> float | No
     grown = served = came = 0.0
     for r in m.recordings:
         taken_in = ~was_unserved(r.requests["status"])
+        waits = "first_token_s" if len(r.hand_overs) else "admitted_s"  # for KV and for decode, behind its prefill
         arrived, admitted, finished = (
-            np.asarray(r.requests[name][taken_in], dtype=np.float64)
-            for name in ("arrival_s", "admitted_s", "finished_s")
+            np.asarray(r.requests[name][taken_in], dtype=np.float64) for name in ("arrival_s", waits, "finished_s")
         )
         if behind_buckets and len(r.held):
             arrived = _sent_s(r)[taken_in]

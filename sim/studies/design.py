@@ -124,6 +124,15 @@ def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) ->
     for key, values in axes.items():
         if not values:
             raise ScenarioError("no values to sweep", key=key, hint="write --over key=v1,v2")
+        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+            place = None if over else loaded.origins.get(f"sweep.{key}")
+            raise ScenarioError(
+                "a value occurs twice",
+                key=key if over else f"sweep.{key}",
+                got=twice[0],
+                file=None if place is None else place.place,
+                line=None if place is None else place.line,
+            )
         total *= len(values)
     if total > MAX_POINTS:
         raise ScenarioError("too many points", key="sweep", got=f"{total:,}", allowed=f"up to {MAX_POINTS:,}")

@@ -130,6 +130,8 @@ def test_two_runs_are_compared_by_result_or_folder(tmp_path: Path) -> None:
     one = loraplan.run("quickstart", SMALL | {"cache.gpu.slots": 16}, out=tmp_path / "one", jobs=1)
     other = loraplan.run("quickstart", SMALL | {"cache.gpu.slots": 64}, jobs=1)
     found = loraplan.compare(one, other)
+    with pytest.raises(InputError, match=r"other: not a run \(got 2,"):
+        loraplan.compare(one, 2)  # type: ignore[arg-type]
     assert found.answer in repr(found)
     row = found.differences.set_index("metric").loc["miss_ratio"]
     assert (row["one"], row["other"]) == (one.value("miss_ratio"), other.value("miss_ratio"))

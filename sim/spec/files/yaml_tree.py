@@ -6,6 +6,7 @@ the like as text, and limits the expansion of aliases.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -106,8 +107,21 @@ def _of_a_log(name: str) -> str | None:
     return None if name.endswith((".yaml", ".yml")) else f"a log of requests or a trace: loraplan trace {name}"
 
 
+_KEPT, _SHORT = 64, 16_384
+"""Trees that are kept for the next time, and the characters of a text, without aliases, up to which one is."""
+
+
 def parse_yaml(text: str, place: str) -> Node | None:
     """Return the tree of a YAML text, or None where it holds nothing."""
+    return _parsed_once(text, place) if len(text) <= _SHORT and "*" not in text else _parse(text, place)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _parsed_once(text: str, place: str) -> Node | None:
+    return _parse(text, place)
+
+
+def _parse(text: str, place: str) -> Node | None:
     if text.count(",") + text.count(":") + text.count("- ") > 4 * MAX_NODES:
         # Checked before composing, which would take a minute; no honest text has so many.
         raise ScenarioError("too many values", allowed=f"{MAX_NODES:,} with aliases written out", file=place)

@@ -5,6 +5,7 @@ No HTML and no heavy import: the terminal's table prints the same words as the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
@@ -15,6 +16,7 @@ from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
+    MORE_COPIES,
     buckets_sentence,
     in_its_keys,
     limit_line,
@@ -216,6 +218,19 @@ def may_be_cold(point: Point, slo_terms: Mapping[str, float]) -> bool:
     return loads and point.impact is None and verdict(point, slo_terms) == NOT_MET
 
 
+_OF_STORAGE = frozenset({"failing-loads", "slow-storage", "storage-stall"})
+
+
+def _for_the_crash(point: Point) -> str:
+    """Return what to set where a crash makes the SLO fail."""
+    if point.impact is not None and point.impact.lost:
+        return "Send requests of a dead replica to others (faults.N.requests: reroute)."
+    first = {event["kind"]: event["t_s"] for event in reversed(point.events)}
+    late = first.get("detected", 0.0) > first.get("crash", math.inf)
+    sooner = "Notice crashes sooner (faults.N.detected), or add" if late else "Add"
+    return in_its_keys(f"{sooner} replicas (fleet.replicas) that take over.", point)
+
+
 def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     """Return what to set where a rollout or fault makes the SLO fail; empty where the fleet fails without it, too."""
     if headroom is not None and fails_today(headroom):
@@ -223,7 +238,9 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     if has_rollout([point]):
         return _SLOWER
     if "crash" in point.capacity.faults:
-        return in_its_keys("Add replicas (fleet.replicas) that take over.", point)
+        return _for_the_crash(point)
+    if not _OF_STORAGE.isdisjoint(point.capacity.faults) and not point.capacity.loader.host_holds_all:
+        return in_its_keys(f"{capital(MORE_COPIES)}, which need no storage.", point)
     cause = cause_of([point]).words
     return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
 
@@ -308,10 +325,12 @@ def answer(
     both = by_run and by_costs and deciding is not None and not deciding.settled
     more = (_BY_BOTH if both else _BY_COSTS if by_costs else _BY_RUN).format(more_of(point, terms))
     rollout = _for_the_rollout(point, words)
-    setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: more}.get(found)
+    open_ = None if is_overloaded(point) else more  # a longer run only shows longer queues
+    setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(', or '.join(filter(None, (_serve_first(point, over), remedy))))}." if remedy else ""
-        breaks = "crash" in point.capacity.faults or (headroom is not None and has_rollout([point]))
+        broken = not {"crash", *_OF_STORAGE}.isdisjoint(point.capacity.faults)
+        breaks = broken or (headroom is not None and has_rollout([point]))
         if changed and (breaks or not remedy):  # what is short may be short because of that
             setting = _for_the_change(point, headroom) or setting
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):

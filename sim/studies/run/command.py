@@ -144,8 +144,6 @@ def _axes(texts: list[str], loaded: LoadedScenario) -> dict[str, list[Any]]:
             raise InputError("given twice", key=f"--over {key}", hint="write all its values in one: key=v1,v2,v3")
         if key in loaded.origins and loaded.origins[key].place == "--set":
             raise InputError("given by --set, too", key=f"--over {key}", hint="leave out one of the two")
-        if any(value in values[:place] for place, value in enumerate(values)):
-            raise InputError("a value occurs twice", key=f"--over {key}", got=text.partition("=")[2])
         if key.partition(".")[0] in ("name", "description", "schema_version", "sweep", "run"):
             raise InputError("can't be swept", key=f"--over {key}", allowed="what is simulated, not how it is called")
         axes[key] = values

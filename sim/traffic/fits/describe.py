@@ -56,6 +56,9 @@ _BEYOND_CHANCE = 40
 """Requests of a burst beyond ``BURST`` times the usual, at least, in units of the usual index of dispersion. For
 Poisson arrivals, chance makes such an excess about once in exp(1.26 * 40) requests: 1.26 solves exp(x) = 1 + 2 x."""
 
+_FLOOD = 5
+"""Windows whose requests make a burst of any time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Burst:
@@ -73,7 +76,7 @@ def find_bursts(times: Floats) -> tuple[Burst, ...]:
     """Return the stretches in which requests come at least ``BURST`` times as fast as usual, in order.
 
     Each has the largest excess of requests over that rate. The usual rate is the median over windows with 20 requests
-    on average, or more; nothing shorter than a window is a burst.
+    on average, or more; what is shorter than a window is a burst with as many requests as ``_FLOOD`` of them.
     """
     span = float(times[-1] - times[0]) if len(times) else 0.0
     windows = min(len(times) // 20, max(240, int(span / 60)))
@@ -96,7 +99,8 @@ def find_bursts(times: Floats) -> tuple[Burst, ...]:
         last = low + int(np.argmax(gain))
         first = low + int(np.argmin(excess[low : last + 1]))
         parts += [(low, first), (last + 1, high)]
-        if times[last] - times[first] >= width:
+        flood = last - first >= _FLOOD * usual and times[last] > times[first]
+        if flood or times[last] - times[first] >= width:
             found.append((first, last))
     inside_s = sum(float(times[last] - times[first]) for first, last in found)
     if len(found) > MOST_BURSTS or inside_s > SHORT * span:
