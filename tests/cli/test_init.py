@@ -311,11 +311,26 @@ servingEngineSpec:
         maxModelLen: 4096
         extraArgs: ["--max-loras", "6"]
 """
+SIDECAR = """\
+spec:
+  containers:
+    - image: vllm/vllm-openai:v0.12.0
+      env: [{name: SLOTS, value: "6"}, {name: SECRET, valueFrom: {}}]
+      command: [/bin/bash, -euo, pipefail, -c]
+      args:
+        - |
+          # vllm serve another --max-loras 99
+          set -e
+          pip install x && exec vllm serve meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras $(SLOTS) &
+          sleep 30; python sidecar.py --max-loras 3
+"""
 KSERVE = SHELL.replace("  containers", "  minReplicas: 2\n  maxReplicas: 2\n  containers")
 SCALED = KSERVE.replace("maxReplicas: 2", "maxReplicas: 5")
 
 
-@pytest.mark.parametrize(("text", "replicas"), [(DEPLOYMENT, 3), (SHELL, 1), (CHART, 2), (KSERVE, 2), (SCALED, 2)])
+@pytest.mark.parametrize(
+    ("text", "replicas"), [(DEPLOYMENT, 3), (SHELL, 1), (SIDECAR, 1), (CHART, 2), (KSERVE, 2), (SCALED, 2)]
+)
 def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
     Path("llm.yaml").write_text(text)
     scenario = drafted(loraplan, "--from-manifest", "llm.yaml", "--gpu", "h100")
@@ -330,6 +345,13 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
         assert (scenario.fleet.max_model_len, scenario.fleet.prefix_caching) == (4096, False)
         assert scenario.fleet.engine == "vllm-0.12.0"
         assert "doesn't enable LoRA" not in written
+
+
+def test_options_of_the_next_command_are_none_of_the_engine() -> None:
+    for end in ("&&", "||", ";", "|", "&"):
+        command = f"vllm serve m --enable-lora --max-loras 6 {end} python client.py --max-loras 3"
+        assert read_command(command) == read_command("vllm serve m --enable-lora --max-loras 6")
+        assert read_command(f"cd /models {end} {command}").value("cache.gpu.slots") == 6
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,17 @@ def test_prefix_hits_become_a_shared_text(loraplan: CommandLine) -> None:
     assert "prefix_hits" in json.loads(ended.out)["metrics"]
 
 
+def test_what_the_server_says_otherwise_than_its_command_line_is_named(loraplan: CommandLine) -> None:
+    config = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="4096",enable_prefix_caching="True"} 1\n'
+    Path("m.txt").write_text(counted(100, 1.0) + config, encoding="utf-8")
+    other = "vllm serve m --enable-lora --block-size 32 --max-loras 2 --enable-prefix-caching"
+    ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10 s", "--from-vllm", other)
+    assert load_scenario("observed.yaml").scenario.fleet.block_size == 32
+    assert "The server has fleet.block_size 16, the command line --block-size 32, which is taken." in ended.err
+    assert "cache.gpu.slots" not in ended.err, "these metrics don't say"
+    assert "fleet.prefix_caching" not in ended.err, "they agree"
+
+
 def test_the_time_of_files_is_a_guess_that_is_named(loraplan: CommandLine) -> None:
     for name, at_s, requests in (("a.txt", START_S, 0), ("b.txt", START_S + 100, 200)):
         Path(name).write_text(counted(requests, 1.0), encoding="utf-8")

@@ -265,6 +265,20 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     crashed = replace(point, capacity=from_plain(Capacity, {"faults": {"crash": 0.1}, "slots": {"blocked_share": 0.2}}))
     said = answer(crashed, TERMS, headroom=found)
     assert said.setting == "Add replicas (fleet.replicas) that take over.", "slots are short because of the crash"
+    noticed = [{"t_s": t, "kind": kind, "text": ""} for t, kind in ((9.0, "crash"), (29.0, "detected"))]
+    said = answer(replace(crashed, events=noticed), TERMS, headroom=found)
+    assert said.setting == "Notice crashes sooner (faults.N.detected), or add replicas (fleet.replicas) that take over."
+    assert crashed.impact is not None
+    losing = replace(crashed, impact=replace(crashed.impact, lost=50))
+    said = answer(losing, TERMS, headroom=found)
+    assert said.setting == "Send requests of a dead replica to others (faults.N.requests: reroute)."
+    for kind in ("storage-stall", "slow-storage", "failing-loads"):
+        stalled = {"faults": {kind: 0.1}, "compute": {"utilization": 0.99}}
+        said = answer(replace(point, capacity=from_plain(Capacity, stalled)), TERMS)
+        assert said.setting == "Keep more copies in host memory (cache.host.slots), which need no storage."
+        whole = stalled | {"loader": {"host_holds_all": True}}
+        said = answer(replace(point, capacity=from_plain(Capacity, whole)), TERMS, headroom=found)
+        assert said.setting.startswith("Nothing in the fleet: "), "every adapter is there"
     assert said.first_limit == "Faults: without them, the SLO would be met up to about 3.6 times the traffic."
 
 

@@ -453,6 +453,9 @@ def test_a_sweep_is_about_what_its_slo_asks() -> None:
     assert "at 16 GPU slots" in sweep_answer(sweep, {"e2e_p99_s": 1.0}).first_limit
     demand = [samples.make_point({"workload.arrivals.cv": cv}, p99=p99) for cv, p99 in ((1.0, 0.5), (4.0, 3.0))]
     assert sweep_answer(demand, {"e2e_p99_s": 1.0}).setting == ""
+    for key in ("slo.ttft_p99", "fleet.price", "tenants.0.slo.e2e_p99"):
+        given = [samples.make_point({key: value}, p99=p99) for value, p99 in ((1.0, 0.5), (4.0, 3.0))]
+        assert sweep_answer(given, {"e2e_p99_s": 1.0}).setting == "", "it is given"
     run = samples.routers()
     miss = [
         replace(point.metrics["miss_ratio"], value=v, lo=v, hi=v)

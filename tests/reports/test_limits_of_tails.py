@@ -111,6 +111,22 @@ def test_kv_offload_is_named_where_prompts_come_back() -> None:
     assert remedy(0.3, "vllm", host_prefix_hit_ratio=0.1) == few, "it is there"
 
 
+def test_an_autoscaler_gets_more_replicas_by_its_own_keys() -> None:
+    point = quiet({"mean_replicas": 1.9}, {"slots": {"blocked_share": 0.2, "slots": 8}})
+    said = remedy_words(limits(point)[0], point)
+    assert said == "add GPU slots (cache.gpu.slots) or replicas (fleet.autoscale: a larger max, or a lower target)"
+
+
+def test_a_remedy_names_the_pool_whose_first_tokens_are_late() -> None:
+    def pool(name: str, ttft_s: float) -> SliceResult:
+        return SliceResult(name, {"requests": 9}, {"ttft_mean_s": Metric(ttft_s)})
+
+    point = quiet({"ttft_mean_s": 0.5}, {"slots": {"blocked_share": 0.2}})
+    for other_s, said in ((0.1, "add GPU slots or replicas (fleet.pools.big)"), (0.9, "add GPU slots or replicas")):
+        both = replace(point, pools=[pool("big", 0.9), pool("small", other_s)])
+        assert remedy_words(limits(both)[0], both) == said
+
+
 def test_a_queue_that_is_a_wait_for_loads_is_not_set_against_them() -> None:
     point = quiet({"queue_p99_s": 0.9}, {}, load_s=3.0)
     assert limit_line(point) == "None today: 60 % of the mean latency is loading adapters."

@@ -22,7 +22,7 @@ from sim.studies.trace.facts import (
     SessionFacts,
     TraceFacts,
 )
-from sim.studies.trace.findings import closed_gap, headline, laws_sentences, lengths_sentences, sentences
+from sim.studies.trace.findings import _off_words, closed_gap, headline, laws_sentences, lengths_sentences, sentences
 from sim.studies.trace.report import laws_table, trace_report
 
 TOKENS = {"mean": 600.0, "p50": 400.0, "p90": 1500.0, "p99": 5400.0, "max": 9000.0}
@@ -273,6 +273,14 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
         "miss ratios are reliable."
     )
     assert off == "Fitted traffic is off in dispersion in 60 s (2, trace 16). It is calmer, so its queues are shorter."
+    slow, fast = (CheckedValue("requests/s", 10.0, rate, "1/s") for rate in (1.0, 90.0))
+    bursty = CheckedValue("dispersion in 60 s", 2.0, 16.0)
+    off = _off_words(replace(FACTS, fit=replace(FIT, values=[slow, bursty])))
+    assert off.endswith(
+        "It has fewer requests a second, so its queues are shorter: size with replay.yaml, not with traffic.yaml."
+    )
+    off = _off_words(replace(FACTS, fit=replace(FIT, values=[fast])))
+    assert off.endswith("It has more requests a second, so its queues are longer.")
 
 
 def test_sessions_found_by_pauses_are_told_so() -> None:

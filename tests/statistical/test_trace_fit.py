@@ -211,6 +211,11 @@ def test_a_burst_is_found_where_it_is_and_nowhere_else(seed: int) -> None:
     (burst,) = find_bursts(with_a_burst(rng))
     assert (burst.begin_s, burst.end_s) == pytest.approx((7200, 7500), abs=3)
     assert burst.times == pytest.approx(5, rel=4 / math.sqrt(7500))
+    flood = np.sort(np.append(poisson(rng, 2, 0, 1500), rng.uniform(700, 705, 500)))
+    (burst,) = find_bursts(flood - flood[0])
+    assert (burst.begin_s, burst.end_s) == pytest.approx((700, 705), abs=3), (
+        "shorter than a window, and 250 s of requests"
+    )
     uniform = np.sort(rng.uniform(0, 86400, 200_000))
     by_day = uniform[rng.uniform(0, 1.8, 200_000) < 1 + 0.8 * np.sin(uniform * math.tau / 86400)]
     for steady in (poisson(rng, 5, 0, 10800), np.cumsum(rng.gamma(1 / 16, 16, 50_000)), by_day):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
     """
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True) if isinstance(text, str) else list(text)
-        words = _without_shell(words)
+        words = engine_words_of(words)
     except ValueError as error:
         raise InputError("not a command line", got=_without_secrets(str(text))[:80], hint=str(error)) from None
     for place, word in enumerate(words):
@@ -118,14 +119,35 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
     )
 
 
-def _without_shell(words: list[str]) -> list[str]:
-    """Return the words of ``sh -c "cd /models && exec vllm serve ..."`` that start the engine; else all as they are."""
-    for place, word in enumerate(words[:-2]):
-        if _SHELL.search(word) and re.fullmatch(r"-\w*c", words[place + 1]):
-            parts = [shlex.split(part) for part in re.split(r"&&|\|\||;|\n", words[place + 2].replace("\\\n", " "))]
-            found = next((part for part in parts if starts_engine(part)), parts[-1])
-            return [*words[:place], *found[found[:1] == ["exec"] :], *words[place + 3 :]]
-    return words
+def engine_words_of(words: list[str]) -> list[str]:
+    """Return the words of ``sh -c "cd /models && exec vllm serve ..."`` that start the engine; else those up to the
+    next command of the same line.
+
+    :raises ValueError: for quotes that don't end.
+    """
+    place = script_of_shell(words)
+    if place is None:
+        parts = [[*part] for is_end, part in itertools.groupby(words, _ENDS.__contains__) if not is_end]
+        return next((part for part in parts if starts_engine(part)), words)
+    script = re.split(r"&&|\|\||;|\n|(?<=\s)[&|](?=\s|$)", words[place].replace("\\\n", " "))
+    parts = [part for text in script if (part := shlex.split(text, comments=True))]
+    found = next((part for part in parts if starts_engine(part)), parts[-1] if parts else [])
+    shell = next(number for number, word in enumerate(words) if _SHELL.search(word))
+    return [*words[:shell], *found[found[:1] == ["exec"] :], *words[place + 1 :]]
+
+
+_ENDS = frozenset({"&&", "||", ";", "|", "&"})
+"""Words that end a command of a shell."""
+
+
+def script_of_shell(words: Sequence[str]) -> int | None:
+    """Return which word is the script of a shell, as in ``bash -euo pipefail -c SCRIPT``; None: there is none."""
+    shell = next((number for number, word in enumerate(words) if _SHELL.search(word)), None)
+    if shell is None:
+        return None
+    options = (number for number in range(shell + 1, len(words) - 1) if re.fullmatch(r"-\w*c", words[number]))
+    first = next(options, None)
+    return None if first is None else first + 1
 
 
 def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:

@@ -15,7 +15,13 @@ from typing import Any
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engine_flags.command_lines import ReadCommand, Setting, starts_engine
+from sim.spec.engine_flags.command_lines import (
+    ReadCommand,
+    Setting,
+    engine_words_of,
+    script_of_shell,
+    starts_engine,
+)
 from sim.spec.engines import DEFAULT_ENGINE, batch_limits, is_vllm_since, nearest_version, prefill_chunk
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
@@ -216,7 +222,7 @@ def scenario_text(draft: Draft) -> str:
         *(f"# {_one_line(note)}" for note in draft.notes()),
         "schema_version: 1",
         *([f"extends: {flow_text(draft.extends)}"] if draft.extends is not None else ()),
-        f"name: {draft.name}",
+        f"name: {flow_text(draft.name)}",
     ]
     for section in _SECTIONS:
         own = [setting for key, setting in draft.settings.items() if key.partition(".")[0] == section]
@@ -327,16 +333,30 @@ def _count(value: Mapping[str, Any], *keys: str) -> int | None:
 
 
 def _container_words(container: Mapping[str, Any]) -> list[str]:
-    # A script of a shell is split.
     if not ("command" in container or "args" in container):
         return []
     words = [container["image"]] if isinstance(container.get("image"), str) else []
+    variables = _variables(container)
     for key in ("command", "args"):
         part = container.get(key)
         for word in [part] if isinstance(part, str) else part if isinstance(part, list) else []:
-            text = str(word)
-            words += _split(text) if re.search(r"\s", text) and "--" in text else [text]
-    return words
+            text = _VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), str(word))
+            of_shell = script_of_shell([*words, text]) == len(words)
+            words += _split(text) if re.search(r"\s", text) and "--" in text and not of_shell else [text]
+    try:
+        return engine_words_of(words)
+    except ValueError:  # a script that no shell would take
+        return words
+
+
+_VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)\})")
+
+
+def _variables(container: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that a container's words may name, with the values that it gives."""
+    given = container.get("env")
+    pairs = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+    return {str(pair.get("name")): str(pair["value"]) for pair in pairs if "value" in pair}
 
 
 def _chart_words(spec: Mapping[str, Any]) -> list[str]:

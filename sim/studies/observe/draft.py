@@ -15,6 +15,7 @@ from sim.rng import stream
 from sim.spec.engine_flags.command_lines import Setting
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
+from sim.spec.needs import words_of
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import human_seconds
@@ -89,7 +90,14 @@ def write_observed(
         draft.add([*_count(service)])
         if not service.adapters.names:
             draft.add([Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")])
-        draft.add([Setting("adapters.rank", 16, "assumed: metrics have no ranks"), *_fleet(service)])
+        measured = [*_fleet(service)]
+        for setting in measured:
+            given = draft.settings.get(setting.key)
+            known = setting.key in _OF_SERVER and setting.said.startswith("measured")
+            if known and given is not None and given.value != setting.value:
+                said = f"The server has {setting.key} {words_of(setting.value)}, the command line {given.said}"
+                draft.comments.append(f"{said}, which is taken.")
+        draft.add([Setting("adapters.rank", 16, "assumed: metrics have no ranks"), *measured])
     else:
         draft.extends = base.source
         if (source := Path(base.source)).is_file():
@@ -240,6 +248,10 @@ def _fleet(service: ObservedService) -> Iterator[Setting]:
         yield Setting("cache.gpu.slots", service.adapters.slots, "measured: max_lora")
     else:
         yield Setting("cache.gpu.slots", 8, "assumed: the metrics name no max_lora")
+
+
+_OF_SERVER = ("fleet.kv_tokens", "fleet.block_size", "fleet.prefix_caching", "cache.gpu.slots")
+"""What metrics may say otherwise than the command line of the same server."""
 
 
 def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:

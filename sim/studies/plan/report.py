@@ -63,6 +63,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
     return {
         "feasible": read.feasible,
         "answer": record.answer,
+        "short_answer": answer.to_json(),
         "binding": answer.binding,
         "confidence": word,
         "metrics": chosen.metrics_json(),

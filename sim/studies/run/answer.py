@@ -87,6 +87,11 @@ class Answer:
         said = [("Set", self.setting), ("First limit", self.first_limit), ("Bill", self.bill)]
         return [line for line in (*said, ("Trust", self.trust.sentence)) if line[1]]
 
+    def to_json(self) -> dict[str, str]:
+        """Return the verdict and the lines of the short answer, as scripts get them."""
+        lines = {label.lower().replace(" ", "_"): said for label, said in self.short()}
+        return {"verdict": self.verdict, "headline": self.headline, **lines}
+
 
 class Rank(IntEnum):
     """The order of what an answer says: its first statement is the headline."""

@@ -315,8 +315,9 @@ def _limit(worst: Point, over: Sequence[str], axes: Sequence[Axis], slo_terms: M
 
 
 def _setting(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
-    """Return what to set for the point to choose; of traffic, and of how bad a fault is, there is nothing to set."""
-    demanded = [a for a in axes if a.key.split(".")[0] == "workload" or a.key.rsplit(".", 1)[-1] in _DEMANDED]
+    """Return what to set for the point to choose; traffic, targets, prices and how bad a fault is are what they are."""
+    demanded = [a for a in axes if not {"workload", "slo", "price"}.isdisjoint(a.key.split("."))]
+    demanded += [a for a in axes if a.key.rsplit(".", 1)[-1] in _DEMANDED]
     given = {axis.key for axis in (*growing(axes), *demanded)}
     chosen = {axis.key: axis.point_label(focus) for axis in axes if axis.key not in given}
     values = ", ".join(f"{key}: {label}" for key, label in chosen.items())

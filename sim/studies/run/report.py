@@ -98,7 +98,8 @@ def run_report(run: RunData) -> Report:
     return points_report(
         run,
         found,
-        data=summary_json(str(run.manifest.get("name", "run")), run.points, run.headroom),
+        data=summary_json(str(run.manifest.get("name", "run")), run.points, run.headroom)
+        | {"short_answer": found.to_json()},
         terminal=_terminal(run, found),
         files=[File(name, None, "tables") for name in (*tables, "requests.parquet")],
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from sim.errors import InputError, OutputError
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engines import DEFAULT_ENGINE, preset_value
+from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile_choice import DEFAULT_MODEL, has_profile
 from sim.spec.scenario_file import bundled_folder, load_scenario
@@ -85,7 +86,7 @@ def scenario_text(
     lines = [
         f"# {len(served):,} adapters counted by loraplan adapters; counts and sizes are those of the files.",
         "schema_version: 1",
-        f"name: {name}",
+        f"name: {flow_text(name)}",
         f"description: {len(served):,} adapters as they are on disk, with an example's traffic",
         *_WORKLOAD.splitlines(),
         "adapters:",
