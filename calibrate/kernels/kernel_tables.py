@@ -435,8 +435,7 @@ def _package() -> tuple[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the tables from logging. Within another one it costs nothing; by itself it makes every logger forget its
-    level."""
+    """Silence logging. Nested calls are free; the outermost clears the cache of every logger."""
     before = logging.root.manager.disable
     if before >= logging.CRITICAL:
         yield

@@ -51,7 +51,7 @@ _OFTEN_LATE = 4.0
 _UNEVEN = 1.3
 """Requests of the busiest replica over the mean, from which a router is why requests are late."""
 _LATE_POOL = 1.5
-"""The mean TTFT of a pool over the fleet's from which its requests are late."""
+"""The mean TTFT of a pool over that of the next slowest from which its requests are late."""
 _OF_REPLICAS = ("refusals", "failures", "swaps")
 """Limits other than a loader that concern requests once they run, too."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
@@ -232,10 +232,9 @@ def short_role(point: Point) -> str:
 
 def slowest_pool(point: Point) -> str:
     """Return the pool whose first tokens are late, if those of others are not; empty elsewhere."""
-    found = {pool.name: pool.metrics.get("ttft_mean_s") for pool in point.pools if pool.facts.get("requests")}
-    mean_s = _value(point, "ttft_mean_s")
-    late = [name for name, each in found.items() if each and (each.value or 0.0) > _LATE_POOL * mean_s > 0]
-    return late[0] if len(late) == 1 and len(found) > 1 else ""
+    asked = [pool for pool in point.pools if pool.facts.get("requests") and "ttft_mean_s" in pool.metrics]
+    found = sorted((pool.metrics["ttft_mean_s"].value or 0.0, pool.name) for pool in asked)
+    return found[-1][1] if len(found) > 1 and found[-1][0] > _LATE_POOL * found[-2][0] else ""
 
 
 def is_uneven(point: Point) -> bool:

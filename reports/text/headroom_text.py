@@ -247,6 +247,6 @@ def _steps(point: Point) -> str:
     """Return why requests are slow where none waits."""
     to_first_token = sum(value for stage, value in point.breakdown.items() if stage != "decode_s")
     if point.breakdown.get("read_s", 0.0) > 0.5 * to_first_token:
-        return "most of the time to the first token, the prompt's KV is copied"
+        return "copying the prompt's KV takes most of the TTFT"
     blocks = point.capacity.seats is not None
     return "steps take longer the larger the batch" if blocks else "the service itself takes as long"

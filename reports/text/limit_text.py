@@ -25,7 +25,8 @@ from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse
 from sim.results.point import Point
 from sim.results.verdict import is_overloaded
-from sim.spec.engines import preset_value
+from sim.spec.engines import ENGINES, Engine
+from sim.spec.files.tree import value_at
 from sim.spec.units import human_seconds
 
 _NAMED = 3
@@ -174,40 +175,52 @@ def remedy_words(limit: Limit, point: Point) -> str:
         said = MORE_SLOTS if loader.host_holds_all else MORE_COPIES
     if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
         said = f"{MORE_COPIES}, or {MORE_SLOTS}"
-    if limit.evidence is Evidence.LONG_STEPS and point.setup is not None and point.setup.engine.startswith("vllm"):
+    if limit.evidence is Evidence.LONG_STEPS and _vllm(point) is not None:
         # With prompts in steps of their own, more and shorter ones only come before the next decode step.
         said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
-    if limit.name in ("compute", "none") and (short := pools_of(short_role(point), point)):
+    role = short_role(point)
+    is_of_role = limit.name == "compute" or (limit.name == "none" and role == "prefill")
+    if is_of_role and (short := pools_of(role, point)):
         return f"add replicas to {' or '.join(f'fleet.pools.{pool.name}' for pool in short)}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
-    if limit.name == KV_MEMORY and _may_offload(point):
-        said += ", or keep KV in host memory, too (fleet.kv_offload)"
-    return in_its_keys(said, point)
+    if limit.name in (KV_MEMORY, "compute") and said.startswith(_REPLICAS) and _may_offload(point):
+        said += ", or try KV offload (fleet.kv_offload)"
+    said, late = in_its_keys(said, point), slowest_pool(point)
+    return f"{said} (fleet.pools.{late})" if late and said.endswith("replicas") else said
 
 
 def _may_offload(point: Point) -> bool:
     """Return whether prompts come back, in an engine that can keep their KV in host memory and doesn't."""
-    setup, hits = point.setup, point.value("prefix_hit_ratio") or 0.0
-    if setup is None or setup.pools or not setup.engine.startswith("vllm"):
+    hits, engine = point.value("prefix_hit_ratio") or 0.0, _vllm(point)
+    if engine is None or (point.setup is not None and point.setup.pools):
         return False
-    new = preset_value(setup.engine, "fleet.uncached_blocks") == "first"  # whose offloaded blocks are simulated
+    new = value_at(engine.preset, "fleet.uncached_blocks") == "first"  # whose offloaded blocks are simulated
     return new and hits >= _COME_BACK and point.value("host_prefix_hit_ratio") is None
 
 
-def in_its_keys(said: str, point: Point) -> str:
-    """Return a remedy in the keys that a scenario has: pools have their own, and caches by size have no slots.
+def _vllm(point: Point) -> Engine | None:
+    """Return the rules that a point's replicas follow if those are vLLM's."""
+    engine = None if point.setup is None else ENGINES.get(point.setup.engine)
+    return engine if engine is not None and "vLLM" in engine.flags else None
 
-    An autoscaler says itself how many replicas there are.
-    """
+
+def in_its_keys(said: str, point: Point) -> str:
+    """Return a remedy in the keys that a scenario has: pools and autoscalers have their own, and caches by size have no
+    slots."""
     setup = point.setup
     if point.value("mean_replicas") is not None:
         said = said.replace("replicas (fleet.replicas)", "replicas (fleet.autoscale: a larger max, or a lower target)")
     if point.pools or (setup is not None and setup.pools):
-        said, late = re.sub(r" \([a-z_.]+\)", "", said), slowest_pool(point)
-        return f"{said} (fleet.pools.{late})" if said and late else said
-    if setup is not None and setup.memory is not None and setup.memory.slots is None and setup.memory.adapters:
+        return re.sub(r" \([a-z_.]+\)", "", said)
+    return _by_size(said, point)
+
+
+def _by_size(said: str, point: Point) -> str:
+    """Return what is said of slots for a cache that counts bytes."""
+    memory = None if point.setup is None else point.setup.memory
+    if memory is not None and memory.slots is None and memory.adapters:
         for slots, size in _BY_SIZE.items():
             said = said.replace(slots, size)
     return said
@@ -237,7 +250,7 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     share = "" if limit.of_latency is None else percent(limit.of_latency)
     wait, otherwise = human_seconds(limit.wait_s), percent(limit.otherwise)
     said = _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=otherwise, wait=wait)
-    return in_its_keys(said, point)
+    return _by_size(said, point)
 
 
 def _faults(shares: Mapping[str, float]) -> str:

@@ -161,7 +161,10 @@ def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan
 def test_a_run_is_doubled_until_its_interval_is_narrow(loraplan: CommandLine) -> None:
     few = ("--set", "workload.requests=1000", "--set", "run.replications=2", "--set", "run.half_width=8%")
     ended = loraplan("run", "cache-thrash", *few, "--json")
-    metrics = json.loads(ended.out)["points"][0]["metrics"]
+    found = json.loads(ended.out)
+    assert list(found["short_answer"]) == ["verdict", "headline", "set", "first_limit", "bill", "trust"]
+    assert found["short_answer"]["verdict"] == "met"
+    metrics = found["points"][0]["metrics"]
     assert metrics["completed"]["value"] > 2 * 950
     p99 = metrics["e2e_p99_s"]
     assert p99["hi"] - p99["value"] <= 0.08 * p99["value"]

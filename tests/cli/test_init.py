@@ -348,10 +348,15 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
 
 
 def test_options_of_the_next_command_are_none_of_the_engine() -> None:
-    for end in ("&&", "||", ";", "|", "&"):
-        command = f"vllm serve m --enable-lora --max-loras 6 {end} python client.py --max-loras 3"
-        assert read_command(command) == read_command("vllm serve m --enable-lora --max-loras 6")
-        assert read_command(f"cd /models {end} {command}").value("cache.gpu.slots") == 6
+    alone = read_command("vllm serve m --enable-lora --max-loras 6")
+    for end in (" && ", "&&", " || ", ";", "; ", " | ", " & ", "\n", " 2>&1 | ", "  # Start; don't stop\n"):
+        command = f"vllm serve m --enable-lora --max-loras 6{end}python client.py --max-loras 3"
+        assert read_command(command) == alone, end
+        for before in ("cd /opt/vllm && ", "pip install vllm; ", "set -e\n"):
+            assert read_command(before + command) == alone, before
+            assert read_command(["bash", "-c", before + command]) == alone, before
+    quoted = 'vllm serve m --enable-lora --max-loras 6 --hf-overrides \'{"a": "b; c & d"}\''
+    assert read_command(quoted).value("cache.gpu.slots") == 6
 
 
 @pytest.mark.parametrize(

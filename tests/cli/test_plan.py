@@ -349,10 +349,17 @@ def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:
 
 
 def test_more_memory_for_adapters_is_tried_in_the_keys_of_the_engine() -> None:
-    def tried(*values: str) -> dict[str, dict[str, Any]]:
-        world = build_world(load_scenario("quickstart", ["sweep=null", "adapters.count=100", *values]).scenario)
+    def tried(*values: str, name: str = "quickstart") -> dict[str, dict[str, Any]]:
+        count = ["adapters.count=100"] if name == "quickstart" else []
+        world = build_world(load_scenario(name, ["sweep=null", *count, *values]).scenario)
         return {each.label: each.set for each in free_changes(world, FOR_ADAPTERS, ())}
 
+    full = tried("cache.gpu.slots=30", name="full-models-beside-adapters")
+    assert full["97 GPU slots"] == {"cache.gpu.slots": 97}, "three of a hundred are full models"
+    trace = tried("cache.gpu.slots=8", "cache.host.slots=8", name="tenants-trace")
+    assert trace["all adapters in host memory"] == {"cache.host.slots": 39}, "those that it names"
+    sglang = tried("fleet.engine=sglang", "cache.gpu.slots=60")
+    assert sglang["101 GPU slots"]["cache.gpu.slots"] == 101, "one for the base model"
     found = tried("fleet.engine=vllm", "cache.gpu.slots=30", "cache.host.slots=50")
     assert found["60 GPU slots"] == {"cache.gpu.slots": 60, "cache.host.slots": 60}, "as many copies, at least"
     assert found["100 GPU slots"] == {"cache.gpu.slots": 100, "cache.host.slots": 100}, "there are no more adapters"
@@ -365,15 +372,18 @@ def test_more_memory_for_adapters_is_tried_in_the_keys_of_the_engine() -> None:
 
 def test_kv_offload_is_tried_where_text_is_shared_and_first_tokens_are_late() -> None:
     def tried(missed: str, *values: str) -> tuple[str, ...]:
-        settings = ["sweep=null", "fleet.kv_offload=null", f"slo={{{missed}: 1 s}}", *values]
+        limit, name = ("5%", missed) if missed == "miss_ratio" else ("1 s", f"{missed}_s")
+        settings = ["sweep=null", "fleet.kv_offload=null", f"slo={{{missed}: {limit}}}", *values]
         world = build_world(load_scenario("kv-offload", settings).scenario)
-        point = Point({}, {f"{missed}_s": Metric(9.0)})
+        point = Point({}, {name: Metric(9.0)})
         return study._levers(cast("Any", SimpleNamespace(point=point, world=world)), ("fleet.replicas",))
 
     assert tried("ttft_p99") == ("kv offload",)
     assert tried("itl_p99") == ("steps",)
     assert tried("ttft_p99", "fleet.prefix_caching=false") == ()
     assert tried("ttft_p99", "fleet.engine=vllm-0.8") == ()
+    assert tried("ttft_p99", "fleet.engine=vLLM 0.33") == ("kv offload",)
+    assert "kv offload" not in tried("miss_ratio"), "it saves no load"
     assert tried("ttft_p99", "fleet.kv_offload={size: 50 GB}") == ()
 
 

@@ -181,7 +181,7 @@ def test_what_the_server_says_otherwise_than_its_command_line_is_named(loraplan:
     other = "vllm serve m --enable-lora --block-size 32 --max-loras 2 --enable-prefix-caching"
     ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10 s", "--from-vllm", other)
     assert load_scenario("observed.yaml").scenario.fleet.block_size == 32
-    assert "The server has fleet.block_size 16, the command line --block-size 32, which is taken." in ended.err
+    assert "The server reports fleet.block_size 16; this scenario has 32, from the command line." in ended.err
     assert "cache.gpu.slots" not in ended.err, "these metrics don't say"
     assert "fleet.prefix_caching" not in ended.err, "they agree"
 

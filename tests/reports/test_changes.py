@@ -17,7 +17,7 @@ from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
 from reports.table import Table
 from sim.results.metric_state import Cause, State
-from sim.results.model import Capacity, ComputeUse, from_plain
+from sim.results.model import Capacity, ComputeUse, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import LateShare, Metric, Point
 from sim.results.run_directory.headroom_record import FOUND, Headroom
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
@@ -267,11 +267,18 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     assert said.setting == "Add replicas (fleet.replicas) that take over.", "slots are short because of the crash"
     noticed = [{"t_s": t, "kind": kind, "text": ""} for t, kind in ((9.0, "crash"), (29.0, "detected"))]
     said = answer(replace(crashed, events=noticed), TERMS, headroom=found)
-    assert said.setting == "Notice crashes sooner (faults.N.detected), or add replicas (fleet.replicas) that take over."
+    assert said.setting == "Detect crashes sooner (faults.N.detected), or add replicas (fleet.replicas) that take over."
     assert crashed.impact is not None
     losing = replace(crashed, impact=replace(crashed.impact, lost=50))
     said = answer(losing, TERMS, headroom=found)
     assert said.setting == "Send requests of a dead replica to others (faults.N.requests: reroute)."
+    setup = Setup("vllm", memory=MemoryUse(1, 16, 5, 8, 8, 1000, 40, 8, 1))
+    said = answer(replace(losing, setup=setup), TERMS, headroom=found)
+    assert said.setting == "Add replicas (fleet.replicas) that take over.", "there is no other"
+    flooded = {"faults": {"storage-stall": 0.1}, "compute": {"utilization": 1.0, "offered_load": 1.5}}
+    calm = replace(point.impact or Impact(), slow_unanswered=0)
+    said = answer(replace(point, impact=calm, capacity=from_plain(Capacity, flooded)), TERMS)
+    assert not said.setting.startswith("Keep more copies"), "more arrives than is served, stall or not"
     for kind in ("storage-stall", "slow-storage", "failing-loads"):
         stalled = {"faults": {kind: 0.1}, "compute": {"utilization": 0.99}}
         said = answer(replace(point, capacity=from_plain(Capacity, stalled)), TERMS)

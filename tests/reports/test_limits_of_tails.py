@@ -19,7 +19,7 @@ def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stage
     """Return a point of a batching replica where nothing takes a large share of the time."""
     parts = {"loader": {"utilization": 0.1}, "compute": {"utilization": 0.4}, "seats": {"blocked_share": 0.0}}
     point = samples.make_point(p99=1.0, miss=0.2, fixed=False, breakdown={"decode_s": 2.0, **stages})
-    point = replace(point, setup=Setup("vllm (rules of 0.33)"))
+    point = replace(point, setup=Setup("vllm-0.33"))
     metrics = point.metrics | {name: Metric(value, unit="s") for name, value in values.items()}
     return replace(point, metrics=metrics, capacity=from_plain(Capacity, parts | capacity))
 
@@ -78,7 +78,7 @@ def test_a_long_wait_of_few_is_not_called_none() -> None:
 
 
 def test_with_prompts_in_steps_of_their_own_smaller_steps_are_no_remedy() -> None:
-    point = replace(quiet({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}), setup=Setup("sglang (rules of 0.5.23)"))
+    point = replace(quiet({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}), setup=Setup("sglang"))
     (limit,) = limits(point, ["itl_p99_s"])
     assert remedy_words(limit, point) == "add replicas (fleet.replicas)"
 
@@ -105,8 +105,9 @@ def test_kv_offload_is_named_where_prompts_come_back() -> None:
         return remedy_words(limits(point)[0], replace(point, setup=Setup(engine)))
 
     few = "add replicas (fleet.replicas)"
-    assert remedy(0.3, "vllm") == f"{few}, or keep KV in host memory, too (fleet.kv_offload)"
+    assert remedy(0.3, "vllm") == f"{few}, or try KV offload (fleet.kv_offload)"
     assert remedy(0.3, "sglang") == few == remedy(0.001, "vllm")
+    assert remedy(0.3, "vLLM 0.33") == remedy(0.3, "vllm")
     assert remedy(0.3, "vllm-0.8") == few, "its offloaded blocks are not simulated"
     assert remedy(0.3, "vllm", host_prefix_hit_ratio=0.1) == few, "it is there"
 

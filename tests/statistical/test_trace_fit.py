@@ -216,6 +216,11 @@ def test_a_burst_is_found_where_it_is_and_nowhere_else(seed: int) -> None:
     assert (burst.begin_s, burst.end_s) == pytest.approx((700, 705), abs=3), (
         "shorter than a window, and 250 s of requests"
     )
+    (same,) = find_bursts(np.floor(flood - flood[0]))  # as logs have it
+    assert (same.begin_s, same.end_s) == pytest.approx((700, 705), abs=3)
+    at_once = np.sort(np.append(poisson(rng, 2, 0, 1500), np.full(500, 700.0)))
+    (burst,) = find_bursts(at_once)
+    assert 1 <= burst.end_s - burst.begin_s < 3
     uniform = np.sort(rng.uniform(0, 86400, 200_000))
     by_day = uniform[rng.uniform(0, 1.8, 200_000) < 1 + 0.8 * np.sin(uniform * math.tau / 86400)]
     for steady in (poisson(rng, 5, 0, 10800), np.cumsum(rng.gamma(1 / 16, 16, 50_000)), by_day):

@@ -26,6 +26,8 @@ _STARTS = (
     ("vLLM", "vllm", re.compile(r"(^|/)vllm$|vllm\.entrypoints|vllm-openai")),
     ("SGLang", "sglang", re.compile(r"(^|/)sglang$|sglang\.launch_server|lmsysorg/sglang")),
 )
+_SERVES = re.compile(r"^serve$|vllm\.entrypoints|vllm-openai|launch_server|lmsysorg/sglang|(^|/)(ba|da|z)?sh$")
+"""Words of a command that serves, or whose script may."""
 _VERSION = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)")
 _SERVING = re.compile(
     r"host|port|served-model-name|api-key|log|uvicorn|download-dir|load-format|trust-remote-code|chat-template|seed|"
@@ -96,8 +98,7 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
     :raises InputError: if it starts neither vLLM nor SGLang, or can't be split.
     """
     try:
-        words = shlex.split(text.replace("\\\n", " "), comments=True) if isinstance(text, str) else list(text)
-        words = engine_words_of(words)
+        words = engine_words_of(_started(_commands(text)) if isinstance(text, str) else text)
     except ValueError as error:
         raise InputError("not a command line", got=_without_secrets(str(text))[:80], hint=str(error)) from None
     for place, word in enumerate(words):
@@ -119,35 +120,53 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
     )
 
 
-def engine_words_of(words: list[str]) -> list[str]:
-    """Return the words of ``sh -c "cd /models && exec vllm serve ..."`` that start the engine; else those up to the
-    next command of the same line.
+def engine_words_of(words: Sequence[str]) -> list[str]:
+    """Return words with the command that starts the engine in place of ``sh -c "cd /models && exec vllm serve ..."``;
+    without a shell all as they are.
 
     :raises ValueError: for quotes that don't end.
     """
-    place = script_of_shell(words)
-    if place is None:
-        parts = [[*part] for is_end, part in itertools.groupby(words, _ENDS.__contains__) if not is_end]
-        return next((part for part in parts if starts_engine(part)), words)
-    script = re.split(r"&&|\|\||;|\n|(?<=\s)[&|](?=\s|$)", words[place].replace("\\\n", " "))
-    parts = [part for text in script if (part := shlex.split(text, comments=True))]
-    found = next((part for part in parts if starts_engine(part)), parts[-1] if parts else [])
-    shell = next(number for number, word in enumerate(words) if _SHELL.search(word))
-    return [*words[:shell], *found[found[:1] == ["exec"] :], *words[place + 1 :]]
+    found = script_of_shell(words)
+    if found is None:
+        return list(words)
+    shell, script = found
+    started = _started(_commands(words[script]))
+    return [*words[:shell], *started[started[:1] == ["exec"] :], *words[script + 1 :]]
 
 
-_ENDS = frozenset({"&&", "||", ";", "|", "&"})
-"""Words that end a command of a shell."""
-
-
-def script_of_shell(words: Sequence[str]) -> int | None:
-    """Return which word is the script of a shell, as in ``bash -euo pipefail -c SCRIPT``; None: there is none."""
+def script_of_shell(words: Sequence[str]) -> tuple[int, int] | None:
+    """Return which words are a shell and its script, as in ``bash -euo pipefail -c SCRIPT``; None: there is none."""
     shell = next((number for number, word in enumerate(words) if _SHELL.search(word)), None)
     if shell is None:
         return None
     options = (number for number in range(shell + 1, len(words) - 1) if re.fullmatch(r"-\w*c", words[number]))
-    first = next(options, None)
-    return None if first is None else first + 1
+    option = next(options, None)
+    return None if option is None else (shell, option + 1)
+
+
+_COMMENT = re.compile(r"(^|\s)#.*$", re.MULTILINE)
+_REDIRECTED = re.compile(r"\s\d*>&\d")
+_ENDS = ";&|\n"
+
+
+def _commands(text: str) -> list[list[str]]:
+    """Return the words of each command of a shell's line or script."""
+    text = _REDIRECTED.sub(" ", _COMMENT.sub(r"\1", text.replace("\\\n", " ")))
+    words = shlex.shlex(text, posix=True, punctuation_chars=_ENDS)
+    words.whitespace, words.whitespace_split, words.commenters = " \t\r", True, ""
+    groups = itertools.groupby(words, lambda word: bool(word) and set(word) <= set(_ENDS))
+    return [list(command) for is_end, command in groups if not is_end]
+
+
+def _started(commands: list[list[str]]) -> list[str]:
+    """Return the command that starts an engine: one that serves, rather than one that installs it or goes where it is.
+
+    If none does, the last.
+    """
+    engines = [command for command in commands if starts_engine(command)]
+    if not engines:
+        return commands[-1] if commands else []
+    return next((command for command in engines if any(map(_SERVES.search, command))), engines[0])
 
 
 def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:

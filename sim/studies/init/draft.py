@@ -340,16 +340,17 @@ def _container_words(container: Mapping[str, Any]) -> list[str]:
     for key in ("command", "args"):
         part = container.get(key)
         for word in [part] if isinstance(part, str) else part if isinstance(part, list) else []:
-            text = _VARIABLE.sub(lambda found: variables.get(found[1] or found[2], found[0]), str(word))
-            of_shell = script_of_shell([*words, text]) == len(words)
-            words += _split(text) if re.search(r"\s", text) and "--" in text and not of_shell else [text]
+            text = _VARIABLE.sub(lambda found: variables.get(found[1] or found[2] or found[3], found[0]), str(word))
+            shell = script_of_shell([*words, text])
+            is_script = shell is not None and shell[1] == len(words)
+            words += _split(text) if re.search(r"\s", text) and "--" in text and not is_script else [text]
     try:
         return engine_words_of(words)
     except ValueError:  # a script that no shell would take
         return words
 
 
-_VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)\})")
+_VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)\}|([A-Za-z_]\w*))")
 
 
 def _variables(container: Mapping[str, Any]) -> dict[str, str]:

@@ -95,8 +95,8 @@ def write_observed(
             given = draft.settings.get(setting.key)
             known = setting.key in _OF_SERVER and setting.said.startswith("measured")
             if known and given is not None and given.value != setting.value:
-                said = f"The server has {setting.key} {words_of(setting.value)}, the command line {given.said}"
-                draft.comments.append(f"{said}, which is taken.")
+                said = f"The server reports {setting.key} {words_of(setting.value)}"
+                draft.comments.append(f"{said}; this scenario has {words_of(given.value)}, from the command line.")
         draft.add([Setting("adapters.rank", 16, "assumed: metrics have no ranks"), *measured])
     else:
         draft.extends = base.source

@@ -220,14 +220,12 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
     name = read.decides()
     free = [row for row in data.what_if if row.group in FOR_ADAPTERS]
     known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
-    better = [(label, found) for label, found in known if found.word == BETTER and found.other is not None]
+    kept = {row.label for row in free if row.verdict != NOT_MET}  # it may miss another term
+    better = [pair for pair in known if pair[1].word == BETTER and pair[1].other is not None and pair[0] in kept]
     if not known or not read.feasible:
         return ""
     if not better:
-        return (
-            "Nothing that costs no GPU (more slots or copies, other routers or evictions) clearly improves "
-            f"{metric_words(name)}."
-        )
+        return f"Nothing that was tried and costs no GPU clearly improves {metric_words(name)}."
     label, found = min(better, key=lambda pair: pair[1].other or 0.0)
     return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
 

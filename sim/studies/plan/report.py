@@ -63,7 +63,6 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
     return {
         "feasible": read.feasible,
         "answer": record.answer,
-        "short_answer": answer.to_json(),
         "binding": answer.binding,
         "confidence": word,
         "metrics": chosen.metrics_json(),
@@ -82,6 +81,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
         "what_if": data.manifest.get("what_if", []),
         "levers": data.manifest.get("levers", []),
         "headroom": None if data.headroom is None else data.headroom.summary(),
+        "short_answer": answer.to_json(),
     }
 
 

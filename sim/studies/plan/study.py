@@ -172,7 +172,8 @@ def _levers(design: PlanDesign, planned: Collection[str]) -> tuple[str, ...]:
     slow = len(missed) > 0 and all(map(is_gap, missed))  # shorter steps shorten nothing else
     for_queues = FOR_ADAPTERS if _waits_for_adapters(design) else _FOR_EVEN_LOAD if is_uneven(point) else ()
     for_tenants = _FOR_TENANTS if any(split_term(term)[0] for term in missed) else ()
-    groups = (*for_queues, *(_FOR_GAPS if slow else _FOR_PROMPTS if missed else ()), *for_tenants)
+    late = any(split_term(term)[1].startswith(("ttft_", "e2e_")) for term in missed)
+    groups = (*for_queues, *(_FOR_GAPS if slow else _FOR_PROMPTS if late else ()), *for_tenants)
     return tuple(dict.fromkeys(change.group for change in free_changes(world, groups, planned)))
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import ceil
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sim.errors import InputError
 from sim.policies.replica_memory import ASSUMED_SLOWDOWN
@@ -223,8 +227,10 @@ def _prefixes(pool: Pool) -> Iterator[Change]:
         yield Change("prefix cache", "prefix caching", {"fleet.prefix_caching": True}, refused=lacking)
     new_vllm = pool.scenario.cache.eviction == "vllm-lru" and fleet.uncached_blocks == "first"
     if fleet.prefix_caching and fleet.kv_offload is None and new_vllm:
-        label = f"KV offload to {human_bytes(_OFFLOADED)} of host memory"
-        yield Change("kv offload", label, {"fleet.kv_offload.size": f"{_OFFLOADED // 10**9}GB"})
+        own_bytes = 0 if pool.profile is None else (pool.kv_tokens or 0) * pool.profile.memory.kv_bytes_per_token
+        gigabytes = max(100, 10 * ceil(2 * own_bytes / 1e10))  # less than the GPU's own would be of no use
+        label = f"KV offload to {gigabytes} GB of host memory"
+        yield Change("kv offload", label, {"fleet.kv_offload.size": f"{gigabytes}GB"})
 
 
 def _steps(scenario: Scenario) -> Iterator[Change]:
@@ -245,30 +251,35 @@ def _priorities(scenario: Scenario) -> Iterator[Change]:
 
 def _gpu_memory(pool: Pool) -> Iterator[Change]:
     """Yield more GPU memory for adapters, which the KV cache loses."""
-    cache, population = pool.scenario.cache, pool.traffic.population
-    count, size = len(population), int(population.size_bytes.sum())
+    cache, sizes = pool.scenario.cache, _adapter_sizes(pool)
     if cache.gpu.size is not None:
-        for more in _more(cache.gpu.size, size):
+        for more in _more(cache.gpu.size, int(sizes.sum())):
             yield Change("slots", f"{human_bytes(more)} of GPU memory for adapters", {"cache.gpu.size": f"{more}B"})
     elif cache.gpu.slots is not None and not cache.gpu.unified:
-        for more in _more(cache.gpu.slots, count):
+        for more in _more(cache.gpu.slots, len(sizes) + cache.gpu.base_model_slot):
             short = cache.host is not None and cache.host.slots is not None and cache.host.slots < more
             copies = {"cache.host.slots": more} if short else {}
             yield Change("slots", f"{more} GPU slots", {"cache.gpu.slots": more, **copies})
 
 
+def _adapter_sizes(pool: Pool) -> NDArray[np.int64]:
+    """Return the bytes of each adapter, full models left out, (n,)."""
+    population = pool.traffic.population
+    return population.size_bytes[~population.full]
+
+
 def _more(now: int, most: int) -> list[int]:
-    """Return what is worth a try in place of ``now``; more than ``most`` is of no use."""
+    """Return two and four times ``now``, up to ``most``; more is of no use."""
     return sorted({min(factor * now, most) for factor in (2, 4)} - {now}) if now < most else []
 
 
 def _loading(pool: Pool) -> Iterator[Change]:
     scenario = pool.scenario
     cache, storage, host = scenario.cache, scenario.storage, scenario.cache.host
-    count, size = scenario.adapters.count, int(pool.traffic.population.size_bytes.sum())
+    count, size = len(_adapter_sizes(pool)), int(_adapter_sizes(pool).sum())
     in_host = "all adapters in host memory"
     if cache.eviction == "vllm-lru":
-        if count is not None and (host is None or (host.slots or 0) < count):
+        if host is None or (host.slots or 0) < count:
             yield Change("host copies", in_host, {"cache.host.slots": count})
     elif host is not None and host.size is not None and host.fill == "load":
         if host.size < size:
@@ -294,8 +305,6 @@ def _loading(pool: Pool) -> Iterator[Change]:
 _BOUND = 1.25
 """For routers that have none unless it is given: that of consistent hashing."""
 _STEP_TOKENS = (512, 2048)
-_OFFLOADED = 100_000_000_000
-"""Bytes of host memory for KV: more than the KV cache of most GPUs, below which a pool is of no use."""
 _FEW_RUNS = 2
 """Replications in which levers that cost nothing are tried."""
 ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
@@ -338,6 +347,8 @@ def what_if(
     """
     world = build(loaded.scenario)
     found = free_changes(world, groups, planned) if groups else changes(world)
+    if not found:
+        return [], 0
     if groups:
         replications = min(loaded.scenario.run.replications, _FEW_RUNS)
         loaded = loaded.with_values({"run.replications": replications})

@@ -28,6 +28,7 @@ from reports.text.limit_text import (
 from reports.text.metric_text import capital, says_unserved, term_sentence, unserved_words, with_interval
 from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
+from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.slo_terms import metric_of, split_term, with_tenants
@@ -89,8 +90,14 @@ class Answer:
 
     def to_json(self) -> dict[str, str]:
         """Return the verdict and the lines of the short answer, as scripts get them."""
-        lines = {label.lower().replace(" ", "_"): said for label, said in self.short()}
-        return {"verdict": self.verdict, "headline": self.headline, **lines}
+        return {
+            "verdict": self.verdict,
+            "headline": self.headline,
+            "set": self.setting,
+            "first_limit": self.first_limit,
+            "bill": self.bill,
+            "trust": self.trust.sentence,
+        }
 
 
 class Rank(IntEnum):
@@ -228,11 +235,13 @@ _OF_STORAGE = frozenset({"failing-loads", "slow-storage", "storage-stall"})
 
 def _for_the_crash(point: Point) -> str:
     """Return what to set where a crash makes the SLO fail."""
-    if point.impact is not None and point.impact.lost:
+    impact, memory = point.impact or Impact(), None if point.setup is None else point.setup.memory
+    alone = memory is not None and memory.replicas == 1 and not point.pools  # nothing takes over
+    if not alone and 2 * impact.lost >= (impact.slow or 0) and impact.lost:
         return "Send requests of a dead replica to others (faults.N.requests: reroute)."
     first = {event["kind"]: event["t_s"] for event in reversed(point.events)}
-    late = first.get("detected", 0.0) > first.get("crash", math.inf)
-    sooner = "Notice crashes sooner (faults.N.detected), or add" if late else "Add"
+    late = not alone and first.get("detected", 0.0) > first.get("crash", math.inf)
+    sooner = "Detect crashes sooner (faults.N.detected), or add" if late else "Add"
     return in_its_keys(f"{sooner} replicas (fleet.replicas) that take over.", point)
 
 
@@ -334,7 +343,8 @@ def answer(
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
     if setting is None or graded == PROBABLY_NOT:
         setting = f"{capital(', or '.join(filter(None, (_serve_first(point, over), remedy))))}." if remedy else ""
-        broken = not {"crash", *_OF_STORAGE}.isdisjoint(point.capacity.faults)
+        faults = point.capacity.faults
+        broken = "crash" in faults or not (is_overloaded(point) or _OF_STORAGE.isdisjoint(faults))
         breaks = broken or (headroom is not None and has_rollout([point]))
         if changed and (breaks or not remedy):  # what is short may be short because of that
             setting = _for_the_change(point, headroom) or setting

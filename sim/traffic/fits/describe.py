@@ -58,6 +58,8 @@ Poisson arrivals, chance makes such an excess about once in exp(1.26 * 40) reque
 
 _FLOOD = 5
 """Windows whose requests make a burst of any time."""
+_SHORTEST_S = 1.0
+"""As long as a burst is, at least: many logs have whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def find_bursts(times: Floats) -> tuple[Burst, ...]:
         return ()
     least = _BEYOND_CHANCE * max(1.0, (1.4826 * float(np.median(np.abs(counts - usual)))) ** 2 / usual)
     excess = np.arange(len(times)) - BURST * usual / width * (times - times[0])
-    found: list[tuple[int, int]] = []
+    found: list[tuple[int, int, float]] = []
     parts = [(0, len(times))]
     while parts and len(found) <= MOST_BURSTS:
         low, high = parts.pop()
@@ -99,17 +101,16 @@ def find_bursts(times: Floats) -> tuple[Burst, ...]:
         last = low + int(np.argmax(gain))
         first = low + int(np.argmin(excess[low : last + 1]))
         parts += [(low, first), (last + 1, high)]
-        flood = last - first >= _FLOOD * usual and times[last] > times[first]
-        if flood or times[last] - times[first] >= width:
-            found.append((first, last))
-    inside_s = sum(float(times[last] - times[first]) for first, last in found)
+        length = float(times[last] - times[first])
+        if length >= width or last - first >= _FLOOD * usual:
+            found.append((first, last, max(length, _SHORTEST_S)))
+    inside_s = sum(length for _, _, length in found)
     if len(found) > MOST_BURSTS or inside_s > SHORT * span:
         return ()
-    calm = (len(times) - sum(last - first for first, last in found)) / (span - inside_s)
+    calm = (len(times) - sum(last - first for first, last, _ in found)) / (span - inside_s)
     return tuple(
-        Burst(begin, end, (last - first) / (end - begin) / calm)
-        for first, last in sorted(found)
-        for begin, end in [(float(times[first]), float(times[last]))]
+        Burst(float(times[first]), float(times[first]) + length, (last - first) / length / calm)
+        for first, last, length in sorted(found)
     )
 
 

@@ -113,7 +113,9 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
             f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
             key="fleet.gpu_memory_utilization",
             got=f"{share:.0%}{', as SGLang takes it by default' if default else ''}",
-            hint="give a larger one, as --mem-fraction-static does" if default else None,
+            hint="give a larger one, as --mem-fraction-static does, or a smaller fleet.max_num_batched_tokens"
+            if default
+            else None,
         )
     slots = gpu.slots
     needed = (
