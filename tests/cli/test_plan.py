@@ -354,6 +354,9 @@ def test_more_memory_for_adapters_is_tried_in_the_keys_of_the_engine() -> None:
         world = build_world(load_scenario(name, ["sweep=null", *count, *values]).scenario)
         return {each.label: each.set for each in free_changes(world, FOR_ADAPTERS, ())}
 
+    quick = build_world(load_scenario("quickstart", ["sweep=null"]).scenario)
+    assert "slots" in {each.group for each in free_changes(quick, FOR_ADAPTERS, ("fleet.replicas",))}
+    assert "slots" not in {each.group for each in free_changes(quick, FOR_ADAPTERS, ("cache.gpu.slots",))}
     full = tried("cache.gpu.slots=30", name="full-models-beside-adapters")
     assert full["97 GPU slots"] == {"cache.gpu.slots": 97}, "three of a hundred are full models"
     trace = tried("cache.gpu.slots=8", "cache.host.slots=8", name="tenants-trace")

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import samples
 
-from reports.answers.limits import Evidence, limits
+import loraplan
+from reports.answers.limits import KV_LINK, Evidence, limits
 from reports.text.limit_text import limit_line, limit_sentence, remedy_words
 from sim.results.model import Capacity, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import Metric, Point, SliceResult
-from sim.results.verdict import strained
+from sim.results.verdict import is_overloaded, strained
 
 
 def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stages: float) -> Point:
@@ -184,6 +185,13 @@ def test_with_prefill_and_decode_apart_the_pools_that_requests_wait_for_get_repl
     (limit,) = limits(point, ["ttft_p99_s"])
     assert remedy_words(limit, point) == f"add replicas to {short}"
     assert limits(point, ["itl_p99_s"])[0].evidence is Evidence.COMPUTE_OVERLOADED, "no step has prompts and answers"
+
+
+def test_a_link_that_is_too_slow_for_the_kv_is_an_overload() -> None:
+    values = {"fleet.kv_transfer.bandwidth": "0.5 GB/s", "workload.requests": 1200, "run.replications": 1}
+    (point,) = loraplan.run("prefill-decode", values, jobs=1).data.points
+    assert is_overloaded(point), "prompts are admitted, and wait for their KV"
+    assert limits(point, ["ttft_p99_s"])[0].name == KV_LINK
 
 
 def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None:
