@@ -15,6 +15,7 @@ from profiles_with_draws import write_profile
 
 from loraplan import plan
 from sim.results.metric_state import Cause, State
+from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
 from sim.results.run_directory.study_records import FleetRecord
@@ -459,6 +460,18 @@ def test_a_lever_is_named_only_if_it_was_measured_and_may_meet_the_slo(loraplan:
     read.record = replace(read.record, fleets=[FleetRecord("cheap", 1.0)])
     instead = findings._makes_enough(read, read.short, data.levers)
     assert instead.endswith("To plan with it, put router.policy: hash into the set of that fleet (plan.fleets).")
+
+
+def test_what_a_plan_makes_small_is_not_free(loraplan: CommandLine, tmp_path: Path) -> None:
+    loraplan.succeeds("plan", write(tmp_path, SLOTS), "--no-headroom")
+    data = read_run(tmp_path / "runs/small-plan")
+    data.manifest.pop("levers_key", None)
+    name = PlanReading(data).decides()
+    better = {name: {"one": 0.9, "other": 0.5, "lo": -0.5, "hi": -0.3, "word": BETTER}}
+    for key, value, free in (("router.policy", "hash", True), ("cache.gpu.slots", 64, False)):
+        row = {"group": "router", "label": "this", "set": {key: value}, "verdict": "met", "metrics": better}
+        data.manifest["what_if"] = [row]
+        assert ("Free to try: this takes " in plan_answer(data).setting) == free
 
 
 def test_a_plan_that_was_answered_is_not_simulated_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

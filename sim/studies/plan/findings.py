@@ -218,7 +218,8 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
     if read.short is not None:
         return _makes_enough(read, read.short, data.levers)
     name = read.decides()
-    free = [row for row in data.what_if if row.group in FOR_ADAPTERS]
+    planned = read.record.keys  # what it makes small is not free
+    free = [row for row in data.what_if if row.group in FOR_ADAPTERS and row.set.keys().isdisjoint(planned)]
     known = [(row.label, found) for row in free if (found := row.metrics.get(name)) is not None and found.one]
     kept = {row.label for row in free if row.verdict != NOT_MET}  # it may miss another term
     better = [pair for pair in known if pair[1].word == BETTER and pair[1].other is not None and pair[0] in kept]
