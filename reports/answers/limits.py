@@ -19,7 +19,7 @@ from sim.results.verdict import is_overloaded, unserved
 BUSY_LOADER = 0.7
 """From this utilization on, waiting for a loader grows faster than the traffic."""
 _BUSY_PREFILL = 0.5
-"""From this utilization on, a queue in front of replicas that compute prompts is for their steps."""
+"""From this utilization on, a queue in front of prefill replicas is for their steps."""
 BUSY_COMPUTE = 0.9
 LOADING = 0.25
 """From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
@@ -51,7 +51,7 @@ _OFTEN_LATE = 4.0
 _UNEVEN = 1.3
 """Requests of the busiest replica over the mean, from which a router is why requests are late."""
 _LATE_POOL = 1.5
-"""The mean TTFT of a pool over that of the next slowest from which its requests are late."""
+"""The mean TTFT of the slowest pool over the next one's from which that pool is to blame."""
 _OF_REPLICAS = ("refusals", "failures", "swaps")
 """Limits other than a loader that concern requests once they run, too."""
 _FAILURES = ("failed_loads", "lost", "wrong_detected")
@@ -179,7 +179,7 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
 
     A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
     back only its own tenant: where the SLO of another decides, it comes last. No queue makes gaps between tokens
-    longer, but to let more sequences run at once does.
+    longer, but running more sequences at once does.
 
     :param missed: terms of its SLO that it misses, the one that decides first. Of those about tails, few requests
         decide.

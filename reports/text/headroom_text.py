@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports.answers.limits import Evidence, Limit, limits
 from reports.formatting import listed, metric_words, percent
-from reports.text.limit_text import MORE_SLOTS, in_its_keys, limit_sentence, limit_words, remedy_words
+from reports.text.limit_text import MORE_SLOTS, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
 from reports.text.metric_text import capital, unserved_words
 from sim.results.catalogue import CATALOGUE
 from sim.results.model import BucketUse
@@ -95,7 +95,7 @@ def failing_limit(found: Headroom | None) -> tuple[str, str]:
     if found is None or found.failing is None:
         return "", ""
     if split_term(found.term)[1] == "miss_ratio":
-        return "adapter cache", in_its_keys(MORE_SLOTS, found.failing)
+        return "adapter cache", in_keys_of_scenario(MORE_SLOTS, found.failing)
     if _unserved(found.failing, found.term):
         return "requests that are refused or fail", ""
     limit = _failing(found.failing, found.term)

@@ -187,7 +187,7 @@ def remedy_words(limit: Limit, point: Point) -> str:
         said = _REPLICAS
     if limit.name in (KV_MEMORY, "compute") and said.startswith(_REPLICAS) and _may_offload(point):
         said += ", or try KV offload (fleet.kv_offload)"
-    said, late = in_its_keys(said, point), slowest_pool(point)
+    said, late = in_keys_of_scenario(said, point), slowest_pool(point)
     return f"{said} (fleet.pools.{late})" if late and said.endswith("replicas") else said
 
 
@@ -206,7 +206,7 @@ def _vllm(point: Point) -> Engine | None:
     return engine if engine is not None and "vLLM" in engine.flags else None
 
 
-def in_its_keys(said: str, point: Point) -> str:
+def in_keys_of_scenario(said: str, point: Point) -> str:
     """Return a remedy in the keys that a scenario has: pools and autoscalers have their own, and caches by size have no
     slots."""
     setup = point.setup

@@ -348,13 +348,13 @@ _MIB = 2**20
 _OF_DRIVER, _OF_CONTEXT = 438 * _MIB, 551 * _MIB
 """Bytes of a card that a profile's memory lacks, and those of a CUDA context, which SGLang's share doesn't count."""
 _SGLANG_GRAPHS = ((20, 8, 8), (35, 48, 160), (60, 32, 160), (160, 256, 512), (math.inf, 512, 512))
-"""Largest batch with a CUDA graph: on cards of less than so many GiB, on up to three and on more GPUs."""
+"""GiB below which a card is of this row, and its largest batch with a CUDA graph: on up to three GPUs, and on more."""
 
 
 def sglang_share(memory: Memory, chunk: int, sequences: int, gpus: int) -> float:
     """Return the share of its memory that SGLang uses where ``--mem-fraction-static`` is left to it.
 
-    It is in the terms of a profile, whose share holds what the engine takes besides, too. Source: SGLang 0.5.23,
+    It is in a profile's terms, whose share also covers what else the engine allocates. Source: SGLang 0.5.23,
     arg_groups/memory_hook.py, handle_gpu_memory_settings; sglang#29092 has 0.828 on an H100 (0.83 here).
 
     :param chunk: ``chunked_prefill_size``; ``sequences``: most in a batch; ``gpus``: of a replica.
@@ -370,7 +370,8 @@ def sglang_share(memory: Memory, chunk: int, sequences: int, gpus: int) -> float
 
 
 def static_share(memory: Memory, share: float, gpus: int) -> float:
-    """Return the ``--mem-fraction-static`` that leaves as much for weights, adapters and KV cache as a share of all."""
+    """Return the ``--mem-fraction-static`` that leaves as much for weights, adapters and KV cache as this share of a
+    profile's memory."""
     return (share * memory.total_bytes - memory.overhead_bytes) / (memory.total_bytes - gpus * _OF_CONTEXT)
 
 

@@ -309,6 +309,11 @@ class Population:
         """Which are full models, (n,)."""
         return np.isin(self.kind, self.full_kinds)
 
+    @property
+    def adapter_bytes(self) -> NDArray[np.int64]:
+        """Bytes of each adapter, full models left out, (m,)."""
+        return self.size_bytes[~self.full]
+
     def without_full(self) -> Population:
         """Return the population for replicas of the base model, where full models take no memory."""
         if not self.full_kinds:

@@ -328,5 +328,5 @@ def _slots(scenario: Scenario, population: Population) -> int:
         return 0
     if gpu.slots:
         return gpu.slots
-    sizes = population.size_bytes[~population.full] if population.full_kinds else population.size_bytes
+    sizes = population.adapter_bytes if population.full_kinds else population.size_bytes
     return max(1, int((gpu.size or 0) / float(sizes.mean()))) if len(sizes) else 1

@@ -370,8 +370,8 @@ def test_more_memory_for_adapters_is_tried_in_the_keys_of_the_engine() -> None:
     assert found["all adapters in host memory"] == {"cache.host.slots": 100}
     assert "200 GPU slots" not in tried("cache.gpu.slots=100")
     by_size = tried("fleet.engine=tensorrt-llm", "cache.gpu.slots=null", "cache.gpu.size=800MB", "cache.host.size=1GB")
-    assert by_size["1.6 GB of GPU memory for adapters"] == {"cache.gpu.size": "1600000000B"}
-    assert by_size["all adapters in host memory"] == {"cache.host.size": "8388608000B"}, "100 of rank 16"
+    assert by_size["1.6 GB of GPU memory for adapters"] == {"cache.gpu.size": "1600MB"}
+    assert by_size["all adapters in host memory"] == {"cache.host.size": "8389MB"}, "100 of rank 16, rounded up"
 
 
 def test_kv_offload_is_tried_where_text_is_shared_and_first_tokens_are_late() -> None:

@@ -20,6 +20,7 @@ from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import bundled_scenarios, load_scenario
 from sim.world.build import build_world
+from sim.world.memory.gpu_memory import memory_use
 
 __all__ = ["base"]  # a fixture, used by its name
 
@@ -238,6 +239,12 @@ def test_memory_that_is_left_to_sglang_is_its_share_on_that_gpu(base: Path) -> N
     memory = load_profile("h100-80gb/llama-3.1-8b/vllm-0.24.0")[0].memory
     share = sglang_share(memory, chunk=8192, sequences=256, gpus=1)
     assert static_share(memory, share, gpus=1) == pytest.approx(0.828, abs=0.003)  # as sglang#29092 found it
+    h100 = build_world(load_scenario("base.yaml", ["fleet.engine=sglang", "sweep=null"]).scenario).pools[0]
+    assert h100.profile is not None
+    own, held = h100.profile.memory, memory_use(h100)
+    assert held is not None
+    static = held.weights + held.adapters + held.kv  # nothing of what the engine takes besides
+    assert static / (own.total_bytes - 551 * 2**20) == pytest.approx(0.83, abs=0.001)
     engine, given = ["fleet.engine=sglang", "sweep=null", "fleet.gpu=l40s"], "fleet.gpu_memory_utilization=0.8"
     small, large, own = (
         build_world(load_scenario("base.yaml", [*engine, each]).scenario).pools[0].kv_tokens or 0
@@ -246,7 +253,7 @@ def test_memory_that_is_left_to_sglang_is_its_share_on_that_gpu(base: Path) -> N
     per_token, mib = 131_072, 2**20
     assert large - small == pytest.approx((16384 - 2048) * (1.5 + 8 / 512) * mib / per_token, rel=0.03)
     assert own < large
-    with pytest.raises(InputError, match="as SGLang takes it by default"):
+    with pytest.raises(InputError, match="got SGLang's default, 0%"):
         build_world(load_scenario("base.yaml", [*engine, "fleet.max_num_batched_tokens=65536"]).scenario)
 
 

@@ -121,8 +121,8 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
 
 
 def engine_words_of(words: Sequence[str]) -> list[str]:
-    """Return words with the command that starts the engine in place of ``sh -c "cd /models && exec vllm serve ..."``;
-    without a shell all as they are.
+    """Replace ``sh -c "cd /models && exec vllm serve ..."`` by the command in it that starts the engine; without a
+    shell, return the words as they are.
 
     :raises ValueError: for quotes that don't end.
     """
@@ -159,7 +159,7 @@ def _commands(text: str) -> list[list[str]]:
 
 
 def _started(commands: list[list[str]]) -> list[str]:
-    """Return the command that starts an engine: one that serves, rather than one that installs it or goes where it is.
+    """Return the command that starts an engine: one that serves, rather than one that installs it or enters its folder.
 
     If none does, the last.
     """

@@ -144,8 +144,8 @@ def _kv_tokens(replica: Replica) -> int | None:
 
 
 def _static_share(replica: Replica) -> str | None:
-    """Return the share that is SGLang's for weights, adapters and KV cache, where the scenario gives that of all; its
-    limit of tokens keeps the KV cache as small as that was."""
+    """Return SGLang's share, which covers weights, adapters and KV cache alone, where the scenario gives one for
+    everything. ``--max-total-tokens`` keeps the KV cache as small as it was simulated."""
     share, profile = replica.scenario.fleet.gpu_memory_utilization, _profile(replica)
     if share is None or replica.scenario.fleet.kv_tokens is not None:
         return None

@@ -108,17 +108,12 @@ def _of_a_log(name: str) -> str | None:
 
 
 _KEPT, _SHORT = 64, 16_384
-"""Trees that are kept for the next time, and the characters of a text, without aliases, up to which one is."""
+"""How many trees are kept, and how long a text without aliases may be for its tree to be kept."""
 
 
 def parse_yaml(text: str, place: str) -> Node | None:
     """Return the tree of a YAML text, or None where it holds nothing."""
-    return _parsed_once(text, place) if len(text) <= _SHORT and "*" not in text else _parse(text, place)
-
-
-@functools.lru_cache(maxsize=_KEPT)
-def _parsed_once(text: str, place: str) -> Node | None:
-    return _parse(text, place)
+    return (_parse_once if len(text) <= _SHORT and "*" not in text else _parse)(text, place)
 
 
 def _parse(text: str, place: str) -> Node | None:
@@ -137,6 +132,9 @@ def _parse(text: str, place: str) -> Node | None:
         problem = "a character that YAML does not allow" if hasattr(error, "position") else "not YAML"
         raise ScenarioError(problem, file=place, line=line) from None
     return None if root is None else _Walk(yaml, place).node(root, 0)
+
+
+_parse_once = functools.lru_cache(maxsize=_KEPT)(_parse)
 
 
 class _Walk:

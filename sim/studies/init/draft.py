@@ -59,8 +59,7 @@ class Draft:
     :ivar lines: whole sections that a reader wrote, by section: they are in place of examples.
     :ivar comments: what the command line says that no key holds.
     :ivar names: of the adapters in a trace; None: there is none, or it names none.
-    :ivar runs_vllm, runs_sglang: whether a command line says that this engine serves, so that its defaults fill what
-        it leaves out.
+    :ivar engine_name: which engine a command line starts; its defaults fill what that leaves out.
     :ivar made_by: the command that drafts it.
     :ivar extends: the scenario that it builds on, as the file names it; nothing is filled with examples then.
     :ivar refused: by key, why a setting is commented out.
@@ -71,8 +70,7 @@ class Draft:
     lines: dict[str, list[str]] = field(default_factory=dict)
     comments: list[str] = field(default_factory=list)
     names: tuple[str, ...] | None = None
-    runs_vllm: bool = False
-    runs_sglang: bool = False
+    engine_name: str = ""
     made_by: str = "loraplan init"
     extends: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
@@ -103,10 +101,10 @@ class Draft:
         self.comments += [f"Unknown option: {said}" for said in command.unknown]
         if command.of_server:
             self.comments.append(f"Of the server, without effect here: {' '.join(command.of_server)}")
-        self.runs_vllm, self.runs_sglang = command.name == "vLLM", command.name == "SGLang"
-        known = ("max_num_batched_tokens",) if self.runs_sglang else ()  # for each GPU
+        self.engine_name = command.name
+        known = ("max_num_batched_tokens",) if command.name == "SGLang" else ()  # for each GPU
         missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings and key not in known]
-        if missing and not self.runs_vllm:
+        if missing and command.name != "vLLM":
             keys = " and ".join(f"fleet.{key}" for key in missing)
             self.comments.append(
                 f"The command line leaves {keys} to {command.name}, whose default depends on its version and GPU; "
@@ -118,13 +116,13 @@ class Draft:
         if self.extends is not None:
             return
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
-        if self.runs_vllm:
+        if self.engine_name == "vLLM":
             limits = batch_limits(str(self.settings["fleet.gpu"].value))
             said = "the default of vllm serve on this GPU; its log says it at the start"
             self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
             if "fleet.kv_tokens" not in self.settings:
                 self.add([_memory_share(str(self.settings["fleet.engine"].value))])
-        if self.runs_sglang:
+        if self.engine_name == "SGLang":
             chunk = prefill_chunk(str(self.settings["fleet.gpu"].value))
             said = "SGLang's default on this GPU (--chunked-prefill-size)"
             self.add([Setting("fleet.max_num_batched_tokens", chunk, said)])

@@ -226,7 +226,7 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
     if not known or not read.feasible:
         return ""
     if not better:
-        return f"Nothing that was tried and costs no GPU clearly improves {metric_words(name)}."
+        return f"Of the changes that cost no GPU, none clearly improves {metric_words(name)}."
     label, found = min(better, key=lambda pair: pair[1].other or 0.0)
     return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from math import ceil
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sim.errors import InputError
 from sim.policies.replica_memory import ASSUMED_SLOWDOWN
 from sim.results.model import MetricChange
@@ -251,21 +248,16 @@ def _priorities(scenario: Scenario) -> Iterator[Change]:
 
 def _gpu_memory(pool: Pool) -> Iterator[Change]:
     """Yield more GPU memory for adapters, which the KV cache loses."""
-    cache, sizes = pool.scenario.cache, _adapter_sizes(pool)
+    cache, sizes = pool.scenario.cache, pool.traffic.population.adapter_bytes
     if cache.gpu.size is not None:
         for more in _more(cache.gpu.size, int(sizes.sum())):
-            yield Change("slots", f"{human_bytes(more)} of GPU memory for adapters", {"cache.gpu.size": f"{more}B"})
+            given = f"{ceil(more / 1e6)}MB"
+            yield Change("slots", f"{human_bytes(more)} of GPU memory for adapters", {"cache.gpu.size": given})
     elif cache.gpu.slots is not None and not cache.gpu.unified:
         for more in _more(cache.gpu.slots, len(sizes) + cache.gpu.base_model_slot):
             short = cache.host is not None and cache.host.slots is not None and cache.host.slots < more
             copies = {"cache.host.slots": more} if short else {}
             yield Change("slots", f"{more} GPU slots", {"cache.gpu.slots": more, **copies})
-
-
-def _adapter_sizes(pool: Pool) -> NDArray[np.int64]:
-    """Return the bytes of each adapter, full models left out, (n,)."""
-    population = pool.traffic.population
-    return population.size_bytes[~population.full]
 
 
 def _more(now: int, most: int) -> list[int]:
@@ -276,14 +268,13 @@ def _more(now: int, most: int) -> list[int]:
 def _loading(pool: Pool) -> Iterator[Change]:
     scenario = pool.scenario
     cache, storage, host = scenario.cache, scenario.storage, scenario.cache.host
-    count, size = len(_adapter_sizes(pool)), int(_adapter_sizes(pool).sum())
-    in_host = "all adapters in host memory"
+    sizes, in_host = pool.traffic.population.adapter_bytes, "all adapters in host memory"
     if cache.eviction == "vllm-lru":
-        if host is None or (host.slots or 0) < count:
-            yield Change("host copies", in_host, {"cache.host.slots": count})
+        if host is None or (host.slots or 0) < len(sizes):
+            yield Change("host copies", in_host, {"cache.host.slots": len(sizes)})
     elif host is not None and host.size is not None and host.fill == "load":
-        if host.size < size:
-            yield Change("host copies", in_host, {"cache.host.size": f"{size}B"})
+        if host.size < sizes.sum():
+            yield Change("host copies", in_host, {"cache.host.size": f"{ceil(sizes.sum() / 1e6)}MB"})
     elif scenario.fleet.engine != "fixed" and (host is None or host.fill != "start"):
         drop = {f"cache.host.{key}": None for key in ("slots", "size") if host is not None}
         yield Change("loading", in_host, {**drop, "cache.host.fill": "start"})
@@ -425,7 +416,7 @@ def memory_of(world: World) -> dict[str, Any]:
     gpu = first.scenario.cache.gpu
     slots = gpu.slots
     if slots is None and not gpu.unified:
-        slots = int(first.capacity / float(population.size_bytes[~population.full].mean()))
+        slots = int(first.capacity / float(population.adapter_bytes.mean()))
     return {"replicas": world.replicas, "slots": slots, "kv_tokens": first.kv_tokens, "host_bytes": host_bytes or None}
 
 

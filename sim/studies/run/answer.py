@@ -18,7 +18,7 @@ from reports.text.headroom_text import fails_today, first_limit, headroom_senten
 from reports.text.limit_text import (
     MORE_COPIES,
     buckets_sentence,
-    in_its_keys,
+    in_keys_of_scenario,
     limit_line,
     limit_sentence,
     limit_words,
@@ -242,7 +242,7 @@ def _for_the_crash(point: Point) -> str:
     first = {event["kind"]: event["t_s"] for event in reversed(point.events)}
     late = not alone and first.get("detected", 0.0) > first.get("crash", math.inf)
     sooner = "Detect crashes sooner (faults.N.detected), or add" if late else "Add"
-    return in_its_keys(f"{sooner} replicas (fleet.replicas) that take over.", point)
+    return in_keys_of_scenario(f"{sooner} replicas (fleet.replicas) that take over.", point)
 
 
 def _for_the_change(point: Point, headroom: Headroom | None) -> str:
@@ -254,7 +254,7 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     if "crash" in point.capacity.faults:
         return _for_the_crash(point)
     if not _OF_STORAGE.isdisjoint(point.capacity.faults) and not point.capacity.loader.host_holds_all:
-        return in_its_keys(f"{capital(MORE_COPIES)}, which need no storage.", point)
+        return in_keys_of_scenario(f"{capital(MORE_COPIES)}, which need no storage.", point)
     cause = cause_of([point]).words
     return "" if headroom is None else f"Nothing in the fleet: without {cause}, it would meet the SLO."
 
@@ -349,7 +349,7 @@ def answer(
         if changed and (breaks or not remedy):  # what is short may be short because of that
             setting = _for_the_change(point, headroom) or setting
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
-        setting = f"{in_its_keys(_FEWER_MISSES, point)} {setting}"
+        setting = f"{in_keys_of_scenario(_FEWER_MISSES, point)} {setting}"
     return Answer(
         " ".join(filter(None, (headline, buckets_sentence(point)))),
         details,

@@ -310,7 +310,11 @@ def _off_words(facts: TraceFacts) -> str:
     if rate := next((value for value in off if value.name == _RATE), None):
         slow = rate.synthetic < rate.trace
         said = f"{'It' if named else 'Fitted traffic'} has {'fewer' if slow else 'more'} requests a second"
-        advice = ": size with replay.yaml, not with traffic.yaml" if slow and not _lacks_bursts(facts) else ""
+        advice = (
+            ": size with replay.yaml, not with traffic.yaml"
+            if slow and (facts.fit_has_bursts or not facts.bursts)
+            else ""
+        )
         return " ".join([*texts, f"{said}, so its queues are {'shorter' if slow else 'longer'}{advice}."])
     calmer = {value.synthetic < value.trace for value in off if value.name.startswith("dispersion")}
     if len(calmer) == 1:
@@ -319,16 +323,12 @@ def _off_words(facts: TraceFacts) -> str:
     return " ".join(texts)
 
 
-def _lacks_bursts(facts: TraceFacts) -> bool:
-    return bool(facts.bursts) and facts.fit is not None and not facts.fit_has_bursts
-
-
 def _burst_fit_words(facts: TraceFacts) -> str:
     """Return whether the fitted traffic has the trace's bursts, and what to size with."""
     if not facts.bursts or facts.fit is None:
         return ""
     which = "the burst" if len(facts.bursts) == 1 else "the bursts"
-    if not _lacks_bursts(facts):
+    if facts.fit_has_bursts:
         return f"Fitted traffic has {which} of the whole trace, at the same times."
     return f"Fitted traffic lacks {which}: size with replay.yaml, not with traffic.yaml."
 

@@ -378,7 +378,7 @@ def _host_slots(change: Change, after: Adapters, loaded: LoadedScenario, world: 
         return None
     held = min(host.slots, len(population))
     others = populate_as(after, world, len(population))
-    before, mean = (float(each.size_bytes[~each.full].mean()) for each in (population, others))
+    before, mean = (float(each.adapter_bytes.mean()) for each in (population, others))
     left = max(int(held * before / mean), 1)
     if loaded.scenario.cache.eviction == "vllm-lru":  # each adapter in a slot has a copy
         left = max(left, int(change.set.get("cache.gpu.slots", loaded.scenario.cache.gpu.slots or 0)))

@@ -57,9 +57,9 @@ _BEYOND_CHANCE = 40
 Poisson arrivals, chance makes such an excess about once in exp(1.26 * 40) requests: 1.26 solves exp(x) = 1 + 2 x."""
 
 _FLOOD = 5
-"""Windows whose requests make a burst of any time."""
+"""A stretch shorter than a window is a burst if it has the requests of so many windows."""
 _SHORTEST_S = 1.0
-"""As long as a burst is, at least: many logs have whole seconds."""
+"""A burst is taken to last at least this long: many logs have whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def find_bursts(times: Floats) -> tuple[Burst, ...]:
     """Return the stretches in which requests come at least ``BURST`` times as fast as usual, in order.
 
     Each has the largest excess of requests over that rate. The usual rate is the median over windows with 20 requests
-    on average, or more; what is shorter than a window is a burst with as many requests as ``_FLOOD`` of them.
+    on average, or more. A stretch shorter than a window counts if it has the requests of ``_FLOOD`` windows.
     """
     span = float(times[-1] - times[0]) if len(times) else 0.0
     windows = min(len(times) // 20, max(240, int(span / 60)))

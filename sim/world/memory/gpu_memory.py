@@ -70,10 +70,10 @@ def _left(scenario: Scenario, profile: Profile, population: Population, slots: i
         taken = 0  # adapters take KV blocks when they are loaded
     if scenario.adapters.base_alone:
         taken = 0  # LoRA is off
-    return kv_tokens_left(profile.memory, taken, _share(scenario, profile))
+    return kv_tokens_left(profile.memory, taken, used_share(scenario, profile))
 
 
-def _share(scenario: Scenario, profile: Profile) -> float | None:
+def used_share(scenario: Scenario, profile: Profile) -> float | None:
     """Return the share of the memory that the engine uses; None: the profile's, which is vLLM's default."""
     fleet = scenario.fleet
     if fleet.gpu_memory_utilization is not None or "SGLang" not in ENGINES[fleet.engine].flags:
@@ -107,15 +107,15 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
             hint=f"its weights take {human_bytes(profile.memory.weights_bytes)} on {profile.tensor_parallel} GPU"
             + "s" * (profile.tensor_parallel > 1),
         )
-    share, default = _share(scenario, profile), fleet.gpu_memory_utilization is None
+    share, is_own = used_share(scenario, profile), fleet.gpu_memory_utilization is not None
     if whole < fleet.max_num_batched_tokens and share is not None:
         return ScenarioError(
             f"this share of {profile.device} is too small for the weights of {profile.model} and a KV cache",
             key="fleet.gpu_memory_utilization",
-            got=f"{share:.0%}{', as SGLang takes it by default' if default else ''}",
-            hint="give a larger one, as --mem-fraction-static does, or a smaller fleet.max_num_batched_tokens"
-            if default
-            else None,
+            got=f"{share:.0%}" if is_own else f"SGLang's default, {share:.0%}",
+            hint=None
+            if is_own
+            else "give a larger one (--mem-fraction-static), or a smaller fleet.max_num_batched_tokens",
         )
     slots = gpu.slots
     needed = (

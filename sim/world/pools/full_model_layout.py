@@ -13,6 +13,7 @@ from sim.spec.profile import Draw, Profile
 from sim.spec.scenario import Cache, GpuCache, Scenario, Storage
 from sim.spec.sections.serving import MOST_REPLICAS, FullModels
 from sim.spec.units import human_bytes
+from sim.world.memory.gpu_memory import used_share
 from sim.world.world import Pool, without_lora
 
 FULL_MODELS = "full models"
@@ -113,11 +114,12 @@ def _kv_tokens(scenario: Scenario, profile: Profile, spec: FullModels, sizes: li
         return fleet.kv_tokens // fleet.block_size * fleet.block_size - reserved
     largest = max(sizes, default=0)
     memory = profile.memory.model_copy(update={"weights_bytes": max(1, largest * resident)})
-    tokens = kv_tokens_left(memory, 0, fleet.gpu_memory_utilization)
+    share = used_share(scenario, profile)
+    tokens = kv_tokens_left(memory, 0, share)
     needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
     if tokens < needed:
-        share = memory.utilization if fleet.gpu_memory_utilization is None else fleet.gpu_memory_utilization
-        most = memory.total_bytes * share - memory.overhead_bytes - needed * memory.kv_bytes_per_token
+        usable = memory.total_bytes * (memory.utilization if share is None else share)
+        most = usable - memory.overhead_bytes - needed * memory.kv_bytes_per_token
         raise ScenarioError(
             "full models leave too little GPU memory for a KV cache",
             key="fleet.full_models.resident" if resident > 1 else "adapters.mix",
