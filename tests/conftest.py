@@ -43,9 +43,10 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=(HealthCheck.too_slow,),
 )
+settings.register_profile("night", parent=settings.get_profile("ci"), max_examples=400)  # tests/examples.py
 settings.register_profile(
     "no-shrinking",  # for make mutants, which asks only whether a test fails
-    parent=settings.get_profile("ci"),
+    parent=settings.get_profile("night"),
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile("ci")

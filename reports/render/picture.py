@@ -17,6 +17,8 @@ from reports.document import Columns, Part, Report
 _CSS = Path(__file__).parents[1] / "templates" / "report.css"
 _PIXELS, _HEAD, _LETTER = 900, 26, 6.4
 """Width of a picture; height of its title or of a line of its legend, and width of a letter, in chart units."""
+_FONTS = "Arial, Liberation Sans, DejaVu Sans, Noto Sans, Helvetica, Verdana, sans-serif"
+"""Where they are installed, in this order: resvg takes sans-serif for Arial, which most Linux servers lack."""
 
 
 def pictures(report: Report, most: int) -> list[tuple[str, bytes]]:
@@ -56,7 +58,7 @@ def _whole(chart: Chart) -> str:
     colours = dict(re.findall(r"--([\w-]+): (#\w+)", _CSS.read_text(encoding="utf-8").split("}", 1)[0]))
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 {-_HEAD:g} {width + 16:g} {down + _HEAD + 4:g}" '
-        f'style="color: var(--ink)" fill="currentColor" font-family="sans-serif" font-size="12">'
+        f'style="color: var(--ink)" fill="currentColor" font-family="{_FONTS}" font-size="12">'
         f'<text y="-9" font-size="14" font-weight="bold">{html.escape(chart.title)}</text>{body}{legend}</svg>'
     )
     return re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], text)
@@ -64,7 +66,7 @@ def _whole(chart: Chart) -> str:
 
 @cache
 def _has_font() -> bool:
-    shown = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9">{}</svg>'
+    shown = f'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" font-family="{_FONTS}">{{}}</svg>'
     return _png(shown.format('<text y="9">x</text>')) != _png(shown.format(""))
 
 

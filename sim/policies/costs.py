@@ -184,7 +184,7 @@ def mean_residual(tier: TierCost) -> float:
     return float(quantiles[0]) if len(quantiles) == 1 else float(np.mean((quantiles[1:] + quantiles[:-1]) / 2))
 
 
-def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: int) -> list[str]:
+def beyond_envelope(profile: Profile, slots: int, max_rank: int) -> list[str]:
     """Return notes on values outside the profile's envelope.
 
     :raises ScenarioError: for values beyond twice the envelope, where a prediction would be a guess.
@@ -203,9 +203,4 @@ def beyond_envelope(profile: Profile, slots: int, max_rank: int, max_num_seqs: i
             )
         if value > limit:
             notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")
-    if max_num_seqs > profile.envelope.sequences:  # this is a limit that batches may not reach
-        notes.append(
-            f"fleet.max_num_seqs {max_num_seqs} lets batches grow beyond the profile's envelope (up to "
-            f"{profile.envelope.sequences} sequences): the cost of larger ones is extrapolated"
-        )
     return notes

@@ -12,6 +12,7 @@ from sim.policies.costs import beyond_envelope
 from sim.policies.replica_memory import BaseWeights
 from sim.spec.engines import ENGINES
 from sim.spec.policies import PLACERS
+from sim.spec.profile import Profile
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.sections.traffic_laws import ClosedArrivals
@@ -65,7 +66,20 @@ def _profile_notes(pool: Pool) -> list[str]:
         *fitness_notes(profile),
         *disturbance_notes(profile),
         *split_notes(scenario, profile),
-        *beyond_envelope(profile, slots, pool.population.slot_rank, scenario.fleet.max_num_seqs),
+        *beyond_envelope(profile, slots, pool.population.slot_rank),
+        *_batch_notes(pool, profile),
+    ]
+
+
+def _batch_notes(pool: Pool, profile: Profile) -> list[str]:
+    limit, sequences = pool.scenario.fleet.max_num_seqs, profile.envelope.sequences
+    # A running request holds at least half of its tokens, on average over its time; more than fit don't run at once.
+    room = 2 * (pool.kv_tokens or 0) // sequences
+    if limit <= sequences or pool.traffic.share_above(room) > 0.5:
+        return []
+    return [
+        f"fleet.max_num_seqs {limit} lets batches grow beyond the profile's envelope (up to {sequences} sequences): "
+        "the cost of larger ones is extrapolated"
     ]
 
 

@@ -186,7 +186,7 @@ def servers(shared: Path) -> Iterator[tuple[Server, list[Stage]]]:
             yield key, some
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_anchor_of_one_run_improves_the_others(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,7 @@ def test_wrong_usage_is_explained_before_anything_is_installed(tmp_path: Path) -
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_from_an_empty_folder_to_a_simulation(kit: Path, python: Path, tmp_path: Path) -> None:
     place, samples = tmp_path / "some where", kit / "work/tiny/steps.jsonl"
     started = lab(kit, python, place, *TINY)

@@ -479,14 +479,21 @@ def test_what_a_command_line_leaves_to_vllm_is_vllms_default_on_that_gpu(
 
 
 @pytest.mark.parametrize(("gpu", "chunk"), [("l40s", 4096), ("h100-80gb", 8192), ("b200", 16384)])
-def test_what_a_command_line_leaves_to_sglang_is_its_chunk_on_that_gpu(
+def test_what_a_command_line_leaves_to_sglang_is_sglangs_default_on_that_gpu(
     loraplan: CommandLine, gpu: str, chunk: int
 ) -> None:
     command = "python -m sglang.launch_server --model-path llama-3.1-8b --enable-lora"
-    assert drafted(loraplan, "--gpu", gpu, "--from-sglang", command).fleet.max_num_batched_tokens == chunk
-    assert "leaves fleet.max_num_seqs to SGLang" in Path("mine.yaml").read_text(encoding="utf-8")
+    fleet = drafted(loraplan, "--gpu", gpu, "--from-sglang", command).fleet
+    assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == (2048, chunk)
     by_hand = load_scenario("quickstart", [f"fleet.gpu={gpu}", "fleet.engine=sglang", "cache.gpu.slots=8"])
-    assert by_hand.scenario.fleet.max_num_batched_tokens == chunk
+    assert (by_hand.scenario.fleet.max_num_seqs, by_hand.scenario.fleet.max_num_batched_tokens) == (2048, chunk)
+
+
+@pytest.mark.parametrize("static", [0.75, 0.8])
+def test_sglangs_share_of_memory_comes_back_as_it_was_given(loraplan: CommandLine, static: float) -> None:
+    command = f"python -m sglang.launch_server --model-path llama-3.1-8b --enable-lora --mem-fraction-static {static}"
+    found = drafted(loraplan, "--gpu", "h100", "--from-sglang", command)
+    assert f"--mem-fraction-static {static:.3f} " in engine_flags(found, 100_000)["SGLang"]
 
 
 @pytest.mark.parametrize(("version", "share"), [("", 0.92), (":v0.25.0", 0.92), (":v0.24.1", 0.9), (":v0.9.1", 0.9)])

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.errors import InputError
@@ -270,7 +271,7 @@ def paths_of(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
             yield from paths_of(data[place], (*path, place))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.data())
 def test_strange_values_are_errors_or_are_read(data: st.DataObject) -> None:
     """Whatever one value of a file is: it is read, or an error names the file."""

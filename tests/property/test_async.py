@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_async import AsyncFleet
 from strategies import GRID, ODD, build, scenarios, write_file, write_profile, write_trace
@@ -58,14 +59,14 @@ def with_host_times(profile: str, host_s: float, per_sequence_s: float) -> str:
     return write_file(".json", json.dumps(data))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(ahead())
 def test_leaps_equal_steps_ahead(scenario: Scenario) -> None:
     tell(scenario)
     compare(scenario, AsyncFleet)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(ahead(shares_text=True))
 def test_leaps_equal_steps_ahead_with_prefix_caching(scenario: Scenario) -> None:
     tell(scenario)
@@ -78,7 +79,7 @@ def test_leaps_equal_steps_ahead_with_prefix_caching(scenario: Scenario) -> None
     assert {index: found[index] for index in twin.cached} == twin.cached
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(data=st.data())
 def test_leaps_equal_steps_ahead_with_priorities(data: st.DataObject) -> None:
     scenario = with_tenants(data, data.draw(ahead()), scheduling="priority", engine="vllm-0.32")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.world.replica.continuous import BatchServer
@@ -18,7 +19,7 @@ def leap(started_s: float, load_s: float, first_s: float, growth_s: float) -> Ba
     return server
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(
     st.floats(0.0, 1e5),
     st.floats(0.0, 2.0),

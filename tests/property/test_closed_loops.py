@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
@@ -42,21 +43,21 @@ def closed(draw: st.DrawFn, open_: st.SearchStrategy[Scenario], *, on_grid: bool
     return Scenario.model_validate({**sections, "workload": workload})
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(closed(st.one_of(scenarios(grid=False), scenarios(grid=False), scenarios(engine=VLLM[-1], grid=False))))
 def test_leaps_equal_steps(scenario: Scenario) -> None:
     tell(scenario)
     compare(scenario)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(closed(scenarios(grid=True), on_grid=True))
 def test_leaps_equal_steps_where_much_happens_at_one_instant(scenario: Scenario) -> None:
     tell(scenario)
     compare(scenario)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(closed(engine_scenarios(grid=False)))
 def test_leaps_equal_steps_of_engines(scenario: Scenario) -> None:
     tell(scenario)

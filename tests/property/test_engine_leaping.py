@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
 from strategies import PRESETS, engine_scenarios
@@ -13,7 +14,7 @@ from sim.spec.scenario import Scenario
 
 
 @pytest.mark.parametrize("engine", PRESETS)
-@settings(max_examples=200)
+@examples(200)
 @given(data=st.data())
 def test_leaps_equal_steps_of_engines(engine: str, data: st.DataObject) -> None:
     scenario = data.draw(engine_scenarios(engine=engine))
@@ -22,7 +23,7 @@ def test_leaps_equal_steps_of_engines(engine: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@examples(400)
 @given(engine_scenarios(engine="continuous"))
 def test_leaps_equal_steps_whatever_rules_meet(scenario: Scenario) -> None:
     tell(scenario)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
 from recordings import ends_of, run, tables
@@ -21,7 +22,6 @@ from sim.world.replication import simulate
 
 pytestmark = pytest.mark.twice
 
-EXAMPLES = 100
 anything = st.one_of(scenarios(), scenarios(), engine_scenarios())
 
 
@@ -49,7 +49,7 @@ def assert_same_traffic(ours: dict[str, np.ndarray], other: dict[str, np.ndarray
         assert column[:count].tolist() == other[name][:count].tolist(), name
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_no_request_is_lost_or_counted_twice(scenario: Scenario) -> None:
     recording = run(scenario)
@@ -62,7 +62,7 @@ def test_no_request_is_lost_or_counted_twice(scenario: Scenario) -> None:
     assert not np.any(admitted[status == REFUSED])
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_every_admitted_request_is_a_hit_a_delayed_hit_or_a_miss_with_its_load(scenario: Scenario) -> None:
     recording = run(scenario)
@@ -86,7 +86,7 @@ def test_every_admitted_request_is_a_hit_a_delayed_hit_or_a_miss_with_its_load(s
     assert np.all(loads["started_s"] <= loads["ended_s"])
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_nothing_happens_before_its_cause(scenario: Scenario) -> None:
     requests = run(scenario).requests
@@ -107,7 +107,7 @@ def test_nothing_happens_before_its_cause(scenario: Scenario) -> None:
     assert np.all((first < finished) == (requests["output_tokens"][done] > 1)) or scenario.fleet.engine == "fixed"
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(st.one_of(anything, engine_scenarios(engine="tensorrt-llm")), st.floats(0, 0.5))
 def test_the_breakdown_adds_up(scenario: Scenario, warmup: float) -> None:
     world = build_world(with_(scenario, "run", warmup=warmup))
@@ -121,7 +121,7 @@ def test_the_breakdown_adds_up(scenario: Scenario, warmup: float) -> None:
     assert (point.breakdown["prefill_s"] > 0) == (scenario.fleet.engine != "fixed"), "steps take time besides loads"
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_littles_law_two_ways(scenario: Scenario) -> None:
     recording = run(scenario)
@@ -134,7 +134,7 @@ def test_littles_law_two_ways(scenario: Scenario) -> None:
         assert recording.running_area == pytest.approx(running, rel=1e-9)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_tokens_and_gaps_are_conserved(scenario: Scenario) -> None:
     assume(scenario.workload.duration is None and scenario.fleet.engine != "fixed")
@@ -146,13 +146,13 @@ def test_tokens_and_gaps_are_conserved(scenario: Scenario) -> None:
     assert float(recording.gap_sum_s.sum()) == pytest.approx(span, rel=1e-9)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
     assert_sums_agree_at_every_boundary(scenario)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(scenarios(), st.integers(1, 5), st.integers(1, 9))
 def test_the_design_leaves_the_traffic_as_it_is(scenario: Scenario, replicas: int, slots: int) -> None:
     ours = traffic_of(scenario)
@@ -165,7 +165,7 @@ def test_the_design_leaves_the_traffic_as_it_is(scenario: Scenario, replicas: in
         assert before[name].tobytes() == after[name].tobytes(), name
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(anything)
 def test_a_seed_repeats_byte_for_byte_and_another_differs(scenario: Scenario) -> None:
     assert tables(run(scenario)) == tables(run(scenario))
@@ -176,7 +176,7 @@ def test_a_seed_repeats_byte_for_byte_and_another_differs(scenario: Scenario) ->
         assert len(other["arrival_s"]) != len(arrivals) or np.any(other["arrival_s"] != arrivals)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(scenarios(), st.integers(1, 200))
 def test_a_longer_run_begins_with_the_shorter_one(scenario: Scenario, more: int) -> None:
     assume(scenario.workload.requests is not None)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, note, settings
+from examples import examples
+from hypothesis import given, note
 from hypothesis import strategies as st
 from naive import Job, Result, TwinFleet
 from strategies import GRID, VLLM, build, fixed_time, scenarios, write_profile, write_trace
@@ -120,21 +121,21 @@ def tell(scenario: Scenario) -> None:
     note(json.dumps(scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(scenarios(engine="continuous", grid=False))
 def test_leaps_equal_steps(scenario: Scenario) -> None:
     tell(scenario)
     compare(scenario)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(scenarios(engine="continuous", grid=True))
 def test_leaps_equal_steps_where_much_happens_at_one_instant(scenario: Scenario) -> None:
     tell(scenario)
     compare(scenario)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(scenarios(engine="continuous", prefetch=True))
 def test_leaps_equal_steps_where_loads_come_ahead_of_time(scenario: Scenario) -> None:
     tell(scenario)
@@ -142,7 +143,7 @@ def test_leaps_equal_steps_where_loads_come_ahead_of_time(scenario: Scenario) ->
 
 
 @pytest.mark.parametrize("engine", VLLM)
-@settings(max_examples=300)
+@examples(300)
 @given(data=st.data())
 def test_leaps_equal_steps_of_vllm(engine: str, data: st.DataObject) -> None:
     scenario = data.draw(scenarios(engine=engine))
@@ -150,7 +151,7 @@ def test_leaps_equal_steps_of_vllm(engine: str, data: st.DataObject) -> None:
     compare(scenario)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(scenarios(engine="fixed"))
 def test_the_engine_without_batches_agrees_with_its_twin(scenario: Scenario) -> None:
     tell(scenario)

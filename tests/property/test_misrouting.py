@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from integrity import assert_sums_agree_at_every_boundary
 from recordings import ends_of, marked, run, tables
@@ -32,8 +33,6 @@ from sim.world.build import build_world
 from sim.world.replica.server import Server
 from sim.world.replication import simulate
 
-EXAMPLES = 100
-
 
 def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
     """Run, and see every answer that comes to its end: index, adapter as the traffic numbers it, outcome.
@@ -56,7 +55,7 @@ def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
     return recording, seen
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios())
 def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
     recording = run(scenario)
@@ -68,7 +67,7 @@ def test_every_request_ends_in_one_row(scenario: Scenario) -> None:
 
 
 @pytest.mark.interpreted
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios())
 def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
     recording, seen = answers(scenario)
@@ -91,7 +90,7 @@ def test_wrong_answers_are_served_or_detected(scenario: Scenario) -> None:
 
 
 @pytest.mark.interpreted
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios(), st.integers(1, 6))
 def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario, retries: int) -> None:
     detector = {"checks": 1.0, "retries": retries, "delay": "20 ms"}
@@ -109,7 +108,7 @@ def test_with_a_check_of_every_answer_no_wrong_one_is_served(scenario: Scenario,
     assert np.all(requests["tries"] <= retries)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(designs(), st.sampled_from(("misrouting", "base-model")), st.data())
 def test_a_fault_that_comes_to_nothing_leaves_every_byte(scenario: Scenario, kind: str, data: st.DataObject) -> None:
     fault = data.draw(mistakes(kind)) | {"probability": 1e-15}
@@ -119,7 +118,7 @@ def test_a_fault_that_comes_to_nothing_leaves_every_byte(scenario: Scenario, kin
     assert ours.inside_area == pytest.approx(other.inside_area, rel=1e-12)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(st.one_of(engine_scenarios(engine="lorax"), scenarios(engine="vllm-0.8"), engine_scenarios(engine="s-lora")))
 def test_a_base_model_that_never_answers_leaves_every_byte(scenario: Scenario) -> None:
     assume(scenario.cache.eviction != "belady" and build_world(scenario).traffic.expected_s() > 0)
@@ -127,7 +126,7 @@ def test_a_base_model_that_never_answers_leaves_every_byte(scenario: Scenario) -
     assert tables(run(scenario)) == tables(run(with_(scenario, faults=[fault])))
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(
     misrouting_scenarios(kinds=("misrouting", "base-model"), whole=True, endless=True, alone=True), st.integers(1, 9)
 )
@@ -147,7 +146,7 @@ def test_the_cache_makes_no_difference_to_who_goes_wrong(scenario: Scenario, slo
     assert not np.any(ours.requests["status"] == UNFINISHED)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(designs())
 def test_where_the_base_model_answers_all_nothing_is_loaded_on_anyones_account(scenario: Scenario) -> None:
     recording = run(with_(scenario, faults=[{"kind": "base-model", "probability": 1.0}]))
@@ -164,13 +163,13 @@ def test_where_the_base_model_answers_all_nothing_is_loaded_on_anyones_account(s
     assert not np.any(marked(recording, MISROUTED)[~named])
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios(kinds=("base-model", "base-model", "misrouting")))
 def test_running_sums_agree_with_counts_at_every_boundary(scenario: Scenario) -> None:
     assert_sums_agree_at_every_boundary(scenario)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios(kinds=("stale-map",), most=1))
 def test_a_stale_map_ends_when_its_routers_have_heard(scenario: Scenario) -> None:
     recording = run(scenario)
@@ -186,13 +185,13 @@ def test_a_stale_map_ends_when_its_routers_have_heard(scenario: Scenario) -> Non
     assert all(time <= min(law.high, last_s) for time in over)
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios())
 def test_a_seed_repeats_byte_for_byte(scenario: Scenario) -> None:
     assert tables(run(scenario)) == tables(run(scenario))
 
 
-@settings(max_examples=EXAMPLES)
+@examples(100)
 @given(misrouting_scenarios())
 def test_old_prefixes_are_found_only_after_a_swap_and_by_right_answers(scenario: Scenario) -> None:
     recording = run(scenario)

@@ -7,7 +7,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.policies.vllm_lru import SetOrder, VllmLruCache
@@ -205,7 +206,7 @@ def next_batch(random: Random, batch: list[int], adapters: int, slots: int) -> t
     return stay, random.sample(others, min(room, most))
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(
     random=st.randoms(use_true_random=False),
     slots=st.integers(1, 9),

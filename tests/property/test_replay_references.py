@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import PART
 
 from sim.policies.replay.cache_replay import replay
 
@@ -40,7 +41,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_misses_are_libcachesims_on_every_trace(theirs: str, shared: Path) -> None:
     rows = [row for row in rows_of(shared / "cache" / "references.csv") if row["policy"] == theirs]
     assert len(rows) == 26
-    for row in rows:
+    for row in rows if PART == 1 else rows[::3]:
         with np.load(shared / "cache" / f"{row['trace']}.npz") as stream:
             objects, sizes = stream["obj"], stream["size_mb"].astype(np.int64) * MEGABYTE
         replayed = replay(LIBCACHESIM[theirs], objects, sizes, int(row["cache_mb"]) * MEGABYTE)

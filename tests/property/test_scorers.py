@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_routing_laws import ADAPTERS, contexts_of
 
@@ -170,7 +171,7 @@ def any_request(luck: Random, number: int) -> Request:
     return Request(number, 0.0, 0, prompt, 5, luck.random(), luck.random() / 4, 0.0, shared, conversation)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(context=contexts_of(), seed=st.integers(0, 10**6), scraped=st.booleans())
 def test_the_router_is_its_naive_twin(context: RouterContext, seed: int, scraped: bool) -> None:
     router, naive, view, luck = make_router("scorers", context), NaiveScorers(context), context.view, Random(seed)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import scenarios
 from test_leaping import tell
@@ -39,7 +40,7 @@ def rules_that_meet(draw: st.DrawFn) -> Scenario:
     return Scenario.model_validate({"schema_version": 1, **data})
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(rules_that_meet())
 def test_leaps_equal_single_steps(scenario: Scenario) -> None:
     tell(scenario)

@@ -6,7 +6,8 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_tenants import CodeFleet, TenantFleet
 from strategies import VLLM, engine_scenarios, scenarios
@@ -37,7 +38,7 @@ def with_tenants(data: st.DataObject, scenario: Scenario, **fleet: Any) -> Scena
 
 
 @pytest.mark.parametrize("engine", PRIORITY_ENGINES)
-@settings(max_examples=200)
+@examples(200)
 @given(data=st.data())
 def test_leaps_equal_steps_with_priorities(engine: str, data: st.DataObject) -> None:
     scenario = data.draw(scenarios(engine=engine, prefetch=False))
@@ -50,7 +51,7 @@ def test_leaps_equal_steps_with_priorities(engine: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
-@settings(max_examples=200)
+@examples(200)
 @given(data=st.data())
 def test_leaps_equal_steps_with_the_virtual_token_counter(scheduling: str, data: st.DataObject) -> None:
     scenario = data.draw(scenarios(engine="continuous", prefetch=False))
@@ -61,7 +62,7 @@ def test_leaps_equal_steps_with_the_virtual_token_counter(scheduling: str, data:
 
 
 @pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
-@settings(max_examples=100)
+@examples(100)
 @given(data=st.data())
 def test_leaps_equal_steps_with_the_counters_of_the_papers_code(scheduling: str, data: st.DataObject) -> None:
     scenario = data.draw(engine_scenarios(engine="s-lora"))

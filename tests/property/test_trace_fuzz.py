@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken_traces import NASTY_CELLS, broken
-from hypothesis import given, note, settings
+from examples import examples
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from sim.errors import InputError
@@ -61,7 +62,7 @@ def check_error(error: InputError, file: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=600)
+@examples(600)
 @given(
     content=broken(),
     skip_bad=st.booleans(),
@@ -92,7 +93,7 @@ def test_a_broken_trace_is_read_or_refused(
     file.unlink()
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(cells=st.lists(st.tuples(st.integers(1, 3), st.sampled_from(NASTY_CELLS)), min_size=1, max_size=3))
 def test_bad_rows_cost_only_themselves(folder: Path, cells: list[tuple[int, bytes]]) -> None:
     """Rows with one bad cell each, between good ones: exactly the good ones are left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ def workloads(draw: st.DrawFn) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(workloads(), st.integers(1, 60), st.integers(1, 3000), st.integers(0, 5))
 def test_requests_come_in_order_as_many_as_asked_for_and_the_same_each_time(
     workload: dict[str, Any], count: int, requests: int, seed: int

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,7 @@ def vetted(folder: Path, state: object, config: object) -> list[dict[str, Any]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(HEADS, st.lists(ENTRIES, max_size=60), CONFIGS)
 def test_any_log_has_an_answer(head: dict[str, Any], rows: list[Any], config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

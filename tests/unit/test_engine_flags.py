@@ -336,7 +336,7 @@ def test_command_lines_word_for_word(base: Path) -> None:
     assert engine_flags(load_scenario("base.yaml", [*sglang, *full, *cold]).scenario, KV) == {
         "SGLang": "python -m sglang.launch_server --model-path MODEL --enable-lora --max-loras-per-batch 8 "
         "--max-lora-rank 24 --lora-target-modules q_proj v_proj --max-loaded-loras 64 --lora-eviction-policy lru "
-        "--max-running-requests 256 --chunked-prefill-size 8192 --context-length 4096 --enable-lora-overlap-loading "
+        "--max-running-requests 2048 --chunked-prefill-size 8192 --context-length 4096 --enable-lora-overlap-loading "
         "--enable-mixed-chunk --max-total-tokens 40000 --page-size 1 --disable-radix-cache"
     }
     assert engine_flags(load_scenario("base.yaml", ["fleet.engine=s-lora"]).scenario, KV) == {}

@@ -12,3 +12,12 @@ from sim.world.build import build_world
 def test_a_kv_cache_larger_than_the_gpu_is_noted(tokens: int, *, noted: bool) -> None:
     notes = build_world(load_scenario("quickstart", [f"fleet.kv_tokens={tokens}"]).scenario).notes
     assert any(f"fleet.kv_tokens ({tokens:,}) is more than NVIDIA H100" in note for note in notes) is noted
+
+
+@pytest.mark.parametrize(("prompt", "noted"), [(100, True), (3000, False)])
+def test_batches_larger_than_the_profile_covers_are_noted_where_the_kv_cache_has_room_for_them(
+    prompt: int, *, noted: bool
+) -> None:
+    values = ["fleet.engine=sglang", "cache.gpu.slots=8", f"workload.tokens={{prompt: {prompt}, output: 100}}"]
+    notes = build_world(load_scenario("quickstart", values).scenario).notes
+    assert any("max_num_seqs 2048 lets batches grow beyond" in note for note in notes) is noted

@@ -5,7 +5,8 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.policies.admission import WaitingQueue
@@ -73,7 +74,7 @@ def scan(queue: WaitingQueue, most: int, full: int | None) -> tuple[list[Request
 
 
 @pytest.mark.parametrize("rule", ["keep-order", "reversed", "own-queue"])
-@settings(max_examples=400)
+@examples(400)
 @given(random=st.randoms(use_true_random=False), adapters=st.integers(1, 9))
 def test_a_queue_equals_the_lists_of_the_scheduler(rule: PassedRequests, random: Random, adapters: int) -> None:
     cache = VllmLruCache(adapters, SLOTS, max(adapters, SLOTS), SetOrder(list(range(adapters))))

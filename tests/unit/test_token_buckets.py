@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import build
 
@@ -65,7 +66,7 @@ def passed(times: np.ndarray, tokens: np.ndarray, rate: float, burst: float) -> 
     return bool((over - lowest <= burst * (1 + 1e-9)).all())
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.lists(st.tuples(st.floats(0, 5), st.integers(1, 100)), min_size=1, max_size=60),
     st.floats(0.5, 500),

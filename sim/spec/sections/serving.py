@@ -196,7 +196,7 @@ class ReplicaKeys(Strict):
     """Engine ``fixed`` only: the time that one request takes, such as ``10 ms``."""
     max_num_seqs: PositiveInt = 256
     """Most sequences in one batch. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 1024 on h100-80gb, h200 and
-    b200."""
+    b200. With SGLang and TensorRT-LLM 2048, with S-LoRA 1000."""
     max_num_batched_tokens: PositiveInt = Field(default=2048, le=MAX_TOKENS)
     """Token budget of one step. With vLLM, unset: what ``vllm serve`` takes on ``gpu``, 8192 on h100-80gb and h200,
     16384 on b200. With SGLang, unset: its chunk on ``gpu``, 4096 to 16384."""

@@ -22,11 +22,28 @@ from sim.spec.engine_flags.command_lines import (
     script_of_shell,
     starts_engine,
 )
-from sim.spec.engines import DEFAULT_ENGINE, batch_limits, is_vllm_since, nearest_version, prefill_chunk
+from sim.spec.engines import (
+    DEFAULT_ENGINE,
+    batch_limits,
+    is_vllm_since,
+    nearest_version,
+    prefill_chunk,
+    preset_value,
+    share_of_static,
+)
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
 from sim.spec.profile import load_profile
-from sim.spec.profile_choice import DEFAULT_MODEL, MOST_GPUS, build_command, built_profile, has_profile, is_model
+from sim.spec.profile_choice import (
+    DEFAULT_MODEL,
+    MOST_GPUS,
+    build_command,
+    built_profile,
+    has_profile,
+    is_model,
+    profile_of,
+)
+from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.deploy.picker import documents_of
 from sim.studies.design import check_points
@@ -48,6 +65,7 @@ _LARGER_SHARE_FROM = (0, 25)
 _DEEPEST = 40
 _GPU_COUNTS = ("nvidia.com/gpu", "amd.com/gpu", "requestGPU")
 _MODEL, _GPU, _GPUS = "adapters.base_model", "fleet.gpu", "fleet.tensor_parallel"
+_SHARE = "fleet.gpu_memory_utilization"
 
 
 @dataclass(slots=True)
@@ -102,9 +120,8 @@ class Draft:
         if command.of_server:
             self.comments.append(f"Of the server, without effect here: {' '.join(command.of_server)}")
         self.engine_name = command.name
-        known = ("max_num_batched_tokens",) if command.name == "SGLang" else ()  # for each GPU
-        missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings and key not in known]
-        if missing and command.name != "vLLM":
+        missing = [key for key in _BATCH_KEYS if f"fleet.{key}" not in self.settings]
+        if missing and command.name not in ("vLLM", "SGLang"):  # of which each GPU's are known
             keys = " and ".join(f"fleet.{key}" for key in missing)
             self.comments.append(
                 f"The command line leaves {keys} to {command.name}, whose default depends on its version and GPU; "
@@ -125,7 +142,13 @@ class Draft:
         if self.engine_name == "SGLang":
             chunk = prefill_chunk(str(self.settings["fleet.gpu"].value))
             said = "SGLang's default on this GPU (--chunked-prefill-size)"
-            self.add([Setting("fleet.max_num_batched_tokens", chunk, said)])
+            most = preset_value("sglang", "fleet.max_num_seqs")
+            self.add(
+                [
+                    Setting("fleet.max_num_seqs", most, "SGLang's default (--max-running-requests)"),
+                    Setting("fleet.max_num_batched_tokens", chunk, said),
+                ]
+            )
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:
@@ -161,6 +184,20 @@ class Draft:
             return f"loraplan run {path}"
         return f"{build_command(*wanted)}; then remove {path} and draft it again, which takes that profile"
 
+    def convert_share(self, scenario: Scenario) -> bool:
+        """Put SGLang's share of the memory in terms of the profile, and return whether that changed the draft.
+
+        :param scenario: as drafted so far.
+        """
+        given = self.settings.get(_SHARE)
+        if given is None or not given.said.startswith("--mem-fraction-static") or _SHARE in self.refused:
+            return False
+        profile, _ = profile_of(scenario)
+        assert profile is not None, "SGLang's steps have costs"
+        share = share_of_static(profile.memory, float(str(given.value)), profile.tensor_parallel)
+        self.settings[_SHARE] = Setting(_SHARE, round(share, 3), f"as {given.said}, and what else the engine allocates")
+        return True
+
     def notes(self) -> list[str]:
         """Return the comments; the first say if another base model, GPU or number of GPUs is simulated than given."""
         notes, refused = [*self.comments], self.refused
@@ -181,7 +218,7 @@ class Draft:
 def _memory_share(engine: str) -> Setting:
     larger = is_vllm_since(engine, _LARGER_SHARE_FROM)
     said = f"the default of vllm serve {'from 0.25 on' if larger else 'before 0.25'}"
-    return Setting("fleet.gpu_memory_utilization", 0.92 if larger else 0.9, said)
+    return Setting(_SHARE, 0.92 if larger else 0.9, said)
 
 
 def write_draft(draft: Draft, path: Path) -> list[str]:
@@ -196,7 +233,8 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
     while not hopeless:
         write_text(path, scenario_text(draft))
         try:
-            check_points(load_scenario(str(path), []))
+            scenario = load_scenario(str(path), [])
+            check_points(scenario)
         except InputError as error:
             several = error.errors if isinstance(error, SeveralErrors) else [error]
             # One setting at a time: without it, what else was wrong may be right.
@@ -207,7 +245,8 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
             else:
                 hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
-            break
+            if not draft.convert_share(scenario.scenario):
+                break
     others = [key for key in refused if key not in (_MODEL, _GPU, _GPUS)]
     left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in others]
     return [*draft.notes(), *left_out, *hopeless]
