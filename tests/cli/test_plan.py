@@ -297,8 +297,15 @@ def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: Comm
     assert {row.group for row in data.levers} == {"router", "eviction", "slots"}
     again = loraplan("plan", "small.yaml", "--no-headroom", *found[2].split(), "--json")
     assert answered(again)["answer"] == {"fleet.replicas": 2}
-    none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=20%")
-    assert "Tried with 3 replicas, without success: " in none.out
+    none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=1%")
+    assert re.search(r"Tried with 2 replicas, without success: .* and both 48 GPU slots and router hash\.", none.out)
+    two = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.ttft_p99=200ms", "--set", "plan.range=[2, 3]")
+    both = r"With both 48 GPU slots and router affinity-residency, 3 replicas would probably do: p99 TTFT (\d+)"
+    found = re.search(both, two.out)
+    assert found, two.out
+    singles = [row.metrics["ttft_p99_s"].other for row in read_run(tmp_path / "runs/small-plan").levers[:-1]]
+    assert all(alone > 0.2 for alone in singles if alone), "none alone is enough"
+    assert int(found[1]) < 100
 
 
 @pytest.mark.slow

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any, Literal
 
 from sim.errors import InputError
 from sim.policies.replica_memory import ASSUMED_SLOWDOWN
 from sim.results.model import MetricChange
-from sim.results.pairs import difference_of
+from sim.results.pairs import BETTER, difference_of
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
 from sim.results.run_directory.study_records import WhatIfRow
 from sim.results.slo_terms import all_terms
-from sim.results.verdict import verdict
+from sim.results.verdict import MET, strain, verdict
 from sim.spec.engines import ENGINES
 from sim.spec.policies import EVICTIONS, ROUTERS
 from sim.spec.profile_choice import prices_of
@@ -48,7 +48,7 @@ class Change:
     """One change of a scenario.
 
     :ivar group: ``traffic``, ``adapters``, ``base model``, ``slots``, ``loading``, ``host copies``, ``prefix cache``,
-        ``kv offload``, ``eviction``, ``router``, ``steps``, ``scheduling`` or ``remedy``.
+        ``kv offload``, ``eviction``, ``router``, ``steps``, ``scheduling``, ``both`` of two, or ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
@@ -344,8 +344,27 @@ def what_if(
         replications = min(loaded.scenario.run.replications, _FEW_RUNS)
         loaded = loaded.with_values({"run.replications": replications})
     evaluated = try_changes(loaded, found, store, execution)
+    if groups and (both := _best_two(loaded, evaluated)) is not None:
+        evaluated += try_changes(loaded, [both], store, execution)[1:]
     requests = sum(int(each.point.cost["requests"]) for each in evaluated if each.point is not None)
     return rows_of(loaded, evaluated), requests
+
+
+def _best_two(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> Change | None:
+    """Return the two changes of different groups that help most, as one, where none alone meets the SLO."""
+    base, terms = evaluated[0].point, all_terms(loaded.scenario)
+    assert base is not None, "it was simulated"
+    name = max(terms, key=lambda each: strain(base, each, terms[each]))
+    rows = rows_of(loaded, evaluated)
+    helps: dict[str, tuple[float, WhatIfRow]] = {}  # the best of each group
+    for row in rows:
+        found = row.metrics.get(name)
+        if found is not None and found.word == BETTER and found.other is not None:
+            helps[row.group] = min(helps.get(row.group, (inf, row)), (found.other, row), key=lambda each: each[0])
+    if len(helps) < 2 or any(row.verdict == MET for row in rows):
+        return None
+    one, other = (row for _, row in sorted(helps.values(), key=lambda each: each[0])[:2])
+    return Change("both", f"both {one.label} and {other.label}", {**one.set, **other.set})
 
 
 def try_changes(
