@@ -126,7 +126,11 @@ class SglangScheduler(Scheduler):
                 self.ratio = self._first
             return step
         if self.blocked == UNBLOCKED and self._waits():
-            self.blocked = self._full_reason if self._full else BY_ADAPTER_LIMIT
+            queue = self._queue
+            if self._full:
+                self.blocked = self._full_reason
+            elif queue.over_limit or (queue.deferred and queue.defers):  # else it waits for the next chunk
+                self.blocked = BY_ADAPTER_LIMIT
         if step.prefills and not self._decodes:
             return self._compose_prefills_only(prompt_tokens, now)
         if self.paused:

@@ -355,6 +355,8 @@ def test_options_of_the_next_command_are_none_of_the_engine() -> None:
         for before in ("cd /opt/vllm && ", "pip install vllm; ", "set -e\n"):
             assert read_command(before + command) == alone, before
             assert read_command(["bash", "-c", before + command]) == alone, before
+    script = 'set -eu\nset -- serve m # model\nset -- "$@" --enable-lora\nset -- "$@" --max-loras 6\nexec vllm "$@"'
+    assert read_command(script) == alone, "as --emit writes it"
     quoted = 'vllm serve m --enable-lora --max-loras 6 --hf-overrides \'{"a": "b; c & d"}\''
     assert read_command(quoted).value("cache.gpu.slots") == 6
 

@@ -87,7 +87,9 @@ def test_no_load_is_offered_in_a_closed_loop(point: Point) -> None:
 def test_the_answer_names_clients(point: Point) -> None:
     assert traffic_sentence([point]).startswith("Traffic: a closed loop of 4 concurrent requests; the hottest 1 / 10 ")
     workload = {"arrivals": {"process": "closed", "concurrency": 4}}
-    assert any(sentence.startswith("Requests come from a closed loop: each client") for sentence in _traffic(workload))
+    assert any(
+        sentence.startswith("Requests come from a closed loop: each client") for sentence in _traffic(workload, ())
+    )
 
 
 def test_designs_are_compared_request_by_request(point: Point) -> None:

@@ -72,7 +72,7 @@ class ScannedQueue(RejoiningQueue):
         self._to_come: dict[int, int] = {}
 
     def begin(self) -> None:
-        self._place = 0
+        self._place, self.over_limit = 0, False
 
     def next_candidate(self) -> Request | None:
         return self.ready[self._place] if self._place < len(self.ready) else None
@@ -88,7 +88,10 @@ class ScannedQueue(RejoiningQueue):
         return True
 
     def _has_adapter(self, candidate: Request) -> bool:
-        return self._slots.can_claim(candidate.adapter)
+        if self._slots.can_claim(candidate.adapter):
+            return True
+        self.over_limit = True
+        return False
 
     def take(self, candidate: Request) -> None:
         del self.ready[self._place]
@@ -157,4 +160,7 @@ class LoadingAheadQueue(ScannedQueue):
         if slots.state[adapter] == LOADING:
             self._waits(candidate)
             return False
-        return slots.fetch_ahead(adapter) and self._start(candidate)
+        if slots.fetch_ahead(adapter):
+            return self._start(candidate)
+        self.over_limit = True
+        return False

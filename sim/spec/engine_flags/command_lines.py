@@ -155,7 +155,15 @@ def _commands(text: str) -> list[list[str]]:
     words = shlex.shlex(text, posix=True, punctuation_chars=_ENDS)
     words.whitespace, words.whitespace_split, words.commenters = " \t\r", True, ""
     groups = itertools.groupby(words, lambda word: bool(word) and set(word) <= set(_ENDS))
-    return [list(command) for is_end, command in groups if not is_end]
+    commands: list[list[str]] = []
+    arguments: list[str] = []  # of the script: what "set --" makes them
+    for command in (list(group) for is_end, group in groups if not is_end):
+        said = [inner for word in command for inner in (arguments if word == "$@" else [word])]
+        if said[:2] == ["set", "--"]:
+            arguments = said[2:]
+        else:
+            commands.append(said)
+    return commands
 
 
 def _started(commands: list[list[str]]) -> list[str]:

@@ -245,13 +245,16 @@ def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) ->
         return f"Runs as short as these don't show what would make {few} enough; tried: {listed([*tried])}."
     if not enough:
         return f"Tried with {few}, without success: {listed([*tried])}."
-    best = min(enough, key=lambda label: known[label].other or 0.0)
+    best = min(enough, key=lambda label: (tried[label].verdict != MET, known[label].other or 0.0))
+    more_than_one = [*read.record.keys] == ["fleet.replicas"] and short.set["fleet.replicas"] > 1
+    fewer = ", perhaps fewer" if more_than_one else ""
     options = "add " + " ".join(f"--set {k}={'null' if v is None else v}" for k, v in tried[best].set.items())
     if read.record.fleets:  # whose own set comes after --set
         values = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in tried[best].set.items())
         options = f"put {values} into the set of that fleet (plan.fleets)"
+    would = "would probably" if tried[best].verdict == MET else "may"
     return (
-        f"With {best}, {few} {'would probably' if tried[best].verdict == MET else 'may'} do: {metric_words(name)} "
+        f"With {best}, {few} {would} do{fewer}: {metric_words(name)} "
         f"{show(name, known[best].other)} in place of {show(name, known[best].one)}, in two short runs. "
         f"To plan with it, {options}."
     )

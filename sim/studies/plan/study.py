@@ -169,11 +169,11 @@ def _levers(design: PlanDesign, planned: Collection[str]) -> tuple[str, ...]:
     if point is None or world is None:
         return ()
     missed = strained(point, all_terms(world.scenario))
-    slow = len(missed) > 0 and all(map(is_gap, missed))  # shorter steps shorten nothing else
     for_queues = FOR_ADAPTERS if _waits_for_adapters(design) else _FOR_EVEN_LOAD if is_uneven(point) else ()
     for_tenants = _FOR_TENANTS if any(split_term(term)[0] for term in missed) else ()
     late = any(split_term(term)[1].startswith(("ttft_", "e2e_")) for term in missed)
-    groups = (*for_queues, *(_FOR_GAPS if slow else _FOR_PROMPTS if late else ()), *for_tenants)
+    slow = _FOR_GAPS if any(map(is_gap, missed)) else ()
+    groups = (*for_queues, *slow, *(_FOR_PROMPTS if late else ()), *for_tenants)
     return tuple(dict.fromkeys(change.group for change in free_changes(world, groups, planned)))
 
 

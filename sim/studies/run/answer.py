@@ -30,7 +30,7 @@ from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.run_directory.headroom_record import Headroom
+from sim.results.run_directory.headroom_record import NEVER, Headroom
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
@@ -333,6 +333,9 @@ def answer(
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     words = remedy_words(binding, point)
     remedy = "" if changed and binding.evidence is Evidence.NOTHING else words
+    if remedy and binding.evidence is Evidence.NOTHING and headroom is not None and headroom.outcome == NEVER:
+        why = f"{metric_words(headroom.term)} (missed even with a fraction of the traffic)"
+        remedy = f"relax the target of {why}, shorten answers, or use faster GPUs"
     deciding = None if shown is None else metric_of(point, shown)
     by_run = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) == UNCLEAR
     by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reports.formatting import listed
 from reports.tables.metric_tables import wall_words
 from sim.results.point import Point
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES, preset_value
@@ -105,11 +106,11 @@ def assumed(manifest: Mapping[str, Any]) -> list[str]:
     """Return what the simulation takes for granted."""
     scenario = _part(manifest, "scenario")
     workload = _part(scenario, "workload")
-    found = ["The network, the router and tokenising take no time."]
+    found = ["The network and the router take no time; what a request spends in the front end is the same for each."]
     if tool := _part(workload, "client").get("tool"):
         found.append(f"Requests are a benchmark's ({tool}). Real users come in sessions, and then fewer requests miss.")
     elif not workload.get("trace"):
-        found += _traffic(workload)
+        found += _traffic(workload, scenario.get("tenants") or ())
     if _part(scenario, "storage").get("load"):
         found.append("Loads take the time that the scenario gives, however many run at once.")
     found += _base_weights(_part(scenario, "adapters"))
@@ -142,7 +143,7 @@ _PROCESSES = {
 }
 
 
-def _traffic(workload: Mapping[str, Any]) -> list[str]:
+def _traffic(workload: Mapping[str, Any], tenants: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what generated traffic takes for granted."""
     law = _part(workload, "popularity").get("law", "uniform")
     arrivals = _part(workload, "arrivals")
@@ -165,7 +166,9 @@ def _traffic(workload: Mapping[str, Any]) -> list[str]:
         )
     elif process:
         what = "Sessions begin" if workload.get("sessions") is not None else "Requests arrive"
-        found.append(f"{what} by {_PROCESSES.get(process, process)}.")
+        own = [(tenant.get("name"), _part(tenant, "arrivals").get("process")) for tenant in tenants]
+        others = [f"those of {name} by {_PROCESSES.get(of, of)}" for name, of in own if of]
+        found.append(f"{what} by {listed([_PROCESSES.get(process, process), *others])}.")
     if not workload.get("drift") and not workload.get("churn"):
         found.append("Popularity stays as it is: no adapter comes, goes or changes its place.")
     return found
@@ -206,12 +209,12 @@ def calibration(manifest: Mapping[str, Any], points: Sequence[Point]) -> str:
         return ""
     draws, of = drawn["draws"], drawn["of"]
     return (
-        f"The profile {_part(manifest, 'profile').get('name', '')} was fitted to finitely many measurements. It holds "
-        f"{of:,} bootstrap draws: step and load costs fitted again to measurements drawn with replacement. "
+        f"The profile {_part(manifest, 'profile').get('name', '')} holds {of:,} draws of its step and load costs: what "
+        "these may be as well, given what they were made from (loraplan profiles show). "
         f"{'All' if draws == of else f'{draws} of them, evenly chosen,'} were simulated, each on the traffic of one "
         "replication, and compared with the profile's own costs on that traffic. The root mean square difference (of "
         "logarithms for times and rates, of plain values for shares), times Student's t, gives the 95 % calibration "
-        "interval. It shows what more measurements could change; the 95 % interval shows what a longer simulation "
+        "interval. It shows what better measurements could change; the 95 % interval shows what a longer simulation "
         "could. The two are independent, and the verdict adds their widths as squares. Errors in the form of the cost "
         "model are in neither."
     )
