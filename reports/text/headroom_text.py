@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports.answers.limits import Evidence, Limit, limits
 from reports.formatting import listed, metric_words, percent
-from reports.text.limit_text import MORE_SLOTS, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
+from reports.text.limit_text import MORE_SLOTS, by_size, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
 from reports.text.metric_text import capital, unserved_words
 from sim.results.catalogue import CATALOGUE
 from sim.results.model import BucketUse
@@ -99,7 +99,7 @@ def failing_limit(found: Headroom | None) -> tuple[str, str]:
     if _unserved(found.failing, found.term):
         return "requests that are refused or fail", ""
     limit = _failing(found.failing, found.term)
-    return limit_words(limit, "compute"), remedy_words(limit, found.failing)
+    return by_size(limit_words(limit, "compute"), found.failing), remedy_words(limit, found.failing)
 
 
 def fails_today(found: Headroom) -> bool:

@@ -129,7 +129,8 @@ def limit_line(point: Point, missed: Sequence[str] = (), where: str = "", *, sea
         more = "" if searched else "; more traffic was not simulated"
         return f"None{where or ' today'}{'' if stage is None else f': {_waits(point)}{stage_words(*stage)}'}{more}."
     why = limit_sentence(limit, point)
-    return f"{capital(limit_words(limit))}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
+    named = capital(by_size(limit_words(limit), point))
+    return f"{named}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
 
 
 MORE_COPIES = "keep more copies in host memory (cache.host.slots)"
@@ -145,6 +146,8 @@ _BY_SIZE = {
     ),
     "cache.host.slots (vLLM's max_cpu_loras)": "cache.host.size",
     "cache.host.slots": "cache.host.size",
+    "adapter slots": "memory for adapters",
+    "every slot was in use by a running request": "running requests used all memory for adapters",
 }
 """What remedies say where adapters take bytes of the GPU cache, not slots."""
 _COME_BACK = 0.01
@@ -214,10 +217,10 @@ def in_keys_of_scenario(said: str, point: Point) -> str:
         said = said.replace("replicas (fleet.replicas)", "replicas (fleet.autoscale: a larger max, or a lower target)")
     if point.pools or (setup is not None and setup.pools):
         return re.sub(r" \([a-z_.]+\)", "", said)
-    return _by_size(said, point)
+    return by_size(said, point)
 
 
-def _by_size(said: str, point: Point) -> str:
+def by_size(said: str, point: Point) -> str:
     """Return what is said of slots for a cache that counts bytes."""
     memory = None if point.setup is None else point.setup.memory
     if memory is not None and memory.slots is None and memory.adapters:
@@ -242,7 +245,7 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     if limit.bucket is not None:
         return _bucket(limit.bucket)
     if evidence is Evidence.BLOCKED:
-        return f"During {busy} of the time {_BLOCKED[limit.name]}."
+        return by_size(f"During {busy} of the time {_BLOCKED[limit.name]}.", point)
     if evidence is Evidence.COMPUTE_OVERLOADED and limit.value == 1:
         return "More requests arrive than are served, so the queue grows without limit."
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
@@ -250,7 +253,7 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     share = "" if limit.of_latency is None else percent(limit.of_latency)
     wait, otherwise = human_seconds(limit.wait_s), percent(limit.otherwise)
     said = _BUSY[evidence].format(busy=busy, value=limit.value, share=share, otherwise=otherwise, wait=wait)
-    return _by_size(said, point)
+    return by_size(said, point)
 
 
 def _faults(shares: Mapping[str, float]) -> str:

@@ -136,7 +136,7 @@ def test_what_if_and_compare_judge_alike(loraplan: CommandLine) -> None:
     found = json.loads(ended.out)
     assert ended.code == 1
     assert found["worse_slo_terms"] == ["ttft_p99_s"]
-    assert found["points"][0]["why"] == "the SLO is met with A alone"
+    assert found["points"][0]["why"] == "the SLO is met only with A"
     assert "refused" in found["judged"]
     strict = ("run", "rf.yaml", "--jobs", "1", "--set", "slo.ttft_p99=1 ms")
     loraplan(*strict, "--set", "fleet.kv_tokens=65536", "--out", "strict")

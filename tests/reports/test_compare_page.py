@@ -139,7 +139,7 @@ def test_the_headline_says_what_differs() -> None:
     assert change_phrase(replace(better, changed=engine)) == "engine sglang instead of vllm-0.8"
     lost = replace(single(p99=0.5, slo={"e2e_p99": "400 ms"}), changed=slots)
     assert headline(lost).startswith(
-        "Worse with 64 GPU slots instead of 32: the SLO is met with 32 GPU slots alone; p99"
+        "Worse with 64 GPU slots instead of 32: the SLO is met only with 32 GPU slots; p99"
     )
 
 
@@ -158,9 +158,9 @@ def test_overload_and_the_slo_decide_before_any_change() -> None:
         "Yes, B is better than A: with A more requests arrive than are served"
     )
     lost = single(p99=0.5, miss=0.7, slo={"e2e_p99": "400 ms", "miss_ratio": "90%"})
-    assert headline(lost).startswith("No, B is worse than A: the SLO is met with A alone; p99 E2E 300 ms → 500 ms")
+    assert headline(lost).startswith("No, B is worse than A: the SLO is met only with A; p99 E2E 300 ms → 500 ms")
     assert any(text.startswith("Also clearly better: miss ratio 80 % → 70 %") for text in details(lost))
-    assert as_json(lost)["points"][0]["why"] == "the SLO is met with A alone"
+    assert as_json(lost)["points"][0]["why"] == "the SLO is met only with A"
     # A time that an overloaded run has is worse, however wide its interval.
     full = replace(ALL["overload"], terms={"ttft_p99_s": 10.0, "miss_ratio": 1.0})
     assert worse_terms(full) == ["ttft_p99_s"]
@@ -256,7 +256,7 @@ def test_tenants_slos_are_judged_too() -> None:
     found = compare_runs(run(shared(chat=0.2), slo=slo), run(shared(chat=5.0, p99=0.2), slo=slo, name="two"))
     assert found.judged == ("ttft_p99_s", "tenants.chat.ttft_p99_s")
     assert headline(found) == (
-        "No, B is worse than A: the SLO is met with A alone; p99 TTFT of chat 200 ms → 5 s (+2,400 %)."
+        "No, B is worse than A: the SLO is met only with A; p99 TTFT of chat 200 ms → 5 s (+2,400 %)."
     )
     assert worse_terms(found) == ["tenants.chat.ttft_p99_s"]
     assert ["p99 TTFT of chat, SLO 400 ms", "200 ms", "5 s"] in [row[:3] for row in key_table(found).rows]
@@ -323,7 +323,7 @@ def test_whose_slo_is_met_is_said_where_they_differ() -> None:
     assert "Only A has an SLO: both are judged by it." in caution_sentences(only)
     crossed = compared(loose, {"e2e_p99": "400 ms"}, p99=0.5)
     assert "B's SLO is met with A, not met with B." in details(crossed)
-    assert headline(crossed).startswith("No, B is worse than A: B's SLO is met with A alone;")
+    assert headline(crossed).startswith("No, B is worse than A: B's SLO is met only with A;")
     same = compared(loose, loose)
     assert "The SLO is met with both." in details(same)
     assert not caution_sentences(same)

@@ -123,7 +123,7 @@ def _why(names: tuple[str, str], comparison: Comparison, pair: Pair) -> str:
     better, worse = (a, b) if pair.decided == WORSE else (b, a)
     return {
         OVERLOAD: f"with {worse} more requests arrive than are served",
-        SLO: f"{_slo(comparison)} is met with {better} alone",
+        SLO: f"{_slo(comparison)} is met only with {better}",
         "": "",
     }[pair.decided_by]
 

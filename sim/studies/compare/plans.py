@@ -22,7 +22,7 @@ from sim.studies.compare.design_words import by_name, changes_of, valued
 from sim.studies.compare.findings import caution_sentences, of_both
 from sim.studies.compare.report import compare_report
 from sim.studies.compare.study import ABSENT, UNSET, compare_runs
-from sim.studies.plan.findings import PlanReading, is_plan, plan_answer
+from sim.studies.plan.findings import PlanReading, is_plan, plan_answer, what_binds
 
 _GIVEN, _PLANNED = tree.Origin("scenario"), tree.Origin("plan")
 _IN_HEADLINE, _LISTED = 2, 6
@@ -158,7 +158,8 @@ def lines(diff: PlanDiff) -> list[tuple[str, str]]:
     for side in diff.sides:
         read, name, probable = side.read, side.deciding, side.read.record.probable
         deciding.append(term_sentence(read.chosen, name, read.terms[name], bounds=False))
-        limits.append(first_limit(side.headroom, limit_line(read.chosen, read.missed(read.chosen)), whose="its"))
+        today = limit_line(read.chosen, read.missed(read.chosen))
+        limits.append(first_limit(side.headroom, today, whose="its") if read.feasible else what_binds(read)[1])
         if probable is not None and read.feasible and probable.set != read.chosen.set:
             chance = percent(round(probable.probability, 2))
             less.append(f"{read.phrase(probable.set)} would probably do in {side.letter} ({chance})")

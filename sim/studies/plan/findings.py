@@ -118,7 +118,7 @@ class PlanReading:
 def plan_answer(data: RunData) -> Answer:
     """Return the answer of a finished plan."""
     read = PlanReading(data)
-    binding, sentence = _binding(read)
+    binding, sentence = what_binds(read)
     load = None if data.headroom is None else data.headroom.load
     today = limit_line(read.chosen, strained(read.chosen, read.terms), searched=data.headroom is not None)
     whose = "this" if read.record.direction == "maximize" else "today's"
@@ -434,7 +434,7 @@ def _left_out(read: PlanReading) -> str:
 # What limits the answer, how far it is from its target, and how sure that is.
 
 
-def _binding(read: PlanReading) -> tuple[str, str]:
+def what_binds(read: PlanReading) -> tuple[str, str]:
     """Return what stands in the way of the next more wanted design, or what limits the best one: its name, and why."""
     record, point = read.record, read.edge or read.chosen
     limit, *_ = limits(point, read.missed(point))
