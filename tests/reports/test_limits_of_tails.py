@@ -13,7 +13,9 @@ from reports.answers.limits import KV_LINK, Evidence, limits
 from reports.text.limit_text import limit_line, limit_sentence, remedy_words
 from sim.results.model import Capacity, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import Metric, Point, SliceResult
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import is_overloaded, strained
+from sim.studies.run.answer import answer
 
 
 def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stages: float) -> Point:
@@ -26,6 +28,7 @@ def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stage
 
 
 BLOCKING = {"loader": {"utilization": 0.1, "blocks_steps": True}}
+SELDOM = {"loader": {"utilization": 0.005, "blocks_steps": True}}
 SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
 
 
@@ -49,6 +52,9 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
             "loader",
             "keep more copies",
         ),
+        ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, SELDOM, {"load_s": 0.02}, "itl_p99_s", "compute", "compute fewer"),
+        ({"tpot_p99_s": 0.04}, BLOCKING, {"load_s": 0.02}, "tpot_p99_s", "loader", "keep more copies"),
+        ({"tpot_p99_s": 0.04}, SELDOM, {"load_s": 0.02}, "tpot_p99_s", "compute", "compute fewer"),
         ({"itl_p99_s": 0.05, "itl_mean_s": 0.03}, {}, {}, "itl_p99_s", "none", "add replicas"),
     ],
 )
@@ -213,3 +219,15 @@ def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None
     ):
         assert "router" not in [each.name for each in limits(other, ["ttft_p99_s"])]
     assert limits(point, ["itl_p99_s"])[0].name != "router", "gaps are long where steps are"
+
+
+def test_more_of_what_nothing_waits_for_is_no_remedy() -> None:
+    point, never = quiet({"tpot_p99_s": 0.03}, {}), Headroom("never", term="e2e_p99_s")
+    missed = {"e2e_p99_s": 0.1}
+    assert answer(point, missed, headroom=never).setting.startswith("Relax the target of p99 E2E (missed even with")
+    assert answer(point, missed, headroom=Headroom("found", 0.5)).setting.startswith("Add replicas")
+    assert answer(point, {"miss_ratio": 0.1}, headroom=never).setting.startswith("Add GPU slots")
+    long, busy = {"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {"compute": {"utilization": 1.0, "offered_load": 1.3}}
+    over = quiet(long, busy)
+    assert limits(over, ["itl_p99_s"])[0].evidence is Evidence.LONG_STEPS
+    assert remedy_words(limits(over, ["itl_p99_s"])[0], over).startswith("add replicas"), "small steps serve no more"

@@ -17,6 +17,7 @@ from reports.formatting import listed, metric_words, percent, show
 from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
 from reports.text.limit_text import (
     MORE_COPIES,
+    MORE_SLOTS,
     buckets_sentence,
     in_keys_of_scenario,
     limit_line,
@@ -333,9 +334,12 @@ def answer(
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     words = remedy_words(binding, point)
     remedy = "" if changed and binding.evidence is Evidence.NOTHING else words
-    if remedy and binding.evidence is Evidence.NOTHING and headroom is not None and headroom.outcome == NEVER:
-        why = f"{metric_words(headroom.term)} (missed even with a fraction of the traffic)"
-        remedy = f"relax the target of {why}, shorten answers, or use faster GPUs"
+    if remedy and over and binding.evidence is Evidence.NOTHING:
+        if split_term(over[0])[1] == "miss_ratio":
+            remedy = in_keys_of_scenario(MORE_SLOTS, point)
+        elif headroom is not None and headroom.outcome == NEVER and headroom.term in over:
+            why = f"{metric_words(headroom.term)} (missed even with a fraction of the traffic)"
+            remedy = f"relax the target of {why}, shorten answers, or use faster GPUs"
     deciding = None if shown is None else metric_of(point, shown)
     by_run = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) == UNCLEAR
     by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))
