@@ -35,7 +35,7 @@ test-rest: $(VENV)/.installed-test ## what make check adds to make test
 # Before a release. Accessibility needs node and a Chromium, and a real vLLM 3 GB; round-trip and mutants stay apart.
 nightly: check lowest test-vllm docs bench-compare fuzz kills same gallery ## make check, laws at length, oldest versions, a real vLLM, the site, benches, fuzzing, kills, all of make same, the gallery
 	$(BIN)/python -m pytest -m nightly tests/training tests/calibrate
-	$(BIN)/python -m pytest -n auto -m "not nightly" --hypothesis-profile=night tests/property
+	$(BIN)/python -m pytest -n auto -m "not nightly" --hypothesis-profile=night $$(grep -rl "from examples" tests --include="test_*.py")
 	if command -v npm; then $(MAKE) a11y; else echo "accessibility is not checked: there is no npm"; fi
 
 VLLM_TESTS ?= tests/serve/test_emitted_commands.py tests/serve/test_real_vllm.py

@@ -184,7 +184,7 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
         said[0] += "."
         load = None  # it refers to the largest fleet
     else:
-        mean = " on average" if len({pool.facts.get("device") for pool in point.pools}) > 1 else ""
+        mean = " on average" if len(point.pools) > 1 else ""
         fleet = f"{plural(usage.gpus, 'GPU')} at {money(usage.price)} an hour{mean}"
         said = [f"{fleet} cost{'' if usage.gpus != 1 else 's'} {money(month)} a month."]
     if each is not None:

@@ -375,7 +375,7 @@ def static_share(memory: Memory, share: float, gpus: int) -> float:
     return (share * memory.total_bytes - memory.overhead_bytes) / (memory.total_bytes - gpus * _OF_CONTEXT)
 
 
-def share_of_static(memory: Memory, static: float, gpus: int) -> float:
+def share_with_static(memory: Memory, static: float, gpus: int) -> float:
     """Return the share of a profile's memory that leaves as much as a ``--mem-fraction-static``; at most 1."""
     return min(1.0, (static * (memory.total_bytes - gpus * _OF_CONTEXT) + memory.overhead_bytes) / memory.total_bytes)
 

@@ -487,6 +487,9 @@ def test_what_a_command_line_leaves_to_sglang_is_sglangs_default_on_that_gpu(
     command = "python -m sglang.launch_server --model-path llama-3.1-8b --enable-lora"
     fleet = drafted(loraplan, "--gpu", gpu, "--from-sglang", command).fleet
     assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == (2048, chunk)
+    Path("mine.yaml").unlink()
+    fleet = drafted(loraplan, "--gpu", gpu, "--from-sglang", f"{command} --chunked-prefill-size 512").fleet
+    assert (fleet.max_num_seqs, fleet.max_num_batched_tokens) == (512, 512)
     by_hand = load_scenario("quickstart", [f"fleet.gpu={gpu}", "fleet.engine=sglang", "cache.gpu.slots=8"])
     assert (by_hand.scenario.fleet.max_num_seqs, by_hand.scenario.fleet.max_num_batched_tokens) == (2048, chunk)
 

@@ -14,7 +14,7 @@ from typing import Any
 import naive_capacity
 import pytest
 from counted_runs import Run, run
-from examples import PART
+from examples import PART as TRIED
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
 from naive_intervals import ASKED, MEANS, MEDIANS, P99S, Counted, SecondCount, is_narrow, skewed
 from naive_metrics import e2e_mean_s, slo_attainment
@@ -25,7 +25,7 @@ from sim.results.metric_state import Cause, Kind
 from sim.results.point import Metric
 from sim.spec.sections.traffic_laws import PiecewiseArrivals
 
-EACH = round(32 * PART)
+EACH = round(32 * TRIED)
 """Scenarios of a family: 512 in all at night."""
 NEAR = 1e-9
 PART = 1e-6
@@ -380,5 +380,6 @@ def test_every_metric_agrees_with_the_second_count() -> None:
             assert len(wrong) < 3, "\n".join(wrong)
             seen.update(set(events(one, counted)))
     assert not wrong, "\n".join(wrong)
-    rare = {name: (seen[name], least) for name, least in LEAST.items() if seen[name] < int(least * PART)}
+    part = 1 if TRIED == 1 else TRIED / 2  # fewer scenarios have what is rare by chance
+    rare = {name: (seen[name], least) for name, least in LEAST.items() if seen[name] < int(least * part)}
     assert not rare, f"too few scenarios show what they are for (seen, least): {rare}"

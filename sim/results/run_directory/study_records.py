@@ -146,6 +146,10 @@ class PlanRecord:
         return asdict(self)
 
 
+PAIR = "pair"
+"""The group of two changes at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class WhatIfRow:
     """What one change does: a row of ``manifest["what_if"]``.

@@ -158,12 +158,12 @@ def _commands(text: str) -> list[list[str]]:
     commands: list[list[str]] = []
     arguments: list[str] = []  # of the script: what "set --" makes them
     for command in (list(group) for is_end, group in groups if not is_end):
-        said = [inner for word in command for inner in (arguments if word == "$@" else [word])]
-        if said[:2] == ["set", "--"]:
-            arguments = said[2:]
+        said = [inner for word in command for inner in (arguments if word in ("$@", "${@}") else [word])]
+        if said[0] == "set" and "--" in said:
+            arguments = said[said.index("--") + 1 :]
         else:
             commands.append(said)
-    return commands
+    return commands or [arguments]
 
 
 def _started(commands: list[list[str]]) -> list[str]:

@@ -159,7 +159,7 @@ def lines(diff: PlanDiff) -> list[tuple[str, str]]:
         read, name, probable = side.read, side.deciding, side.read.record.probable
         deciding.append(term_sentence(read.chosen, name, read.terms[name], bounds=False))
         today = limit_line(read.chosen, read.missed(read.chosen))
-        limits.append(first_limit(side.headroom, today, whose="its") if read.feasible else what_binds(read)[1])
+        limits.append(first_limit(side.headroom, today, whose="its") if read.feasible else capital(what_binds(read)[0]))
         if probable is not None and read.feasible and probable.set != read.chosen.set:
             chance = percent(round(probable.probability, 2))
             less.append(f"{read.phrase(probable.set)} would probably do in {side.letter} ({chance})")

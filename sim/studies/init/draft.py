@@ -29,7 +29,7 @@ from sim.spec.engines import (
     nearest_version,
     prefill_chunk,
     preset_value,
-    share_of_static,
+    share_with_static,
 )
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
@@ -135,26 +135,25 @@ class Draft:
         self.add([Setting("fleet.gpu", DEFAULT_GPU, "not given: yours may be another (loraplan profiles list)")])
         if self.engine_name == "vLLM":
             limits = batch_limits(str(self.settings["fleet.gpu"].value))
-            said = "the default of vllm serve on this GPU; its log says it at the start"
-            self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
+            self._add_limits(limits, "the default of vllm serve on this GPU; its log says it at the start")
             if "fleet.kv_tokens" not in self.settings:
                 self.add([_memory_share(str(self.settings["fleet.engine"].value))])
         if self.engine_name == "SGLang":
             chunk = prefill_chunk(str(self.settings["fleet.gpu"].value))
-            said = "SGLang's default on this GPU (--chunked-prefill-size)"
-            most = preset_value("sglang", "fleet.max_num_seqs")
-            self.add(
-                [
-                    Setting("fleet.max_num_seqs", most, "SGLang's default (--max-running-requests)"),
-                    Setting("fleet.max_num_batched_tokens", chunk, said),
-                ]
-            )
+            limits = dict(zip(_BATCH_KEYS, (preset_value("sglang", "fleet.max_num_seqs"), chunk), strict=True))
+            self._add_limits(limits, "SGLang's default on this GPU")
         if "workload" not in self.lines:
             self.add(_TRAFFIC)
         if "adapters" not in self.lines:
             self.add(_ADAPTERS if self.names is None else _ADAPTERS[1:])
         if not any(key.startswith("slo.") for key in self.settings):
             self.add(_GOALS)
+
+    def _add_limits(self, limits: Mapping[str, int], said: str) -> None:
+        """Take an engine's limits of a step; every running sequence needs one token of it."""
+        budget = self.settings.get("fleet.max_num_batched_tokens")
+        most = limits["max_num_seqs"] if budget is None else min(limits["max_num_seqs"], int(str(budget.value)))
+        self.add([Setting(f"fleet.{key}", value, said) for key, value in {**limits, "max_num_seqs": most}.items()])
 
     def take_built_profile(self, folder: Path) -> None:
         """Take the profile that the user built, where none is bundled.
@@ -194,7 +193,7 @@ class Draft:
             return False
         profile, _ = profile_of(scenario)
         assert profile is not None, "SGLang's steps have costs"
-        share = share_of_static(profile.memory, float(str(given.value)), profile.tensor_parallel)
+        share = share_with_static(profile.memory, float(str(given.value)), profile.tensor_parallel)
         self.settings[_SHARE] = Setting(_SHARE, round(share, 3), f"as {given.said}, and what else the engine allocates")
         return True
 
@@ -234,6 +233,8 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
         write_text(path, scenario_text(draft))
         try:
             scenario = load_scenario(str(path), [])
+            if draft.convert_share(scenario.scenario):
+                continue
             check_points(scenario)
         except InputError as error:
             several = error.errors if isinstance(error, SeveralErrors) else [error]
@@ -245,8 +246,7 @@ def write_draft(draft: Draft, path: Path) -> list[str]:
             else:
                 hopeless.append(f"the scenario is written, but can't be simulated as it stands: {error}")
         else:
-            if not draft.convert_share(scenario.scenario):
-                break
+            break
     others = [key for key in refused if key not in (_MODEL, _GPU, _GPUS)]
     left_out = [f"left out {key} ({draft.settings[key].said}): {refused[key]}" for key in others]
     return [*draft.notes(), *left_out, *hopeless]

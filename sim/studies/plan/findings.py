@@ -16,6 +16,7 @@ from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust, more_of
 from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
+from sim.results.run_directory.study_records import PAIR
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
@@ -245,7 +246,9 @@ def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) ->
         return f"Runs as short as these don't show what would make {few} enough; tried: {listed([*tried])}."
     if not enough:
         return f"Tried with {few}, without success: {listed([*tried])}."
-    best = min(enough, key=lambda label: (tried[label].verdict != MET, known[label].other or 0.0))
+    best = min(
+        enough, key=lambda each: (tried[each].verdict != MET, tried[each].group == PAIR, known[each].other or 0.0)
+    )
     more_than_one = [*read.record.keys] == ["fleet.replicas"] and short.set["fleet.replicas"] > 1
     fewer = ", perhaps fewer" if more_than_one else ""
     options = "add " + " ".join(f"--set {k}={'null' if v is None else v}" for k, v in tried[best].set.items())

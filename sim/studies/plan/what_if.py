@@ -13,7 +13,7 @@ from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, difference_of
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
-from sim.results.run_directory.study_records import WhatIfRow
+from sim.results.run_directory.study_records import PAIR, WhatIfRow
 from sim.results.slo_terms import all_terms
 from sim.results.verdict import MET, strain, verdict
 from sim.spec.engines import ENGINES
@@ -48,7 +48,7 @@ class Change:
     """One change of a scenario.
 
     :ivar group: ``traffic``, ``adapters``, ``base model``, ``slots``, ``loading``, ``host copies``, ``prefix cache``,
-        ``kv offload``, ``eviction``, ``router``, ``steps``, ``scheduling``, ``both`` of two, or ``remedy``.
+        ``kv offload``, ``eviction``, ``router``, ``steps``, ``scheduling``, ``pair`` of two, or ``remedy``.
     :ivar label: what it does, in words.
     :ivar set: values by dotted key; ``{}``: nothing changes.
     :ivar note: what to know of it.
@@ -364,7 +364,11 @@ def _best_two(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> Cha
     if len(helps) < 2 or any(row.verdict == MET for row in rows):
         return None
     one, other = (row for _, row in sorted(helps.values(), key=lambda each: each[0])[:2])
-    return Change("both", f"both {one.label} and {other.label}", {**one.set, **other.set})
+    shared = {key: (one.set[key], other.set[key]) for key in one.set.keys() & other.set.keys()}
+    if not all(isinstance(value, int) for pair in shared.values() for value in pair):
+        return None
+    larger = {key: max(pair) for key, pair in shared.items()}  # such as copies that go with slots
+    return Change(PAIR, f"both {one.label} and {other.label}", {**one.set, **other.set, **larger})
 
 
 def try_changes(

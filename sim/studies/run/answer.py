@@ -269,6 +269,15 @@ def _serve_first(point: Point, over: Sequence[str]) -> str:
     return f"serve {listed([*late])} first ({how})"
 
 
+def _relax(term: str, point: Point) -> str:
+    """Return what to do about a target that even a fraction of the traffic misses."""
+    name = split_term(term)[1]
+    shorter = ["shorten prompts"] if name.startswith("ttft") else ["shorten answers"] if name.startswith("e2e") else []
+    faster = [] if point.setup is None or point.setup.engine == "fixed" else ["use faster GPUs"]
+    said = f"relax the target of {metric_words(term)} (missed even with a fraction of the traffic)"
+    return ", or ".join([said, *shorter, *faster])
+
+
 def _for_the_rollout(point: Point, remedy: str) -> str:
     """Return what would let a rollout through that was rolled back, or that the run cut off; empty for any other.
 
@@ -338,8 +347,7 @@ def answer(
         if split_term(over[0])[1] == "miss_ratio":
             remedy = in_keys_of_scenario(MORE_SLOTS, point)
         elif headroom is not None and headroom.outcome == NEVER and headroom.term in over:
-            why = f"{metric_words(headroom.term)} (missed even with a fraction of the traffic)"
-            remedy = f"relax the target of {why}, shorten answers, or use faster GPUs"
+            remedy = _relax(headroom.term, point)
     deciding = None if shown is None else metric_of(point, shown)
     by_run = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) == UNCLEAR
     by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))

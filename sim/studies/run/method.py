@@ -166,8 +166,8 @@ def _traffic(workload: Mapping[str, Any], tenants: Sequence[Mapping[str, Any]]) 
         )
     elif process:
         what = "Sessions begin" if workload.get("sessions") is not None else "Requests arrive"
-        own = [(tenant.get("name"), _part(tenant, "arrivals").get("process")) for tenant in tenants]
-        others = [f"those of {name} by {_PROCESSES.get(of, of)}" for name, of in own if of]
+        own = {"steps": _PROCESSES["piecewise"], "cv": _PROCESSES["gamma"]}
+        others = [f"those of {each.get('name')} by {own[key]}" for each in tenants for key in own if each.get(key)]
         found.append(f"{what} by {listed([_PROCESSES.get(process, process), *others])}.")
     if not workload.get("drift") and not workload.get("churn"):
         found.append("Popularity stays as it is: no adapter comes, goes or changes its place.")
@@ -209,8 +209,8 @@ def calibration(manifest: Mapping[str, Any], points: Sequence[Point]) -> str:
         return ""
     draws, of = drawn["draws"], drawn["of"]
     return (
-        f"The profile {_part(manifest, 'profile').get('name', '')} holds {of:,} draws of its step and load costs: what "
-        "these may be as well, given what they were made from (loraplan profiles show). "
+        f"The profile {_part(manifest, 'profile').get('name', '')} holds {of:,} draws of its step and load costs: "
+        "values that what it was made from allows as well (loraplan profiles show). "
         f"{'All' if draws == of else f'{draws} of them, evenly chosen,'} were simulated, each on the traffic of one "
         "replication, and compared with the profile's own costs on that traffic. The root mean square difference (of "
         "logarithms for times and rates, of plain values for shares), times Student's t, gives the 95 % calibration "
