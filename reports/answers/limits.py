@@ -33,8 +33,8 @@ _BLOCKED_IN_BURSTS = 0.001
 """The same where its queue decides that p99: many requests may come at such a time."""
 _QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.5
 """Shares of a latency from which its queue decides it, or a load. Those of others may come before a request's own."""
-_LOADS_OF_GAPS = (0.01, 0.1)
-"""Shares of the time from which loads within steps decide one gap in a hundred, and the mean of a request's."""
+_BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1
+"""Shares of the time from which loads within steps decide one gap in a hundred, and the mean gap of a request."""
 _LONG_GAPS = 2.0
 """How many times as long as a mean gap a p99 gap is where prompts lengthen some steps."""
 KV_MEMORY, BATCH_SLOTS = "KV memory", "batch slots (max_num_seqs)"
@@ -259,7 +259,8 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     loader, (waiting, load_s) = point.capacity.loader, _waits_for_loads(point)
     shortest_s = min(known, default=math.inf)
     if all(map(is_gap, terms)):
-        often = (loader.utilization or 0.0) >= _LOADS_OF_GAPS[all("tpot" in term for term in terms)]
+        of_means = all(split_term(term)[1].startswith("tpot") for term in terms)
+        often = (loader.utilization or 0.0) >= (_BUSY_FOR_MEAN_GAP if of_means else _BUSY_FOR_GAP)
         if loader.blocks_steps and often and load_s > _LOAD_OF_GAP * shortest_s:
             return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
         mixes = point.capacity.seats is not None and not pools_of("decode", point)  # prompts and answers in one step

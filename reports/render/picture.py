@@ -18,7 +18,7 @@ _CSS = Path(__file__).parents[1] / "templates" / "report.css"
 _PIXELS, _HEAD, _LETTER = 900, 26, 6.4
 """Width of a picture; height of its title or of a line of its legend, and width of a letter, in chart units."""
 _FONTS = "Arial, Liberation Sans, DejaVu Sans, Noto Sans, Helvetica, Verdana, sans-serif"
-"""Where they are installed, in this order: resvg takes sans-serif for Arial, which most Linux servers lack."""
+"""The first that is installed. By itself, resvg takes sans-serif for Arial, which most Linux servers lack."""
 
 
 def pictures(report: Report, most: int) -> list[tuple[str, bytes]]:

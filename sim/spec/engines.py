@@ -369,24 +369,24 @@ def sglang_share(memory: Memory, chunk: int, sequences: int, gpus: int) -> float
     return max(0.0, static + memory.overhead_bytes) / memory.total_bytes
 
 
-def static_share(memory: Memory, share: float, gpus: int) -> float:
+def to_mem_fraction_static(memory: Memory, share: float, gpus: int) -> float:
     """Return the ``--mem-fraction-static`` that leaves as much for weights, adapters and KV cache as this share of a
     profile's memory."""
     return (share * memory.total_bytes - memory.overhead_bytes) / (memory.total_bytes - gpus * _OF_CONTEXT)
 
 
-def share_with_static(memory: Memory, static: float, gpus: int) -> float:
+def from_mem_fraction_static(memory: Memory, static: float, gpus: int) -> float:
     """Return the share of a profile's memory that leaves as much as a ``--mem-fraction-static``; at most 1."""
     return min(1.0, (static * (memory.total_bytes - gpus * _OF_CONTEXT) + memory.overhead_bytes) / memory.total_bytes)
 
 
-def _of_its_gpu(preset: Preset, of: str, fleet: Mapping[str, Any]) -> Preset:
+def _of_its_gpu(preset: Preset, whose: str, fleet: Mapping[str, Any]) -> Preset:
     """Return the preset of vLLM or SGLang with the limits of a step on the GPU of a fleet; a profile's file may be of
     any GPU."""
     gpu, profile = fleet.get("gpu"), fleet.get("profile")
     if gpu is None:
         gpu = DEFAULT_GPU if profile is None else str(profile).partition("/")[0]
-    if of == "SGLang":
+    if whose == "SGLang":
         return _changed(preset, {"fleet": {"max_num_batched_tokens": prefill_chunk(str(gpu))}})
     return _changed(preset, {"fleet": batch_limits(str(gpu))})
 
@@ -400,10 +400,12 @@ def fill(data: Any) -> Any:
         return data
     fleet = data.get("fleet", {})
     engine = fleet.get("engine", DEFAULT_ENGINE) if isinstance(fleet, dict) else None
-    known = ENGINES[engine] if isinstance(engine, str) and engine in ENGINES else Engine("none")
-    preset, of = known.preset, "".join(known.flags)
-    if of:
-        preset = _of_its_gpu(preset, of, fleet)
+    known = ENGINES.get(engine) if isinstance(engine, str) else None
+    if known is None or not known.preset:
+        return dict(data)
+    preset, whose = known.preset, next(iter(known.flags), "")
+    if whose:
+        preset = _of_its_gpu(preset, whose, fleet)
     filled = dict(data)
     for section, values in preset.items():
         given = data.get(section, {})
@@ -411,14 +413,14 @@ def fill(data: Any) -> Any:
             left_out = [key for key, other in _WITHOUT.items() if given.get(other) is not None]
             meant = {key: value for key, value in values.items() if key not in left_out}
             filled[section] = {**given, **{key: _filled(value, given.get(key)) for key, value in meant.items()}}
-    if not preset or not all(isinstance(filled[section], dict) for section in preset):
+    if not all(isinstance(filled[section], dict) for section in preset):
         return filled
     most, budget = filled["fleet"].get("max_num_seqs"), fleet.get("max_num_batched_tokens")
     if most is not None and fleet.get("max_num_seqs") is None and isinstance(budget, int) and budget > 0:
         filled["fleet"]["max_num_seqs"] = min(most, budget)  # every running sequence needs one token of it
-    if of == "SGLang":
+    if whose == "SGLang":
         _leave_out_what_does_not_fit(filled, data)
-    elif of == "vLLM":
+    elif whose == "vLLM":
         _leave_out_of_vllm(filled["fleet"], filled["cache"], fleet)
     return filled
 

@@ -13,7 +13,7 @@ from scenario_samples import BASE, base, refusal, write
 from sim.errors import InputError
 from sim.spec.engine_flags.command_lines import as_started, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.engine_flags.options import Flag, flag_hint, flag_tables
-from sim.spec.engines import ENGINES, sglang_share, static_share
+from sim.spec.engines import ENGINES, sglang_share, to_mem_fraction_static
 from sim.spec.files.problems import known_keys
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import load_profile
@@ -238,7 +238,7 @@ def test_a_command_line_gives_the_kv_cache_that_the_run_assumed(
 def test_memory_that_is_left_to_sglang_is_its_share_on_that_gpu(base: Path) -> None:
     memory = load_profile("h100-80gb/llama-3.1-8b/vllm-0.24.0")[0].memory
     share = sglang_share(memory, chunk=8192, sequences=256, gpus=1)
-    assert static_share(memory, share, gpus=1) == pytest.approx(0.828, abs=0.003)  # as sglang#29092 found it
+    assert to_mem_fraction_static(memory, share, gpus=1) == pytest.approx(0.828, abs=0.003)  # as sglang#29092 found it
     h100 = build_world(load_scenario("base.yaml", ["fleet.engine=sglang", "sweep=null"]).scenario).pools[0]
     assert h100.profile is not None
     own, held = h100.profile.memory, memory_use(h100)

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, drafts_ahead, is_vllm_since, static_share
+from sim.spec.engines import AHEAD_SINCE, TARGETS_SINCE, drafts_ahead, is_vllm_since, to_mem_fraction_static
 from sim.spec.needs import value_of, words_of
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import is_mixture, profile_of
@@ -149,7 +149,7 @@ def _static_share(replica: Replica) -> str | None:
     share, profile = replica.scenario.fleet.gpu_memory_utilization, _profile(replica)
     if share is None or replica.scenario.fleet.kv_tokens is not None:
         return None
-    return f"{static_share(profile.memory, share, profile.tensor_parallel):.3f}"
+    return f"{to_mem_fraction_static(profile.memory, share, profile.tensor_parallel):.3f}"
 
 
 def _host_slots(replica: Replica) -> int | None:

@@ -25,11 +25,11 @@ from sim.spec.engine_flags.command_lines import (
 from sim.spec.engines import (
     DEFAULT_ENGINE,
     batch_limits,
+    from_mem_fraction_static,
     is_vllm_since,
     nearest_version,
     prefill_chunk,
     preset_value,
-    share_with_static,
 )
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.gpus import DEFAULT_GPU, gpu_named
@@ -150,10 +150,11 @@ class Draft:
             self.add(_GOALS)
 
     def _add_limits(self, limits: Mapping[str, int], said: str) -> None:
-        """Take an engine's limits of a step; every running sequence needs one token of it."""
+        """Take an engine's limits of a step, with no more sequences than tokens that the command line gives it."""
         budget = self.settings.get("fleet.max_num_batched_tokens")
-        most = limits["max_num_seqs"] if budget is None else min(limits["max_num_seqs"], int(str(budget.value)))
-        self.add([Setting(f"fleet.{key}", value, said) for key, value in {**limits, "max_num_seqs": most}.items()])
+        if budget is not None and int(str(budget.value)) < limits["max_num_seqs"]:
+            self.add([Setting("fleet.max_num_seqs", budget.value, f"each needs a token of a step ({budget.said})")])
+        self.add([Setting(f"fleet.{key}", value, said) for key, value in limits.items()])
 
     def take_built_profile(self, folder: Path) -> None:
         """Take the profile that the user built, where none is bundled.
@@ -193,7 +194,7 @@ class Draft:
             return False
         profile, _ = profile_of(scenario)
         assert profile is not None, "SGLang's steps have costs"
-        share = share_with_static(profile.memory, float(str(given.value)), profile.tensor_parallel)
+        share = from_mem_fraction_static(profile.memory, float(str(given.value)), profile.tensor_parallel)
         self.settings[_SHARE] = Setting(_SHARE, round(share, 3), f"as {given.said}, and what else the engine allocates")
         return True
 

@@ -356,14 +356,12 @@ def _best_two(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> Cha
     assert base is not None, "it was simulated"
     name = max(terms, key=lambda each: strain(base, each, terms[each]))
     rows = rows_of(loaded, evaluated)
-    helps: dict[str, tuple[float, WhatIfRow]] = {}  # the best of each group
-    for row in rows:
-        found = row.metrics.get(name)
-        if found is not None and found.word == BETTER and found.other is not None:
-            helps[row.group] = min(helps.get(row.group, (inf, row)), (found.other, row), key=lambda each: each[0])
-    if len(helps) < 2 or any(row.verdict == MET for row in rows):
+    known = [(found, row) for row in rows if (found := row.metrics.get(name)) is not None and found.word == BETTER]
+    helps = [row for _, row in sorted(known, key=lambda pair: inf if pair[0].other is None else pair[0].other)]
+    one = next(iter(helps), None)
+    other = next((row for row in helps if one is not None and row.group != one.group), None)
+    if one is None or other is None or any(row.verdict == MET for row in rows):
         return None
-    one, other = (row for _, row in sorted(helps.values(), key=lambda each: each[0])[:2])
     shared = {key: (one.set[key], other.set[key]) for key in one.set.keys() & other.set.keys()}
     if not all(isinstance(value, int) for pair in shared.values() for value in pair):
         return None

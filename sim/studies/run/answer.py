@@ -269,12 +269,19 @@ def _serve_first(point: Point, over: Sequence[str]) -> str:
     return f"serve {listed([*late])} first ({how})"
 
 
-def _relax(term: str, point: Point) -> str:
-    """Return what to do about a target that even a fraction of the traffic misses."""
-    name = split_term(term)[1]
+def _without_a_wait(point: Point, over: Sequence[str], headroom: Headroom | None) -> str:
+    """Return what to do about a target that is missed although no request waits long; empty: more replicas help.
+
+    :param over: the targets that are missed, the one that decides first.
+    """
+    if over and split_term(over[0])[1] == "miss_ratio":
+        return in_keys_of_scenario(MORE_SLOTS, point)
+    if headroom is None or headroom.outcome != NEVER or headroom.term not in over:
+        return ""
+    name = split_term(headroom.term)[1]
     shorter = ["shorten prompts"] if name.startswith("ttft") else ["shorten answers"] if name.startswith("e2e") else []
     faster = [] if point.setup is None or point.setup.engine == "fixed" else ["use faster GPUs"]
-    said = f"relax the target of {metric_words(term)} (missed even with a fraction of the traffic)"
+    said = f"relax the target of {metric_words(headroom.term)} (missed even with a fraction of the traffic)"
     return ", or ".join([said, *shorter, *faster])
 
 
@@ -342,12 +349,9 @@ def answer(
     )
     missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
     words = remedy_words(binding, point)
-    remedy = "" if changed and binding.evidence is Evidence.NOTHING else words
-    if remedy and over and binding.evidence is Evidence.NOTHING:
-        if split_term(over[0])[1] == "miss_ratio":
-            remedy = in_keys_of_scenario(MORE_SLOTS, point)
-        elif headroom is not None and headroom.outcome == NEVER and headroom.term in over:
-            remedy = _relax(headroom.term, point)
+    remedy = words
+    if binding.evidence is Evidence.NOTHING:
+        remedy = "" if changed else _without_a_wait(point, over, headroom) or words
     deciding = None if shown is None else metric_of(point, shown)
     by_run = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) == UNCLEAR
     by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.formatting import listed
 from reports.tables.metric_tables import wall_words
 from sim.results.point import Point
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES, preset_value
@@ -168,7 +167,7 @@ def _traffic(workload: Mapping[str, Any], tenants: Sequence[Mapping[str, Any]]) 
         what = "Sessions begin" if workload.get("sessions") is not None else "Requests arrive"
         own = {"steps": _PROCESSES["piecewise"], "cv": _PROCESSES["gamma"]}
         others = [f"those of {each.get('name')} by {own[key]}" for each in tenants for key in own if each.get(key)]
-        found.append(f"{what} by {listed([_PROCESSES.get(process, process), *others])}.")
+        found.append(f"{what} by {'; '.join([_PROCESSES.get(process, process), *others])}.")
     if not workload.get("drift") and not workload.get("churn"):
         found.append("Popularity stays as it is: no adapter comes, goes or changes its place.")
     return found
@@ -210,7 +209,7 @@ def calibration(manifest: Mapping[str, Any], points: Sequence[Point]) -> str:
     draws, of = drawn["draws"], drawn["of"]
     return (
         f"The profile {_part(manifest, 'profile').get('name', '')} holds {of:,} draws of its step and load costs: "
-        "values that what it was made from allows as well (loraplan profiles show). "
+        "other values that its sources allow (loraplan profiles show). "
         f"{'All' if draws == of else f'{draws} of them, evenly chosen,'} were simulated, each on the traffic of one "
         "replication, and compared with the profile's own costs on that traffic. The root mean square difference (of "
         "logarithms for times and rates, of plain values for shares), times Student's t, gives the 95 % calibration "
