@@ -94,6 +94,16 @@ def test_a_hole_in_a_log_is_told_with_the_rate_of_the_rest() -> None:
     assert "no requests" not in headline(replace(FACTS, silences=1, silent_s=300.0)), "it hardly changes the rate"
 
 
+def test_the_order_hurts_in_every_sentence_on_it() -> None:
+    cyclic = replace(
+        FACTS,
+        sessions=replace(FACTS.sessions, named=False),
+        curve=MissCurve([4, 8], [1.0, 1.0], [0.9, 0.8], [0.9, 0.8]),
+    )
+    assert "the order hurts" in headline(cyclic)
+    assert "No sessions of users can be seen. Shuffled, fewer requests would miss." in sentences(cyclic)
+
+
 def instant(facts: TraceFacts) -> TraceFacts:
     """The same trace with all requests at one time."""
     return replace(

@@ -15,9 +15,10 @@ from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.sections.trace_source import Trace
 from sim.studies.trace import fits
 from sim.studies.trace.facts import FitCheck
+from sim.studies.trace.findings import headline, sentences
 from sim.studies.trace.scenario import scenario_text
 from sim.studies.trace.study import study_trace
-from sim.traffic.fits.describe import dispersion, find_bursts
+from sim.traffic.fits.describe import dispersion, find_bursts, without_bursts
 from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps, fit_modulation
 from sim.traffic.fits.popularity_fit import _FAMILIES, LEAST_P, fit_popularity
 from sim.traffic.traces.data import TraceData
@@ -241,11 +242,46 @@ def test_fitted_traffic_has_the_burst_of_the_trace_unless_it_can_not_carry_it() 
     assert [step["level"] for step in steps] == pytest.approx([1, 5, 1], rel=0.06)
     assert float(model.workload["arrivals"]["rate"].removesuffix("/s")) == pytest.approx(60_000 / 10800, rel=0.03)
     assert whole.rate < 5.2
-    assert "its bursts are those of all of it" in scenario_text(study, TraceData(times), "t").lower()
+    assert "has the burst of the whole trace" in scenario_text(study, TraceData(times), "t")
+    # A burst of one adapter is not one of all of them.
+    (burst,) = study.facts.bursts
+    assert burst.hottest == ""
+    one_by_one = np.where((times > 7200) & (times < 7500), np.int32(7), one_by_one)
+    flood = study_trace(TraceData(times, adapter=one_by_one, names=names), "t", fit_share=0.5, seed=1).facts
+    assert (flood.bursts[0].hottest, flood.bursts[0].share) == ("a7", pytest.approx(1, abs=0.01))
+    assert "of them are for a7." in headline(flood)
+    assert sentences(flood)[-1].endswith(
+        "spreads over all adapters what was for a7: size with replay.yaml, not with traffic.yaml."
+    )
     # An adapter with a stream of its own has its own bursts.
     assert not replace(
         study.model, workload={"arrivals": {"process": "gamma", "rate": "5/s", "cv": 4.0, "per": "adapter"}}
     ).carries_bursts
+
+
+@pytest.mark.parametrize("hours", [(0, 0.5, 3.5, 4), (0, 2, 3, 5)], ids=["at-both-ends", "between"])
+def test_fitted_traffic_is_silent_where_the_trace_is(hours: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(1)
+    begin, stop, again, end = (3600 * hour for hour in hours)
+    times = np.concatenate((poisson(rng, 2, begin, stop), poisson(rng, 2, again, end)))
+    times -= times[0]
+    names = tuple(f"a{number}" for number in range(10))
+    adapter = rng.integers(0, 10, len(times), dtype=np.int32)
+    study = study_trace(TraceData(times, adapter=adapter, names=names), "t", fit_share=0.5, seed=1)
+    model = study.model.with_bursts(study.bursts, study.facts.span_s)
+    steps = model.workload["arrivals"]["steps"]
+    assert [step["level"] for step in steps] == [1, 0, 1]
+    assert [float(step["time"].removesuffix(" s")) for step in steps] == pytest.approx(
+        [stop - begin, again - stop, end - again], abs=5
+    )
+    assert float(model.workload["arrivals"]["rate"].removesuffix("/s")) == pytest.approx(
+        len(times) / times[-1], rel=0.05
+    )
+    assert sentences(study.facts)[-1] == "Fitted traffic has the silence of the whole trace, at the same times."
+    # As if the recording had gone on: no pause longer than a usual one.
+    calm = without_bursts(times, study.bursts)
+    assert np.diff(calm).max() < 10
+    assert len(calm) == len(times)
 
 
 def test_a_stream_far_too_fast_ends_early_and_keeps_its_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+MUCH_SILENCE = 0.1
+"""Share of a trace's time from which silences are no part of its rate."""
+
 
 @dataclass(frozen=True, slots=True)
 class MissCurve:
@@ -114,12 +117,15 @@ class BurstFacts:
     """A stretch of time with far more requests than usual.
 
     :ivar begin_s, end_s: from the first request of the trace on; ``times``: its rate over that outside of bursts.
+    :ivar hottest: the adapter whose burst it is, with its share of the requests in it; empty: that of many.
     """
 
     begin_s: float
     end_s: float
     rate_rps: float
     times: float
+    hottest: str = ""
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ class TraceFacts:
     :ivar base_share: share of the requests that are for the base model; popularity, locality and sessions are those of
         the others.
     :ivar begins_at: time of the first request in ISO 8601; empty: the times are no dates.
-    :ivar bursts: in order; ``fit_has_bursts``: whether the fitted traffic has them at the same times.
+    :ivar bursts: in order; ``fit_has_bursts``: whether the fitted traffic has them, and silences, at the same times.
     """
 
     file: str
@@ -166,6 +172,11 @@ class TraceFacts:
     begins_at: str = ""
     bursts: list[BurstFacts] = field(default_factory=list)
     fit_has_bursts: bool = False
+
+    @property
+    def much_silence(self) -> bool:
+        """Whether silences lower the rate so far that they are no part of it."""
+        return MUCH_SILENCE * self.span_s <= self.silent_s < self.span_s
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write."""

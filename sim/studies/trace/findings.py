@@ -28,6 +28,7 @@ _MOST_NAMED = 3
 _FEW_MISS = 0.2
 """Miss ratio up to which few requests miss."""
 _NO_GAIN = "Shuffling the requests changes the miss ratio little, whatever the number of slots."
+_LOSS = "Shuffled, fewer requests would miss."
 _CORRELATED = 0.1
 """Correlation of lengths from which it is one."""
 _BETWEEN_ADAPTERS = 0.05
@@ -51,9 +52,9 @@ def headline(facts: TraceFacts) -> str:
 
 def hole_words(facts: TraceFacts) -> str:
     """Return that long times without requests lower the rate; empty if they hardly do."""
-    rest_s = facts.span_s - facts.silent_s
-    if facts.silent_s < facts.span_s / 10 or not rest_s > 0:
+    if not facts.much_silence:
         return ""
+    rest_s = facts.span_s - facts.silent_s
     silent = human_seconds(facts.silent_s)
     gaps = f"for {silent}" if facts.silences == 1 else f"in {facts.silences} gaps of {silent} in all"
     return (
@@ -75,7 +76,8 @@ def _burst_words(facts: TraceFacts) -> str:
     else:
         when = f"From {human_seconds(most.begin_s)} to {human_seconds(most.end_s)} after the first request"
     rate = f"{number(most.rate_rps)}/s, {number(most.times)} times the rate outside of bursts"
-    return f"{when}, requests come at {rate}{which}."
+    whose = f"; {about(most.share)} of them are for {most.hottest}" if most.hottest else ""
+    return f"{when}, requests come at {rate}{which}{whose}."
 
 
 def _main_finding(facts: TraceFacts) -> str:
@@ -165,7 +167,7 @@ def sentences(facts: TraceFacts) -> list[str]:
         _session_words(facts),
         _fit_words(facts),
         _off_words(facts),
-        _burst_fit_words(facts),
+        burst_fit_words(facts) if facts.fit is not None else "",
         _skipped_words(facts),
     ]
     return [text for text in texts if text]
@@ -206,7 +208,7 @@ def _session_words(facts: TraceFacts) -> str:
     if sessions is None or facts.curve is None or facts.adapters < 2 or not facts.span_s > 0:
         return ""
     gain = _gain_words(facts.curve, facts.requests)
-    if gain == _NO_GAIN and not sessions.named:
+    if gain in (_NO_GAIN, _LOSS) and not sessions.named:
         return f"No sessions of users can be seen. {gain}"
     pauses = "" if sessions.pause_s is None else f" with pauses up to {human_seconds(sessions.pause_s)}"
     return (
@@ -224,7 +226,8 @@ def _gain_words(curve: MissCurve, requests: int) -> str:
         if curve.real[i] > 0 and curve.shuffled[i] - curve.real[i] > _by_chance(curve.shuffled[i], requests)
     }
     if not factors:
-        return _NO_GAIN
+        loss = any(curve.real[i] - curve.shuffled[i] > _by_chance(curve.shuffled[i], requests) for i in places)
+        return _LOSS if loss else _NO_GAIN
     most = max(factors, key=lambda i: factors[i])
     overstate = f"independent draws overstate misses up to {factors[most]:.1f} times"
     overstate += f" ({plural(curve.slots[most], 'slot')})"
@@ -290,6 +293,7 @@ def relative_change(value: CheckedValue) -> float | None:
 
 
 _RATE = "requests/s"
+_SIZE_WITH_REPLAY = ": size with replay.yaml, not with traffic.yaml."
 
 
 def _off_words(facts: TraceFacts) -> str:
@@ -311,8 +315,8 @@ def _off_words(facts: TraceFacts) -> str:
         slow = rate.synthetic < rate.trace
         said = f"{'It' if named else 'Fitted traffic'} has {'fewer' if slow else 'more'} requests a second"
         advice = (
-            ": size with replay.yaml, not with traffic.yaml"
-            if slow and (facts.fit_has_bursts or not facts.bursts)
+            _SIZE_WITH_REPLAY.removesuffix(".")
+            if slow and not burst_fit_words(facts).endswith(_SIZE_WITH_REPLAY)
             else ""
         )
         return " ".join([*texts, f"{said}, so its queues are {'shorter' if slow else 'longer'}{advice}."])
@@ -323,14 +327,19 @@ def _off_words(facts: TraceFacts) -> str:
     return " ".join(texts)
 
 
-def _burst_fit_words(facts: TraceFacts) -> str:
-    """Return whether the fitted traffic has the trace's bursts, and what to size with."""
-    if not facts.bursts or facts.fit is None:
+def burst_fit_words(facts: TraceFacts) -> str:
+    """Return whether the fitted traffic has the trace's bursts and silences, and what to size with."""
+    silences = facts.silences if facts.much_silence else 0
+    if not (facts.bursts or silences):
         return ""
-    which = "the burst" if len(facts.bursts) == 1 else "the bursts"
-    if facts.fit_has_bursts:
-        return f"Fitted traffic has {which} of the whole trace, at the same times."
-    return f"Fitted traffic lacks {which}: size with replay.yaml, not with traffic.yaml."
+    kinds = [("burst", len(facts.bursts)), ("silence", silences)]
+    which = "the " + listed([name if count == 1 else f"{name}s" for name, count in kinds if count])
+    if not facts.fit_has_bursts:
+        return f"Fitted traffic lacks {which}{_SIZE_WITH_REPLAY}"
+    text = f"Fitted traffic has {which} of the whole trace, at the same times"
+    if hottest := next((burst.hottest for burst in facts.bursts if burst.hottest), ""):
+        return f"{text}, but spreads over all adapters what was for {hottest}{_SIZE_WITH_REPLAY}"
+    return f"{text}."
 
 
 def _skipped_words(facts: TraceFacts) -> str:

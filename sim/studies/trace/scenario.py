@@ -11,7 +11,7 @@ from sim.cells import csv_text
 from sim.rng import stream
 from sim.spec.files.yaml_tree import flow_text
 from sim.spec.sections.trace_source import LogColumns, Trace
-from sim.studies.trace.findings import hole_words
+from sim.studies.trace.findings import burst_fit_words, hole_words
 from sim.studies.trace.fits import weights_text, workload_of
 from sim.studies.trace.study import TraceStudy
 from sim.traffic.fits.describe import by_adapter, correlation
@@ -150,13 +150,7 @@ def _said(study: TraceStudy) -> list[str]:
     share = part.span_s / study.facts.span_s
     fitted = "Fitted to all of it" if share >= 1 else f"Fitted to the first {share:.3g} of its time"
     lines = [f"{fitted}, {len(part):,} requests{' for adapters' if 0 < study.facts.base_share < 1 else ''}."]
-    lines += filter(None, [hole_words(study.facts)])
-    if study.bursts:
-        lines.append(
-            "Its bursts are those of all of it."
-            if study.facts.fit_has_bursts
-            else f"It lacks the bursts of the trace: size with {REPLAY}."
-        )
+    lines += filter(None, [hole_words(study.facts), burst_fit_words(study.facts)])
     worst = None if check is None else check.worst()
     if check is None or worst is None:
         return [*lines, "Its miss ratios were checked on nothing."]

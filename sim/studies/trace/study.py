@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sim.arrays import Floats
 from sim.policies.replay.lru_curve import lru_curve, lru_orders
 from sim.studies.trace.facts import (
+    MUCH_SILENCE,
     BurstFacts,
     Candidate,
     CheckedValue,
@@ -40,6 +42,7 @@ from sim.traffic.fits.describe import (
     counts_in,
     dispersion,
     find_bursts,
+    find_silences,
     gap_cv,
     quantiles,
     sessions_by_gap,
@@ -65,6 +68,10 @@ MOST_FITTED = 400_000
 """Requests used of either part, the first ones. More would change the third digit."""
 NEARLY = 0.002
 """A simpler model is preferred if it is at most this much farther off than the best: that is chance."""
+OF_ONE = 0.5
+"""A burst is one adapter's if that has so much more of its requests than of the others."""
+BY_BURSTS = 0.01
+"""Likewise for a model that has the bursts and silences of a trace, and is preferred to one that lacks them."""
 MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
 """Requests used to find sessions (the first ones) and to correlate lengths (evenly spread); saves memory on long
 traces."""
@@ -76,7 +83,7 @@ class TraceStudy:
     """The diagnosis of a trace, and the traffic fitted to it.
 
     :ivar model: the best candidate, or None where nothing could be fitted; ``part``: the fitted part.
-    :ivar bursts: of the whole trace.
+    :ivar bursts: of the whole trace, with its silences where they are long.
     """
 
     facts: TraceFacts
@@ -104,9 +111,15 @@ def study_trace(
     model, part, check = None, None, None
     notes = list(trace.notes)
     pause = PAUSE_S
-    bursts = find_bursts(times)
+    gaps = np.diff(times)
+    silence = silence_s(requests, span) if requests > 1 else math.inf
+    silent = gaps[gaps > silence]
+    bursts = find_bursts(times, float(silent.sum()))
+    unusual = bursts
+    if silent.sum() >= MUCH_SILENCE * span:
+        unusual = tuple(sorted((*bursts, *find_silences(times, silence)), key=lambda each: each.begin_s))
     if span > 0:
-        model, part, check, found, why = _fit(trace, span, bursts, fit_share, seed, progress)
+        model, part, check, found, why = _fit(trace, span, unusual, fit_share, seed, progress)
         notes += why
         pause = found or pause
     notes += shares_text
@@ -116,8 +129,6 @@ def study_trace(
     asked = None if adapter is None else np.bincount(adapter, minlength=len(trace.names))
     sessions, table = _sessions(trace, span, pause)
     in_sessions = trace.session is not None or (model is not None and model.pause_s is not None)
-    gaps = np.diff(times)
-    silent = gaps[gaps > silence_s(requests, span)] if requests > 1 else gaps
     facts = TraceFacts(
         file=file,
         requests=requests,
@@ -144,16 +155,25 @@ def study_trace(
         skipped=dict(trace.skipped),
         notes=notes,
         begins_at=trace.begins_at,
-        bursts=[_burst_facts(burst, times) for burst in bursts],
-        fit_has_bursts=bool(bursts) and model is not None and model.carries_bursts,
+        bursts=[_burst_facts(burst, times, trace) for burst in bursts],
+        fit_has_bursts=bool(unusual) and model is not None and model.carries_bursts,
     )
-    return TraceStudy(facts, model, part, bursts)
+    return TraceStudy(facts, model, part, unusual)
 
 
-def _burst_facts(burst: Burst, times: Floats) -> BurstFacts:
+def _burst_facts(burst: Burst, times: Floats, trace: TraceData) -> BurstFacts:
     first, last = np.searchsorted(times, (burst.begin_s, burst.end_s), side="left").tolist()
     rate = (last - first) / (burst.end_s - burst.begin_s)
-    return BurstFacts(burst.begin_s, burst.end_s, rate, burst.times)
+    hottest, share = "", 0.0
+    first, last = np.searchsorted(trace.arrival_s, (burst.begin_s, burst.end_s), side="left").tolist()
+    if trace.adapter is not None and last > first and len(trace.names) > 1:
+        asked = np.bincount(trace.adapter, minlength=len(trace.names))
+        inside = np.bincount(trace.adapter[first:last], minlength=len(trace.names))
+        shares, usual = inside / inside.sum(), (asked - inside) / max(int((asked - inside).sum()), 1)
+        most = int(np.argmax(shares - usual))
+        if shares[most] - usual[most] >= OF_ONE:
+            hottest, share = trace.names[most], float(shares[most])
+    return BurstFacts(burst.begin_s, burst.end_s, rate, burst.times, hottest, share)
 
 
 def _length_by_adapter(trace: TraceData, adapter: NDArray[np.int32]) -> float | None:
@@ -252,7 +272,7 @@ def _fit(
     slots = [] if trace.adapter is None else curve_slots(count)
     with tempfile.TemporaryDirectory() as folder:
         sampler = TrafficSampler(Path(folder), seed)
-        best, candidates, pause = _best(first, slots, sampler, progress)
+        best, candidates, pause = _best(first, bool(bursts), slots, sampler, progress)
         if share >= 1 or not _usable(second):
             check = None
             if share < 1:
@@ -289,7 +309,7 @@ def _part(
 
 
 def _best(
-    part: TraceSpan, slots: list[int], sampler: TrafficSampler, progress: Progress
+    part: TraceSpan, unusual: bool, slots: list[int], sampler: TrafficSampler, progress: Progress
 ) -> tuple[TrafficModel, list[Candidate], float | None]:
     if not slots:
         return independent(part), [], None
@@ -300,7 +320,8 @@ def _best(
         progress(number, total)
         found.append((sampler.curves(model, part, slots).difference(real), model))
     least = min(error for error, _ in found)
-    best = next(model for error, model in found if error <= least + NEARLY)
+    allowed = least + (BY_BURSTS if unusual else NEARLY)
+    best = next(model for error, model in found if error <= (allowed if model.carries_bursts else least + NEARLY))
     in_sessions = min((p for p in found if p[1].name.startswith("sessions")), key=lambda p: p[0], default=None)
     pause = None if in_sessions is None else in_sessions[1].pause_s
     return best, [Candidate(model.name, model.words, error) for error, model in found], pause

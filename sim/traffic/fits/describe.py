@@ -64,9 +64,9 @@ _SHORTEST_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """A stretch of time with far more requests than usual.
+    """A stretch of time with far more requests than usual, or with none.
 
-    :ivar begin_s, end_s: its first and last request. ``times``: its rate over that outside of bursts.
+    :ivar begin_s, end_s: its first and last request. ``times``: its rate over the usual one; 0: a silence.
     """
 
     begin_s: float
@@ -74,8 +74,18 @@ class Burst:
     times: float
 
 
-def find_bursts(times: Floats) -> tuple[Burst, ...]:
+def find_silences(times: Floats, longer_than_s: float) -> tuple[Burst, ...]:
+    """Return the gaps longer than this, less half a usual gap on either side, in order."""
+    gaps = np.diff(times)
+    found = np.flatnonzero(gaps > longer_than_s)
+    half_s = float(gaps.sum() - gaps[found].sum()) / max(len(gaps) - len(found), 1) / 2
+    return tuple(Burst(float(times[i]) + half_s, float(times[i + 1]) - half_s, 0.0) for i in found.tolist())
+
+
+def find_bursts(times: Floats, silent_s: float = 0.0) -> tuple[Burst, ...]:
     """Return the stretches in which requests come at least ``BURST`` times as fast as usual, in order.
+
+    :param silent_s: time without requests in all, which is not usual.
 
     Each has the largest excess of requests over that rate. The usual rate is the median over windows with 20 requests
     on average, or more. A stretch shorter than a window counts if it has the requests of ``_FLOOD`` windows.
@@ -107,7 +117,7 @@ def find_bursts(times: Floats) -> tuple[Burst, ...]:
     inside_s = sum(length for _, _, length in found)
     if len(found) > MOST_BURSTS or inside_s > SHORT * span:
         return ()
-    calm = (len(times) - sum(last - first for first, last, _ in found)) / (span - inside_s)
+    calm = (len(times) - sum(last - first for first, last, _ in found)) / (span - inside_s - silent_s)
     return tuple(
         Burst(float(times[first]), float(times[first]) + length, (last - first) / length / calm)
         for first, last, length in sorted(found)
