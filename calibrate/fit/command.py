@@ -88,7 +88,10 @@ def _fitted_to_benchmarks(files: BenchFiles, out: Path) -> Report:
 
     base, runs = files.base(), files.runs()
     files.check_repeats()
-    loads = [MeasuredLoad(run.name, bench_world(run, base, files.profile), run.measured, run.errors) for run in runs]
+    loads = [
+        MeasuredLoad(run.name, bench_world(run, base, files.profile), run.measured, run.errors, run.lost)
+        for run in runs
+    ]
     for load in loads:
         if len(load.targets) < 2:
             raise InputError(

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from reports.formatting import measured_value, measured_words
 from sim.arrays import Floats
+from sim.errors import InputError
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
 from sim.studies.predicted_service import predict_service, predicted_values
@@ -35,7 +37,9 @@ MEDIAN_ERROR = math.sqrt(math.pi / 2)
 _ROUNDS, _HALVINGS = 6, 4
 _ENOUGH = 0.01
 """Less than that off the sum of squares is no progress."""
-_MOST_LOG = 3.0
+_FAR = 20.0
+"""A factor beyond which what was measured contradicts the profile."""
+_MOST_LOG = math.log(_FAR)
 _APART = 1.5
 """Loads separate the fixed seconds of a step from the rest if their mean batches differ by this factor."""
 _BY_DECODE = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")
@@ -49,12 +53,14 @@ class MeasuredLoad:
     :ivar world: the simulated one, with the costs of the profile that is corrected.
     :ivar measured: by metric such as ``tpot_mean_s``, in seconds; ``half_widths`` of their 95 % intervals, as far as
         they are known. 0 is an exact value.
+    :ivar lost: share of its requests that failed.
     """
 
     name: str
     world: World
     measured: Mapping[str, float]
     half_widths: Mapping[str, float | None]
+    lost: float = 0.0
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -134,6 +140,8 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     Every trial simulates all loads with the same random numbers. Intervals come from the slopes at the solution,
     widened where the residuals are larger than the deviations explain; where the error of a measured value is unknown,
     there are none.
+
+    :raises InputError: where that takes a factor of ``_FAR`` or more.
     """
     targets = [(load, name) for load in loads for name in load.targets]
     with_fixed = False
@@ -168,6 +176,17 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     variance[-1] += blur_s**2 / 12  # of a uniform law
     spread = NORMAL * np.sqrt(variance)
     factor = math.exp(float(solution[0]))
+    if not 1.001 / _FAR < factor < _FAR / 1.001:
+        load, name = targets[0]
+        raise InputError(
+            f"what was measured contradicts the profile: {measured_words(name)} is "
+            f"{measured_value(name, load.measured[name])}, and the best fit takes the steps of {profile.name} times "
+            f"{factor:.2g}",
+            file=load.name,
+            allowed=f"a factor between 1/{_FAR:g} and {_FAR:g}",
+            hint="is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is "
+            "nearer: loraplan profiles build --help",
+        )
     known = all(load.half_width(name) is not None for load, name in targets)
 
     def fitted(value: float, half_width: float) -> FittedNumber:

@@ -18,7 +18,7 @@ from calibrate.fit.load_correction import (
 )
 from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE
 from reports.document import Report
-from reports.formatting import measured_value, measured_words
+from reports.formatting import measured_value, measured_words, percent
 from reports.table import Table
 from sim.results.run_directory.result_files import write_json, write_text
 from sim.spec.profile import HoldOut, Profile
@@ -124,7 +124,7 @@ def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out:
         name=done.name,
         data={"file": str(out), **_correction_data(done, correction)},
         terminal=[*_corrected(correction), "", _before_and_after(correction.checked), "", f"profile  {out}"],
-        notes=_open_questions(correction),
+        notes=[*_failures(loads), *_open_questions(correction)],
     )
 
 
@@ -177,7 +177,7 @@ def anchor_report(
             *(["", f"TPOT of 32 sequences with 16 adapters: {widths}"] if widths else []),
             *("", f"profile  {out}"),
         ],
-        notes=[*notes, *_unexplained(anchored.checked)],
+        notes=[*_failures(loads), *notes, *_unexplained(anchored.checked)],
     )
 
 
@@ -227,6 +227,14 @@ def _open_questions(correction: LoadCorrection) -> list[str]:
             "to derive them from"
         )
     return notes + _unexplained(correction.checked)
+
+
+def _failures(loads: Sequence[MeasuredLoad]) -> list[str]:
+    return [
+        f"{load.name}: {percent(load.lost)} of its requests failed; the others may say little of a server that is well"
+        for load in loads
+        if load.lost
+    ]
 
 
 def _unexplained(checked: Sequence[CheckedTarget]) -> list[str]:

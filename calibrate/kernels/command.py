@@ -289,7 +289,9 @@ def adjust_profile(
     bench = BenchFiles(files, scenario, name, set_ or (), stated, "--anchor")
     bench.check_repeats()
     base = bench.base()
-    loads = [MeasuredLoad(run.name, bench_world(run, base, name), run.measured, run.errors) for run in bench.runs()]
+    loads = [
+        MeasuredLoad(run.name, bench_world(run, base, name), run.measured, run.errors, run.lost) for run in bench.runs()
+    ]
     file = out or Path("profiles") / f"{before.name.removesuffix(SUFFIX)}{SUFFIX}.json"
     anchored = anchor_on(before, loads)
     check_profile_target(file)

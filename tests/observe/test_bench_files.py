@@ -67,8 +67,10 @@ def test_vllm_bench_without_details(samples: Path, tmp_path: Path) -> None:
     half_width = 1.96 * data["std_ttft_ms"] / 1e3 / math.sqrt(80)
     assert run.errors["ttft_mean_s"] == pytest.approx(half_width)
     both = tmp_path / "appended.json"
-    both.write_text("".join(json.dumps({**data, "max_concurrency": cap}) + "\n" for cap in (2, None)), encoding="utf-8")
-    assert [each.load for each in read_bench(both)] == [ClosedLoad(2), ClosedLoad(80)]
+    both.write_text(
+        "".join(json.dumps({**data, "max_concurrency": cap}) + "\n" for cap in (10, None)), encoding="utf-8"
+    )
+    assert [each.load for each in read_bench(both)] == [ClosedLoad(10), ClosedLoad(80)]
     bursty = {**data, "request_rate": 5.0, "burstiness": 0.25}
     assert run_of(written(tmp_path, bursty)).load == OpenLoad(5.0, 0.25, 12)
 
@@ -166,6 +168,7 @@ def test_a_missing_field_is_named(samples: Path, tmp_path: Path, change: dict[st
         ("aiperf.json", {"request_latency": {"p50": 9999.0}}, ["p50 to p99 E2E", "got 9.999 s, 0.61 s, 0.75 s"]),
         ("aiperf.json", {"request_latency": {"unit": "s"}}, ["430 s × 9.1/s: 3,913 requests", "allowed: 0.4 to 8 ("]),
         ("aiperf.json", {"request_latency": {"unit": "us"}}, ["0.00043 s × 9.1/s", "closed loop, 4 at a time"]),
+        ("vllm-closed-12.json", {"mean_tpot_ms": 38e3}, ["(mean TTFT + gaps) × requests/s", "allowed: 1.2 to 24 ("]),
         ("vllm-open.json", {"ttfts": [1e3] * 60}, ["1000 s × 2.81111/s", "allowed: 0 to 60 ("]),
         ("vllm-open.json", {"duration": -1}, ["duration", "got -1, allowed: 0 to"]),
     ],

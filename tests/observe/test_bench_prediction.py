@@ -152,6 +152,27 @@ def test_a_benchmark_that_did_not_stream_corrects_nothing(loraplan: CommandLine,
     assert not Path("p.json").exists()
 
 
+def test_a_benchmark_of_another_server_corrects_nothing(loraplan: CommandLine, samples: Path) -> None:
+    data = json.loads((samples / "vllm-closed-12.json").read_text(encoding="utf-8"))
+    seconds = [key for key in data if key.endswith("_ms")]
+    data |= {key: 40 * data[key] for key in seconds} | {"request_throughput": data["request_throughput"] / 40}
+    Path("slow.json").write_text(json.dumps(data), encoding="utf-8")
+    refused = loraplan.refused(
+        "calibrate", "fit", "--from-bench", "slow.json", "--scenario", "serve-tiny", "--out", "p.json"
+    )
+    assert "contradicts the profile" in refused
+    assert "(allowed: a factor between 1/20 and 20)" in refused
+    assert not Path("p.json").exists()
+
+
+def test_what_failed_is_said(loraplan: CommandLine, samples: Path) -> None:
+    data = json.loads((samples / "vllm-closed.json").read_text(encoding="utf-8"))
+    data["failed"] = 3 * data["completed"]
+    Path("some.json").write_text(json.dumps(data), encoding="utf-8")
+    fit = ("calibrate", "fit", "--from-bench", "some.json", "--scenario", "serve-tiny", "--out", "p.json")
+    assert "some.json: 75 % of its requests failed" in loraplan.succeeds(*fit).err
+
+
 def corrected(world: Any, measured: dict[str, float], half_widths: dict[str, float]) -> Any:
     return correct(load_profile("cpu/tiny/vllm-0.32")[0], [MeasuredLoad("bench", world, measured, half_widths)])
 

@@ -76,8 +76,12 @@ def _refuse_contradictions(run: BenchRun, file: str) -> None:
         if rising != sorted(rising):
             got = ", ".join(f"{seconds:g} s" for seconds in rising)
             raise InputError("a higher quantile can't be smaller", file=file, key=f"p50 to p99 {kind.upper()}", got=got)
-    if (latency_s := found.get("e2e_mean_s")) is None:
-        return
+    latency_s, words = found.get("e2e_mean_s"), "mean E2E"
+    if latency_s is None:
+        gap_s, words = found.get("tpot_mean_s", found.get("itl_mean_s")), "(mean TTFT + gaps)"
+        if gap_s is None or "ttft_mean_s" not in found:
+            return
+        latency_s = found["ttft_mean_s"] + gap_s * max(run.output.mean - 1, 0.0)
     least, most = 0.0, float(run.completed + run.failed)
     if isinstance(run.load, ClosedLoad):  # while it starts and ends, fewer are in flight
         clients = min(run.load.concurrency, most)
@@ -87,7 +91,7 @@ def _refuse_contradictions(run: BenchRun, file: str) -> None:
         raise InputError(
             "latency and rate contradict the load, by Little's law",
             file=file,
-            key="mean E2E × requests/s",
+            key=f"{words} × requests/s",
             got=f"{latency_s:g} s × {found['requests_per_s']:g}/s: {in_flight:,.4g} requests in flight",
             allowed=f"{least:g} to {most:,g} ({run.words})",
             hint="check the units of its latencies and its load",

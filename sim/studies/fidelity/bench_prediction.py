@@ -230,7 +230,7 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
                 "error": value / measured - 1 if measured else None,
             }
             for name, value in predicted.items()
-            if name in run.measured
+            if name in run.measured and math.isfinite(value)  # answers of one token have no gaps
         },
         notes=(*_gaps_of(run), *_on_fleet(world)),
     )

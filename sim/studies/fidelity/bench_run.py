@@ -216,6 +216,11 @@ class BenchRun:
     cut_short: bool = False
 
     @property
+    def lost(self) -> float:
+        """The share of its requests that failed."""
+        return self.failed / max(self.failed + self.completed, 1)
+
+    @property
     def words(self) -> str:
         """The run in a few words."""
         return f"{self.tool}, {self.load.words}, {self.completed:,} requests"
