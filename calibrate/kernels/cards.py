@@ -93,8 +93,6 @@ CARDS = {name: card for name, card in ALL.items() if card.system and card.kernel
 """Cards with kernel tables of their own."""
 SCALED = {name: card for name, card in ALL.items() if card.kernels_of is not None}
 """Cards that compute like one of these and have a slower memory."""
-SHEETS = {name: card for name, card in ALL.items() if not card.system}
-"""Cards that are known by their data sheets alone."""
 
 
 def card_of(

@@ -122,9 +122,6 @@ class Unserved:
     :ivar limit_tokens: how many ``fleet.max_model_len`` or the KV cache allows.
     """
 
-    requests: int = 0
-    refused: int = 0
-    failed: int = 0
     too_long: int = 0
     longest_tokens: int = 0
     limit_tokens: int = 0
@@ -138,7 +135,6 @@ class Stages:
     load_s: float = 0.0
     queue_s: float = 0.0
     prefill_s: float = 0.0
-    decode_s: float = 0.0
 
 
 def stages_of(point: Point) -> Stages:

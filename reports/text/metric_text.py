@@ -15,8 +15,8 @@ from reports.axes import Axis
 from reports.formatting import calibration, interval, metric_words, percent, show
 from sim.results.catalogue import SHARES
 from sim.results.metric_state import Cause, Kind, State
-from sim.results.model import MetricChange
-from sim.results.pairs import BETTER, LESS, MORE, WORSE, Difference
+from sim.results.model import Difference
+from sim.results.pairs import BETTER, LESS, MORE, WORSE
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import judged, metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -230,7 +230,7 @@ def signed(name: str, value: float, unit: str) -> str:
     return text if value == 0 or text.startswith("0 ") or text in ("0", "$0") else f"{sign}{text}"
 
 
-def bounds_words(name: str, found: MetricChange) -> str:
+def bounds_words(name: str, found: Difference) -> str:
     """Return the interval of a change that is kept as a row of a file: ``−80 ms to −64 ms``."""
     low, high = (0.0 if end is None else end for end in (found.lo, found.hi))
     return f"{signed(name, low, found.unit)} to {signed(name, high, found.unit)}"

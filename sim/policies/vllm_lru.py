@@ -121,7 +121,7 @@ class VllmLruCache(AdapterCache):
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.
-    :ivar evictions: evictions from slots so far; ``evictions_in_use``: those of adapters in the batch.
+    :ivar evictions: evictions from slots so far.
     :ivar victims: optional list, to which evicted adapters are appended.
     :ivar listener: called when an adapter enters or leaves a slot; optional.
     """
@@ -138,7 +138,6 @@ class VllmLruCache(AdapterCache):
         self.in_use = 0
         self.in_use_peak = 0
         self.evictions = 0
-        self.evictions_in_use = 0
         self.victims: list[int] | None = None
         self.listener: CacheListener | None = None
         self._order = order
@@ -407,7 +406,6 @@ class VllmLruCache(AdapterCache):
         self.evictions += 1
         if self.listener is not None:
             self.listener.left(victim)
-        self.evictions_in_use += victim in self._in_batch
         if self.victims is not None:
             self.victims.append(victim)
 

@@ -12,7 +12,7 @@ from sim.arrays import Ints, Mask
 from sim.results.catalogue import CATALOGUE
 from sim.results.change_metrics import impact_of, wrong_ones
 from sim.results.metrics import Measured
-from sim.results.model import KEPT_CHANGE, WRONG_KINDS, Count, HeldBack, HeldBackRollout, Impact, MetricChange
+from sim.results.model import WRONG_KINDS, Count, HeldBack, HeldBackRollout, Impact
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point
 from sim.results.point_summary import traffic_ids
@@ -132,12 +132,7 @@ def avoided(
         sides.append(Point({}, metrics, traffic_ids=traffic_ids(marked, facts)))
     m = MeasuredRequests(list(otherwise), facts)
     each = [_answered(m, (one,)) for one in held]
-    found = {name: difference_of(sides[0], sides[1], name) for name in NAMES}
-    changes = {
-        name: MetricChange(**{key: json_ready(getattr(d, key)) for key in KEPT_CHANGE})
-        for name, d in found.items()
-        if d is not None
-    }
+    changes = {name: d for name in NAMES if (d := difference_of(sides[0], sides[1], name)) is not None}
     requests = round(len(m.section) / m.replications)
     return HeldBack(rollouts, requests, _count(_answered(m, held)), [_count(metric) for metric in each], changes)
 

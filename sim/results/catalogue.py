@@ -71,11 +71,6 @@ class Definition:
         """Whether it is a sum over the parts of a run; others are means of them, or the like."""
         return self.interval in ("none", "sum") and self.unit != "USD"
 
-    @property
-    def always_there(self) -> bool:
-        """Whether every point has it, if only to say why there is no value."""
-        return self.of_fleet and self.unit != "USD" and all(need.cause for need in self.needs)
-
     def of(self, m: Measured) -> Metric | None:
         """Return the metric; None where ``m`` has nothing that it is about."""
         for need in self.needs:
@@ -429,8 +424,6 @@ CATALOGUE: dict[str, Definition] = {each.name: each for each in _ROWS}
 """Every metric by name, in the order in which tables print them."""
 UNITS = {each.name: each.unit for each in _ROWS if each.of_fleet}
 """Every metric of a fleet, and its unit."""
-ALWAYS_THERE = tuple(each.name for each in _ROWS if each.always_there)
-"""Metrics that every point has."""
 ONLY_WITH_PRICE = frozenset(name for name, unit in UNITS.items() if unit == "USD")
 """Metrics that a point lacks unless its scenario says what a GPU costs (``fleet.price``)."""
 SHARES = frozenset(each.name for each in _ROWS if each.share)
@@ -446,8 +439,3 @@ def shown_in(place: str) -> tuple[str, ...]:
 def measured_of(kind: str) -> tuple[str, ...]:
     """Return the metrics of a kind of slice: ``tenant``, ``pool``, ``group`` or ``replica``."""
     return tuple(each.name for each in _ROWS if kind in each.slices)
-
-
-def needing(need: Need) -> frozenset[str]:
-    """Return the metrics that need something, such as ``AUTOSCALER``."""
-    return frozenset(each.name for each in _ROWS if need in each.needs)

@@ -375,12 +375,19 @@ class Timeline:
 
 
 @dataclass(frozen=True, slots=True)
-class MetricChange:
-    """What changes in a metric from one design to another; a stored ``sim.results.pairs.Difference``.
+class Difference:
+    """What changes in a metric from one point to another; files have it under the metric's name.
 
-    :ivar word: better, worse, more or less, as ``sim.results.pairs`` says it.
+    :ivar one, other: the two values; None where there is none.
+    :ivar change: ``other - one``; None where a value is missing.
+    :ivar lo, hi: 95 % interval of the change; None where nothing is known of its spread.
+    :ivar relative: change over the absolute value of one; None where that is 0 or missing.
+    :ivar word: of ``sim.results.pairs.WORDS``; better and worse as seen from the first point.
+    :ivar paired: whether parts that met the same traffic were compared.
+    :ivar note: what to know of the interval, or why there is none.
     """
 
+    name: str = ""
     unit: str = "1"
     one: float | None = None
     other: float | None = None
@@ -432,7 +439,7 @@ class HeldBack:
     requests: int
     answered: Count
     by_rollout: list[Count]
-    metrics: dict[str, MetricChange]
+    metrics: dict[str, Difference]
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

@@ -7,10 +7,10 @@ so most of the chance cancels. numpy is imported where it computes: words about 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.results.catalogue import CATALOGUE
+from sim.results.model import Difference
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term
 
@@ -26,32 +26,6 @@ WORDS = (BETTER, WORSE, MORE, LESS, UNCLEAR, NOT_COMPARABLE)
 
 _ALIKE = 1e-6
 """Values that differ by less than this share are equal: parts are kept with seven digits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What changes in a metric from one point to another.
-
-    :ivar one, other: the two values; None where there is none.
-    :ivar change: ``other - one``; None where a value is missing.
-    :ivar lo, hi: 95 % interval of the change; None where nothing is known of its spread.
-    :ivar relative: change over the absolute value of one; None where that is 0 or missing.
-    :ivar word: of ``WORDS``; better and worse as seen from the first point.
-    :ivar paired: whether parts that met the same traffic were compared.
-    :ivar note: what to know of the interval, or why there is none.
-    """
-
-    name: str
-    unit: str
-    one: float | None
-    other: float | None
-    change: float | None
-    lo: float | None
-    hi: float | None
-    relative: float | None
-    word: str
-    paired: bool
-    note: str
 
 
 def same_requests(one: Point, other: Point) -> bool:
@@ -83,10 +57,10 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     unit = after.unit if after.value is not None else before.unit
     if before.value is None or after.value is None:
         note = (before if before.value is None else after).note
-        return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
+        return Difference(name, unit, before.value, after.value, word=NOT_COMPARABLE, note=note)
     if metric in ("refused", "failed") and _measured(one) != _measured(other):
         note = "the runs measure different numbers of requests"
-        return Difference(name, unit, before.value, after.value, None, None, None, None, NOT_COMPARABLE, False, note)
+        return Difference(name, unit, before.value, after.value, word=NOT_COMPARABLE, note=note)
     change = after.value - before.value
     if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
         change = 0.0

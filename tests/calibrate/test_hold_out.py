@@ -11,7 +11,7 @@ from calibrate.fit.report import closing, decide, fit_report
 from calibrate.fit.sample_terms import ADDITIVE, IN_SAMPLE, MULTIPLICATIVE
 from reports.table import Table
 from sim.spec.profile import Draw, HoldOut, LoadCost, Memory, load_profile
-from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line, join
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, bootstrap, hold_out_line
 from sim.studies.fidelity.measured_runs import read_lengths, read_runs
 from validation.published.profile_from_runs import calibration_subset, closed_loops
 from validation.published.published_costs import (
@@ -38,6 +38,7 @@ from validation.published.step_fit import (
     ServedHours,
     cost_of,
     fit_steps,
+    join,
     step_hold_outs,
 )
 

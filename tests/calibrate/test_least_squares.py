@@ -25,11 +25,11 @@ from sim.studies.fidelity.least_squares import (
     Problem,
     additive,
     bootstrap,
-    join,
     left_out_errors,
     significant,
     solve,
 )
+from validation.published.step_fit import join
 
 Floats = NDArray[np.float64]
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from sim.spec.profile import load_profile
 from sim.spec.scenario import Scenario
-from sim.studies.fidelity.least_squares import Problem, join, solve
+from sim.studies.fidelity.least_squares import Problem, solve
 from sim.studies.fidelity.measured_runs import METRICS, MeasuredRun
 from sim.studies.fidelity.step_terms import PASSED_S
 from sim.world.build import build_world
 from sim.world.replication import simulate
-from validation.published.step_fit import BENDS, FACTS, TERMS, closed_loop, cost_of, features, served_hour
+from validation.published.step_fit import BENDS, FACTS, TERMS, closed_loop, cost_of, features, join, served_hour
 from validation.published.step_log import StepLog
 
 Floats = NDArray[np.float64]

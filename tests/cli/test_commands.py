@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from catalogue_names import ALWAYS_THERE
 from command_line import CommandLine
 
 from sim.cli.output import progress_bar
-from sim.results.catalogue import ALWAYS_THERE
 
 SMALL = ("--set", "workload.requests=1100", "--set", "run.replications=2")
 FEW = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")

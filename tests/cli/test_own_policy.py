@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 
-import sim
+import loraplan
+from loraplan import run
 from sim.errors import InputError
 from sim.policies.replay.cache_replay import replayable
 from sim.results.run_directory.store import read_run
@@ -75,8 +76,8 @@ def installed(example: Path) -> Iterator[Path]:
     forget()
 
 
-def same(one: sim.Results, other: sim.Results) -> bool:
-    def values(results: sim.Results) -> list[Any]:
+def same(one: loraplan.Results, other: loraplan.Results) -> bool:
+    def values(results: loraplan.Results) -> list[Any]:
         return [[repr(metric) for metric in point.metrics.values()] for point in results.points]
 
     return values(one) == values(other)
@@ -86,15 +87,15 @@ def same(one: sim.Results, other: sim.Results) -> bool:
 
 
 def test_of_equal_adapters_the_example_is_lru(policy: type) -> None:
-    mine = sim.run("quickstart", {**SMALL, "cache.eviction": NAME}, jobs=1, evictions={NAME: policy})
-    assert same(mine, sim.run("quickstart", SMALL, jobs=1))
+    mine = loraplan.run("quickstart", {**SMALL, "cache.eviction": NAME}, jobs=1, evictions={NAME: policy})
+    assert same(mine, loraplan.run("quickstart", SMALL, jobs=1))
 
 
 def test_a_sweep_in_workers_gives_what_one_process_gives(policy: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sim.studies.sweep.SMALL_RUN", 0)  # so little is not worth workers otherwise
     over = {"cache.gpu.slots": [8, 16], "cache.eviction": ["lru", NAME]}
-    two = sim.sweep("quickstart", over, SMALL, jobs=2, evictions={NAME: policy})
-    one = sim.sweep("quickstart", over, SMALL, jobs=1, evictions={NAME: policy})
+    two = loraplan.sweep("quickstart", over, SMALL, jobs=2, evictions={NAME: policy})
+    one = loraplan.sweep("quickstart", over, SMALL, jobs=1, evictions={NAME: policy})
     assert same(two, one)
 
 
@@ -103,25 +104,25 @@ def test_workers_that_are_there_already_get_the_class_as_it_is_now(
 ) -> None:
     monkeypatch.setattr("sim.studies.sweep.SMALL_RUN", 0)
     values = {**SMALL, "cache.eviction": NAME}
-    first = sim.run("quickstart", values, jobs=2, evictions={NAME: policy})
+    first = loraplan.run("quickstart", values, jobs=2, evictions={NAME: policy})
     file = example / "small_of_oldest.py"
     file.write_text(file.read_text().replace("in self._idle if", "in reversed(self._idle) if"))
     sys.modules.pop("small_of_oldest")
     newest = import_module("small_of_oldest").SmallOfOldest
-    second = sim.run("quickstart", values, jobs=2, evictions={NAME: newest})
+    second = loraplan.run("quickstart", values, jobs=2, evictions={NAME: newest})
     assert not same(first, second)
-    assert same(second, sim.run("quickstart", values, jobs=1, evictions={NAME: newest}))
+    assert same(second, loraplan.run("quickstart", values, jobs=1, evictions={NAME: newest}))
 
 
 def test_a_class_of_a_script_reaches_the_workers(example: Path) -> None:
     script = FILES["small_of_oldest.py"] + (
-        "\nfrom sim import run\nfrom sim.studies import sweep\nsweep.SMALL_RUN = 0\n"
+        "\nfrom loraplan import run\nfrom sim.studies import sweep\nsweep.SMALL_RUN = 0\n"
         f"if __name__ == '__main__':\n    found = run('quickstart', { ({**SMALL, 'cache.eviction': NAME})!r}, jobs=2,"
         f" evictions={{{NAME!r}: SmallOfOldest}})\n    print(found.value('miss_ratio'))\n"
     )
     (example / "script.py").write_text(script)
     ended = python(example, "script.py")
-    assert float(ended) == sim.run("quickstart", SMALL, jobs=1).value("miss_ratio")
+    assert float(ended) == loraplan.run("quickstart", SMALL, jobs=1).value("miss_ratio")
 
 
 def python(folder: Path, *arguments: str) -> str:
@@ -142,7 +143,7 @@ def test_the_script_of_the_page_runs(example: Path) -> None:
 
 def test_a_what_if_tries_what_a_call_gives(policy: type) -> None:
     values = {**SMALL, "workload.requests": 3000}
-    found = sim.plan(
+    found = loraplan.plan(
         "quickstart", values, minimize={"cache.gpu.slots": (32, 64, 32)}, what_if=True, jobs=1, evictions={NAME: policy}
     )
     rows = found.what_if.set_index(["change", "metric"])
@@ -154,7 +155,7 @@ def test_a_what_if_tries_what_a_call_gives(policy: type) -> None:
 def test_a_router_of_ones_own(example: Path) -> None:
     even_odd = import_module("even_odd").EvenOdd
     values = {**SMALL, "fleet.replicas": 2, "workload.arrivals.rate": "12/s", "router.policy": "even-odd"}
-    requests = sim.run("quickstart", values, jobs=1, routers={"even-odd": even_odd}).requests
+    requests = loraplan.run("quickstart", values, jobs=1, routers={"even-odd": even_odd}).requests
     number = requests["adapter"].astype(str).str.extract(r"(\d+)$")[0].astype(int)
     assert (requests["replica"] == number % 2).all()
 
@@ -169,11 +170,11 @@ def test_a_cache_replay_of_a_class(policy: type) -> None:
 
 
 def test_a_loaded_scenario_takes_policies_later(policy: type) -> None:
-    loaded = sim.load_scenario("quickstart", SMALL)
-    mine = sim.run(loaded, {"cache.eviction": NAME}, jobs=1, evictions={NAME: policy})
-    assert same(mine, sim.run(loaded, jobs=1))
+    loaded = loraplan.load_scenario("quickstart", SMALL)
+    mine = loraplan.run(loaded, {"cache.eviction": NAME}, jobs=1, evictions={NAME: policy})
+    assert same(mine, loraplan.run(loaded, jobs=1))
     with pytest.raises(InputError, match=rf"unknown eviction policy \(got {NAME}"):
-        sim.run(loaded, {"cache.eviction": NAME}, jobs=1)
+        loraplan.run(loaded, {"cache.eviction": NAME}, jobs=1)
 
 
 def test_results_of_other_code_are_not_reused(example: Path, policy: type, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_results_of_other_code_are_not_reused(example: Path, policy: type, tmp_p
         sys.modules.pop("small_of_oldest", None)
         mine = import_module("small_of_oldest").SmallOfOldest
         out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        sim.run("quickstart", {**SMALL, "cache.eviction": NAME}, jobs=1, out=out, evictions={NAME: mine})
+        loraplan.run("quickstart", {**SMALL, "cache.eviction": NAME}, jobs=1, out=out, evictions={NAME: mine})
         found: list[str] = read_run(out).manifest["point_keys"]
         return found
 
@@ -193,9 +194,9 @@ def test_results_of_other_code_are_not_reused(example: Path, policy: type, tmp_p
 
 
 def test_compare_reads_a_run_whose_policy_is_gone(policy: type, loraplan: CommandLine, tmp_path: Path) -> None:
-    sim.run("quickstart", SMALL, jobs=1, out=tmp_path / "one")
+    run("quickstart", SMALL, jobs=1, out=tmp_path / "one")
     mine = {**SMALL, "cache.eviction": NAME}
-    sim.run("quickstart", mine, jobs=1, out=tmp_path / "two", evictions={NAME: policy})
+    run("quickstart", mine, jobs=1, out=tmp_path / "two", evictions={NAME: policy})
     assert [each["key"] for each in loraplan.data("compare", "one", "two")["differs"]] == ["cache.eviction"]
 
 
@@ -236,7 +237,7 @@ def test_a_name_of_loraplan_can_not_be_taken(example: Path, policy: type) -> Non
     assert load_scenario("quickstart").scenario.eviction_policy.origin == ""
     forget()
     with pytest.raises(InputError, match=r"evictions: this name is that of another eviction policy \(got lru"):
-        sim.run("quickstart", SMALL, jobs=1, evictions={"lru": policy})
+        loraplan.run("quickstart", SMALL, jobs=1, evictions={"lru": policy})
 
 
 def test_a_scenario_can_not_name_code(example: Path) -> None:
@@ -287,7 +288,7 @@ def test_a_broken_package_is_named(name: str, example: Path, loraplan: CommandLi
 
 def test_a_what_if_goes_on_without_a_broken_package(example: Path) -> None:
     install(example, "their-policies", {"loraplan.evictions": {"absent": "nowhere:Nothing"}})
-    found = sim.plan("quickstart", SMALL, minimize={"cache.gpu.slots": (32, 64, 32)}, what_if=True, jobs=1)
+    found = loraplan.plan("quickstart", SMALL, minimize={"cache.gpu.slots": (32, 64, 32)}, what_if=True, jobs=1)
     forget()
     rows = {row["label"]: row for row in read_run(found.path).manifest["what_if"]}
     assert "No module named 'nowhere'" in rows["eviction absent"]["refused"]
@@ -307,7 +308,7 @@ def test_a_victim_in_use_ends_the_run_with_a_reason(policy: type) -> None:
             return 199
 
     with pytest.raises(InputError, match=r"'wrong' from evictions= can't be used: victim\(\) returned 199, but the"):
-        sim.run("quickstart", {**SMALL, "cache.eviction": "wrong"}, jobs=1, evictions={"wrong": Wrong})
+        loraplan.run("quickstart", {**SMALL, "cache.eviction": "wrong"}, jobs=1, evictions={"wrong": Wrong})
 
 
 def test_a_choice_of_no_replica_ends_the_run_with_a_reason() -> None:
@@ -321,10 +322,10 @@ def test_a_choice_of_no_replica_ends_the_run_with_a_reason() -> None:
 
     values = {**SMALL, "fleet.replicas": 2, "router.policy": "wrong"}
     with pytest.raises(InputError, match=r"choose\(\) returned 2, but the replicas that are up are: 0, 1"):
-        sim.run("quickstart", values, jobs=1, routers={"wrong": Wrong})
+        loraplan.run("quickstart", values, jobs=1, routers={"wrong": Wrong})
     Wrong.reads = frozenset({"everything"})
     with pytest.raises(InputError, match=r"router.policy: .*'reads' must be a frozenset"):
-        sim.run("quickstart", values, jobs=1, routers={"wrong": Wrong})
+        loraplan.run("quickstart", values, jobs=1, routers={"wrong": Wrong})
 
 
 @pytest.mark.parametrize(
@@ -338,4 +339,4 @@ def test_a_choice_of_no_replica_ends_the_run_with_a_reason() -> None:
 )
 def test_what_a_call_may_give(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        sim.run("quickstart", SMALL, jobs=1, evictions=given)
+        loraplan.run("quickstart", SMALL, jobs=1, evictions=given)

@@ -13,6 +13,7 @@ from typing import Any
 
 import naive_capacity
 import pytest
+from catalogue_names import ALWAYS_THERE
 from counted_runs import Run, run
 from examples import PART as TRIED
 from metric_scenarios import FAMILIES, FAULTS, STRATEGIES, metric_scenario
@@ -20,7 +21,6 @@ from naive_intervals import ASKED, MEANS, MEDIANS, P99S, Counted, SecondCount, i
 from naive_metrics import e2e_mean_s, slo_attainment
 from naive_parts import Part, completed, has_targets, is_late, mean
 
-from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metric_state import Cause, Kind
 from sim.results.point import Metric
 from sim.spec.sections.traffic_laws import PiecewiseArrivals

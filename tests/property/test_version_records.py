@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim.studies.fidelity.step_record import read_record
-from sim.studies.fidelity.step_replay import replay
+from sim.studies.fidelity.step_replay import EngineReplay
 
 PRESETS = {
     "v0.11.2_kv_tight": "vllm-0.9.2",
@@ -43,7 +43,7 @@ def test_no_record_of_a_version_is_left_out(shared: Path) -> None:
 def test_a_record_is_met_step_for_step_by_the_rules_of_its_version(shared: Path, name: str, preset: str) -> None:
     record = read_record(shared / "vllm_steps_2" / f"{name}{SUFFIX}")
     assert record.preset == preset
-    result = replay(record)
+    result = EngineReplay(record).run()
     assert result.first_difference is None  # of tokens, preemptions, loads and evictions, in their order
     assert result.equal_steps == result.steps > 0
     assert result.equal_loads == result.predicted_loads == result.loads > 0
@@ -57,7 +57,7 @@ def test_only_the_rules_of_its_version_meet_a_record(shared: Path, name: str, pr
             continue
         changed = record.model_copy(update={"engine": other.replace("-", " ")})
         assert changed.preset == other
-        assert replay(changed).equal_steps < len(record.steps)
+        assert EngineReplay(changed).run().equal_steps < len(record.steps)
 
 
 def test_no_record_with_asynchronous_scheduling_is_left_out(shared: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_record_with_asynchronous_scheduling_is_met_step_for_step(shared: Path
     record = read_record(shared / "vllm_steps_async" / f"{name}{SUFFIX}")
     assert record.asynchronous == (name in AHEAD)
     assert record.preset == f"vllm-{name[1:5]}"
-    result = replay(record)
+    result = EngineReplay(record).run()
     assert result.first_difference is None  # as above, and of running requests, ends, tokens out and cached tokens
     assert result.equal_steps == result.steps > 0
     assert result.equal_loads == result.predicted_loads == result.loads > 0
@@ -82,7 +82,7 @@ def test_a_record_with_asynchronous_scheduling_is_met_step_for_step(shared: Path
 def test_only_its_own_rules_meet_a_record_with_asynchronous_scheduling(shared: Path, name: str) -> None:
     record = read_record(shared / "vllm_steps_async" / f"{name}{SUFFIX}")
     other = "vllm 0.32.0" if "0.33" in record.engine else "vllm 0.33.0"
-    assert replay(record.model_copy(update={"engine": other})).equal_steps < len(record.steps)
-    assert replay(record.model_copy(update={"asynchronous": False})).equal_steps < len(record.steps)
+    assert EngineReplay(record.model_copy(update={"engine": other})).run().equal_steps < len(record.steps)
+    assert EngineReplay(record.model_copy(update={"asynchronous": False})).run().equal_steps < len(record.steps)
     stops = record.config.model_copy(update={"ends": "stop"})
-    assert replay(record.model_copy(update={"config": stops})).equal_steps < len(record.steps)
+    assert EngineReplay(record.model_copy(update={"config": stops})).run().equal_steps < len(record.steps)

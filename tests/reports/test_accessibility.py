@@ -21,7 +21,7 @@ from test_compare_page import ALL as COMPARED
 from test_size import one_axis, three_axes, vary
 from test_trace_page import FACTS, page_of
 
-import sim
+import loraplan
 from calibrate.serve.report import METRICS as SERVED
 from calibrate.serve.report import serve_report
 from reports.render.html import page, template
@@ -97,7 +97,7 @@ def compare(file: Path) -> None:
 
 def plan(file: Path) -> None:
     values = {"workload.requests": 800, "run.replications": 2}
-    found = sim.plan("quickstart", values, minimize={"cache.gpu.slots": (16, 64, 16)}, what_if=True, jobs=1)
+    found = loraplan.plan("quickstart", values, minimize={"cache.gpu.slots": (16, 64, 16)}, what_if=True, jobs=1)
     shutil.copy(found.report(), file)
 
 

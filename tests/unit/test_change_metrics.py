@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catalogue_names import ALWAYS_THERE
 from made_recordings import recording_of, scenario_facts
 
 from sim.results.baseline_impact import usual_impact, with_impact
-from sim.results.catalogue import ALWAYS_THERE
 from sim.results.change_metrics import PEAK_SPAN_S, sessions_of_both
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import measure

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from catalogue_names import ALWAYS_THERE, needing
 from test_metrics_by_hand import FACTS, recording
 
 import loraplan
@@ -17,7 +18,7 @@ from reports.formatting import money, show
 from reports.tables.metric_tables import metrics_table
 from reports.tables.slice_tables import groups_table
 from reports.text.setup_text import cheapest_sentence, cost_sentences
-from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, ONLY_WITH_PRICE, needing
+from sim.results.catalogue import AUTOSCALER, ONLY_WITH_PRICE
 from sim.results.fleet_costs import priced
 from sim.results.pairs import difference_of
 from sim.results.point import Metric, Point, Usage

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catalogue_names import ALWAYS_THERE, needing
 from strategies import build, fixed_time, services
 
 from sim.policies.adapter_cache import ABSENT
 from sim.policies.routing import RouterContext, View
 from sim.policies.routing.placed import Placed
 from sim.policies.vllm_lru import SetOrder, VllmLruCache
-from sim.results.catalogue import ALWAYS_THERE, PLACEMENT, needing
+from sim.results.catalogue import PLACEMENT
 from sim.results.fleet_metrics import ADAPTER, COMES, REPLICA, TIME
 from sim.results.metrics import measure
 from sim.results.records import COMPLETED, Recording

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catalogue_names import ALWAYS_THERE
 
 from sim.policies.routing import RouterContext, View, make_router
-from sim.results.catalogue import ALWAYS_THERE
 from sim.results.metrics import measure
 from sim.results.records import COMPLETED, OLD_PREFIX, Recording
 from sim.spec.scenario import Scenario

@@ -33,11 +33,17 @@ class Replica:
         self.queue.push(request)
         return request
 
-    def step(self) -> None:
+    def compose(self) -> None:
         assert self.scheduler.compose(self.now).steps
+
+    def complete(self) -> None:
         self.now += 1
         self.scheduler.complete(1, self.now)
         self.scheduler.check_integrity()
+
+    def step(self) -> None:
+        self.compose()
+        self.complete()
 
     def run_until_empty(self) -> None:
         self.step()
@@ -111,18 +117,20 @@ def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
 @pytest.mark.parametrize(("forgets", "found"), [(False, True), (True, False)])
 def test_a_preempted_request_finds_its_blocks_unless_its_weights_have_changed(forgets: bool, found: bool) -> None:
     replica = Replica(CountUntilPreemption(20, SIZE))
-    replica.push(0, 120, 60)
-    replica.push(1, 120, 60)
+    both = [replica.push(0, 120, 60), replica.push(1, 120, 60)]
     while not replica.scheduler.preempted:
         if forgets and replica.kv.decoding == 2:
             replica.kv.forget(0)
         replica.step()
-    while replica.scheduler.running or replica.queue.ready:
-        replica.step()
-    store = replica.scheduler.kv
-    assert isinstance(store, PrefixStore)
-    assert store.again_tokens > 120
-    assert (store.again_cached_tokens > 0) == found
+    assert isinstance(replica.scheduler.kv, PrefixStore)
+    [again] = [request for request in both if request.preemptions]
+    assert again.to_prefill > 120
+    while again not in replica.scheduler.running:
+        replica.compose()
+        cached = again.context - replica.scheduler.scheduled().get(again.index, 0)
+        replica.complete()
+    assert (cached > 0) == found
+    replica.run_until_empty()
 
 
 def test_a_request_sent_again_counts_what_it_finds_then() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from catalogue_names import ALWAYS_THERE, needing
 from strategies import fixed_time, services
 
 from reports.answers.limits import limits
 from reports.text.setup_text import cost_sentences
-from sim.results.catalogue import ALWAYS_THERE, AUTOSCALER, needing
+from sim.results.catalogue import AUTOSCALER
 from sim.results.metrics import measure
 from sim.results.point import Metric, SliceResult
 from sim.results.records import Recording

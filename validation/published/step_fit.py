@@ -30,7 +30,7 @@ from sim.policies.front_end import FRONT_ENDS
 from sim.spec.profile import HoldOut, Profile, StepCost
 from sim.spec.scenario import Scenario
 from sim.studies.backends.pool import unordered
-from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, join, left_out_errors, solve
+from sim.studies.fidelity.least_squares import LEFT_OUT, Problem, additive, left_out_errors, solve
 from sim.studies.fidelity.measured_runs import MODELS, UNSATURATED, LengthHistograms, MeasuredRun
 from sim.studies.fidelity.step_terms import LORA, PASSED_S, columns, step_cost
 from sim.world.build import build_world
@@ -338,6 +338,15 @@ def _fit_rounds(
     kinds = np.array(problem.kind)
     residuals = {kind: float(np.median(errors[(kinds == kind) & counted])) for kind in dict.fromkeys(problem.kind)}
     return FittedSteps(_with_costs(profile, terms), residuals, problem)
+
+
+def join(parts: Sequence[Problem]) -> Problem:
+    """Return the rows of several problems over the same terms, without their settings."""
+    features, seconds, known, weight = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("features", "seconds", "known", "weight")
+    )
+    kind, configuration = (sum((getattr(part, name) for part in parts), ()) for name in ("kind", "configuration"))
+    return Problem(parts[0].terms, features, seconds, known, weight, kind, configuration, np.empty((len(seconds), 0)))
 
 
 def _with_costs(profile: Profile, terms: Floats) -> Profile:

@@ -120,7 +120,8 @@ def _judge_saturation(table: Table) -> Iterator[Judged]:
     for each in table["snapshots"]:
         fresh = [age <= 200 for age in _column(each, "age_ms")]
         readings = _column(each, "waiting"), _column(each, "kv"), fresh
-        error = abs(scoring.saturation(*readings) - each["saturation"])
+        used = np.maximum(np.divide(readings[0], scoring.QUEUE_LIMIT), np.divide(readings[1], scoring.KV_LIMIT))
+        error = abs(float(np.mean(np.where(fresh, used, 1.0)) if fresh else 1.0) - each["saturation"])
         yield Judged(each["id"], error, scoring.unsaturated(*readings) == each["kept"])
 
 
@@ -246,7 +247,7 @@ JUDGES: dict[str, Judge] = {
                 sum(pair)
                 for pair in zip(_column(each, "in_flight_tokens"), _column(each, "uncached_tokens"), strict=True)
             ],
-            *_params(each, queueThresholdTokens=scoring.TOKENS_IN_FLIGHT),
+            *_params(each, queueThresholdTokens=4_194_304),
         )
     ),
     "llmd_prefix_cache": _scores_of(_prefix_cache),

@@ -34,8 +34,8 @@ class PrefixStore(PrefixLookup):
     :param invocation_tokens: for activated LoRA, the last tokens of each prompt, from which on the adapter takes part:
         all adapters and the base model share the blocks before them. 0: adapters compute whole prompts.
     :param base_model: number of the base model as an adapter; it matters only with ``invocation_tokens``.
-    :ivar again_tokens: tokens of requests as they came back after a preemption; ``again_cached_tokens``: those of them
-        that they found cached. A request keeps the ``cached_tokens`` of its first admission.
+
+    A request that comes back after a preemption keeps the ``cached_tokens`` of its first admission.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class PrefixStore(PrefixLookup):
     ) -> None:
         known = KnownBlocks(size, invocation_tokens, base_model)
         super().__init__(total, size, known, FreeQueue(known, total, uncached_last=uncached_last))
-        self.again_tokens = self.again_cached_tokens = 0
         self._shares_base = invocation_tokens > 0
         self._uncached_last = uncached_last
         self._held: dict[int, Spans] = {}  # by index, of requests that hold blocks which can be found
@@ -92,10 +91,7 @@ class PrefixStore(PrefixLookup):
         self._free -= taken
         if not context:
             self._admissions = request.place = self._admissions + 1
-            if request.preemptions:
-                self.again_tokens += request.to_prefill
-                self.again_cached_tokens += cached
-            else:
+            if not request.preemptions:
                 request.cached_tokens = cached
             if self._any_outdated:
                 self._note_outdated(request, cached)

@@ -15,8 +15,6 @@ import numpy as np
 QUEUE_LIMIT: Final = 5
 KV_LIMIT: Final = 0.8
 """Waiting requests and share of the KV cache from which ``utilization`` takes a replica to be saturated."""
-TOKENS_IN_FLIGHT: Final = 4_194_304
-"""Tokens in flight from which ``token-load`` gives nothing."""
 LONG_MATCH: Final = 8192
 """Matched tokens from which ``prefix-cache`` counts a match as long."""
 FNV_START: Final = 14695981039346656037
@@ -145,17 +143,6 @@ def homes(adapters: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 # Saturation, and filters: the places of the candidates that are left.
-
-
-def saturation(waiting: Sequence[int], kv: Sequence[float], fresh: Sequence[bool]) -> float:
-    """Return the mean of ``max(waiting / 5, kv / 0.8)``; 1 for one without a fresh reading, or for none at all."""
-    if not waiting:
-        return 1.0
-    each = [
-        max(queued / QUEUE_LIMIT, used / KV_LIMIT) if seen else 1.0
-        for queued, used, seen in zip(waiting, kv, fresh, strict=True)
-    ]
-    return sum(each) / len(each)
 
 
 def unsaturated(waiting: Sequence[int], kv: Sequence[float], fresh: Sequence[bool]) -> list[int]:

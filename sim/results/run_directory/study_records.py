@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sim.results.model import MetricChange
+from sim.results.model import Difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +164,13 @@ class WhatIfRow:
     note: str = ""
     refused: str | None = None
     verdict: str | None = None
-    metrics: dict[str, MetricChange] = field(default_factory=dict)
+    metrics: dict[str, Difference] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data; the notes of differences are not kept."""
         data = asdict(self)
         for change in data["metrics"].values():
-            del change["note"]
+            del change["name"], change["note"]
         return data
 
 

@@ -18,7 +18,7 @@ from reports.formatting import listed, metric_words, number, percent, show
 from reports.text.metric_text import capital, signed, why, with_interval
 from sim.results.intervals import student
 from sim.results.metric_state import Cause as StateCause
-from sim.results.model import WRONG_KINDS, Count, HeldBack, HeldBackRollout, MetricChange
+from sim.results.model import WRONG_KINDS, Count, Difference, HeldBack, HeldBackRollout
 from sim.results.point import Metric, Point
 from sim.results.verdict import MET, NO_SLO, PROBABLY_MET
 from sim.spec.units import human_bytes, human_seconds
@@ -529,7 +529,7 @@ def _changes(held: HeldBack) -> str:
     return ", ".join(phrases) or "nothing was measured"
 
 
-def clear_change(name: str, found: MetricChange) -> str:
+def clear_change(name: str, found: Difference) -> str:
     """Return which way a metric would have changed, with the interval; ``no clear change`` where that is open."""
     if found.lo is None or found.hi is None:
         return "one replication gives no interval"

@@ -10,7 +10,8 @@ from reports.axes import label_of
 from reports.formatting import listed, metric_words, money, number
 from reports.text.metric_text import capital, change_cell, change_words, short_change, values_of
 from reports.text.setup_text import fleet_words, memory_change
-from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
+from sim.results.model import Difference
+from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.verdict import MET, NOT_MET, is_overloaded, verdict

@@ -10,7 +10,8 @@ from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.metric_text import change_cell, relative_cell, values_of
 from reports.text.setup_text import setup_line
-from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, Difference
+from sim.results.model import Difference
+from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.run_directory.store import RunData
 from sim.spec.engines import engine_words
 from sim.studies.compare.charts import charts_of

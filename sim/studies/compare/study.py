@@ -12,12 +12,12 @@ from reports.axes import Axis, make_axes
 from reports.formatting import read_terms
 from sim.errors import InputError
 from sim.results.catalogue import CATALOGUE, UNITS
+from sim.results.model import Difference
 from sim.results.pairs import (
     BETTER,
     NOT_COMPARABLE,
     UNCLEAR,
     WORSE,
-    Difference,
     difference_of,
     same_draws,
     same_requests,
@@ -368,7 +368,7 @@ def _judged(pairs: Sequence[Pair], slo: Mapping[str, float]) -> tuple[str, ...]:
     if slo:
         return tuple(dict.fromkeys([*slo, *wanted]))
     known = [n for n in wanted if any(n in pair.differences for pair in pairs)]
-    if "ttft_p99_s" in known and all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in pairs):
+    if "ttft_p99_s" in known and all(map(_ends_at_first_token, pairs)):
         known.remove("ttft_p99_s")  # engine fixed: the first token is the whole answer
     return tuple(known)
 
@@ -378,8 +378,8 @@ def _is_lacking(point: Point, name: str) -> bool:
     return (point.value(name) or 0.0) > _UNSERVED * unserved(point)[1]
 
 
-def _equal(pair: Pair, name: str, other: str) -> bool:
-    first, second = pair.differences.get(name), pair.differences.get(other)
+def _ends_at_first_token(pair: Pair) -> bool:
+    first, second = pair.differences.get("ttft_p99_s"), pair.differences.get("e2e_p99_s")
     return first is not None and second is not None and (first.one, first.other) == (second.one, second.other)
 
 
@@ -406,10 +406,7 @@ def key_metrics(comparison: Comparison) -> list[str]:
     found = dict.fromkeys([*comparison.judged, *more])
     some = {name for pair in comparison.pairs for name, d in pair.differences.items() if _is_shown(d)}
     names = [name for name in found if name in comparison.terms or name in some]
-    if (
-        all(_equal(pair, "ttft_p99_s", "e2e_p99_s") for pair in comparison.pairs)
-        and "ttft_p99_s" not in comparison.terms
-    ):
+    if all(map(_ends_at_first_token, comparison.pairs)) and "ttft_p99_s" not in comparison.terms:
         names = [name for name in names if name != "ttft_p99_s"]
     return names
 

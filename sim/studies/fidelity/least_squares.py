@@ -116,21 +116,6 @@ class Problem:
         return {name: np.array(rows, dtype=np.intp) for name, rows in found.items()}
 
 
-def join(parts: Sequence[Problem]) -> Problem:
-    """Return the rows of several problems over the same terms; settings are dropped unless all have as many axes."""
-    axes = {part.settings.shape[1] for part in parts}
-    return Problem(
-        terms=parts[0].terms,
-        features=np.vstack([part.features for part in parts]),
-        seconds=np.concatenate([part.seconds for part in parts]),
-        known=np.concatenate([part.known for part in parts]),
-        weight=np.concatenate([part.weight for part in parts]),
-        kind=tuple(kind for part in parts for kind in part.kind),
-        configuration=tuple(name for part in parts for name in part.configuration),
-        settings=np.vstack([part.settings if len(axes) == 1 else np.empty((len(part), 0)) for part in parts]),
-    )
-
-
 def solve(problem: Problem, loss: Loss = "huber") -> Floats:
     """Return the coefficients that fit best, none below zero, in the order of the terms.
 

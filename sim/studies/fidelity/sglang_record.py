@@ -22,8 +22,8 @@ from sim.policies.scheduler import Limits
 from sim.policies.sglang_scheduler import FIRST_RATIO, SglangScheduler
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import Count, PairRecord, Part, StepRecord, Time, read_data, validated
-from sim.studies.fidelity.step_replay import Replay, differing, replay
-from sim.studies.fidelity.transfer_replay import replay_offload, replay_pair
+from sim.studies.fidelity.step_replay import EngineReplay, Replay, differing
+from sim.studies.fidelity.transfer_replay import OffloadReplay, PairReplay
 from sim.traffic.request import Request
 
 MOST_TRIES = 1_000_000
@@ -148,8 +148,8 @@ def replay_any_record(record: StepRecord | SglangRecord | PairRecord) -> Replay:
     if isinstance(record, SglangRecord):
         return Replayer(record).run()
     if isinstance(record, PairRecord):
-        return replay_pair(record)
-    return replay(record) if record.config.offload is None else replay_offload(record)
+        return PairReplay(record).run()
+    return (EngineReplay if record.config.offload is None else OffloadReplay)(record).run()
 
 
 class Replayer:

@@ -46,11 +46,6 @@ class Replay:
     late_steps: dict[int, int] = field(default_factory=dict)
 
 
-def replay(record: StepRecord) -> Replay:
-    """Replay a record of one engine."""
-    return EngineReplay(record).run()
-
-
 class _RecordedOrder(TouchOrder):
     """The recorded order of a set of adapters; where the engine never had this set, that in which they joined."""
 

@@ -22,16 +22,6 @@ from sim.studies.fidelity.step_replay import EngineReplay, Replay
 from sim.traffic.request import HOLDING, Request
 
 
-def replay_offload(record: StepRecord) -> Replay:
-    """Replay a record of an engine with KV offload."""
-    return _OffloadReplay(record).run()
-
-
-def replay_pair(record: PairRecord) -> Replay:
-    """Replay a record of a prefill engine and a decode engine; steps and loads of both are counted together."""
-    return _PairReplay(record).run()
-
-
 def _in_recorded_order(ours: list[int], recorded: tuple[int, ...]) -> list[int]:
     return list(recorded) if sorted(ours) == sorted(recorded) else ours
 
@@ -52,7 +42,9 @@ class _Asked(HostPool):
         return tokens
 
 
-class _OffloadReplay(EngineReplay):
+class OffloadReplay(EngineReplay):
+    """Replays a record of an engine with KV offload."""
+
     pool: _Asked
     transfers: TransferScheduler
 
@@ -216,7 +208,9 @@ class _Side(EngineReplay):
         ]
 
 
-class _PairReplay:
+class PairReplay:
+    """Replays a record of a prefill engine and a decode engine; steps and loads of both are counted together."""
+
     def __init__(self, record: PairRecord) -> None:
         self.record = record
         self.p, self.d = _Side(record, "p"), _Side(record, "d")

@@ -11,7 +11,7 @@ from reports.charts.svg import COLOURS, Chart, drawing, place, row_tips, to_svg
 from reports.formatting import metric_words, show
 from reports.table import Table
 from reports.text.metric_text import CLEAR_WORDS, bounds_words, signed
-from sim.results.model import MetricChange
+from sim.results.model import Difference
 from sim.results.run_directory.study_records import WhatIfRow
 
 _COSTS = ("usd_per_m_tokens",)
@@ -38,7 +38,7 @@ def what_if_table(
     """
     if not rows:
         return None
-    base: Mapping[str, MetricChange] = next((row.metrics for row in rows if row.metrics), {})
+    base: Mapping[str, Difference] = next((row.metrics for row in rows if row.metrics), {})
     names = [*names, *(name for name in _COSTS if name in base and name not in names)]
     lines = []
     for row in rows:
@@ -63,7 +63,7 @@ def what_if_table(
     return Table(title, head, lines, f"{note}.", (1,), verdicts, optional)
 
 
-def what_if_cell(name: str, found: MetricChange | None) -> str:
+def what_if_cell(name: str, found: Difference | None) -> str:
     """Return what a metric becomes, and the interval of its change where that is clear."""
     if found is None or found.other is None:
         return "–"
@@ -105,11 +105,11 @@ def tornado_chart(
     return Chart("tornado", title, caption, desc, svg, table)
 
 
-def _drawn(found: MetricChange | None) -> bool:
+def _drawn(found: Difference | None) -> bool:
     return found is not None and found.lo is not None and bool(found.one) and bool(found.other)
 
 
-def _ratio(found: MetricChange, key: str = "change") -> float:
+def _ratio(found: Difference, key: str = "change") -> float:
     """Return how many times the planned value it is; ends of an interval that reach below 0 are cut."""
     one, change = found.one, getattr(found, key)
     assert one, "checked by _drawn"
@@ -117,7 +117,7 @@ def _ratio(found: MetricChange, key: str = "change") -> float:
     return max(_LEAST, float((one + change) / one))
 
 
-def _bars(ax: Axes, known: Sequence[tuple[WhatIfRow, MetricChange]]) -> None:
+def _bars(ax: Axes, known: Sequence[tuple[WhatIfRow, Difference]]) -> None:
     ratios = [_ratio(found) for _, found in known]
     low = max(_LEAST, min(1.0, min(ratios) / 1.1, *(_ratio(found, "lo") for _, found in known), 1 / 1.1))
     high = max(1.1, max(ratios) * 1.1, *(min(_ratio(found, "hi"), 2 * max(ratios)) for _, found in known))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from typing import Any, Literal
 
 from sim.errors import InputError
 from sim.policies.replica_memory import ASSUMED_SLOWDOWN
-from sim.results.model import MetricChange
 from sim.results.pairs import BETTER, difference_of
 from sim.results.point import Point
 from sim.results.run_directory.store import RunStore, point_key
@@ -302,8 +301,6 @@ ALWAYS = ("ttft_p99_s", "e2e_p99_s", "miss_ratio", "loads_per_request")
 """Metrics that every what-if reports, in addition to those of the SLO."""
 COSTS = ("usd_per_m_tokens",)
 """Those that it reports where there is a price."""
-_KEPT = tuple(each.name for each in fields(MetricChange) if each.name != "note")
-"""What a run directory keeps of a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,12 +400,7 @@ def rows_of(loaded: LoadedScenario, evaluated: Sequence[ChangedDesign]) -> list[
         change, point = each.change, each.point
         row = WhatIfRow(change.group, change.label, change.set, change.note, each.refused or None)
         if point is not None:
-            found = {name: difference_of(base, point, name) for name in names}
-            metrics = {
-                name: MetricChange(**{key: getattr(each, key) for key in _KEPT})
-                for name, each in found.items()
-                if each is not None
-            }
+            metrics = {name: found for name in names if (found := difference_of(base, point, name)) is not None}
             row = replace(row, verdict=verdict(point, terms), metrics=metrics)
         rows.append(row)
     return rows

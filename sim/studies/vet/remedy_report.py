@@ -11,7 +11,7 @@ from reports.document import Report, Section
 from reports.formatting import metric_words, read_terms, show
 from reports.table import Table
 from reports.text.metric_text import capital, with_interval
-from sim.results.model import MetricChange
+from sim.results.model import Difference
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
@@ -166,7 +166,7 @@ def _remedy_table(
     sentences += [f"{capital(row.who)}: not possible, for {row.refused}" for row in rows if row.refused]
     sentences += [f"{capital(row.who)}: {row.note}" for row in shown if row.note]
     sentences += [f"{capital(row.who)}: {warning}" for row in shown for warning in row.warnings]
-    clear = [[row.metrics.get(name, MetricChange()).word for name in _METRICS[:2]] for row in shown]
+    clear = [[row.metrics.get(name, Difference()).word for name in _METRICS[:2]] for row in shown]
     if [BETTER, WORSE] in clear:
         sentences.append(
             "Fewer requests miss, because those whose adapter is resident overtake those that wait; yet more is "
