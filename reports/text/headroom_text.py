@@ -78,7 +78,7 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
     then = f"; then {remedy}" if remedy else ""
     times = times_words(found.multiple)
     what += _left_out(found)
-    if found.multiple < 1:
+    if found.multiple < 1 and found.term != QUEUES:
         return f"{capital(what)}: the SLO holds only up to {times} times {whose} traffic{then}."
     return f"{capital(what)}, at {times} times {whose} traffic{then}."
 
@@ -174,7 +174,7 @@ def _multiple(found: Headroom) -> str:
         return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
     assert found.multiple is not None, "it was found"
     times = times_words(found.multiple)
-    if found.multiple < 1:
+    if found.multiple < 1 and found.term != QUEUES:
         return f"The SLO is met up to about {times} times the traffic. Beyond that, {misses}."
     return f"{capital(misses)} at about {times} times the traffic."
 

@@ -287,7 +287,8 @@ def _number(point: Point, slo_terms: Mapping[str, float], about: str | None, *, 
     reach = _half_words(max(ends[widest]))
     known = f"{capital(metric_words(widest))} is known to {reach}{' at best' if foreign else ''}"
     if round(sum(ends[widest]) / 2, 2) <= _WIDE and not assumed and not foreign:
-        return f"{known}."
+        # Where the simulation itself is less sure, that is said, and this would contradict it.
+        return f"{known}." if metrics[widest].settled else ""
     return f"{known}, because {_origin(own)}; {_NARROW if own is not None and own.anchored else _CORRECT}."
 
 

@@ -325,11 +325,28 @@ spec:
           sleep 30; python sidecar.py --max-loras 3
 """
 KSERVE = SHELL.replace("  containers", "  minReplicas: 2\n  maxReplicas: 2\n  containers")
+COMPOSE = """\
+services:
+  llm:
+    image: vllm/vllm-openai:v0.11.0
+    deploy: {replicas: 4}
+    command: --model meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras=6
+"""
 SCALED = KSERVE.replace("maxReplicas: 2", "maxReplicas: 5")
 
 
 @pytest.mark.parametrize(
-    ("text", "replicas"), [(DEPLOYMENT, 3), (SHELL, 1), (SIDECAR, 1), (CHART, 2), (KSERVE, 2), (SCALED, 2)]
+    ("text", "replicas"),
+    [
+        (DEPLOYMENT, 3),
+        (SHELL, 1),
+        (SIDECAR, 1),
+        (CHART, 2),
+        (KSERVE, 2),
+        (SCALED, 2),
+        (COMPOSE, 4),
+        (COMPOSE.replace("deploy: {replicas: 4}", "scale: 3"), 3),
+    ],
 )
 def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
     Path("llm.yaml").write_text(text)

@@ -72,6 +72,13 @@ def test_a_rollout_that_never_ends_is_called_so() -> None:
     assert "The rollout is complete in none of 4 replications." in said.details
 
 
+def test_a_missed_miss_ratio_wants_slots_not_replicas() -> None:
+    said = answer(rolled_back([["miss_ratio", 0.8, 0.01]]), {}).setting
+    assert said.startswith(
+        "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy), or let the gate"
+    )
+
+
 def rolled_back(missed: list[list[object]]) -> Point:
     """A rollout without a clear impact that its gate sent back in two of three replications, the first among them."""
     point = samples.changed_point(duration=None, harmed=60, usual=57, harm={"slow": 60})

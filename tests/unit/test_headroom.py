@@ -100,6 +100,16 @@ def test_without_an_slo_it_is_where_the_server_is_full() -> None:
     assert (found.outcome, found.term) == (FOUND, QUEUES)
 
 
+def test_a_run_that_can_not_serve_its_traffic_has_no_headroom() -> None:
+    """Where every batch is full of waiting requests a fleet serves more than with the queue that its traffic makes."""
+    scenario = one_server("fixed", {})
+    today = evaluate_scenario(scenario).point
+    compute = replace(today.capacity.compute, offered_load=1.25)
+    found = find_headroom(scenario, replace(today, capacity=replace(today.capacity, compute=compute)))
+    assert found.saturation == 0.8
+    assert found.multiple < 0.9
+
+
 def test_without_an_slo_a_loader_may_be_full_before() -> None:
     """Of uniform requests for 1,000 adapters, 80 % miss a cache of 200, and each load takes 35 ms on average."""
     found = find_headroom(load_scenario("cache-thrash", ["slo=null"]).scenario)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from reports.formatting import plural
 from sim.spec.scenario import Scenario
 from sim.studies.observe.study import BucketQuantile, ObservedService
 from sim.studies.predicted_service import Latency, PredictedService, predict_service
@@ -59,13 +60,18 @@ def observed_world(scenario: Scenario) -> World:
 
 
 def compare_observed(service: ObservedService, scenario: Scenario) -> tuple[list[ComparedMetric], tuple[str, ...]]:
-    """Simulate a scenario of the measured traffic, and compare; return the simulator's notes, too.
+    """Simulate a scenario of the measured traffic, and compare; return notes, too.
 
     Engines take the time of a request from its arrival in the API server, so the time in the front end counts for TTFT
     and E2E.
     """
     world = observed_world(scenario)
-    return list(_rows(service, predict_service(world, REPLICATIONS))), world.notes
+    seen = len(service.adapters.shares or service.adapters.names)
+    more = (
+        f"metrics named {plural(seen, 'adapter')}, those that had requests then: adapters.count may have to be larger"
+    )
+    notes = (*((more,) if seen else ()), *world.notes)
+    return list(_rows(service, predict_service(world, REPLICATIONS))), notes
 
 
 def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[ComparedMetric]:

@@ -297,6 +297,8 @@ def _for_the_rollout(point: Point, remedy: str) -> str:
         if value is None:
             return "First keep requests of the new version from failing."
         if usual > limit:  # the old version would not pass either
+            if name == "miss_ratio":
+                remedy = in_keys_of_scenario(_FEWER_MISSES, point).removesuffix(".")
             said = f"{capital(remedy)}, or let" if remedy else "Let"
             why = f"{metric_words(name)} of all requests, {show(name, usual)}, is above its limit, too"
             return f"{said} the gate allow more (rollouts.N.gate): {why}."
