@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from reports.answers.limits import Evidence, Limit, limits
 from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import MORE_SLOTS, by_size, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
@@ -156,8 +158,12 @@ def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str
 
 
 def times_words(multiple: float) -> str:
-    """Return a multiple with the digits that a search to within a few percent has; one more near 1."""
-    return f"{multiple:.2f}" if 0.9 <= multiple < 1.15 else f"{multiple:.2g}" if multiple < 10 else f"{multiple:,.0f}"
+    """Return a multiple with the digits that a search to within a few percent has, one more near 1; rounded down, so
+    that nobody counts on more."""
+    near = 0.9 <= multiple < 1.15
+    places = 2 if near else 0 if multiple >= 10 else 1 - math.floor(math.log10(multiple))
+    down = math.floor(multiple * 10**places + 1e-6) / 10**places
+    return f"{down:.2f}" if near else f"{down:.2g}" if multiple < 10 else f"{down:,.0f}"
 
 
 def _multiple(found: Headroom) -> str:

@@ -117,7 +117,8 @@ def test_nothing_is_said_where_nothing_was_searched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("multiple", "words"), [(0.0421, "0.042"), (0.98, "0.98"), (1.046, "1.05"), (1.46, "1.5"), (12.4, "12")]
+    ("multiple", "words"),
+    [(0.0421, "0.042"), (0.98, "0.98"), (1.046, "1.04"), (1.46, "1.4"), (2.3, "2.3"), (12.4, "12")],
 )
 def test_multiples_have_the_digits_that_are_known(multiple: float, words: str) -> None:
     assert times_words(multiple) == words

@@ -267,7 +267,8 @@ def _about(spot: _Spot) -> str | None:
     for name, description in descriptions(spot.owner).items() if spot.owner and spot.path else ():
         if _alias(spot.owner, name) == spot.path[-1]:
             text = " ".join(description.replace("``", "").split()).split(". ")[0]
-            return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:]
+            whole = "" if len(spot.path) > 1 else "; for an example: loraplan scenarios copy quickstart"
+            return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:] + whole
     return None
 
 
