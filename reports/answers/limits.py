@@ -29,8 +29,9 @@ BLOCKED = 0.05
 """A resource that made requests wait during this share of the time limits the point."""
 _BLOCKED_FOR_TAIL = 0.01
 """The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
-_BLOCKED_IN_BURSTS = 0.001
-"""The same where its queue decides that p99: many requests may come at such a time."""
+_BLOCKED_IN_BURSTS, _BLOCKED_AND_QUEUED = 0.001, 0.005
+"""The same where its queue decides that p99: many requests may come at such a time, if steps leave the GPU idle; else
+half of those that decide."""
 _QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.5
 """Shares of a latency from which its queue decides it, or a load. Those of others may come before a request's own."""
 _BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1
@@ -263,7 +264,8 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
         long = mixes and _value(point, "itl_p99_s") > _LONG_GAPS * _value(point, "itl_mean_s")
         return Limit("compute", Evidence.LONG_STEPS) if long else None
     idle = (point.capacity.compute.utilization or 0.0) < BUSY_COMPUTE  # else queues may be for steps
-    if short := _blocked(point, _BLOCKED_IN_BURSTS if idle and queue_decides(point) else _BLOCKED_FOR_TAIL):
+    queued = _BLOCKED_IN_BURSTS if idle else _BLOCKED_AND_QUEUED
+    if short := _blocked(point, queued if queue_decides(point) else _BLOCKED_FOR_TAIL):
         return short[0]
     if waiting >= _BLOCKED_FOR_TAIL and load_s > _LOAD_OF_TAIL * shortest_s:
         return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
