@@ -428,6 +428,9 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
     found.doubtful = [designs["open"]]
     assert study._falls_short(found, [], evaluator, ()) == (None, ())
     assert tried == ["short", "short", "hopeless", "hopeless"]
+    monkeypatch.setattr(study, "_levers", lambda design, _: ("steps",) if design.name == "hopeless" else ())
+    found.doubtful, prices["short"] = [designs["short"]], 5.0
+    assert study._falls_short(found, [], evaluator, ()) == (None, ()), "what does not help there does not help here"
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,10 @@ def _falls_short(
     :param designs: all, the most wanted last: if the best may do, the first of them that probably does not is tried.
     """
     misses = (each for each in (found.best, *designs) if evaluator.grade(each).probability <= 1 - PROBABLE)
-    likely_short = [each for each in found.doubtful if evaluator.grade(each).probability < 0.5]
-    tried = [next(misses, None)] if found.answer is None else [*likely_short, found.other_edge, found.edge]
+    doubtful = (each for each in found.doubtful if evaluator.grade(each).probability < 0.5)
+    likely_short: list[PlanDesign | None] = [each for each in doubtful if not _is_dearer(each, found.answer)]
+    # Where what nearly does would not be helped, what is farther from it is not either.
+    tried = [next(misses, None)] if found.answer is None else likely_short or [found.other_edge, found.edge]
     for design in tried:
         if design is not None and not _is_dearer(design, found.answer) and (levers := _levers(design, planned)):
             return design, levers
