@@ -177,11 +177,10 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
     spread = NORMAL * np.sqrt(variance)
     factor = math.exp(float(solution[0]))
     if not 1.001 / _FAR < factor < _FAR / 1.001:
-        load, name = targets[0]
+        load, name = targets[int(np.argmax(np.abs(after)))]
         raise InputError(
             f"what was measured contradicts the profile: {measured_words(name)} is "
-            f"{measured_value(name, load.measured[name])}, and the best fit takes the steps of {profile.name} times "
-            f"{factor:.2g}",
+            f"{measured_value(name, load.measured[name])}, and no factor on the steps of {profile.name} explains that",
             file=load.name,
             allowed=f"a factor between 1/{_FAR:g} and {_FAR:g}",
             hint="is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is "

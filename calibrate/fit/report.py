@@ -231,7 +231,7 @@ def _open_questions(correction: LoadCorrection) -> list[str]:
 
 def _failures(loads: Sequence[MeasuredLoad]) -> list[str]:
     return [
-        f"{load.name}: {percent(load.lost)} of its requests failed; the others may say little of a server that is well"
+        f"{load.name}: {percent(load.lost)} of its requests failed; the rest may not show how a healthy server performs"
         for load in loads
         if load.lost
     ]

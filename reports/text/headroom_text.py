@@ -80,7 +80,7 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
     then = f"; then {remedy}" if remedy else ""
     times = times_words(found.multiple)
     what += _left_out(found)
-    if found.multiple < 1 and found.term != QUEUES:
+    if found.multiple < 1 and found.term not in _GROWS:
         return f"{capital(what)}: the SLO holds only up to {times} times {whose} traffic{then}."
     return f"{capital(what)}, at {times} times {whose} traffic{then}."
 
@@ -158,9 +158,9 @@ def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str
 
 
 def times_words(multiple: float) -> str:
-    """Return a multiple with the digits that a search to within a few percent has, one more near 1; rounded down, so
-    that nobody counts on more."""
-    near = 0.9 <= multiple < 1.15
+    """Return a multiple with the digits that a search to within a few percent has, one more near 1; rounded down,
+    not to promise more."""
+    near = 0.9 <= multiple < 1.2
     places = 2 if near else 0 if multiple >= 10 else 1 - math.floor(math.log10(multiple))
     down = math.floor(multiple * 10**places + 1e-6) / 10**places
     return f"{down:.2f}" if near else f"{down:.2g}" if multiple < 10 else f"{down:,.0f}"
@@ -180,7 +180,7 @@ def _multiple(found: Headroom) -> str:
         return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
     assert found.multiple is not None, "it was found"
     times = times_words(found.multiple)
-    if found.multiple < 1 and found.term != QUEUES:
+    if found.multiple < 1 and found.term not in _GROWS:
         return f"The SLO is met up to about {times} times the traffic. Beyond that, {misses}."
     return f"{capital(misses)} at about {times} times the traffic."
 

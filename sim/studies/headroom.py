@@ -33,7 +33,7 @@ from sim.results.run_directory.headroom_record import (
     Probe,
 )
 from sim.results.slo_terms import all_terms, value_of
-from sim.results.verdict import MET, is_overloaded, strain, verdict
+from sim.results.verdict import MET, strain, verdict
 from sim.spec.scenario import Scenario
 from sim.studies.design import setup_of
 from sim.studies.evaluate import facts_of
@@ -86,7 +86,8 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     traffic = Traffic.of(steady(scenario))
     # A run that starts with empty caches may miss its SLO for that alone, and those of the search don't.
     cold = not scenario.cache.warm and today is not None and bool(today.value("miss_ratio"))
-    cold = cold and today is not None and verdict(today, scenario.slo.terms()) != MET and not is_overloaded(today)
+    cold = cold and today is not None and verdict(today, scenario.slo.terms()) != MET
+    cold = cold and today is not None and (today.capacity.compute.offered_load or 0.0) < 1
     search = _Search(traffic, None if without or cold else today, recording_of)
     return replace(search.find(), without=without)
 
@@ -100,7 +101,7 @@ class _Search:
     :ivar _needed: about how many of a trace fill them, where it has fewer.
     :ivar _passing: by tenant, its share of the requests, and the multiple from which its token bucket holds or refuses
         some of them; ``_held``: the least of those at which a queue in front of a bucket grows that may fail.
-    :ivar _most_today: of today's traffic, what is served in today's point; None where that is all of it.
+    :ivar _most_today: of today's traffic, what is served in today's point, where that is overloaded.
     """
 
     def __init__(self, traffic: Traffic, today: Point | None = None, recording_of: Simulate | None = None) -> None:
@@ -111,7 +112,7 @@ class _Search:
         self._today = today if known else None
         # An overload that is everywhere fills batches as no queue does that requests leave in order.
         load = None if today is None or traffic.changes_over_s else today.capacity.compute.offered_load
-        self._most_today = 1 / load if load is not None and load > 1 else None
+        self._most_today = 1 / load if load is not None and load >= 1 else None
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self._full = FINE

@@ -208,6 +208,17 @@ def test_unknown_files_say_what_is_known(tmp_path: Path, content: str, parts: li
         assert part in str(caught.value)
 
 
+def test_gaps_of_several_tokens_and_one_long_answer_are_no_contradiction(samples: Path, tmp_path: Path) -> None:
+    data = data_of(samples, "vllm-closed-12.json")
+    drafting = {key: value for key, value in data.items() if "tpot" not in key} | {
+        "mean_itl_ms": 160,
+        "median_itl_ms": 150,
+    }
+    assert run_of(written(tmp_path, drafting)).measured["itl_mean_s"] == 0.16
+    at_once = {**data, "max_concurrency": None, "request_throughput": 1.3, "duration": 61.0}
+    assert run_of(written(tmp_path, at_once)).load == ClosedLoad(80)
+
+
 def test_a_run_without_a_completed_request_is_left_out(samples: Path, tmp_path: Path) -> None:
     good = data_of(samples, "vllm-closed-12.json")
     failed = {**good, "completed": 0, "failed": 60, "total_input_tokens": 0, "total_output_tokens": 0}

@@ -119,7 +119,7 @@ BUSY = LoaderUse(0.95, 0.95, 1)
         ),
         (
             replace(SLOTS, multiple=0.5, term=BUCKETS, failing=failing(buckets=(BucketUse("free", 10.0, 10.1, 0.02),))),
-            "Token bucket: the SLO holds only up to 0.5 times today's traffic; then raise the bucket of free",
+            "Token bucket, at 0.5 times today's traffic; then raise the bucket of free",
         ),
         (
             replace(SLOTS, failing=refusing(400)),

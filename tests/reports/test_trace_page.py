@@ -101,7 +101,7 @@ def test_the_order_hurts_in_every_sentence_on_it() -> None:
         curve=MissCurve([4, 8], [1.0, 1.0], [0.9, 0.8], [0.9, 0.8]),
     )
     assert "the order hurts" in headline(cyclic)
-    assert "No sessions of users can be seen. Shuffled, fewer requests would miss." in sentences(cyclic)
+    assert "No sessions of users can be seen. Fewer requests would miss in a random order." in sentences(cyclic)
 
 
 def instant(facts: TraceFacts) -> TraceFacts:

@@ -18,7 +18,7 @@ from sim.studies.trace.facts import FitCheck
 from sim.studies.trace.findings import headline, sentences
 from sim.studies.trace.scenario import scenario_text
 from sim.studies.trace.study import study_trace
-from sim.traffic.fits.describe import dispersion, find_bursts, without_bursts
+from sim.traffic.fits.describe import dispersion, find_bursts, find_silences, without_bursts
 from sim.traffic.fits.gaps import cvs_by_adapter, fit_gaps, fit_modulation
 from sim.traffic.fits.popularity_fit import _FAMILIES, LEAST_P, fit_popularity
 from sim.traffic.traces.data import TraceData
@@ -251,12 +251,30 @@ def test_fitted_traffic_has_the_burst_of_the_trace_unless_it_can_not_carry_it() 
     assert (flood.bursts[0].hottest, flood.bursts[0].share) == ("a7", pytest.approx(1, abs=0.01))
     assert "of them are for a7." in headline(flood)
     assert sentences(flood)[-1].endswith(
-        "spreads over all adapters what was for a7: size with replay.yaml, not with traffic.yaml."
+        "spreads the requests for a7 over all adapters: size with replay.yaml, not with traffic.yaml."
     )
     # An adapter with a stream of its own has its own bursts.
     assert not replace(
         study.model, workload={"arrivals": {"process": "gamma", "rate": "5/s", "cv": 4.0, "per": "adapter"}}
     ).carries_bursts
+
+
+def test_silences_among_instants_and_between_bursts() -> None:
+    batches = np.repeat(3600.0 * np.arange(24), 300)  # as cron sends them, in whole seconds
+    assert find_silences(batches, 1000.0) == ()
+    names, rng = ("a", "b"), np.random.default_rng(1)
+    for times in (batches, np.repeat([0.0, 1000.0], 500)):
+        study = study_trace(
+            TraceData(times, adapter=np.arange(len(times), dtype=np.int32) % 2, names=names), "t", fit_share=0.5, seed=1
+        )
+        assert study.model is not None
+        assert study.bursts == ()
+    floods = [(1, 0, 5000), (40, 4940, 5000), (40, 6200, 6260), (1, 6200, 11_000)]
+    times = np.sort(np.concatenate([poisson(rng, *each) for each in floods]))
+    silences = find_silences(times, 1000.0)
+    first, last = find_bursts(times, silences)
+    assert first.end_s <= silences[0].begin_s < silences[0].end_s <= last.begin_s
+    assert (first.times, last.times) == pytest.approx((41, 41), rel=0.1)
 
 
 @pytest.mark.parametrize("hours", [(0, 0.5, 3.5, 4), (0, 2, 3, 5)], ids=["at-both-ends", "between"])

@@ -78,14 +78,14 @@ def _refuse_contradictions(run: BenchRun, file: str) -> None:
             raise InputError("a higher quantile can't be smaller", file=file, key=f"p50 to p99 {kind.upper()}", got=got)
     latency_s, words = found.get("e2e_mean_s"), "mean E2E"
     if latency_s is None:
-        gap_s, words = found.get("tpot_mean_s", found.get("itl_mean_s")), "(mean TTFT + gaps)"
+        gap_s, words = found.get("tpot_mean_s"), "(mean TTFT + gaps)"  # ITL may be one of several tokens
         if gap_s is None or "ttft_mean_s" not in found:
             return
         latency_s = found["ttft_mean_s"] + gap_s * max(run.output.mean - 1, 0.0)
     least, most = 0.0, float(run.completed + run.failed)
     if isinstance(run.load, ClosedLoad):  # while it starts and ends, fewer are in flight
         clients = min(run.load.concurrency, most)
-        least, most = clients / 10, clients * 2
+        least, most = clients / 10 if most >= 2 * clients else 0.0, clients * 2
     in_flight = latency_s * found["requests_per_s"]
     if not least <= in_flight <= most:
         raise InputError(

@@ -354,9 +354,11 @@ def _engines_in(
             yield from _engines_in(each, replicas, most, gpu, depth + 1)
     if not isinstance(value, Mapping):
         return
-    replicas = _count(value, "replicas", "replicaCount", "minReplicas", "scale") or replicas
-    if isinstance(deploy := value.get("deploy"), Mapping):  # Compose
-        replicas = _count(deploy, "replicas") or replicas
+    replicas = _count(value, "replicas", "replicaCount", "minReplicas") or replicas
+    if "image" in value:  # a service of Compose
+        deploy = value.get("deploy")
+        counts = {**(deploy if isinstance(deploy, Mapping) else {}), **value}
+        replicas = _count(counts, "replicas", "scale") or replicas
     most = _count(value, "maxReplicas") or most
     is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
     words = _chart_words(value) if is_chart else _container_words(value)

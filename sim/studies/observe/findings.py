@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reports.formatting import plural
 from sim.spec.scenario import Scenario
 from sim.studies.observe.study import BucketQuantile, ObservedService
 from sim.studies.predicted_service import Latency, PredictedService, predict_service
@@ -67,10 +66,10 @@ def compare_observed(service: ObservedService, scenario: Scenario) -> tuple[list
     """
     world = observed_world(scenario)
     seen = len(service.adapters.shares or service.adapters.names)
-    more = (
-        f"metrics named {plural(seen, 'adapter')}, those that had requests then: adapters.count may have to be larger"
-    )
-    notes = (*((more,) if seen else ()), *world.notes)
+    notes = world.notes
+    if seen and seen >= len(world.traffic.population):
+        more = f"metrics name only adapters that have requests, {seen} of them: raise adapters.count if there are more"
+        notes = (more, *notes)
     return list(_rows(service, predict_service(world, REPLICATIONS))), notes
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-MUCH_SILENCE = 0.1
+_MUCH_SILENCE = 0.1
 """Share of a trace's time from which silences are no part of its rate."""
+
+
+def is_much_silence(silent_s: float, span_s: float) -> bool:
+    """Return whether silences lower a rate so far that they are no part of it."""
+    return _MUCH_SILENCE * span_s <= silent_s < span_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,8 @@ class FitCheck:
 class BurstFacts:
     """A stretch of time with far more requests than usual.
 
-    :ivar begin_s, end_s: from the first request of the trace on; ``times``: its rate over that outside of bursts.
+    :ivar begin_s, end_s: from the first request of the trace on; ``times``: its rate over that outside of
+        bursts and long silences.
     :ivar hottest: the adapter whose burst it is, with its share of the requests in it; empty: that of many.
     """
 
@@ -176,7 +182,7 @@ class TraceFacts:
     @property
     def much_silence(self) -> bool:
         """Whether silences lower the rate so far that they are no part of it."""
-        return MUCH_SILENCE * self.span_s <= self.silent_s < self.span_s
+        return is_much_silence(self.silent_s, self.span_s)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json`` can write."""

@@ -28,7 +28,7 @@ _MOST_NAMED = 3
 _FEW_MISS = 0.2
 """Miss ratio up to which few requests miss."""
 _NO_GAIN = "Shuffling the requests changes the miss ratio little, whatever the number of slots."
-_LOSS = "Shuffled, fewer requests would miss."
+_LOSS = "Fewer requests would miss in a random order."
 _CORRELATED = 0.1
 """Correlation of lengths from which it is one."""
 _BETWEEN_ADAPTERS = 0.05
@@ -338,7 +338,7 @@ def burst_fit_words(facts: TraceFacts) -> str:
         return f"Fitted traffic lacks {which}{_SIZE_WITH_REPLAY}"
     text = f"Fitted traffic has {which} of the whole trace, at the same times"
     if hottest := next((burst.hottest for burst in facts.bursts if burst.hottest), ""):
-        return f"{text}, but spreads over all adapters what was for {hottest}{_SIZE_WITH_REPLAY}"
+        return f"{text}, but spreads the requests for {hottest} over all adapters{_SIZE_WITH_REPLAY}"
     return f"{text}."
 
 

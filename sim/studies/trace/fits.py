@@ -47,7 +47,7 @@ class TraceSpan:
     :ivar times: (n,) from 0 at its beginning; ``span_s``: its length.
     :ivar adapter: (n,) index into all of the trace's adapters; ``count``: of these.
     :ivar session: (n,) or None.
-    :ivar bursts: those within it, from its beginning on.
+    :ivar bursts: those within it and its long silences, from its beginning on.
     """
 
     rows: slice
@@ -63,7 +63,7 @@ class TraceSpan:
 
     @property
     def rate(self) -> float:
-        """Requests per second outside of bursts."""
+        """Requests per second outside of bursts and long silences."""
         inside_s = sum(burst.end_s - burst.begin_s for burst in self.bursts)
         return len(without_bursts(self.times, self.bursts)) / (self.span_s - inside_s)
 
@@ -99,7 +99,8 @@ class TrafficModel:
             return self
         steps, at = [], 0.0
         for burst in bursts:
-            steps += [(burst.begin_s - at, 1.0), (burst.end_s - burst.begin_s, burst.times)]
+            begin = max(burst.begin_s, at)  # an instant that is taken to last may reach into a silence
+            steps += [(begin - at, 1.0), (burst.end_s - begin, burst.times)]
             at = burst.end_s
         steps = [(time, level) for time, level in [*steps, (span_s - at, 1.0)] if time > 0]
         calm = self.workload["arrivals"]
@@ -138,7 +139,7 @@ def _pauses(part: TraceSpan) -> list[float]:
 
 def independent(part: TraceSpan) -> TrafficModel:
     """Return the model in which every request draws its adapter independently, with the frequencies of the part."""
-    arrivals = _arrivals(without_bursts(part.times, part.bursts), part.rate)
+    arrivals = _arrivals(without_bursts(part.times, part.bursts), part)
     asked = np.bincount(part.adapter, minlength=part.count).astype(np.float64)
     words = "every request draws its adapter independently"
     return TrafficModel("independent", words, {"arrivals": arrivals}, asked, None, part.count)
@@ -161,7 +162,7 @@ def _in_sessions(part: TraceSpan, session: Ints, name: str, words: str) -> Traff
     table = SessionTable(part.times, part.adapter, session)
     begun, whole = _inner(table, part.span_s)
     begins = without_bursts(table.begin_s[begun], part.bursts)
-    workload: dict[str, Any] = {"arrivals": _arrivals(begins, part.rate)}
+    workload: dict[str, Any] = {"arrivals": _arrivals(begins, part)}
     workload["sessions"] = _session_law(table.requests[whole], table.gaps_s)
     asked = np.bincount(table.adapter, minlength=part.count)
     law = likeliest(asked)
@@ -204,23 +205,25 @@ def _session_law(sizes: NDArray[np.integer], gaps: Floats) -> dict[str, Any]:
     }
 
 
-def _arrivals(times: Floats, rate: float) -> dict[str, Any]:
-    """Return a process like that of these arrivals, with another rate.
+def _arrivals(times: Floats, part: TraceSpan) -> dict[str, Any]:
+    """Return a process like that of these arrivals, with the rate of a part: outside of bursts, if it can carry them.
 
     A changing rate explains dispersion over minutes; without one, the law of the gaps is used.
     """
+    if len(times) < 2:
+        times = part.times
     moving = fit_modulation(times, len(times) / max(float(times[-1] - times[0]), 1e-9))
     if moving is not None:
         states = zip(moving.levels, moving.times_s, strict=True)
         return {
             "process": "mmpp",
-            "rate": _rate(rate),
+            "rate": _rate(len(part) / part.span_s),
             "states": [{"level": _number(level), "time": _seconds(time)} for level, time in states],
         }
     gaps = np.diff(times)
     fit = fit_gaps(gaps) if len(gaps) and gaps.max() > 0 else GapFit("poisson", 1.0, 0.0)
     cv = {} if fit.process == "poisson" else {"cv": _number(fit.cv)}
-    return {"process": fit.process, "rate": _rate(rate), **cv}
+    return {"process": fit.process, "rate": _rate(part.rate), **cv}
 
 
 def _rate(rate: float) -> str:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from sim.arrays import Floats
 from sim.policies.replay.lru_curve import lru_curve, lru_orders
 from sim.studies.trace.facts import (
-    MUCH_SILENCE,
     BurstFacts,
     Candidate,
     CheckedValue,
@@ -23,6 +22,7 @@ from sim.studies.trace.facts import (
     MissCurve,
     SessionFacts,
     TraceFacts,
+    is_much_silence,
 )
 from sim.studies.trace.fits import (
     TraceSpan,
@@ -46,6 +46,7 @@ from sim.traffic.fits.describe import (
     gap_cv,
     quantiles,
     sessions_by_gap,
+    without_bursts,
 )
 from sim.traffic.fits.popularity_fit import fit_popularity
 from sim.traffic.popularity import concentration
@@ -68,10 +69,10 @@ MOST_FITTED = 400_000
 """Requests used of either part, the first ones. More would change the third digit."""
 NEARLY = 0.002
 """A simpler model is preferred if it is at most this much farther off than the best: that is chance."""
+BY_BURSTS = 0.01
+"""So much farther off a model may be that has the bursts and silences of a trace than one that lacks them."""
 OF_ONE = 0.5
 """A burst is one adapter's if that has so much more of its requests than of the others."""
-BY_BURSTS = 0.01
-"""Likewise for a model that has the bursts and silences of a trace, and is preferred to one that lacks them."""
 MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
 """Requests used to find sessions (the first ones) and to correlate lengths (evenly spread); saves memory on long
 traces."""
@@ -114,10 +115,9 @@ def study_trace(
     gaps = np.diff(times)
     silence = silence_s(requests, span) if requests > 1 else math.inf
     silent = gaps[gaps > silence]
-    bursts = find_bursts(times, float(silent.sum()))
-    unusual = bursts
-    if silent.sum() >= MUCH_SILENCE * span:
-        unusual = tuple(sorted((*bursts, *find_silences(times, silence)), key=lambda each: each.begin_s))
+    silences = find_silences(times, silence) if is_much_silence(float(silent.sum()), span) else ()
+    bursts = find_bursts(times, silences)
+    unusual = tuple(sorted((*bursts, *silences), key=lambda each: each.begin_s))
     if span > 0:
         model, part, check, found, why = _fit(trace, span, unusual, fit_share, seed, progress)
         notes += why
@@ -305,7 +305,10 @@ def _part(
         for burst in bursts
         if burst.begin_s < end and burst.end_s > begin
     )
-    return TraceSpan(rows, trace.arrival_s[rows] - begin, adapter[rows], session, end - begin, count, within)
+    times = trace.arrival_s[rows] - begin
+    if len(without_bursts(times, within)) < 2:  # those of the base model made them
+        within = ()
+    return TraceSpan(rows, times, adapter[rows], session, end - begin, count, within)
 
 
 def _best(
@@ -320,8 +323,10 @@ def _best(
         progress(number, total)
         found.append((sampler.curves(model, part, slots).difference(real), model))
     least = min(error for error, _ in found)
-    allowed = least + (BY_BURSTS if unusual else NEARLY)
-    best = next(model for error, model in found if error <= (allowed if model.carries_bursts else least + NEARLY))
+    carry = [each for each in found if each[1].carries_bursts and each[0] <= least + BY_BURSTS] if unusual else []
+    near = carry or found
+    least = min(error for error, _ in near)
+    best = next(model for error, model in near if error <= least + NEARLY)
     in_sessions = min((p for p in found if p[1].name.startswith("sessions")), key=lambda p: p[0], default=None)
     pause = None if in_sessions is None else in_sessions[1].pause_s
     return best, [Candidate(model.name, model.words, error) for error, model in found], pause

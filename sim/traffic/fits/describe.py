@@ -66,7 +66,8 @@ _SHORTEST_S = 1.0
 class Burst:
     """A stretch of time with far more requests than usual, or with none.
 
-    :ivar begin_s, end_s: its first and last request. ``times``: its rate over the usual one; 0: a silence.
+    :ivar begin_s, end_s: its first and last request, or within a silence. ``times``: its rate over the usual one; 0:
+        a silence.
     """
 
     begin_s: float
@@ -75,21 +76,24 @@ class Burst:
 
 
 def find_silences(times: Floats, longer_than_s: float) -> tuple[Burst, ...]:
-    """Return the gaps longer than this, less half a usual gap on either side, in order."""
+    """Return the gaps longer than this, less half a usual gap on either side, in order; none where usual ones are 0."""
     gaps = np.diff(times)
     found = np.flatnonzero(gaps > longer_than_s)
-    half_s = float(gaps.sum() - gaps[found].sum()) / max(len(gaps) - len(found), 1) / 2
+    half_s = float(np.delete(gaps, found).sum()) / max(len(gaps) - len(found), 1) / 2
+    if not half_s > 0:
+        return ()
     return tuple(Burst(float(times[i]) + half_s, float(times[i + 1]) - half_s, 0.0) for i in found.tolist())
 
 
-def find_bursts(times: Floats, silent_s: float = 0.0) -> tuple[Burst, ...]:
+def find_bursts(times: Floats, silences: Sequence[Burst] = ()) -> tuple[Burst, ...]:
     """Return the stretches in which requests come at least ``BURST`` times as fast as usual, in order.
 
-    :param silent_s: time without requests in all, which is not usual.
-
-    Each has the largest excess of requests over that rate. The usual rate is the median over windows with 20 requests
-    on average, or more. A stretch shorter than a window counts if it has the requests of ``_FLOOD`` windows.
+    None lasts over one of the ``silences``, and these don't count as usual. Each has the largest excess of requests
+    over that rate. The usual rate is the median over windows with 20 requests on average, or more. A stretch shorter
+    than a window counts if it has the requests of ``_FLOOD`` windows.
     """
+    began, cuts = times, np.searchsorted(times, [silence.end_s for silence in silences]).tolist()
+    times = without_bursts(times, silences)
     span = float(times[-1] - times[0]) if len(times) else 0.0
     windows = min(len(times) // 20, max(240, int(span / 60)))
     if windows < LEAST_WINDOWS:
@@ -102,7 +106,7 @@ def find_bursts(times: Floats, silent_s: float = 0.0) -> tuple[Burst, ...]:
     least = _BEYOND_CHANCE * max(1.0, (1.4826 * float(np.median(np.abs(counts - usual)))) ** 2 / usual)
     excess = np.arange(len(times)) - BURST * usual / width * (times - times[0])
     found: list[tuple[int, int, float]] = []
-    parts = [(0, len(times))]
+    parts = list(zip([0, *cuts], [*cuts, len(times)], strict=True))
     while parts and len(found) <= MOST_BURSTS:
         low, high = parts.pop()
         gain = excess[low:high] - np.minimum.accumulate(excess[low:high])
@@ -117,9 +121,9 @@ def find_bursts(times: Floats, silent_s: float = 0.0) -> tuple[Burst, ...]:
     inside_s = sum(length for _, _, length in found)
     if len(found) > MOST_BURSTS or inside_s > SHORT * span:
         return ()
-    calm = (len(times) - sum(last - first for first, last, _ in found)) / (span - inside_s - silent_s)
+    calm = (len(times) - sum(last - first for first, last, _ in found)) / (span - inside_s)
     return tuple(
-        Burst(float(times[first]), float(times[first]) + length, (last - first) / length / calm)
+        Burst(float(began[first]), float(began[first]) + length, (last - first) / length / calm)
         for first, last, length in sorted(found)
     )
 
