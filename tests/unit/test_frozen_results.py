@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from sim.results import calibration, metric_state, model, pairs, point
+from sim.results import calibration, metric_state, model, point
 from sim.results.run_directory import headroom_record, study_records
 
 
@@ -21,7 +21,7 @@ def types_of(module: ModuleType) -> list[type]:
 
 
 @pytest.mark.parametrize(
-    "module", [model, headroom_record, study_records, point, metric_state, pairs, calibration], ids=lambda m: m.__name__
+    "module", [model, headroom_record, study_records, point, metric_state, calibration], ids=lambda m: m.__name__
 )
 def test_every_result_is_frozen(module: ModuleType) -> None:
     kinds = types_of(module)

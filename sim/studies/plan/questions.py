@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim.results.run_directory.study_records import FleetRecord
-from sim.results.verdict import MET, UNCLEAR
+from sim.results.verdict import MET, PROBABLE, UNCLEAR
 from sim.spec.profile_choice import gpus_per_replica, profile_of, replica_prices
 from sim.spec.scenario import PRICE, FleetChoice, Plan
 from sim.spec.scenario_file import LoadedScenario
@@ -133,7 +133,9 @@ def _two(outer: Variable, inner: Variable, evaluator: DesignEvaluator) -> Search
     for index in sorted({*found.doubtful, chosen}):
         judged = searches[index].judgements
         unclear = [i for i, each in judged.items() if each.word == UNCLEAR]
-        likeliest = [fixing(index)(i) for i in sorted(unclear, key=lambda i: -judged[i].probability)[:1]]
+        # The smallest that probably does, as the headline has it; else the likeliest.
+        unclear.sort(key=lambda i: (-min(judged[i].probability, PROBABLE), i))
+        likeliest = [fixing(index)(i) for i in unclear[:1]]
         result.frontier += likeliest
         result.doubtful += likeliest if index != chosen else []  # which has all of its own already
     result.frontier += [] if result.answer is None else [result.answer]
