@@ -177,6 +177,9 @@ def _multiple(found: Headroom) -> str:
         return f"The SLO is met up to {times_words(found.lo)} times the traffic, the most that was tried.{longer}"
     misses = _GROWS.get(found.term) or f"{metric_words(found.term)} misses its target"
     if found.outcome == NEVER:
+        if min((probe.strain for probe in found.probes), default=math.inf) <= _NEARLY:
+            near = f"{metric_words(found.term)} is within 10 % of its target even with a fraction of today's"
+            return f"No traffic is sure to meet the SLO: {near}."
         return f"The SLO is not met at any traffic: {misses} even with a fraction of it."
     assert found.multiple is not None, "it was found"
     times = times_words(found.multiple)
@@ -185,6 +188,8 @@ def _multiple(found: Headroom) -> str:
     return f"{capital(misses)} at about {times} times the traffic."
 
 
+_NEARLY = 1.1
+"""A value over its target up to which short simulations can't say that it is missed."""
 _GROWS = {
     QUEUES: "queues grow without limit",
     BUCKETS: "the queue in front of a token bucket grows without limit",
@@ -200,6 +205,8 @@ def _limit(found: Headroom) -> str:
     if unserved := _unserved(point, found.term):
         return unserved
     limit = _failing(point, found.term)
+    if limit.name == "router" and found.outcome == NEVER:
+        return ""  # a fraction of the traffic queues nowhere
     if limit.name == "none":
         return f"No queue decides there: {_steps(point)}."
     return f"What limits it there: {limit.name}. {limit_sentence(limit, point)}"

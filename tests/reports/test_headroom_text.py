@@ -10,7 +10,16 @@ import samples
 from reports.text.headroom_text import headroom_sentences, headroom_words, times_words
 from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.point import LateShare, Metric, TenantResult
-from sim.results.run_directory.headroom_record import ALWAYS, CLOSED_LOOP, FOUND, NEVER, QUEUES, TOO_LONG, Headroom
+from sim.results.run_directory.headroom_record import (
+    ALWAYS,
+    CLOSED_LOOP,
+    FOUND,
+    NEVER,
+    QUEUES,
+    TOO_LONG,
+    Headroom,
+    Probe,
+)
 
 SHORT = replace(samples.make_point(), capacity=Capacity(slots=SlotUse(0.3), seats=BatchSlotUse(0.0)))
 FOUND_ABOVE = Headroom(FOUND, 1.43, 1.4, 1.5, "ttft_p99_s", saturation=4.0, failing=SHORT)
@@ -34,6 +43,10 @@ def test_it_says_what_fails_where_and_why() -> None:
         (replace(FOUND_ABOVE, term=QUEUES), "Queues grow without limit at about 1.4 times the traffic."),
         (replace(FOUND_ABOVE, term="miss_ratio"), "What limits it there: the adapter cache."),
         (Headroom(NEVER, hi=0.01, term="e2e_p99_s"), "The SLO is not met at any traffic: p99 E2E misses its target"),
+        (
+            Headroom(NEVER, hi=0.01, term="e2e_p99_s", probes=(Probe(0.01, 2000, 1.05, "e2e_p99_s"),)),
+            "No traffic is sure to meet the SLO: p99 E2E is within 10 % of its target even with a fraction of today's.",
+        ),
         (Headroom(ALWAYS, lo=64.0), "The SLO is met up to 64 times the traffic, the most that was tried."),
         (
             Headroom(ALWAYS, lo=2.5, period_s=4800.0),
