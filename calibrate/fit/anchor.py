@@ -21,6 +21,7 @@ from scipy.stats import norm
 
 from calibrate.fit.load_correction import (
     NORMAL,
+    OF_ANOTHER,
     CheckedTarget,
     FittedNumber,
     MeasuredLoad,
@@ -228,8 +229,7 @@ def _refuse_far(profile: Profile, checked: Sequence[CheckedTarget], logs: Floats
         allowed=f"factors from 1/{FAR:g} to {FAR:g}",
         file=worst.load,
         key="--anchor",
-        hint=f"{adapters}is it the same model, GPU and number of GPUs, and are the units right? Then build a profile "
-        "that is nearer: loraplan profiles build --help",
+        hint=adapters + OF_ANOTHER,
     )
 
 

@@ -40,6 +40,11 @@ _ENOUGH = 0.01
 _FAR = 20.0
 """A factor beyond which what was measured contradicts the profile."""
 _MOST_LOG = math.log(_FAR)
+OF_ANOTHER = (
+    "is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is nearer: "
+    "loraplan profiles build --help"
+)
+"""What to ask where measurements contradict a profile."""
 _APART = 1.5
 """Loads separate the fixed seconds of a step from the rest if their mean batches differ by this factor."""
 _BY_DECODE = ("tpot_mean_s", "itl_mean_s", "tpot_p50_s", "itl_p50_s")
@@ -183,8 +188,7 @@ def correct(profile: Profile, loads: Sequence[MeasuredLoad]) -> LoadCorrection:
             f"{measured_value(name, load.measured[name])}, and no factor on the steps of {profile.name} explains that",
             file=load.name,
             allowed=f"a factor between 1/{_FAR:g} and {_FAR:g}",
-            hint="is it the same model, GPU and number of GPUs, and are the units right? Then build a profile that is "
-            "nearer: loraplan profiles build --help",
+            hint=OF_ANOTHER,
         )
     known = all(load.half_width(name) is not None for load, name in targets)
 

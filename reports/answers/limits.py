@@ -30,8 +30,8 @@ BLOCKED = 0.05
 _BLOCKED_FOR_TAIL = 0.01
 """The same where a p99 misses its target: one request in a hundred decides, and it came at such a time."""
 _BLOCKED_IN_BURSTS, _BLOCKED_AND_QUEUED = 0.001, 0.005
-"""The same where its queue decides that p99: bursts come at such times where the GPU is idle; where it is busy, half of
-the slowest hundredth must come then."""
+"""The same where that p99 is a wait in the queue: bursts came at such times if the GPU is often idle; if it is busy,
+half of the slowest hundredth did."""
 _QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.5
 """Shares of a latency from which its queue decides it, or a load. Those of others may come before a request's own."""
 _BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1

@@ -189,7 +189,7 @@ def _multiple(found: Headroom) -> str:
 
 
 _NEARLY = 1.1
-"""A value over its target up to which short simulations can't say that it is missed."""
+"""A value over its target up to which short simulations can't tell whether it is missed."""
 _GROWS = {
     QUEUES: "queues grow without limit",
     BUCKETS: "the queue in front of a token bucket grows without limit",

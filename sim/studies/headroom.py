@@ -84,12 +84,16 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
     without += ("autoscaling",) if scenario.fleet.autoscale else ()
     traffic = Traffic.of(steady(scenario))
-    # A run that starts with empty caches may miss its SLO for that alone, and those of the search don't.
-    cold = not scenario.cache.warm and today is not None and bool(today.value("miss_ratio"))
-    cold = cold and today is not None and verdict(today, scenario.slo.terms()) != MET
-    cold = cold and today is not None and (today.capacity.compute.offered_load or 0.0) < 1
-    search = _Search(traffic, None if without or cold else today, recording_of)
-    return replace(search.find(), without=without)
+    if without or (today is not None and _may_be_cold(scenario, today)):
+        today = None
+    return replace(_Search(traffic, today, recording_of).find(), without=without)
+
+
+def _may_be_cold(scenario: Scenario, today: Point) -> bool:
+    """Return whether today's point may miss its SLO for its empty caches at the start; those of the search are full."""
+    overloaded = (today.capacity.compute.offered_load or 0.0) >= 1
+    starts_cold = not scenario.cache.warm and bool(today.value("miss_ratio"))
+    return starts_cold and not overloaded and verdict(today, scenario.slo.terms()) != MET
 
 
 class _Search:
@@ -101,7 +105,7 @@ class _Search:
     :ivar _needed: about how many of a trace fill them, where it has fewer.
     :ivar _passing: by tenant, its share of the requests, and the multiple from which its token bucket holds or refuses
         some of them; ``_held``: the least of those at which a queue in front of a bucket grows that may fail.
-    :ivar _most_today: of today's traffic, what is served in today's point, where that is overloaded.
+    :ivar _most_today: the share of today's traffic that today's point serves; infinite where that is all of it.
     """
 
     def __init__(self, traffic: Traffic, today: Point | None = None, recording_of: Simulate | None = None) -> None:
@@ -110,9 +114,9 @@ class _Search:
         self._terms = all_terms(traffic.scenario)
         known = today is not None and all(value_of(today, name) is not None for name in self._terms)
         self._today = today if known else None
-        # An overload that is everywhere fills batches as no queue does that requests leave in order.
+        # Batches as full as ``_find_saturation`` makes them serve more than today's queue lets a fleet serve.
         load = None if today is None or traffic.changes_over_s else today.capacity.compute.offered_load
-        self._most_today = 1 / load if load is not None and load >= 1 else None
+        self._most_today = 1 / load if load is not None and load >= 1 else math.inf
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self._full = FINE
@@ -128,8 +132,6 @@ class _Search:
             return Headroom(CLOSED_LOOP)
         if not self._traffic.closed:
             self._saturation = self._find_saturation()
-            if self._saturation is not None and self._most_today is not None:
-                self._saturation = min(self._saturation, self._most_today)
         if self._needed is not None:
             return Headroom(TOO_SHORT, trace_requests=self._traffic.requests, needed_requests=self._needed)
         if not self._traffic.fits:
@@ -188,7 +190,7 @@ class _Search:
             if found < multiple / 4:
                 self._read_buckets(world, recording, world.traffic.rate / multiple)
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
-                return found
+                return min(found, self._most_today)
         return None
 
     def _missing(self, recording: Recording, slots: int) -> int | None:

@@ -165,6 +165,16 @@ def test_a_benchmark_of_another_server_corrects_nothing(loraplan: CommandLine, s
     assert not Path("p.json").exists()
 
 
+def test_answers_of_one_token_have_no_gaps(loraplan: CommandLine, samples: Path) -> None:
+    data = json.loads((samples / "vllm-closed-12.json").read_text(encoding="utf-8"))
+    data |= {key: 0.0 for key in data if "tpot" in key or "itl" in key}
+    one = {**data, "total_output_tokens": data["completed"], "request_throughput": 29.0}
+    Path("one.json").write_text(json.dumps(one), encoding="utf-8")
+    metrics = loraplan.data("fidelity", "one.json", "--scenario", "serve-tiny")["runs"][0]["metrics"]
+    assert metrics["ttft_mean_s"]["predicted"] > 0
+    assert not any(name.startswith(("tpot", "itl")) for name in metrics)
+
+
 def test_what_failed_is_said(loraplan: CommandLine, samples: Path) -> None:
     data = json.loads((samples / "vllm-closed.json").read_text(encoding="utf-8"))
     data["failed"] = 3 * data["completed"]

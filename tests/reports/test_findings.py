@@ -344,6 +344,8 @@ def test_trust_is_about_the_number_of_the_headline() -> None:
     terms = {"ttft_p99_s": 1.0, "e2e_p99_s": 1.0}
     assert find_trust(point, terms, about="ttft_p99_s").number.startswith("p99 TTFT is known to ±4 %")
     assert find_trust(point, terms).number.startswith("p99 E2E is known to ±40 %"), "the worst"
+    unsettled = replace(point, metrics={**metrics, "ttft_p99_s": replace(narrow, state=State(Cause.WIDE))})
+    assert "is known to" not in find_trust(unsettled, terms, about="ttft_p99_s").number, "its interval says more"
     skewed = replace(wide, calibration_lo=0.1, calibration_hi=3.0)  # as intervals of ratios are
     point = replace(point, metrics={**metrics, "e2e_p99_s": skewed})
     assert find_trust(point, terms).number.startswith("p99 E2E is known to within a factor of 6"), "3 over 0.5"

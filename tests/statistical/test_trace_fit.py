@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from traffic_samples import drawn, traffic
 from sim.policies.replay.lru_curve import lru_curve
 from sim.spec.sections.trace_source import Trace
 from sim.studies.trace import fits
+from sim.studies.trace import study as study_module
 from sim.studies.trace.facts import FitCheck
 from sim.studies.trace.findings import headline, sentences
 from sim.studies.trace.scenario import scenario_text
@@ -275,6 +277,32 @@ def test_silences_among_instants_and_between_bursts() -> None:
     first, last = find_bursts(times, silences)
     assert first.end_s <= silences[0].begin_s < silences[0].end_s <= last.begin_s
     assert (first.times, last.times) == pytest.approx((41, 41), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("errors", "carry", "chosen"),
+    [
+        ((0.001, 0.0), (False, True), 1),
+        ((0.0, 0.009), (False, True), 1),
+        ((0.0, 0.011), (False, True), 0),
+        ((0.009, 0.0), (True, True), 1),
+    ],
+)
+def test_models_that_carry_silences_are_preferred(
+    monkeypatch: pytest.MonkeyPatch, errors: tuple[float, ...], carry: tuple[bool, ...], chosen: int
+) -> None:
+    """Up to a point of misses; among those that do, the nearest counts."""
+    tried = [SimpleNamespace(name=str(i), words="", carries_bursts=each, pause_s=None) for i, each in enumerate(carry)]
+    part: Any = SimpleNamespace(adapter=np.zeros(3, dtype=np.int32))
+    sampler: Any = SimpleNamespace(
+        curves=lambda model, *_: SimpleNamespace(difference=lambda _: errors[int(model.name)])
+    )
+    monkeypatch.setattr(study_module, "models", lambda _: iter(tried))
+    monkeypatch.setattr(study_module, "number_of_models", lambda _: 2)
+    best, _, _ = study_module._best(part, True, [1], sampler, lambda *_: None)
+    assert best.name == str(chosen)
+    plainly, _, _ = study_module._best(part, False, [1], sampler, lambda *_: None)
+    assert plainly.name == str(0 if errors[0] <= min(errors) + 0.002 else 1)
 
 
 @pytest.mark.parametrize("hours", [(0, 0.5, 3.5, 4), (0, 2, 3, 5)], ids=["at-both-ends", "between"])

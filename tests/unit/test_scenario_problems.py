@@ -95,7 +95,7 @@ def test_a_byte_order_mark_is_no_problem(base: Path) -> None:
 def test_missing_sections_are_reported_at_the_top(base: Path) -> None:
     path = write(base.parent / "short.yaml", "# a comment\nschema_version: 1\nname: a\n")
     lines = refusal(path).splitlines()
-    more = "; for an example: loraplan scenarios copy quickstart"
+    more = " (for an example: loraplan scenarios copy quickstart)"
     assert lines == [
         f"{path}:2: workload: is missing; the traffic{more}",
         f"{path}:2: adapters: is missing; the adapters{more}",

@@ -267,8 +267,9 @@ def _about(spot: _Spot) -> str | None:
     for name, description in descriptions(spot.owner).items() if spot.owner and spot.path else ():
         if _alias(spot.owner, name) == spot.path[-1]:
             text = " ".join(description.replace("``", "").split()).split(". ")[0]
-            whole = "" if len(spot.path) > 1 else "; for an example: loraplan scenarios copy quickstart"
-            return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:] + whole
+            is_section = len(spot.path) == 1 and any(map(_is_model, _members(spot.kind)))
+            example = " (for an example: loraplan scenarios copy quickstart)" if is_section else ""
+            return text.rstrip(".")[:1].lower() + text.rstrip(".")[1:] + example
     return None
 
 

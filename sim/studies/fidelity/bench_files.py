@@ -83,7 +83,7 @@ def _refuse_contradictions(run: BenchRun, file: str) -> None:
             return
         latency_s = found["ttft_mean_s"] + gap_s * max(run.output.mean - 1, 0.0)
     least, most = 0.0, float(run.completed + run.failed)
-    if isinstance(run.load, ClosedLoad):  # while it starts and ends, fewer are in flight
+    if isinstance(run.load, ClosedLoad):  # fewer are in flight at start and end, which may be all of the run
         clients = min(run.load.concurrency, most)
         least, most = clients / 10 if most >= 2 * clients else 0.0, clients * 2
     in_flight = latency_s * found["requests_per_s"]

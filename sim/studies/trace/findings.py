@@ -293,7 +293,7 @@ def relative_change(value: CheckedValue) -> float | None:
 
 
 _RATE = "requests/s"
-_SIZE_WITH_REPLAY = ": size with replay.yaml, not with traffic.yaml."
+_SIZE_WITH_REPLAY = ": size with replay.yaml, not with traffic.yaml"
 
 
 def _off_words(facts: TraceFacts) -> str:
@@ -314,17 +314,19 @@ def _off_words(facts: TraceFacts) -> str:
     if rate := next((value for value in off if value.name == _RATE), None):
         slow = rate.synthetic < rate.trace
         said = f"{'It' if named else 'Fitted traffic'} has {'fewer' if slow else 'more'} requests a second"
-        advice = (
-            _SIZE_WITH_REPLAY.removesuffix(".")
-            if slow and not burst_fit_words(facts).endswith(_SIZE_WITH_REPLAY)
-            else ""
-        )
+        advice = _SIZE_WITH_REPLAY if slow and not lacks_bursts(facts) else ""
         return " ".join([*texts, f"{said}, so its queues are {'shorter' if slow else 'longer'}{advice}."])
     calmer = {value.synthetic < value.trace for value in off if value.name.startswith("dispersion")}
     if len(calmer) == 1:
         more, longer = ("calmer", "shorter") if calmer.pop() else ("burstier", "longer")
         texts.append(f"{'It' if named else 'Fitted traffic'} is {more}, so its queues are {longer}.")
     return " ".join(texts)
+
+
+def lacks_bursts(facts: TraceFacts) -> bool:
+    """Return whether the trace has bursts or long silences that fitted traffic has not, or not for that adapter."""
+    of_one = any(burst.hottest for burst in facts.bursts)
+    return (bool(facts.bursts) or facts.much_silence) and (of_one or not facts.fit_has_bursts)
 
 
 def burst_fit_words(facts: TraceFacts) -> str:
@@ -335,10 +337,10 @@ def burst_fit_words(facts: TraceFacts) -> str:
     kinds = [("burst", len(facts.bursts)), ("silence", silences)]
     which = "the " + listed([name if count == 1 else f"{name}s" for name, count in kinds if count])
     if not facts.fit_has_bursts:
-        return f"Fitted traffic lacks {which}{_SIZE_WITH_REPLAY}"
+        return f"Fitted traffic lacks {which}{_SIZE_WITH_REPLAY}."
     text = f"Fitted traffic has {which} of the whole trace, at the same times"
     if hottest := next((burst.hottest for burst in facts.bursts if burst.hottest), ""):
-        return f"{text}, but spreads the requests for {hottest} over all adapters{_SIZE_WITH_REPLAY}"
+        return f"{text}, but spreads the requests for {hottest} over all adapters{_SIZE_WITH_REPLAY}."
     return f"{text}."
 
 

@@ -70,9 +70,9 @@ MOST_FITTED = 400_000
 NEARLY = 0.002
 """A simpler model is preferred if it is at most this much farther off than the best: that is chance."""
 BY_BURSTS = 0.01
-"""So much farther off a model may be that has the bursts and silences of a trace than one that lacks them."""
+"""A model that has the bursts and silences of a trace may be this much farther off than one that lacks them."""
 OF_ONE = 0.5
-"""A burst is one adapter's if that has so much more of its requests than of the others."""
+"""A burst is one adapter's if its share of the requests is this much larger there than elsewhere."""
 MOST_SESSIONS, MOST_LENGTHS = 2_000_000, 1_000_000
 """Requests used to find sessions (the first ones) and to correlate lengths (evenly spread); saves memory on long
 traces."""
