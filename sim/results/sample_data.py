@@ -358,8 +358,8 @@ class MeasuredRequests:
         mask = self.completed if where is None else where
         if self.alone:
             return Sampled(values, np.zeros(len(values), dtype=np.int8), 1, 1, self.least_for_p99)
-        section, cyclic = self.section[mask], self.cyclic
-        return Sampled(values, section, self.sections, self.replications, self.least_for_p99, cyclic=cyclic)
+        section, shape = self.section[mask], (self.sections, self.replications, self.least_for_p99)
+        return Sampled(values, section, *shape, cyclic=self.cyclic, steady=self.facts.steady)
 
     def count(self, where: NDArray[np.bool_], weight: NDArray[Any] | None = None) -> Floats:
         """Return the number (or summed weight) of measured requests by section."""

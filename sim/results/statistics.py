@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.arrays import Floats, Ints
-from sim.results.effective_size import autocorrelation
+from sim.results.effective_size import autocorrelation, effective_size
 from sim.results.intervals import NORMAL, student, wilson
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.point import Metric
@@ -57,6 +57,9 @@ _DIGITS = 7
 """Significant digits of parts."""
 MOST_SKEWED = 0.25
 """Half-width, as a share of the value, from which on a skewed interval has no upper end; far above ``WIDE``."""
+TIMES_MEAN = 2.0
+"""How many times as wide as that of the mean, as shares of their values, the interval of an unsettled p99 is at least.
+Queues near saturation exceed their p99 in a few spells, which sections hold one of or none; the mean sees them all."""
 NARROW_SHARE = 0.005
 """A share's half-width up to this much is settled, however small the share."""
 
@@ -346,6 +349,7 @@ class Sampled:
     :param values: (n,) values; ``section``: (n,) section of each, replications after one another.
     :param sections: sections in each replication; ``replications``: how many there are.
     :param least_for_p99: values below which there is no p99; ``cyclic``: as of ``by_size``.
+    :param steady: whether all that values have in common is chance; noon and night differ by design.
     """
 
     def __init__(
@@ -357,6 +361,7 @@ class Sampled:
         least_for_p99: int = MIN_FOR_P99,
         *,
         cyclic: bool = False,
+        steady: bool = True,
     ) -> None:
         if len(section) and np.any(section[1:] < section[:-1]):
             order = np.argsort(section, kind="stable")
@@ -365,7 +370,7 @@ class Sampled:
         self._edges = np.searchsorted(section, np.arange(sections * replications + 1))
         self._sections = sections
         self._least_for_p99 = least_for_p99
-        self._cyclic = cyclic
+        self._cyclic, self._steady = cyclic, steady
 
     def __len__(self) -> int:
         return len(self._values)
@@ -378,7 +383,8 @@ class Sampled:
             return metric
         # The error of a mean is in proportion to the standard deviation, which a few values make up in a heavy tail.
         scv = float(np.var(self._values)) / metric.value**2
-        return by_size(metric, *by_part, self.by_replication(), ENOUGH * max(1.0, scv), cyclic=self._cyclic)
+        metric = by_size(metric, *by_part, self.by_replication(), ENOUGH * max(1.0, scv), cyclic=self._cyclic)
+        return self._widened(metric, 1.0)
 
     def quantile(self, q: float, unit: str) -> Metric:
         """Return a quantile, with its interval; none where too few requests were measured."""
@@ -388,10 +394,24 @@ class Sampled:
             return metric
         beyond = [(values > metric.value).astype(np.float64) for values in self.by_replication()]
         metric = by_size(metric, *by_part, beyond, enough_for(q, ENOUGH_FOR_P99, ENOUGH), cyclic=self._cyclic)
+        if not metric.settled and q > 0.5:
+            return self._widened(metric, TIMES_MEAN)
         of_section = enough_for(q, MIN_SECTION_P99, 0)
         if metric.settled and np.diff(self._edges).min() < of_section:
             return replace(metric, state=State(Cause.SMALL_SECTIONS, needed=of_section))
         return metric
+
+    def _widened(self, metric: Metric, times: float) -> Metric:
+        """Return a metric; unsettled, its interval is so many times as wide as that of the mean, at least.
+
+        The latter is that of the effective sample size, and both are in the logarithm.
+        """
+        mean = mean_of(self._values)
+        if metric.settled or not self._steady or not mean or metric.value is None or metric.lo is None:
+            return metric
+        of_mean = NORMAL * float(np.std(self._values)) / mean / math.sqrt(effective_size(self.by_replication()))
+        factor = math.exp(times * of_mean)
+        return replace(metric, lo=min(metric.lo, metric.value / factor), hi=max(metric.hi, metric.value * factor))
 
     def by_replication(self) -> list[Floats]:
         """Return the values of each replication."""
