@@ -407,7 +407,9 @@ class Sampled:
         The latter is that of the effective sample size, and both are in the logarithm.
         """
         mean = mean_of(self._values)
-        if metric.settled or not self._steady or not mean or metric.value is None or metric.lo is None:
+        if metric.settled or not self._steady or not mean:
+            return metric
+        if metric.value is None or metric.lo is None or metric.hi is None:
             return metric
         of_mean = NORMAL * float(np.std(self._values)) / mean / math.sqrt(effective_size(self.by_replication()))
         factor = math.exp(times * of_mean)

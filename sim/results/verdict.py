@@ -24,9 +24,8 @@ NO_DATA = 0.5
 UNSETTLED_MARGIN = 0.25
 """Share of its value that an unsettled metric must leave to its target, at least, to count as met."""
 UNSETTLED_TIMES = 1.5
-"""How much wider the interval of an unsettled time or rate counts that is within its target. Of M/M/1 at loads of 0.8 to
-0.95, at most 2 % of the runs of 60,000 requests or more say that a p99 meets 95 % of its true value
-(tests/statistical/test_coverage.py)."""
+"""How much wider the interval of an unsettled time or rate counts that is within its target. At most 2 % of the runs of
+M/M/1 with 60,000 requests, at loads up to 0.95, then meet 95 % of their true p99 (tests/statistical/test_coverage.py)."""
 _NEAR = 2.0
 """A value over its target up to which one burst may decide in the runs of a plan."""
 NO_INTERVAL = 1.0

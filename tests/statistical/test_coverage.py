@@ -86,7 +86,7 @@ def test_near_saturation_no_time_is_settled() -> None:
 
 
 def test_near_saturation_unsettled_intervals_hold_and_verdicts_are_careful() -> None:
-    """Three replications hold too few spells of long queues to show it between sections: sections alone hold in 53 %."""
+    """Three replications hold few spells of long queues: intervals of sections alone hold in 53 %."""
     runs, load, held, met = 100, 0.95, {"mean": 0, "p99": 0}, 0
     truth = {"mean": 1 / (1 - load), "p99": math.log(100) / (1 - load)}
     for seed in range(runs):
