@@ -25,7 +25,7 @@ UNSETTLED_MARGIN = 0.25
 """Share of its value that an unsettled metric must leave to its target, at least, to count as met."""
 UNSETTLED_TIMES = 1.5
 """How much wider the interval of an unsettled time or rate counts that is within its target. At most 2 % of the runs of
-M/M/1 with 60,000 requests, at loads up to 0.95, then meet 95 % of their true p99 (tests/statistical/test_coverage.py)."""
+M/M/1 with 60,000 requests and loads up to 0.95 then meet 95 % of the true p99 (tests/statistical/test_coverage.py)."""
 _NEAR = 2.0
 """A value over its target up to which one burst may decide in the runs of a plan."""
 NO_INTERVAL = 1.0
