@@ -402,18 +402,21 @@ class Sampled:
         return metric
 
     def _widened(self, metric: Metric, times: float) -> Metric:
-        """Return a metric; unsettled, its interval is so many times as wide as that of the mean, at least.
-
-        The latter is that of the effective sample size, and both are in the logarithm.
-        """
-        mean = mean_of(self._values)
-        if metric.settled or not self._steady or not mean:
+        """Return a metric; unsettled, its interval is so many times as wide as that of the mean, at least."""
+        if metric.settled or not self._steady or metric.value is None or metric.lo is None or metric.hi is None:
             return metric
-        if metric.value is None or metric.lo is None or metric.hi is None:
-            return metric
-        of_mean = NORMAL * float(np.std(self._values)) / mean / math.sqrt(effective_size(self.by_replication()))
-        factor = math.exp(times * of_mean)
+        factor = math.exp(times * self._width_of_mean)
         return replace(metric, lo=min(metric.lo, metric.value / factor), hi=max(metric.hi, metric.value * factor))
+
+    @cached_property
+    def _width_of_mean(self) -> float:
+        """The half-width of the mean in the logarithm, by its effective sample size."""
+        mean = mean_of(self._values)
+        return (
+            NORMAL * float(np.std(self._values)) / mean / math.sqrt(effective_size(self.by_replication()))
+            if mean
+            else 0.0
+        )
 
     def by_replication(self) -> list[Floats]:
         """Return the values of each replication."""
