@@ -158,11 +158,11 @@ def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path)
 
 
 def test_a_plan_emits_its_answer_and_says_so(loraplan: CommandLine, tmp_path: Path) -> None:
-    question = ("plan", "quickstart", *QUICK, "--minimize", "cache.gpu.slots=8..128:40")
+    question = ("plan", "quickstart", *QUICK, "--minimize", "cache.gpu.slots=48..128:40")
     loose = ("--set", "slo.ttft_p99=60 s", "--set", "slo.e2e_p99=300 s", "--set", "slo.miss_ratio=100%")
     assert loraplan(*question, *loose, "--emit", "k8s=k8s").code == 0
     digest = json.loads((tmp_path / "runs/quickstart-plan/manifest.json").read_text())["scenario_hash"]
-    answer = f"--max-loras=8 # cache.gpu.slots; plan quickstart {digest}, SLO met"
+    answer = f"--max-loras=48 # cache.gpu.slots; plan quickstart {digest}, SLO met"
     assert answer in (tmp_path / "k8s/deployment.yaml").read_text()
     tight = ("--set", "slo.ttft_p99=1 ms", "--emit", "k8s=other")
     none = loraplan(*[word for word in question if word != "--quiet"], *tight)

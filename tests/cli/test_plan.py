@@ -541,7 +541,7 @@ def test_draws_may_rescue_a_design_far_over_its_target(tmp_path: Path) -> None:
     assert short.score is not None
     assert short.score > 2
     faster = write_profile(tmp_path / "faster.json", step=0.85)
-    alone = load_scenario(write(tmp_path, rest.replace(profile, faster), requests=600), [*busy, "fleet.replicas=2"])
+    alone = load_scenario(write(tmp_path, rest.replace(profile, faster), requests=20_000), [*busy, "fleet.replicas=2"])
     assert verdict(evaluate.evaluate_scenario(alone.scenario).point, {"ttft_p99_s": 0.4}) == MET
 
 

@@ -38,6 +38,8 @@ ALIKE = 2.5e-4
 CAUTION = 1.3
 SIZED = {*MEANS, *MEDIANS, *P99S, *ASKED, "miss_ratio", "hit_ratio", "delayed_hit_ratio"}
 """Metrics that are settled by their effective sample size."""
+WIDENED = {*MEANS, *P99S, *ASKED}
+"""Those whose interval is also that of the mean's effective sample size where they are unsettled."""
 GAPS_IN_BINS = ("itl_p99_s",)
 LEAST = {
     "hit": 400,
@@ -119,7 +121,9 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
             yield f"{name}: {ours.value}, counted {theirs.value} ({ours.note})"
             continue
         # A value can be unsettled for another reason after its effective sample size was found to be enough.
-        sized = name in SIZED and (ours.settled or not near(theirs.low, ours.lo))
+        if widened := name in WIDENED and not ours.settled and is_widened(theirs, ours):
+            theirs = replace(theirs, low=ours.lo, high=ours.hi)
+        sized = name in SIZED and not widened and (ours.settled or not near(theirs.low, ours.lo))
         if sized and not within_caution(name, theirs, ours):
             yield f"{name}: {ours.lo} to {ours.hi}, settled, around {theirs.value} ± {theirs.half_of_sections}"
         if not sized and name not in GAPS_IN_BINS and not (near(theirs.low, ours.lo) and near(theirs.high, ours.hi)):
@@ -128,6 +132,18 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
             yield f"{name}: settled {ours.settled}, counted {theirs.settled} ({ours.note})"
         if ours.parts and not parts_agree(name, ours.parts, theirs):
             yield f"{name}: parts {ours.parts}, counted {theirs.in_sections} or {theirs.in_replications}"
+
+
+def is_widened(counted: Counted, metric: Metric) -> bool:
+    """Whether an unsettled interval is that of the sections, but for ends that lie further from the value, both by the
+    same factor: how large it is follows from the effective sample size, which isn't counted here."""
+    if metric.lo is None or metric.hi is None or not metric.value:
+        return False
+    down, up = metric.value / metric.lo if metric.lo else math.inf, metric.hi / metric.value
+    kept = near(counted.low, metric.lo), near(counted.high, metric.hi)
+    factors = [factor for factor, same in zip((down, up), kept, strict=True) if not same]
+    wide_enough = (kept[0] or metric.lo < counted.low) and (kept[1] or metric.hi > counted.high)
+    return wide_enough and all(min(down, up) * (1 - NEAR) <= factor <= min(down, up) * (1 + NEAR) for factor in factors)
 
 
 def within_caution(name: str, counted: Counted, metric: Metric) -> bool:

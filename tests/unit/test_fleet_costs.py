@@ -139,6 +139,7 @@ def test_fleets_of_a_plan_have_their_own_prices(tmp_path: Path) -> None:
     ]
     values = {
         "workload.requests": 400,
+        "workload.arrivals.rate": "4/s",
         "run.replications": 1,
         "fleet.price": 99,
         "slo.ttft_p99": "600 s",
