@@ -27,7 +27,9 @@ from sim.results.served import was_unserved
 from sim.traffic.request import BY_ADAPTER_LIMIT, BY_BATCH_SLOTS, BY_KV, DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
 
 _FULL = 0.98
-"""Loader utilization from which its queue only grows."""
+"""Loader utilization from which its queue may grow, and what is asked of it at most where it can't."""
+_SHORT = 0.1
+"""Share of a replication's time up to which the longest queue of a loader is filled long before the end."""
 _BACKLOG = 0.02
 """Growth of the queue over the measured time, as a share of arrivals, from which more comes than is served."""
 _LEAST_SERVED = 50
@@ -116,13 +118,18 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     places = m.facts.loader_places * float(m.spans.sum())
     if m.autoscaled:
         places = float(m.replica_seconds(m.facts.loaders).sum())
-    # A full loader turns misses into delayed hits, since one load serves all that wait for it. Without its queue they
-    # would be misses.
+    if places <= 0:
+        return None
     full = occupied_s > _FULL * places
     outcome = m.column("outcome")
     of_loaders = _by_loaders(m, m.column("tier"), m.column("replica"))
-    asked = of_loaders & ((outcome == MISS) | (full & (outcome == DELAYED_HIT)))
-    return float(asked.sum() * occupied_s / loads / places) if places > 0 else None
+    # A full loader turns misses into delayed hits, since one load serves all that wait for it. Without its queue they
+    # would be misses, unless that is as long as it gets: one load of each adapter.
+    longest_s = len(np.unique(m.column("adapter")[of_loaders])) * occupied_s / loads * m.facts.own_replicas
+    bounded = longest_s <= _SHORT * places / m.replications and overload(m, behind_buckets=True) is None
+    asked = of_loaders & ((outcome == MISS) | (full & (not bounded) & (outcome == DELAYED_HIT)))
+    offered = float(asked.sum() * occupied_s / loads / places)
+    return min(offered, _FULL) if full and bounded else offered
 
 
 def _by_loaders(m: MeasuredRequests, tier: NDArray[Any], replica: NDArray[Any]) -> NDArray[np.bool_]:

@@ -153,7 +153,8 @@ class Setup:
 class LoaderUse:
     """The loaders of all replicas.
 
-    :ivar offered_load: loader-seconds asked for, over those there are; at 1 or more their queue only grows.
+    :ivar offered_load: loader-seconds asked for, over those there are; at 1 or more their queue grows, and below 1 it
+        doesn't, such as where one load serves many that wait.
     :ivar blocks_steps: whether a replica loads from storage within its steps, so that nothing is computed meanwhile.
     :ivar host_holds_all: whether host memory has slots for all adapters.
     :ivar storage: the part of ``utilization`` that is loads from storage, which more host memory would save.

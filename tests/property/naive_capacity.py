@@ -68,7 +68,9 @@ def loaders_are_full(replications: list[Replication], parts: list[Part]) -> bool
 def offered_to_loaders(replications: list[Replication], parts: list[Part]) -> float | None:
     """Loads that measured requests ask storage for, times the mean time that a load holds its loader, over the time.
 
-    Delayed hits ask for none, unless the loaders are full: then they would be misses if there were no queue.
+    Delayed hits ask for none, unless the loaders are full: then they would be misses if there were no queue. If a load
+    of each adapter, one after the other, takes up to a tenth of the time, and requests don't pile up, that is the
+    longest queue, and full loaders are asked for 98 % at most.
     """
     facts = parts[0].facts
     loads = 0
@@ -78,14 +80,19 @@ def offered_to_loaders(replications: list[Replication], parts: list[Part]) -> fl
     if loads <= 0:
         return 0.0
     full = loaders_are_full(replications, parts)
+    wanted = [request for part in parts for request in part.measured if facts.occupies_loaders(request.tier)]
+    adapters = {request.adapter for request in wanted if request.replica < facts.base_replicas}
+    longest_s = len(adapters) * loader_seconds(replications, facts) / loads / facts.loaders
+    bounded = longest_s <= 0.1 * all_seconds(parts) / len(parts) and overload(replications, parts) is None
     asked = 0
     for part in parts:
         for request in part.measured:
             if facts.occupies_loaders(request.tier) and request.replica < facts.base_replicas:
-                if request.outcome == "miss" or (full and request.outcome == "delayed_hit"):
+                if request.outcome == "miss" or (full and not bounded and request.outcome == "delayed_hit"):
                     asked += 1
     there_s = all_seconds(parts) * facts.loaders * facts.base_replicas
-    return ratio(asked * loader_seconds(replications, facts) / loads, there_s)
+    offered = ratio(asked * loader_seconds(replications, facts) / loads, there_s)
+    return min(offered, FULL_LOADERS) if full and bounded and offered is not None else offered
 
 
 def queue_length(requests: list[Request], time_s: float) -> int:

@@ -7,10 +7,11 @@ import pytest
 from strategies import build
 from test_change_metrics import facts, recording
 
+from sim.results.point import Point
 from sim.results.point_summary import summarise
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
-from sim.studies.evaluate import facts_of
+from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, FROM_STORAGE, MISS
 from sim.world.build import build_world
 
@@ -41,6 +42,28 @@ def test_what_is_asked_is_the_seconds_of_loads_over_those_of_the_loaders() -> No
     assert offered(with_loads(10, 0.5, misses=10, delayed_hits=0, tier=FROM_HOST)) == 0.0
     # Four loads of 9 s keep the loader busy for all of 36 s: without its queue, delayed hits would be misses, too.
     assert offered(with_loads(4, 9.0, misses=4, delayed_hits=20)) == pytest.approx(24 * 9 / MEASURED_S)
+
+
+def shared_loads(rate: str, adapters: int, requests: int) -> Point:
+    return evaluate_scenario(
+        build(
+            workload={"requests": requests, "arrivals": {"process": "poisson", "rate": rate}},
+            adapters={"count": adapters, "size": "1 MB"},
+            fleet={"engine": "fixed", "service": "1 ms"},
+            cache={"gpu": {"slots": 4}},
+            storage={"load": {"law": "fixed", "value": "200 ms"}},
+        )
+    ).point
+
+
+def test_a_full_loader_whose_loads_serve_many_is_not_overloaded() -> None:
+    """Twenty adapters, at most one load of each in the queue: no request waits longer than 20 loads take, about 4 s."""
+    bounded = shared_loads("20/s", 20, 8_000)
+    assert bounded.capacity.loader.utilization > 0.98
+    assert bounded.capacity.loader.offered_load == pytest.approx(0.98)
+    assert bounded.value("ttft_p99_s") < 4.0
+    endless = shared_loads("20/s", 100_000, 8_000)
+    assert endless.capacity.loader.offered_load == pytest.approx(4.0, rel=0.1), "20/s of 200 ms on one loader"
 
 
 def facts_of_eight_adapters(engine: str, **cache: dict[str, int]) -> ScenarioFacts:
