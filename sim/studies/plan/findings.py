@@ -21,6 +21,7 @@ from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,
+    PROBABLE,
     UNCLEAR,
     by_need,
     is_overloaded,
@@ -490,10 +491,21 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
     elif record.certain:
         choice = f"That none meets the SLO is {sure} sure."
     else:
-        tried = read.phrase(read.open_designs()[0][0], " and ") if record.doubtful else "another"
-        open_ = f"whether {tried} would do is open: {_how_to_decide(read)}."
+        open_ = f"{_open_call(read)}: {_how_to_decide(read)}."
         choice = f"The recommendation is sure; {open_}" if read.feasible else capital(open_)
     return find_trust(read.chosen, read.terms, assumed=assumed, choice=choice, about=read.decides())
+
+
+def _open_call(read: PlanReading) -> str:
+    """Say how likely the design of the headline would do, or the likeliest of those that are too close to call."""
+    designs = read.open_designs()
+    if not designs:
+        return "whether another would do is open"
+    values, found = next((pair for pair in designs if pair[1] == read.record.probable), designs[0])
+    tried = read.phrase(values, " and ")
+    if found is None or found.probability < PROBABLE:
+        return f"whether {tried} would do is open"
+    return f"that {tried} would do is {percent(round(found.probability, 2))} sure"
 
 
 def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:

@@ -301,14 +301,15 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
 def likely_design(evaluator: DesignEvaluator, axes: list[Variable], plan: Plan) -> PlanDesign | None:
     """Return the most wanted design that probably meets the SLO; None where none does.
 
-    Of one variable, the less wanted ones must, too: with little effort for each, one may look good by chance.
+    Of one variable, all up to the likeliest must, too: with little effort for each, one may look good by chance.
     """
     wanted = _most_wanted_first(evaluator.designs(), axes, plan)
-    good = [design for design in wanted if evaluator.grade(design).probability >= PROBABLE]
-    if len(axes) == 1 and not plan.fleets:
-        behind = itertools.takewhile(lambda design: design in good, reversed(wanted))
-        return next(iter([*behind][::-1]), None)
-    return next(iter(good), None)
+    chances = [evaluator.grade(design).probability for design in wanted]
+    if len(axes) > 1 or plan.fleets:
+        return next((design for design, chance in zip(wanted, chances, strict=True) if chance >= PROBABLE), None)
+    likeliest = max(range(len(wanted)), key=lambda i: (chances[i], i), default=-1)
+    good = [*itertools.takewhile(lambda i: chances[i] >= PROBABLE, range(likeliest, -1, -1))]
+    return wanted[good[-1]] if good else None
 
 
 def _price(design: PlanDesign) -> float | None:
