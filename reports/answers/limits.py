@@ -32,8 +32,9 @@ _BLOCKED_FOR_TAIL = 0.01
 _BLOCKED_IN_BURSTS, _BLOCKED_AND_QUEUED = 0.001, 0.005
 """The same where that p99 is a wait in the queue: bursts came at such times if the GPU is often idle; if it is busy,
 half of the slowest hundredth did."""
-_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.5
-"""Shares of a latency from which its queue decides it, or a load. Those of others may come before a request's own."""
+_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP, _READ_OF_FIRST = 0.5, 0.3, 0.5, 0.5
+"""Shares of a latency from which its queue decides it, a load, or a read of KV. Loads of others may come before a
+request's own."""
 _BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1
 """Shares of the time from which loads within steps decide one gap in a hundred, and the mean gap of a request."""
 _LONG_GAPS = 2.0
@@ -80,11 +81,13 @@ class Evidence(Enum):
     LOADS_BLOCK_ALL_IN_HOST = auto()
     LOADS_LAST = auto()
     LONG_STEPS = auto()
+    LONG_READS = auto()
     UNEVEN = auto()
     BLOCKED = auto()
     COMPUTE_OVERLOADED = auto()
     SERVER_BUSY = auto()
     GPU_BUSY = auto()
+    QUEUE = auto()
     NOTHING = auto()
 
 
@@ -186,16 +189,16 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
     loader, compute = _loader(point), _compute(point)
-    link = point.capacity.link
-    copies = None if link is None or link < _BUSY_LINK else Limit(KV_LINK, Evidence.BLOCKED, link)
     used, decides = busy_buckets(point), split_term(missed[0])[0] if missed else ""
     aside = [each for each in used if each.bucket and decides and each.bucket.tenant != decides]
     own = [each for each in used if each not in aside]
-    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), copies, loader)
+    first = (_not_served(point), *own, _cold_starts(point), _swaps(point), _copies(point, missed), loader)
     short = _blocked(point, BLOCKED)
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
+    if not found and (bursts := _in_bursts(point)) is not None:
+        found, compute = [bursts], compute or bursts
     tails, gaps = [term for term in missed if is_tail(term)], [term for term in missed if is_gap(term)]
     if gaps and (gaps[0] == missed[0] or (found and found[0] in short)):
         of_gaps = _of_gaps(point, found, [term for term in tails if is_gap(term)]) or [compute or _NOTHING]
@@ -211,6 +214,18 @@ def _of_gaps(point: Point, found: Sequence[Limit], tails: Sequence[str]) -> list
     known = [limit for limit in found if limit.name in _OF_REPLICAS or (limit.name == "loader" and blocks)]
     steps = _of_tails(point, tails)
     return [*known, *([] if steps is None else [steps])]
+
+
+def _copies(point: Point, missed: Sequence[str]) -> Limit | None:
+    """Return that KV is copied too slowly: the link is busy, or a TTFT that misses its target is mostly a read."""
+    link, read_s = point.capacity.link, point.breakdown.get("read_s", 0.0)
+    if link is None:
+        return None
+    if link >= _BUSY_LINK:
+        return Limit(KV_LINK, Evidence.BLOCKED, link)
+    ttft_s = sum(value for stage, value in point.breakdown.items() if stage != "decode_s")
+    reads = bool(missed) and not is_gap(missed[0]) and read_s > _READ_OF_FIRST * ttft_s
+    return Limit(KV_LINK, Evidence.LONG_READS, link, wait_s=read_s, of_latency=read_s / ttft_s) if reads else None
 
 
 def pools_of(role: str, point: Point) -> list[SliceResult]:
@@ -386,6 +401,18 @@ def _compute(point: Point) -> Limit | None:
     if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
         return None
     return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)
+
+
+def _in_bursts(point: Point) -> Limit | None:
+    """Return what most of the latency is a queue for, though it is short seldom."""
+    in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
+    total, queue_s = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
+    if queue_s <= _QUEUE_OF_TAIL * total:
+        return None
+    if short := _blocked(point, _BLOCKED_IN_BURSTS):
+        return short[0]
+    busy = point.capacity.compute.utilization or 0.0
+    return Limit("compute", Evidence.QUEUE, busy, of_latency=queue_s / total)
 
 
 def _swaps(point: Point) -> Limit | None:

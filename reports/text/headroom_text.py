@@ -17,6 +17,7 @@ from sim.results.run_directory.headroom_record import (
     CLOSED_LOOP,
     NEVER,
     QUEUES,
+    SCALING,
     TOO_LONG,
     TOO_SHORT,
     Headroom,
@@ -26,11 +27,10 @@ from sim.results.verdict import allowed, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
 
-def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, cold: bool = False) -> str:
+def headroom_sentences(found: Headroom | None, *, missed_today: bool = False) -> str:
     """Return at what multiple of the traffic the SLO fails and what limits there; empty where none was searched.
 
     :param missed_today: whether the SLO is missed with today's traffic.
-    :param cold: whether caches start empty, and that may decide today's verdict; those of the search start full.
     """
     if found is None:
         return ""
@@ -43,7 +43,7 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
             f"Headroom: not searched. The traffic has {found.trace_requests:,} requests, too few to fill the batches; "
             f"headroom needs about {found.needed_requests:,}."
         )
-    missed_today = missed_today and not fails_today(found)
+    missed_today = missed_today and found.holds_today
     if missed_today and not found.without:
         return "Headroom: none. The SLO is missed with today's traffic."
     batches = found.failing is not None and found.failing.capacity.seats is not None
@@ -52,9 +52,8 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False, co
     if found.load and batches and found.load < 1 and not slots:  # full batches need slots for their adapters
         load = f"Without an SLO the fleet could serve {times_words(1 / found.load)} times today's traffic."
     without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
-    full = "The search starts with full caches." if cold else ""
     multiple = _otherwise(found) if missed_today else _multiple(found)
-    return " ".join(part for part in (multiple, _limit(found), load, without, full) if part)
+    return " ".join(part for part in (multiple, _limit(found), load, without) if part)
 
 
 def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = False, whose: str = "today's") -> str:
@@ -65,8 +64,8 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
     """
     if found is None or found.outcome in (*_NO_SEARCH, NEVER):
         return otherwise
-    if missed_today and not fails_today(found):
-        changes = [each for each in found.without if each != _SCALING]
+    if missed_today and found.holds_today:
+        changes = [each for each in found.without if each != SCALING]
         return f"{capital(listed(changes))}: without them, {_met_up_to(found)}" if changes else otherwise
     if found.outcome == ALWAYS:
         assert found.lo is not None, "something was tried"
@@ -87,9 +86,9 @@ def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = 
 
 def _left_out(found: Headroom) -> str:
     """Return what the search leaves out, to follow what it found."""
-    some = [each for each in found.without if each != _SCALING]
+    some = [each for each in found.without if each != SCALING]
     parts = [f", without {listed(some)}"] if some else []
-    return "".join([*parts, *([", with every replica up"] if _SCALING in found.without else [])])
+    return "".join([*parts, *([", with every replica up"] if SCALING in found.without else [])])
 
 
 def failing_limit(found: Headroom | None) -> tuple[str, str]:
@@ -102,11 +101,6 @@ def failing_limit(found: Headroom | None) -> tuple[str, str]:
         return "requests that are refused or fail", ""
     limit = _failing(found.failing, found.term)
     return by_size(limit_words(limit, "compute"), found.failing), remedy_words(limit, found.failing)
-
-
-def fails_today(found: Headroom) -> bool:
-    """Return whether the search, too, finds that the SLO fails with today's traffic or less."""
-    return found.outcome in (NEVER, *_NO_SEARCH) or (found.multiple is not None and found.multiple < 1)
 
 
 _NO_SEARCH = (CLOSED_LOOP, TOO_LONG, TOO_SHORT)
@@ -124,9 +118,9 @@ def _too_long(found: Headroom) -> str:
 
 def _otherwise(found: Headroom) -> str:
     """Return at what multiple the SLO fails without the parts that the search leaves out, where these make it fail."""
-    left_out = [part for part in found.without if part != _SCALING]
+    left_out = [part for part in found.without if part != SCALING]
     parts = [f"without {listed(left_out)}"] if left_out else []
-    parts += ["with as many replicas all the time as the autoscaler may start"] if _SCALING in found.without else []
+    parts += ["with as many replicas all the time as the autoscaler may start"] if SCALING in found.without else []
     return f"Headroom: none. {capital(' and '.join(parts))}, {_met_up_to(found)}"
 
 
@@ -138,10 +132,6 @@ def _met_up_to(found: Headroom) -> str:
     return f"the SLO would be met up to about {times_words(found.multiple)} times the traffic."
 
 
-_SCALING = "autoscaling"
-"""What ``Headroom.without`` calls an autoscaler: the search runs all the replicas that it may start."""
-
-
 def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str:
     """Return the headroom in a few words: ``1.5 times the traffic``; empty where there is no number.
 
@@ -149,7 +139,7 @@ def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str
     """
     if found is None or found.outcome in _NO_SEARCH:
         return ""
-    if found.outcome == NEVER or (missed_today and not fails_today(found)):
+    if found.outcome == NEVER or (missed_today and found.holds_today):
         return "None"
     multiple = found.lo if found.outcome == ALWAYS else found.multiple
     assert multiple is not None, "it was found"
@@ -258,8 +248,5 @@ def _unserved(point: Point, term: str) -> str:
 
 def _steps(point: Point) -> str:
     """Return why requests are slow where none waits."""
-    to_first_token = sum(value for stage, value in point.breakdown.items() if stage != "decode_s")
-    if point.breakdown.get("read_s", 0.0) > 0.5 * to_first_token:
-        return "copying the prompt's KV takes most of the TTFT"
     blocks = point.capacity.seats is not None
     return "steps take longer the larger the batch" if blocks else "the service itself takes as long"

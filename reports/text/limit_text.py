@@ -23,7 +23,7 @@ from reports.answers.limits import (
 from reports.formatting import listed, percent
 from reports.text.metric_text import capital, unserved_words
 from sim.results.model import BucketUse
-from sim.results.point import Point
+from sim.results.point import Point, SliceResult
 from sim.results.verdict import is_overloaded
 from sim.spec.engines import ENGINES, Engine
 from sim.spec.files.tree import value_at
@@ -80,6 +80,7 @@ _STAGES = {
     "decode_load_s": "loading adapters on decode replicas",
     "decode_s": "spent generating tokens",
 }
+_WAITS = ("loader_queue_s", "queue_s", "hand_over_s", "decode_queue_s")
 _BUSY: Mapping[Evidence, str] = {
     Evidence.COLD_STARTS: (
         "{busy} of the requests that arrive while a replica starts are late, and {otherwise} of the others. Keep more "
@@ -97,11 +98,13 @@ _BUSY: Mapping[Evidence, str] = {
     ),
     Evidence.LOADS_LAST: "{busy} of requests wait for their adapter to load, {wait} on average.",
     Evidence.LONG_STEPS: "Steps that compute prompts take long, and all running sequences wait for them.",
+    Evidence.LONG_READS: "Reading the KV of a prompt, with the wait for it, takes {share} of the mean TTFT: {wait}.",
     Evidence.UNEVEN: "The busiest replica gets {value:.2g} times as many requests as replicas do on average.",
     Evidence.COMPUTE_OVERLOADED: (
         "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
     ),
     Evidence.SERVER_BUSY: "The server is busy {busy} of the time.",
+    Evidence.QUEUE: "{share} of the mean latency is queueing, though replicas are busy only {busy} of the time.",
     Evidence.GPU_BUSY: "The GPU is busy {busy} of the time and {share} of the latency is queueing.",
 }
 
@@ -126,8 +129,8 @@ def limit_line(point: Point, missed: Sequence[str] = (), where: str = "", *, sea
     limit, *_ = limits(point, missed)
     if limit.evidence is Evidence.NOTHING:
         stage = largest_stage(point)
-        more = "" if searched else "; more traffic was not simulated"
-        return f"None{where or ' today'}{'' if stage is None else f': {_waits(point)}{stage_words(*stage)}'}{more}."
+        more = "" if searched or missed else "; more traffic was not simulated"
+        return f"{'Nothing stands out' if missed else 'None'}{where or ' today'}{'' if stage is None else f': {_waits(point)}{stage_words(*stage)}'}{more}."
     why = limit_sentence(limit, point)
     named = capital(by_size(limit_words(limit), point))
     return f"{named}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"
@@ -162,7 +165,7 @@ _REMEDIES = {
     "slots": MORE_SLOTS,
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",
     KV_MEMORY: f"{_REPLICAS}, or try fewer GPU slots (cache.gpu.slots), whose memory the KV cache gets",
-    KV_LINK: "raise the bandwidth of that link (fleet.kv_transfer, fleet.kv_offload)",
+    KV_LINK: "raise fleet.kv_offload.bandwidth",
     "router": "spread requests more evenly (another router.policy, or router.bound: 1.25 where this one has it), "
     f"before you {_REPLICAS}",
     "compute": _REPLICAS,
@@ -184,7 +187,9 @@ def remedy_words(limit: Limit, point: Point) -> str:
     role = short_role(point)
     is_of_role = limit.name == "compute" or (limit.name == "none" and role == "prefill")
     if is_of_role and (short := pools_of(role, point)):
-        return f"add replicas to {' or '.join(f'fleet.pools.{pool.name}' for pool in short)}"
+        return f"add replicas to {_named(short)}"
+    if limit.name == KV_LINK and (readers := pools_of("decode", point)):
+        said = f"raise fleet.kv_transfer.bandwidth, or add replicas to {_named(readers)}"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
@@ -192,6 +197,10 @@ def remedy_words(limit: Limit, point: Point) -> str:
         said += ", or try KV offload (fleet.kv_offload)"
     said, late = in_keys_of_scenario(said, point), slowest_pool(point)
     return f"{said} (fleet.pools.{late})" if late and said.endswith("replicas") else said
+
+
+def _named(pools: Sequence[SliceResult]) -> str:
+    return " or ".join(f"fleet.pools.{pool.name}" for pool in pools)
 
 
 def _may_offload(point: Point) -> bool:
@@ -305,7 +314,8 @@ def _nothing(point: Point) -> str:
     stage = largest_stage(point)
     if stage is not None and (waits := _waits(point)):
         return f"{capital(waits)}{stage_words(*stage)}."
-    return f"Few requests wait long{'' if stage is None else f': {stage_words(*stage)}'}."
+    start = "Nothing stands out" if stage is not None and stage[0] in _WAITS else "Few requests wait long"
+    return f"{start}{'' if stage is None else f': {stage_words(*stage)}'}."
 
 
 def _waits(point: Point) -> str:

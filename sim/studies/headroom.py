@@ -24,16 +24,18 @@ from sim.results.run_directory.headroom_record import (
     ALWAYS,
     BUCKETS,
     CLOSED_LOOP,
+    EMPTY_CACHES,
     FOUND,
     NEVER,
     QUEUES,
+    SCALING,
     TOO_LONG,
     TOO_SHORT,
     Headroom,
     Probe,
 )
 from sim.results.slo_terms import all_terms, value_of
-from sim.results.verdict import MET, strain, verdict
+from sim.results.verdict import MET, is_overloaded, strain, strained, verdict
 from sim.spec.scenario import Scenario
 from sim.studies.design import setup_of
 from sim.studies.evaluate import facts_of
@@ -67,6 +69,8 @@ _COMPARABLE, _MOST_CORRECTED = 1.5, 1.25
 near saturation both depend on how long they are."""
 _STEEP = 3.0
 """Strain above which the least multiple that fails is beyond a steep edge."""
+_FILLING = 0.05
+"""Share of the time that loads from storage take from which an overload may only be that of empty caches."""
 _COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
@@ -82,18 +86,23 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     :raises InputError: if the scenario can't be simulated.
     """
     without = tuple(name for name in ("rollouts", "faults") if getattr(scenario, name))
-    without += ("autoscaling",) if scenario.fleet.autoscale else ()
+    without += (SCALING,) if scenario.fleet.autoscale else ()
     traffic = Traffic.of(steady(scenario))
-    if without or (today is not None and _may_be_cold(scenario, today)):
-        today = None
-    return replace(_Search(traffic, today, recording_of).find(), without=without)
+    if today is None or not _may_be_cold(scenario, today):
+        return replace(_Search(traffic, None if without else today, recording_of).find(), without=without)
+    found = _Search(traffic, None, recording_of).find()
+    if found.holds_today and (is_overloaded(today) or strained(today, all_terms(scenario))):
+        without += (EMPTY_CACHES,)
+    elif is_overloaded(today) and not without:  # by a point that knows how much is served
+        found = _Search(traffic, today, recording_of).find()
+    return replace(found, without=without)
 
 
 def _may_be_cold(scenario: Scenario, today: Point) -> bool:
     """Return whether today's point may miss its SLO for its empty caches at the start; those of the search are full."""
-    overloaded = (today.capacity.compute.offered_load or 0.0) >= 1
     starts_cold = not scenario.cache.warm and bool(today.value("miss_ratio"))
-    return starts_cold and not overloaded and verdict(today, scenario.slo.terms()) != MET
+    filling = not is_overloaded(today) or (today.capacity.loader.storage or 0.0) >= _FILLING
+    return starts_cold and filling and verdict(today, scenario.slo.terms()) != MET
 
 
 class _Search:

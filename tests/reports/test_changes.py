@@ -274,8 +274,11 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     assert said.setting == "Add replicas (fleet.replicas) that take over.", "slots are short because of the crash"
     noticed = [{"t_s": t, "kind": kind, "text": ""} for t, kind in ((9.0, "crash"), (29.0, "detected"))]
     said = answer(replace(crashed, events=noticed), TERMS, headroom=found)
-    assert said.setting == "Detect crashes sooner (faults.N.detected), or add replicas (fleet.replicas) that take over."
+    assert said.setting == "Add replicas (fleet.replicas) that take over.", "those that are late never were there"
     assert crashed.impact is not None
+    noticed_late = replace(crashed, events=noticed, impact=replace(crashed.impact, rerouted=30))
+    said = answer(noticed_late, TERMS, headroom=found)
+    assert said.setting == "Detect crashes sooner (faults.N.detected), or add replicas (fleet.replicas) that take over."
     losing = replace(crashed, impact=replace(crashed.impact, lost=50))
     said = answer(losing, TERMS, headroom=found)
     assert said.setting == "Send requests of a dead replica to others (faults.N.requests: reroute)."

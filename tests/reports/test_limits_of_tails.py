@@ -83,7 +83,7 @@ def test_a_missed_tail_is_traced_to_what_its_requests_wait_for(
 
 def test_a_long_wait_of_few_is_not_called_none() -> None:
     few = limit_line(quiet({"queue_p99_s": 0.9}, {}), ["ttft_p99_s"])
-    assert few.startswith("None today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
+    assert few.startswith("Nothing stands out today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
     short = quiet({"queue_p99_s": 0.1}, {})
     others = limit_sentence(limits(short)[0], short)
     assert others.startswith("Few requests wait long: 100 % of the mean latency "), "one in a thousand may"
@@ -206,6 +206,32 @@ def test_a_link_that_is_too_slow_for_the_kv_is_an_overload() -> None:
     (point,) = loraplan.run("prefill-decode", values, jobs=1).data.points
     assert is_overloaded(point), "prompts are admitted, and wait for their KV"
     assert limits(point, ["ttft_p99_s"])[0].name == KV_LINK
+
+
+def test_a_read_of_kv_is_named_where_a_late_first_token_mostly_waits_for_it() -> None:
+    point = quiet({}, {}, queue_s=0.1, read_s=0.8)
+    linked = replace(
+        point, capacity=replace(point.capacity, link=0.75), pools=[SliceResult("a", {"role": "decode"}, {})]
+    )
+    (limit,) = limits(linked, ["ttft_p99_s"])
+    assert remedy_words(limit, linked) == "raise fleet.kv_transfer.bandwidth, or add replicas to fleet.pools.a"
+    assert limit_sentence(limit, linked).endswith("takes 88.9 % of the mean TTFT: 800 ms.")
+    assert limits(linked, ["tpot_p99_s"])[0].name == "none"
+    assert limits(replace(linked, breakdown=point.breakdown | {"read_s": 0.05}), ["ttft_p99_s"])[0].name == "none"
+
+
+def test_a_queue_that_is_most_of_the_latency_is_named_though_it_is_seldom_there() -> None:
+    (limit,) = limits(quiet({}, {}, queue_s=3.0))
+    assert limit_sentence(limit, quiet({}, {})) == (
+        "60 % of the mean latency is queueing, though replicas are busy only 40 % of the time."
+    )
+    assert limits(quiet({}, SLOTS, queue_s=3.0))[0].name == "slots"
+    assert limits(quiet({}, SLOTS, queue_s=1.9))[0].name == "none"
+    assert limit_sentence(limits(quiet({}, {}, queue_s=2.0))[0], quiet({}, {}, queue_s=2.1)).startswith(
+        "Nothing stands"
+    )
+    uneven = quiet({"replica_load_skew": 1.9}, {}, queue_s=3.0)
+    assert [each.name for each in limits(uneven, ["ttft_p99_s"])] == ["router", "compute"]
 
 
 def test_a_router_is_named_before_replicas_where_one_of_them_gets_most() -> None:

@@ -13,13 +13,15 @@ import pytest
 from strategies import build
 
 from reports.answers.limits import limits
-from reports.text.headroom_text import fails_today, headroom_sentences
+from reports.text.headroom_text import headroom_sentences
 from reports.text.limit_text import limit_sentence
+from sim.results.point import Point
 from sim.results.point_summary import summarise
 from sim.results.run_directory.headroom_record import (
     ALWAYS,
     BUCKETS,
     CLOSED_LOOP,
+    EMPTY_CACHES,
     FOUND,
     NEVER,
     QUEUES,
@@ -27,11 +29,13 @@ from sim.results.run_directory.headroom_record import (
     TOO_SHORT,
     Headroom,
 )
+from sim.results.verdict import is_overloaded
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies import headroom
 from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.headroom import FINE, LEAST, NARROW, Strains, find_edge, find_headroom
+from sim.studies.run.answer import Answer, answer
 from sim.studies.short_runs import MOST, WARMUP, Traffic
 from sim.world.replication import simulate
 from validation.benches.bench_headroom import compared, random_scenario
@@ -248,7 +252,7 @@ def test_there_is_none_where_whole_periods_are_too_many_requests(arrivals: str, 
     assert (found.outcome, found.period_s) == (TOO_LONG, period)
     assert [probe.term for probe in found.probes] == [QUEUES], "only the throughput of full batches is known"
     assert found.load == found.probes[0].strain / found.probes[0].multiple
-    assert fails_today(found), "the search says nothing of today either"
+    assert not found.holds_today, "the search says nothing of today either"
 
 
 def test_there_is_none_where_the_run_itself_is_a_part_of_a_period() -> None:
@@ -275,6 +279,40 @@ def test_there_is_none_where_a_trace_is_too_short_to_fill_the_batches(tmp_path: 
     assert found.load is None
     assert "The traffic has 600 requests" in headroom_sentences(found)
     assert find_headroom(from_trace(tmp_path, 4 * 256)).outcome == FOUND, "as many as were asked for are enough"
+
+
+@pytest.mark.slow
+def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None:
+    """Most requests are the first for their adapter: 2 loads of 1 s a second. Full caches meet the SLO."""
+
+    def found(rate: str, **warm: str) -> tuple[Point, Headroom, Answer]:
+        scenario = build(
+            workload={
+                "requests": 300,
+                "tokens": {"prompt": 100, "output": 10},
+                "arrivals": {"process": "poisson", "rate": rate},
+                "popularity": {"law": "uniform"},
+            },
+            adapters={"count": 2000, "base_model": "llama-3.1-8b"},
+            fleet={"engine": "vllm", "gpu": "h100-80gb", "max_num_seqs": 16},
+            cache={"gpu": {"slots": 16}, "host": {"slots": 2000}, **warm},
+            storage={"load": {"law": "fixed", "value": "1 s"}},
+            slo={"ttft_mean": "1 s"},
+        )
+        point = evaluate_scenario(scenario).point
+        headroom = find_headroom(scenario, point)
+        return point, headroom, answer(point, scenario.slo.terms(), cold=True, headroom=headroom)
+
+    point, headroom, said = found("2/s")
+    assert is_overloaded(point)
+    assert headroom.without == (EMPTY_CACHES,)
+    assert headroom.holds_today
+    assert said.headline.startswith("Caches start empty and requests pile up meanwhile")
+    assert "More requests arrive" not in said.trust.choice
+    assert found("2/s", warm="steady")[1].without == ()
+    _, headroom, said = found("800/s")
+    assert (headroom.without, headroom.holds_today) == ((), False)
+    assert said.headline.startswith("Overloaded")
 
 
 def test_few_completions_do_not_say_how_many_times_as_much_comes() -> None:

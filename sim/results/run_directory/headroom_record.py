@@ -15,6 +15,9 @@ BUCKETS = "buckets"
 """The same: the queue in front of a tenant's token bucket does."""
 FOUND, NEVER, ALWAYS, CLOSED_LOOP = "found", "never", "always", "closed loop"
 TOO_LONG, TOO_SHORT = "too long", "too short"
+SCALING, EMPTY_CACHES = "autoscaling", "empty caches at the start"
+"""In ``Headroom.without``: an autoscaler, in place of which the search runs all replicas that it may start; and caches
+that a run of today's traffic finds empty, in place of full ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class Headroom:
     :ivar period_s: how long the traffic takes to go through its phases, where short simulations can't cover that: at
         all, or beyond ``lo``.
     :ivar trace_requests, needed_requests: of a trace that is too short, how many it has and about how many it takes.
-    :ivar without: parts of the scenario that happen at given times, so that the search leaves them out.
+    :ivar without: parts of the scenario that happen at given times, so that the search leaves them out; and empty
+        caches at the start, where without them the SLO holds.
     :ivar probes: all simulations, in order.
     :ivar failing: the point at ``hi``, or the least traffic that was tried where the outcome is ``never``: what limits
         it is what limits the traffic.
@@ -66,6 +70,11 @@ class Headroom:
     without: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ()
     failing: Point | None = field(default=None, repr=False)
+
+    @property
+    def holds_today(self) -> bool:
+        """Whether the search found that the SLO holds with today's traffic."""
+        return self.outcome == ALWAYS or (self.multiple is not None and self.multiple >= 1)
 
     @property
     def load(self) -> float | None:

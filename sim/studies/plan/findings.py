@@ -505,7 +505,7 @@ def _open_call(read: PlanReading) -> str:
     tried = read.phrase(values, " and ")
     if found is None or found.probability < PROBABLE:
         return f"whether {tried} would do is open"
-    return f"that {tried} would do is {percent(round(found.probability, 2))} sure"
+    return f"the chance that {tried} would do is {percent(round(found.probability, 2))}"
 
 
 def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from reports.answers.limits import Evidence, limits
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
-from reports.text.headroom_text import fails_today, first_limit, headroom_sentences
+from reports.text.headroom_text import first_limit, headroom_sentences
 from reports.text.limit_text import (
     MORE_COPIES,
     MORE_SLOTS,
@@ -31,7 +31,7 @@ from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.run_directory.headroom_record import NEVER, Headroom
+from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, Headroom
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
@@ -130,10 +130,8 @@ _NAMED = 3
 """How many missed terms a headline names, at most."""
 
 
-def _verdict(point: Point, slo_terms: Mapping[str, float], found: str) -> tuple[str, str | None]:
-    """Return whether the SLO is met, and the term or the metric whose sentence says so."""
-    bad = is_overloaded(point)
-    start = f"{overload_words(point)}. " if bad else ""
+def _verdict(point: Point, slo_terms: Mapping[str, float], found: str, start: str) -> tuple[str, str | None]:
+    """Return whether the SLO is met, after a ``start``, and the term or the metric whose sentence says so."""
     if found == NO_SLO:
         name = main_metric([point], slo_terms)
         metric = point.metrics.get(name)
@@ -219,6 +217,8 @@ _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles ad
 _BY_BOTH = "Nothing yet; deciding takes a better profile (loraplan profiles adjust --anchor) and more {}."
 _FULL = 0.5
 """Share of the time in which running requests use every slot, from which empty slots at the start are not why."""
+_EMPTY = "Caches start empty and requests pile up meanwhile, so the numbers depend on how long the run is."
+_START_FULL = "Nothing in the fleet; start with full caches (cache.warm: steady)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
 _FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy)."
@@ -242,13 +242,14 @@ def _for_the_crash(point: Point) -> str:
         return "Send requests of a dead replica to others (faults.N.requests: reroute)."
     first = {event["kind"]: event["t_s"] for event in reversed(point.events)}
     late = not alone and first.get("detected", 0.0) > first.get("crash", math.inf)
+    late = late and 2 * (impact.rerouted + impact.lost) >= (impact.slow or 0)  # else those that survive are too few
     sooner = "Detect crashes sooner (faults.N.detected), or add" if late else "Add"
     return in_keys_of_scenario(f"{sooner} replicas (fleet.replicas) that take over.", point)
 
 
 def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     """Return what to set where a rollout or fault makes the SLO fail; empty where the fleet fails without it, too."""
-    if headroom is not None and fails_today(headroom):
+    if headroom is not None and not headroom.holds_today:
         return ""
     if has_rollout([point]):
         return _SLOWER
@@ -329,9 +330,10 @@ def answer(
     binding, *others = limits(point, over)
     changed = point.impact is not None
     cold = cold and may_be_cold(point, slo_terms) and binding.evidence is not Evidence.COLD_STARTS
-    if headroom is not None and fails_today(headroom):
-        cold = False  # full caches, with which that was found, don't help
-    opening, shown = _verdict(point, slo_terms, found)
+    cold = cold and headroom is None  # which knows whether full caches help
+    empty = headroom is not None and EMPTY_CACHES in headroom.without and not changed
+    start = "" if not is_overloaded(point) else _EMPTY if empty else f"{overload_words(point)}."
+    opening, shown = _verdict(point, slo_terms, found, f"{start} ".lstrip())
     told = changed and found == NOT_MET and not is_overloaded(point)  # by the headline, whole
     short = opening if told else verdict_opening(point, slo_terms, shown)
     held = held_back_sentences([point])
@@ -371,15 +373,20 @@ def answer(
             setting = _for_the_change(point, headroom) or setting
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{in_keys_of_scenario(_FEWER_MISSES, point)} {setting}"
+    if empty:
+        setting = _START_FULL
+    first = limit_line(point, over, searched=headroom is not None)
+    if changed and over and binding.evidence is Evidence.NOTHING:
+        first = f"{capital(cause_of([point]).words)}; nothing else stands out."
     return Answer(
         " ".join(filter(None, (headline, buckets_sentence(point)))),
         details,
         found,
         limit_words(binding),
         why,
-        headroom_sentences(headroom, missed_today=missed_today, cold=cold),
-        find_trust(point, terms, assumed=assumed, about=shown),
+        headroom_sentences(headroom, missed_today=missed_today),
+        find_trust(point, terms, assumed=assumed, choice=_EMPTY if start == _EMPTY else None, about=shown),
         " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
-        first_limit(headroom, limit_line(point, over, searched=headroom is not None), missed_today=missed_today),
+        first_limit(headroom, first, missed_today=missed_today),
         bill(point),
     )
