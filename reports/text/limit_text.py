@@ -130,7 +130,8 @@ def limit_line(point: Point, missed: Sequence[str] = (), where: str = "", *, sea
     if limit.evidence is Evidence.NOTHING:
         stage = largest_stage(point)
         more = "" if searched or missed else "; more traffic was not simulated"
-        return f"{'Nothing stands out' if missed else 'None'}{where or ' today'}{'' if stage is None else f': {_waits(point)}{stage_words(*stage)}'}{more}."
+        start = f"{'Nothing stands out' if missed else 'None'}{where or ' today'}"
+        return f"{start}{'' if stage is None else f': {_waits(point)}{stage_words(*stage)}'}{more}."
     why = limit_sentence(limit, point)
     named = capital(by_size(limit_words(limit), point))
     return f"{named}{where}: {why if why[:2].isupper() else why[:1].lower() + why[1:]}"

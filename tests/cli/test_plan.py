@@ -192,7 +192,8 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan.succeeds("plan", name, "--all")
     assert "Not certain either way: " in ended.out
     assert re.search(
-        r"The recommendation is sure; whether \d+ GPU slots would do is open: raise .* to decide it\.", ended.out
+        r"Trust.*; the chance that \d+ GPU slots would do is \d+ %: raise .* to decide it\.",
+        ended.out,
     )
     found = answered(loraplan("plan", name, "--json"))
     assert not found["certain"]
@@ -435,9 +436,16 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
 
 @pytest.mark.parametrize(
     ("grades", "likely"),
-    [({1: 0.1, 2: 0.85, 3: 0.9, 4: 0.9}, 2), ({1: 0.81, 2: 0.61, 3: 0.41, 4: 0.97}, 4), ({1: 0.9, 2: 0.3}, None)],
+    [
+        ({1: 0.1, 2: 0.85, 3: 0.9, 4: 0.9}, 2),
+        ({1: 0.81, 2: 0.61, 3: 0.41, 4: 0.97}, 4),
+        ({1: 0.9, 2: 0.3}, None),
+        ({1: 0.3, 2: 0.85, 3: 0.95, 4: 0.7}, 2),
+    ],
 )
-def test_the_likely_design_is_the_first_from_which_on_all_are(grades: dict[int, float], likely: int | None) -> None:
+def test_the_likely_design_is_the_first_from_which_to_the_likeliest_all_are(
+    grades: dict[int, float], likely: int | None
+) -> None:
     designs = [SimpleNamespace(set={"fleet.replicas": count}) for count in grades]
     evaluator: Any = SimpleNamespace(
         designs=lambda: designs, grade=lambda d: SimpleNamespace(probability=grades[d.set["fleet.replicas"]])

@@ -83,7 +83,9 @@ def test_a_missed_tail_is_traced_to_what_its_requests_wait_for(
 
 def test_a_long_wait_of_few_is_not_called_none() -> None:
     few = limit_line(quiet({"queue_p99_s": 0.9}, {}), ["ttft_p99_s"])
-    assert few.startswith("Nothing stands out today: one request in a hundred waits 900 ms or longer, though 100 % of the mean")
+    assert few.startswith(
+        "Nothing stands out today: one request in a hundred waits 900 ms or longer, though 100 % of the mean"
+    )
     short = quiet({"queue_p99_s": 0.1}, {})
     others = limit_sentence(limits(short)[0], short)
     assert others.startswith("Few requests wait long: 100 % of the mean latency "), "one in a thousand may"
