@@ -291,6 +291,9 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
     )
     off = _off_words(replace(FACTS, fit=replace(FIT, values=[fast])))
     assert off.endswith("It has more requests a second, so its queues are longer.")
+    chance = replace(FIT, values=[CheckedValue("dispersion in 60 s", 1.0, 1.5)])  # of ten minutes
+    assert _off_words(replace(FACTS, span_s=600 / (1 - FIT.share), fit=chance)) == ""
+    assert "burstier" in _off_words(replace(FACTS, span_s=60_000 / (1 - FIT.share), fit=chance))
 
 
 def test_sessions_found_by_pauses_are_told_so() -> None:

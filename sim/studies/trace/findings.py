@@ -292,6 +292,15 @@ def relative_change(value: CheckedValue) -> float | None:
     return None if value.trace == 0 else value.synthetic / value.trace - 1
 
 
+def _chance(value: CheckedValue, facts: TraceFacts) -> float:
+    """Return by which share two dispersions of the checked part may differ by chance; 0 for other values."""
+    window_s = {"dispersion in 1 s": 1.0, "dispersion in 60 s": 60.0}.get(value.name)
+    if window_s is None or facts.fit is None:
+        return 0.0
+    checked_s = facts.span_s * (1 - facts.fit.share)
+    return 2 * math.sqrt(4 * window_s / checked_s) if checked_s > 0 else math.inf
+
+
 _RATE = "requests/s"
 _SIZE_WITH_REPLAY = ": size with replay.yaml, not with traffic.yaml"
 
@@ -301,7 +310,11 @@ def _off_words(facts: TraceFacts) -> str:
     fit = facts.fit
     if fit is None:
         return ""
-    off = [value for value in fit.values if (by := relative_change(value)) is not None and abs(by) > OFF]
+    off = [
+        value
+        for value in fit.values
+        if (by := relative_change(value)) is not None and abs(by) > max(OFF, _chance(value, facts))
+    ]
     texts = []
     # Without a miss curve, the sentence on the fit itself has all values but lengths.
     named = [value for value in off if fit.slots or value.unit == "tokens"]
