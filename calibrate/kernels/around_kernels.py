@@ -209,24 +209,32 @@ def drawn_lora(cost: LoraCost, spread: dict[str, float], normals: dict[str, floa
 # Loads of adapters on a machine where they were not measured.
 #
 # From host memory, a load zeroes every buffer of its slot and copies every tensor: times per buffer and per tensor as
-# measured on the H100-64GB, whatever the card, since calls and not bytes bound them. From storage, a load also reads
-# the file: an opening time and a bandwidth of the measured machine's disks, which say little about another's.
+# measured on the H100-64GB, whatever the card, since calls and not bytes bound them up to rank 32. Behind PCIe 4.0,
+# half as fast as the bus there, the bytes of higher ranks take longer. From storage, a load also reads the file: an
+# opening time and a bandwidth of the measured machine's disks, which say little about another's.
 
 LOAD_SOURCE = (
     "measured under vLLM 0.8.5 on the H100-64GB (Agullo et al. 2025): calls per buffer and per tensor on any card; the "
     "time to read a file is that of the measured machine's disks, so measure yours with loraplan calibrate loads"
 )
+_PCIE_4 = ("ampere", "ada", "")
+"""Architectures of cards behind PCIe 4.0; of one that is known by its data sheet alone it is assumed."""
+_PCIE_4_BYTES_PER_S = 25e9
 LOAD_SPREAD = {"storage": 1.8, "host": 1.4}
 """By which factor loads may be off: one standard deviation on a log scale, an assumption."""
 _EMBEDDING_BUFFERS = 3
 
 
-def load_cost(model: BaseModel) -> LoadCost:
-    """Return the load law of a model: that of the measured model of its family, with its own number of buffers."""
+def load_cost(model: BaseModel, card: Card = _CARD) -> LoadCost:
+    """Return the load law of a model: that of the measured model of its family, with its own number of buffers, and no
+    faster than the bus of its card."""
     near = "llama-3.1-8b" if model.shape.lora_embeddings else "qwen2.5-7b"
     measured = load_profile(MEASURED[near])[0].load
     more = measured.host.open_s * (_buffers(model.shape) / _buffers(SHAPES[near]) - 1)
-    return LoadCost(storage=_opened(measured.storage, more), host=_opened(measured.host, more))
+    host = _opened(measured.host, more)
+    if card.architecture in _PCIE_4:
+        host = host.model_copy(update={"bus_bytes_per_s": _PCIE_4_BYTES_PER_S})
+    return LoadCost(storage=_opened(measured.storage, more), host=host)
 
 
 def drawn_load(cost: LoadCost, normals: dict[str, float]) -> LoadCost:

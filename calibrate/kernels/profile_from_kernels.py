@@ -109,7 +109,7 @@ def build_profile(deployment: Deployment, command: str) -> Built:
         surrogate = fit_surrogate(kernels.step_s, envelope)
     overhead = overhead_of(deployment)
     lora = lora_cost(model, card, deployment.tensor_parallel)
-    load = load_cost(model)
+    load = load_cost(model, card)
     gpus = f"{deployment.tensor_parallel} x " if deployment.tensor_parallel > 1 else ""
     around = "engine overhead fitted on measured points" if overhead.source else "without engine overhead"
     engine = ENGINES[deployment.engine]

@@ -162,11 +162,14 @@ class CostsWithBaseModel(StepCosts):
 def load_seconds(tier: TierCost, population: Population) -> Floats:
     """Return each adapter's load time in seconds, without residual, shape (adapters,)."""
     padded = population.rank < population.slot_rank
-    return np.asarray(
+    seconds = np.asarray(
         tier.open_s
         + tier.per_tensor_s * population.tensors
         + tier.per_padded_tensor_s * padded * (population.tensors / 2)
         + population.size_bytes / tier.bandwidth_bytes_per_s
+    )
+    return (
+        seconds if tier.bus_bytes_per_s is None else np.maximum(seconds, population.size_bytes / tier.bus_bytes_per_s)
     )
 
 

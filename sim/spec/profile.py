@@ -90,8 +90,8 @@ class StepCost(Strict):
 
 
 class TierCost(Strict):
-    """Seconds of one load from one tier: ``open + per_tensor·tensors + padded·B tensors + bytes / bandwidth``, times a
-    residual."""
+    """Seconds of one load from one tier: ``open + per_tensor·tensors + padded·B tensors + bytes / bandwidth``, at least
+    ``bytes / bus``, times a residual."""
 
     open_s: Seconds = 0.0
     """Every load."""
@@ -101,6 +101,9 @@ class TierCost(Strict):
     """For every B tensor of an adapter of lower rank than its slot is padded to: its rows are copied one by one."""
     bandwidth_bytes_per_s: float = Field(ge=1)
     """Bytes per second of one load. Loads at the same time don't slow each other down in this version."""
+    bus_bytes_per_s: float | None = Field(default=None, ge=1)
+    """What the bus to the GPU carries per second: no load takes less than its bytes take there, which are copied while
+    calls are made. Unset: no limit."""
     residual: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = (1.0,)
     """Quantiles of measured over predicted, equally spaced from 0 to 1; (1,) means no spread."""
 

@@ -147,6 +147,7 @@ def coefficients(profile: Profile) -> list[dict[str, Any]]:
         {"path": path, "value": value, "unit": _unit(path), "source": _source(path, profile.sources)}
         for section in ("step", "load", "memory", "envelope")
         for path, value in _leaves(data[section], section)
+        if value is not None
     ]
 
 

@@ -159,7 +159,8 @@ def _to_gpus(scenario: Scenario, profile: Profile) -> TierCost:
     if profile.tensor_parallel == 1:
         return host
     share = split_of(scenario, profile).share(base_shape(profile))
-    return host.model_copy(update={"bandwidth_bytes_per_s": host.bandwidth_bytes_per_s / share})
+    bus = None if host.bus_bytes_per_s is None else host.bus_bytes_per_s / share
+    return host.model_copy(update={"bandwidth_bytes_per_s": host.bandwidth_bytes_per_s / share, "bus_bytes_per_s": bus})
 
 
 def _by_law(law: TimeLaw | None, otherwise: TierTimes) -> TierTimes:

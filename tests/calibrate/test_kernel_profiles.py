@@ -423,6 +423,9 @@ def test_the_load_law_of_a_measured_model_is_the_measured_one() -> None:
     assert derived.storage.residual[0] == pytest.approx(measured.storage.residual[0], rel=1e-3)
     assert derived.storage.residual[-1] == pytest.approx(measured.storage.residual[-1], rel=1e-3)
     assert load_cost(base_model_of("llama-3.1-70b")).host.open_s > 2 * derived.host.open_s
+    buses = {name: load_cost(base_model_of("llama-3.1-8b"), card_of(name)).host.bus_bytes_per_s for name in ALL}
+    behind_pcie_4 = {"a100-80gb", "a100-40gb", "a10", "a10g", "a40", "l4", "l40s", "rtx-4090"}
+    assert {name for name, bus in buses.items() if bus is not None} == behind_pcie_4
 
 
 def test_a_surrogate_finds_costs_that_have_its_form() -> None:

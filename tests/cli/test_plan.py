@@ -370,17 +370,17 @@ def test_more_memory_for_adapters_is_tried_in_the_keys_of_the_engine() -> None:
     full = tried("cache.gpu.slots=30", name="full-models-beside-adapters")
     assert full["97 GPU slots"] == {"cache.gpu.slots": 97}, "three of a hundred are full models"
     trace = tried("cache.gpu.slots=8", "cache.host.slots=8", name="tenants-trace")
-    assert trace["all adapters in host memory"] == {"cache.host.slots": 39}, "those that it names"
+    assert trace["all adapters in host memory (3.27 GB a replica)"] == {"cache.host.slots": 39}, "those that it names"
     sglang = tried("fleet.engine=sglang", "cache.gpu.slots=60")
     assert sglang["101 GPU slots"]["cache.gpu.slots"] == 101, "one for the base model"
     found = tried("fleet.engine=vllm", "cache.gpu.slots=30", "cache.host.slots=50")
     assert found["60 GPU slots"] == {"cache.gpu.slots": 60, "cache.host.slots": 60}, "as many copies, at least"
     assert found["100 GPU slots"] == {"cache.gpu.slots": 100, "cache.host.slots": 100}, "there are no more adapters"
-    assert found["all adapters in host memory"] == {"cache.host.slots": 100}
+    assert found["all adapters in host memory (8.39 GB a replica)"] == {"cache.host.slots": 100}
     assert "200 GPU slots" not in tried("cache.gpu.slots=100")
     by_size = tried("fleet.engine=tensorrt-llm", "cache.gpu.slots=null", "cache.gpu.size=800MB", "cache.host.size=1GB")
     assert by_size["1.6 GB of GPU memory for adapters"] == {"cache.gpu.size": "1600MB"}
-    assert by_size["all adapters in host memory"] == {"cache.host.size": "8389MB"}, "100 of rank 16, rounded up"
+    assert by_size["all adapters in host memory (8.39 GB a replica)"] == {"cache.host.size": "8389MB"}
 
 
 def test_kv_offload_is_tried_where_text_is_shared_and_first_tokens_are_late() -> None:

@@ -31,6 +31,8 @@ def test_a_load_is_opened_read_tensor_by_tensor_padded_and_transferred() -> None
     assert load_seconds(tier(per_tensor_s=0.01), three) == pytest.approx([1.5, 2.0, 1.2])
     # Half of the tensors are B tensors; only the first adapter has a rank below that of its slot.
     assert load_seconds(tier(per_padded_tensor_s=0.01), three) == pytest.approx([1.0, 1.0, 1.0])
+    bus = tier(bandwidth_bytes_per_s=1e15, per_tensor_s=0.007, bus_bytes_per_s=1e9)
+    assert load_seconds(bus, three) == pytest.approx([0.7, 1.0, 1.0], rel=1e-4), "bytes are copied while calls are made"
 
 
 def test_a_step_pays_for_decoding_and_for_prompts_only_where_it_has_them() -> None:

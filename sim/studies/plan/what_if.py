@@ -267,7 +267,8 @@ def _more(now: int, most: int) -> list[int]:
 def _loading(pool: Pool) -> Iterator[Change]:
     scenario = pool.scenario
     cache, storage, host = scenario.cache, scenario.storage, scenario.cache.host
-    sizes, in_host = pool.traffic.population.adapter_bytes, "all adapters in host memory"
+    sizes = pool.traffic.population.adapter_bytes
+    in_host = f"all adapters in host memory ({human_bytes(int(sizes.sum()))} a replica)"
     if cache.eviction == "vllm-lru":
         if host is None or (host.slots or 0) < len(sizes):
             yield Change("host copies", in_host, {"cache.host.slots": len(sizes)})
