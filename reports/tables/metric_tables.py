@@ -228,6 +228,9 @@ def traffic_table(point: Point) -> Table | None:
     return Table("The traffic as simulated", ["", "value"], rows) if rows else None
 
 
+_FEW_ADAPTERS = 10
+
+
 def traffic_sentence(points: Sequence[Point]) -> str:
     """Return how concentrated the simulated traffic is, over all points."""
     known = [point.traffic for point in points if point.traffic.get("effective_adapters") is not None]
@@ -248,6 +251,8 @@ def traffic_sentence(points: Sequence[Point]) -> str:
         f"the hottest 1 / 10 / 20 % of {count} adapters get {tops}",
         f"about as spread out as {popular_words(effective)}",
     )
+    if max(traffic["adapters"] for traffic in known) < _FEW_ADAPTERS:  # these shares are of one or two
+        hottest = f"the hottest of {count} adapters gets {span('top_1pct', percent)}"
     if all(traffic["base_share"] == 1 for traffic in known):
         return "Traffic: all requests are for the base model."
     if any(traffic["base_share"] for traffic in known):

@@ -124,7 +124,7 @@ def _cache_notes(pool: Pool) -> list[str]:
         )
     served = int(np.count_nonzero(~population.full)) if population.full_kinds else len(population)
     slots = scenario.cache.gpu.slots
-    if slots is not None and slots > served and pool.profile is not None:
+    if slots is not None and slots > served and pool.profile is not None and scenario.fleet.engine != "fixed":
         notes.append(
             f"{slots - served} of {slots} GPU slots will stay empty, for there {'is' if served == 1 else 'are'} "
             f"{served} adapter{'' if served == 1 else 's'}; empty slots take memory of the KV cache"

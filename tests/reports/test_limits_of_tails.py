@@ -263,7 +263,9 @@ def test_more_of_what_nothing_waits_for_is_no_remedy() -> None:
     said = "Relax the target of p99 E2E (missed even with a fraction of the traffic)"
     said += ", or shorten answers, or use faster GPUs."
     assert answer(point, missed, headroom=never).setting == said
-    assert answer(point, missed, headroom=Headroom("found", 0.5)).setting.startswith("Add replicas")
+    assert answer(point, missed, headroom=Headroom("found", 0.5)).setting.startswith(
+        "Add replicas (fleet.replicas); loraplan plan finds how many"
+    )
     assert answer(point, {"miss_ratio": 0.1}, headroom=never).setting.startswith("Add GPU slots")
     long, busy = {"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {"compute": {"utilization": 1.0, "offered_load": 1.3}}
     over = quiet(long, busy)

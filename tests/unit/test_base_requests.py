@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -544,6 +545,8 @@ def test_without_them_nothing_is_said_of_them() -> None:
     assert "base_share" not in point.traffic
     assert base_model_table(point) is None
     assert traffic_sentence([point]).startswith("Traffic: the hottest 1 / 10 / 20 % of 20 adapters get ")
+    few = replace(point, traffic={**point.traffic, "adapters": 2, "top_1pct": 0.6})
+    assert traffic_sentence([few]).startswith("Traffic: the hottest of 2 adapters gets 60 % of the requests; it is ")
     assert [group.name for group in point.groups] == ["hottest 1 %", "next 9 %", "other 90 %"]
 
 

@@ -6,6 +6,7 @@ No HTML and no heavy import: the terminal's table prints the same words as the r
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
@@ -231,6 +232,7 @@ def may_be_cold(point: Point, slo_terms: Mapping[str, float]) -> bool:
     return loads and point.impact is None and verdict(point, slo_terms) == NOT_MET
 
 
+_COUNTED = re.compile(r"\badd (GPU slots|replicas)|keep more copies")
 _OF_STORAGE = frozenset({"failing-loads", "slow-storage", "storage-stall"})
 
 
@@ -365,7 +367,9 @@ def answer(
     open_ = None if is_overloaded(point) else more  # a longer run only shows longer queues
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
     if setting is None or graded == PROBABLY_NOT:
-        setting = f"{capital(', or '.join(filter(None, (_serve_first(point, over), remedy))))}." if remedy else ""
+        how_many = "; loraplan plan finds how many" if found == NOT_MET and _COUNTED.search(remedy) else ""
+        said = ", or ".join(filter(None, (_serve_first(point, over), remedy)))
+        setting = f"{capital(said)}{how_many}." if remedy else ""
         faults = point.capacity.faults
         broken = "crash" in faults or not (is_overloaded(point) or _OF_STORAGE.isdisjoint(faults))
         breaks = broken or (headroom is not None and has_rollout([point]))
