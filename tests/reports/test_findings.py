@@ -408,6 +408,8 @@ def test_an_slo_missed_from_a_cold_start_says_how_to_start_warm() -> None:
     assert COLD_FIRST not in answer(samples.rollout().points[0], {"e2e_p99_s": 0.01}, cold=True).setting
     full = samples.make_point(p99=3.0, capacity={"slots": {"blocked_share": 0.6}})
     assert COLD_FIRST not in answer(full, terms, cold=True).setting, "running requests fill the slots"
+    first_loads = {"loader": {"storage": 0.4, "host_holds_all": True}, "slots": {"blocked_share": 0.6}}
+    assert COLD_FIRST in answer(samples.make_point(p99=3.0, capacity=first_loads), terms, cold=True).setting
     more = Headroom(FOUND, 1.5, 1.4, 1.6, "e2e_p99_s", failing=late)
     assert COLD_FIRST not in answer(late, terms, cold=True, headroom=more).setting, "the search knows"
     said = answer(late, terms, cold=True, headroom=replace(more, without=(EMPTY_CACHES,)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from reports.answers.limits import Evidence, limits
+from reports.answers.limits import LOADING, Evidence, limits
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
@@ -226,9 +226,11 @@ _FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by a
 
 
 def may_be_cold(point: Point, slo_terms: Mapping[str, float]) -> bool:
-    """Return whether empty caches at the start may be why the SLO is missed: not where running requests fill them."""
-    full = point.capacity.slots.blocked_share or 0.0
-    loads = bool(point.value("miss_ratio")) and full < _FULL and not is_overloaded(point)
+    """Return whether empty caches at the start may be why the SLO is missed: not where running requests fill them,
+    unless loads from storage keep replicas busy although host memory holds what was loaded once."""
+    full, loader = point.capacity.slots.blocked_share or 0.0, point.capacity.loader
+    filling = loader.host_holds_all and (loader.storage or 0.0) >= LOADING
+    loads = bool(point.value("miss_ratio")) and (filling or (full < _FULL and not is_overloaded(point)))
     return loads and point.impact is None and verdict(point, slo_terms) == NOT_MET
 
 
