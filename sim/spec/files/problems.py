@@ -69,8 +69,14 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
     found: list[InputError] = []
     details = error.errors(include_url=False)
     places = [detail["loc"] for detail in details]
-    for place, detail in zip(places, details, strict=True):
-        spot = _as_written(_walk(place, model, data), data)
+    spots = [_as_written(_walk(place, model, data), data) for place in places]
+    kinds = {(spot.path, detail["type"]) for spot, detail in zip(spots, details, strict=True)}
+    for place, detail, spot in zip(places, details, spots, strict=True):
+        # of a number or a word, either says it all
+        if detail["type"] in _WANTED and (spot.path, "literal_error") in kinds:
+            continue
+        if detail["type"] == "literal_error" and any((spot.path, bound) in kinds for bound in _BOUNDS):
+            continue
         # pydantic counts only the entries of a list in which it found nothing wrong
         within = detail["type"] == "too_short" and any(each[:-1][: len(place)] == place for each in places)
         if spot.matches and not within:
@@ -352,7 +358,8 @@ def _describe(kind: Any) -> str:
     items = [_describe(get_args(member)[0]) for member in _members(kind) if _is_list(member)]
     lists = [f"a list of {item}" if item else "a list" for item in items]
     sections = [f"a section with {' or '.join(_keys(member))}" for member in _members(kind) if _is_model(member)]
-    return " or ".join(([", ".join(words)] if words else []) + lists + (sections if words else []))
+    whole = ["a whole number"] if words and int in _members(kind) else []
+    return " or ".join(([", ".join(words)] if words else []) + whole + lists + (sections if words else []))
 
 
 def _keys(model: Any) -> list[str]:
