@@ -224,7 +224,8 @@ def _copies(point: Point, missed: Sequence[str]) -> Limit | None:
     if link >= _BUSY_LINK:
         return Limit(KV_LINK, Evidence.BLOCKED, link)
     ttft_s = sum(value for stage, value in point.breakdown.items() if stage != "decode_s")
-    reads = bool(missed) and not is_gap(missed[0]) and read_s > _READ_OF_FIRST * ttft_s
+    whole_s = sum(point.breakdown.values()) if missed and split_term(missed[0])[1].startswith("e2e") else ttft_s
+    reads = bool(missed) and not is_gap(missed[0]) and read_s > _READ_OF_FIRST * whole_s
     return Limit(KV_LINK, Evidence.LONG_READS, link, wait_s=read_s, of_latency=read_s / ttft_s) if reads else None
 
 

@@ -126,10 +126,10 @@ def _offered_to_loaders(m: MeasuredRequests) -> float | None:
     # A full loader turns misses into delayed hits, since one load serves all that wait for it. Without its queue they
     # would be misses, unless that is as long as it gets: one load of each adapter.
     longest_s = len(np.unique(m.column("adapter")[of_loaders])) * occupied_s / loads * m.facts.own_replicas
-    bounded = longest_s <= _SHORT * places / m.replications and overload(m, behind_buckets=True) is None
+    bounded = full and longest_s <= _SHORT * places / m.replications and overload(m, behind_buckets=True) is None
     asked = of_loaders & ((outcome == MISS) | (full & (not bounded) & (outcome == DELAYED_HIT)))
     offered = float(asked.sum() * occupied_s / loads / places)
-    return min(offered, _FULL) if full and bounded else offered
+    return min(offered, _FULL) if bounded else offered
 
 
 def _by_loaders(m: MeasuredRequests, tier: NDArray[Any], replica: NDArray[Any]) -> NDArray[np.bool_]:

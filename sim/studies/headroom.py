@@ -91,7 +91,8 @@ def find_headroom(scenario: Scenario, today: Point | None = None, recording_of: 
     if today is None or not _may_be_cold(scenario, today):
         return replace(_Search(traffic, None if without else today, recording_of).find(), without=without)
     found = _Search(traffic, None, recording_of).find()
-    if found.holds_today and (is_overloaded(today) or strained(today, all_terms(scenario))):
+    missed = is_overloaded(today) or strained(today, all_terms(scenario))
+    if found.holds_today and missed and "warm" not in scenario.cache.model_fields_set:  # else it started empty, too
         without += (EMPTY_CACHES,)
     elif is_overloaded(today) and not without:  # by a point that knows how much is served
         found = _Search(traffic, today, recording_of).find()

@@ -219,6 +219,7 @@ def test_a_read_of_kv_is_named_where_a_late_first_token_mostly_waits_for_it() ->
     assert remedy_words(limit, linked) == "raise fleet.kv_transfer.bandwidth, or add replicas to fleet.pools.a"
     assert limit_sentence(limit, linked).endswith("takes 88.9 % of the mean TTFT: 800 ms.")
     assert limits(linked, ["tpot_p99_s"])[0].name == "none"
+    assert limits(linked, ["e2e_p99_s"])[0].name == "none", "most of that is decoding"
     assert limits(replace(linked, breakdown=point.breakdown | {"read_s": 0.05}), ["ttft_p99_s"])[0].name == "none"
 
 

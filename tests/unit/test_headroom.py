@@ -285,7 +285,7 @@ def test_there_is_none_where_a_trace_is_too_short_to_fill_the_batches(tmp_path: 
 def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None:
     """Most requests are the first for their adapter: 2 loads of 1 s a second. Full caches meet the SLO."""
 
-    def found(rate: str, **warm: str) -> tuple[Point, Headroom, Answer]:
+    def found(rate: str, **warm: int) -> tuple[Point, Headroom, Answer]:
         scenario = build(
             workload={
                 "requests": 300,
@@ -309,7 +309,7 @@ def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None
     assert headroom.holds_today
     assert said.headline.startswith("Caches start empty and requests pile up meanwhile")
     assert "More requests arrive" not in said.trust.choice
-    assert found("2/s", warm="steady")[1].without == ()
+    assert found("2/s", warm=0)[1].without == (), "the search starts with empty ones, too"
     _, headroom, said = found("800/s")
     assert (headroom.without, headroom.holds_today) == ((), False)
     assert said.headline.startswith("Overloaded")

@@ -312,7 +312,7 @@ def _saved(one: Point, other: Point) -> str:
 def of_both(said: Sequence[str]) -> str:
     """Return what there is to say of A and B; once where it is the same."""
     one, other = said
-    return one if one == other else f"A: {one.rstrip('.')}. B: {other}"
+    return one if one == other else f"A: {one.rstrip('.') or 'nothing'}. B: {other or 'nothing.'}"
 
 
 def _verdicts(comparison: Comparison) -> list[str]:
