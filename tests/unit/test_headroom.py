@@ -285,7 +285,7 @@ def test_there_is_none_where_a_trace_is_too_short_to_fill_the_batches(tmp_path: 
 def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None:
     """Most requests are the first for their adapter: 2 loads of 1 s a second. Full caches meet the SLO."""
 
-    def found(rate: str, **warm: int) -> tuple[Point, Headroom, Answer]:
+    def found(rate: str) -> tuple[Point, Headroom, Answer]:
         scenario = build(
             workload={
                 "requests": 300,
@@ -295,7 +295,7 @@ def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None
             },
             adapters={"count": 2000, "base_model": "llama-3.1-8b"},
             fleet={"engine": "vllm", "gpu": "h100-80gb", "max_num_seqs": 16},
-            cache={"gpu": {"slots": 16}, "host": {"slots": 2000}, **warm},
+            cache={"gpu": {"slots": 16}, "host": {"slots": 2000}},
             storage={"load": {"law": "fixed", "value": "1 s"}},
             slo={"ttft_mean": "1 s"},
         )
@@ -309,7 +309,6 @@ def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None
     assert headroom.holds_today
     assert said.headline.startswith("Caches start empty and requests pile up meanwhile")
     assert "More requests arrive" not in said.trust.choice
-    assert found("2/s", warm=0)[1].without == (), "the search starts with empty ones, too"
     _, headroom, said = found("800/s")
     assert (headroom.without, headroom.holds_today) == ((), False)
     assert said.headline.startswith("Overloaded")
@@ -417,7 +416,12 @@ def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     found = find_headroom(scenario, replace(point, metrics={**metrics, "miss_ratio": misses}))
     assert found.multiple < found.hi == 1
     assert found.failing.metrics["e2e_mean_s"].value == 0.041
-    assert find_headroom(scenario, replace(point, metrics=metrics)).multiple > 1, "its cold start may be why"
+    found = find_headroom(scenario, replace(point, metrics=metrics))
+    assert found.multiple > 1, "its cold start may be why"
+    assert found.without == (EMPTY_CACHES,)
+    empty = scenario.model_copy(update={"cache": scenario.cache.model_copy(update={"warm": 0})})
+    found = find_headroom(empty, replace(point, metrics=metrics))
+    assert (found.multiple > 1, found.without) == (True, ()), "the search started with empty ones, too"
 
 
 @pytest.mark.slow
