@@ -197,7 +197,7 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
-    if not found and (bursts := _in_bursts(point)) is not None:
+    if not found and _is_late(missed) and (bursts := _in_bursts(point)) is not None:
         found, compute = [bursts], compute or bursts
     tails, gaps = [term for term in missed if is_tail(term)], [term for term in missed if is_gap(term)]
     if gaps and (gaps[0] == missed[0] or (found and found[0] in short)):
@@ -216,6 +216,11 @@ def _of_gaps(point: Point, found: Sequence[Limit], tails: Sequence[str]) -> list
     return [*known, *([] if steps is None else [steps])]
 
 
+def _is_late(missed: Sequence[str]) -> bool:
+    """Return whether waits could be why a target is missed, if one is: no wait is in gaps and misses."""
+    return not missed or not (is_gap(missed[0]) or split_term(missed[0])[1] == "miss_ratio")
+
+
 def _copies(point: Point, missed: Sequence[str]) -> Limit | None:
     """Return that KV is copied too slowly: the link is busy, or a TTFT that misses its target is mostly a read."""
     link, read_s = point.capacity.link, point.breakdown.get("read_s", 0.0)
@@ -225,7 +230,7 @@ def _copies(point: Point, missed: Sequence[str]) -> Limit | None:
         return Limit(KV_LINK, Evidence.BLOCKED, link)
     ttft_s = sum(value for stage, value in point.breakdown.items() if stage != "decode_s")
     whole_s = sum(point.breakdown.values()) if missed and split_term(missed[0])[1].startswith("e2e") else ttft_s
-    reads = bool(missed) and not is_gap(missed[0]) and read_s > _READ_OF_FIRST * whole_s
+    reads = bool(missed) and _is_late(missed) and read_s > _READ_OF_FIRST * whole_s
     return Limit(KV_LINK, Evidence.LONG_READS, link, wait_s=read_s, of_latency=read_s / ttft_s) if reads else None
 
 

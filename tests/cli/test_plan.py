@@ -441,6 +441,7 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
         ({1: 0.81, 2: 0.61, 3: 0.41, 4: 0.97}, 4),
         ({1: 0.9, 2: 0.3}, None),
         ({1: 0.3, 2: 0.85, 3: 0.95, 4: 0.7}, 2),
+        ({1: 0.97, 2: 0.3, 3: 0.95, 4: 0.95}, 3),
     ],
 )
 def test_the_likely_design_is_the_first_from_which_to_the_likeliest_all_are(

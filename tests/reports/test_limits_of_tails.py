@@ -228,6 +228,8 @@ def test_a_queue_that_is_most_of_the_latency_is_named_though_it_is_seldom_there(
     assert limit_sentence(limit, quiet({}, {})) == (
         "60 % of the mean latency is queueing, though replicas are busy only 40 % of the time."
     )
+    for term in ("miss_ratio", "tpot_p99_s"):
+        assert limits(quiet({}, {}, queue_s=3.0), [term])[0].evidence is not Evidence.QUEUE, "no wait is in these"
     assert limits(quiet({}, SLOTS, queue_s=3.0))[0].name == "slots"
     assert limits(quiet({}, SLOTS, queue_s=1.9))[0].name == "none"
     assert limit_sentence(limits(quiet({}, {}, queue_s=2.0))[0], quiet({}, {}, queue_s=2.1)).startswith(

@@ -307,7 +307,7 @@ def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None
     assert is_overloaded(point)
     assert headroom.without == (EMPTY_CACHES,)
     assert headroom.holds_today
-    assert said.headline.startswith("Caches start empty and requests pile up meanwhile")
+    assert said.headline.startswith("Caches start empty, and requests pile up while they fill.")
     assert "More requests arrive" not in said.trust.choice
     _, headroom, said = found("800/s")
     assert (headroom.without, headroom.holds_today) == ((), False)
@@ -417,8 +417,9 @@ def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     assert found.multiple < found.hi == 1
     assert found.failing.metrics["e2e_mean_s"].value == 0.041
     found = find_headroom(scenario, replace(point, metrics=metrics))
-    assert found.multiple > 1, "its cold start may be why"
-    assert found.without == (EMPTY_CACHES,)
+    assert (found.multiple > 1, found.without) == (True, ()), "its cold start may be why"
+    metrics["e2e_mean_s"] = replace(late, value=0.4, lo=0.3, hi=0.5)
+    assert find_headroom(scenario, replace(point, metrics=metrics)).without == (EMPTY_CACHES,)
     empty = scenario.model_copy(update={"cache": scenario.cache.model_copy(update={"warm": 0})})
     found = find_headroom(empty, replace(point, metrics=metrics))
     assert (found.multiple > 1, found.without) == (True, ()), "the search started with empty ones, too"

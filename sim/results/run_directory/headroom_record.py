@@ -52,7 +52,7 @@ class Headroom:
         all, or beyond ``lo``.
     :ivar trace_requests, needed_requests: of a trace that is too short, how many it has and about how many it takes.
     :ivar without: parts of the scenario that happen at given times, so that the search leaves them out; and empty
-        caches at the start, where without them the SLO holds.
+        caches at the start, where without them the SLO clearly holds.
     :ivar probes: all simulations, in order.
     :ivar failing: the point at ``hi``, or the least traffic that was tried where the outcome is ``never``: what limits
         it is what limits the traffic.

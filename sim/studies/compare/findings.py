@@ -94,7 +94,8 @@ def caution_sentences(comparison: Comparison) -> list[str]:
             slos = "its SLO is" if len(tenants) == 1 else "their SLOs are"
             said.append(f"Only {side} has {_tenants(tenants)}: {slos} left out.")
     pairs = [(pair.one, pair.other) for pair in comparison.pairs]
-    rates = [pair for pair in map(_rates, pairs) if pair]
+    alike = not any(key.startswith(("workload.", "tenants.")) for key, *_ in comparison.changed)
+    rates = [found for pair in pairs if (found := _rates(pair, by_chance=_BY_CHANCE if alike else 0.0))]
     if rates:
         which = f"{number(rates[0][0])}/s and {number(rates[0][1])}/s" if len(pairs) == 1 else "at some points"
         said.append(f"Arrival rates differ ({which}): throughput and goodput depend on them, whatever the design.")
@@ -105,10 +106,13 @@ def caution_sentences(comparison: Comparison) -> list[str]:
     return said
 
 
-def _rates(pair: Sequence[Point]) -> list[float]:
-    """Return the arrival rates of two points, if they are further apart than by chance."""
+def _rates(pair: Sequence[Point], *, by_chance: float) -> list[float]:
+    """Return the arrival rates of two points, if they are further apart than by chance.
+
+    :param by_chance: standard errors that may be chance; 0 where the scenarios ask for other traffic.
+    """
     rates = [point.traffic.get("rate_rps", 0.0) for point in pair]
-    chance = _BY_CHANCE * math.sqrt(sum(1 / max(1.0, unserved(point)[1]) for point in pair))
+    chance = by_chance * math.sqrt(sum(1 / max(1.0, unserved(point)[1]) for point in pair))
     return rates if abs(rates[1] - rates[0]) > max(_OTHER_RATE, chance) * max(rates) else []
 
 

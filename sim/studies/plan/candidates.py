@@ -128,7 +128,7 @@ def _step(step: Any, low: float, high: float, unit: str, key: str, *, whole: boo
         )
     if whole and number != int(number):
         raise ScenarioError("a range of whole numbers needs whole steps", key=key, got=step)
-    if number > high - low:  # perhaps meant as a value
+    if number > (high - low) * (1 + 1e-9):  # perhaps meant as a value
         ends = f"{_text(low, unit)} to {_text(high, unit)}"
         raise ScenarioError(
             f"wider than the range from {ends}",

@@ -21,7 +21,6 @@ from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,
-    PROBABLE,
     UNCLEAR,
     by_need,
     is_overloaded,
@@ -497,15 +496,11 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
 
 
 def _open_call(read: PlanReading) -> str:
-    """Say how likely the design of the headline would do, or the likeliest of those that are too close to call."""
-    designs = read.open_designs()
-    if not designs:
-        return "whether another would do is open"
-    values, found = next((pair for pair in designs if pair[1] == read.record.probable), designs[0])
-    tried = read.phrase(values, " and ")
-    if found is None or found.probability < PROBABLE:
-        return f"whether {tried} would do is open"
-    return f"the chance that {tried} would do is {percent(round(found.probability, 2))}"
+    """Say how likely the design of the headline would do; without one, that the likeliest is too close to call."""
+    likely, designs = read.record.probable, read.open_designs()
+    if likely is not None and any(values == likely.set for values, _ in designs):
+        return f"the chance that {read.phrase(likely.set, ' and ')} would do is {percent(round(likely.probability, 2))}"
+    return f"whether {read.phrase(designs[0][0], ' and ') if designs else 'another'} would do is open"
 
 
 def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:

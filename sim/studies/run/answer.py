@@ -32,7 +32,7 @@ from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
-from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, Headroom
+from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, TOO_LONG, TOO_SHORT, Headroom
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
@@ -218,7 +218,8 @@ _BY_COSTS = "Nothing yet; only a better profile can decide (loraplan profiles ad
 _BY_BOTH = "Nothing yet; deciding takes a better profile (loraplan profiles adjust --anchor) and more {}."
 _FULL = 0.5
 """Share of the time in which running requests use every slot, from which empty slots at the start are not why."""
-_EMPTY = "Caches start empty and requests pile up meanwhile, so the numbers depend on how long the run is."
+_EMPTY = "Caches start empty, and requests pile up while they fill."
+_FILLING = "Caches fill during the run, so the numbers depend on how long it is."
 _START_FULL = "Nothing in the fleet; start with full caches (cache.warm: steady)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
@@ -334,8 +335,9 @@ def answer(
     binding, *others = limits(point, over)
     changed = point.impact is not None
     cold = cold and may_be_cold(point, slo_terms) and binding.evidence is not Evidence.COLD_STARTS
-    cold = cold and headroom is None  # which knows whether full caches help
-    empty = headroom is not None and EMPTY_CACHES in headroom.without and not changed
+    empty = headroom is not None and EMPTY_CACHES in headroom.without
+    if headroom is not None and headroom.outcome not in (TOO_LONG, TOO_SHORT):
+        cold = cold and headroom.holds_today and not empty  # else full caches don't help, or are named for sure
     start = "" if not is_overloaded(point) else _EMPTY if empty else f"{overload_words(point)}."
     opening, shown = _verdict(point, slo_terms, found, f"{start} ".lstrip())
     told = changed and found == NOT_MET and not is_overloaded(point)  # by the headline, whole
@@ -380,7 +382,7 @@ def answer(
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{in_keys_of_scenario(_FEWER_MISSES, point)} {setting}"
     if empty:
-        setting = _START_FULL
+        setting, why = _START_FULL, _EMPTY if start == _EMPTY else why
     first = limit_line(point, over, searched=headroom is not None)
     if changed and over and binding.evidence is Evidence.NOTHING:
         first = f"{capital(cause_of([point]).words)}; nothing else stands out."
@@ -391,7 +393,7 @@ def answer(
         limit_words(binding),
         why,
         headroom_sentences(headroom, missed_today=missed_today),
-        find_trust(point, terms, assumed=assumed, choice=_EMPTY if start == _EMPTY else None, about=shown),
+        find_trust(point, terms, assumed=assumed, choice=_FILLING if start == _EMPTY else None, about=shown),
         " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
         first_limit(headroom, first, missed_today=missed_today),
         bill(point),
