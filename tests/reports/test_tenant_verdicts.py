@@ -39,6 +39,12 @@ CHAT, BATCH, FREE = tenant("chat", 0.02), tenant("batch", 0.8), tenant("free", N
             "The SLO of chat is not met: its p99 E2E is 400 ms, above the 20 ms target.",
         ),
         (shared(CHAT, BATCH), {}, NOT_MET, "The SLO of chat is not met: its p99 E2E is 400 ms"),
+        (
+            shared(CHAT, BATCH, tenant("mail", 0.1)),
+            {},
+            NOT_MET,
+            "The SLO of chat is not met: its p99 E2E is 400 ms, above the 20 ms target. Nor is that of mail.",
+        ),
         (shared(BATCH, FREE), TERMS, MET, "The SLOs of the fleet and batch are met: p99 E2E is 300 ms"),
         (shared(BATCH, FREE), {}, MET, "The SLO of batch is met: its p99 E2E is 400 ms"),
         (

@@ -149,7 +149,17 @@ def _verdict(point: Point, slo_terms: Mapping[str, float], found: str, start: st
         said += [
             term_sentence(point, n, slo_terms[n], bounds=False) for n in _missed(point, slo_terms) if n != deciding
         ]
-    return f"{start}{verdict_opening(point, slo_terms, deciding)}: {'; '.join(said[:_NAMED])}.", deciding
+    also = _other_tenants(point, slo_terms, deciding) if found == NOT_MET else ""
+    return f"{start}{verdict_opening(point, slo_terms, deciding)}: {'; '.join(said[:_NAMED])}.{also}", deciding
+
+
+def _other_tenants(point: Point, slo_terms: Mapping[str, float], deciding: str) -> str:
+    """Return which tenants besides the one of the headline certainly miss their SLO."""
+    terms = with_tenants({}, point)
+    missed = dict.fromkeys(split_term(n)[0] for n, target in terms.items() if term_verdict(point, n, target) == NOT_MET)
+    others = [name for name in missed if name not in whose_slo(point, slo_terms, deciding)]
+    named = listed(others) if len(others) <= _NAMED else f"{len(others)} other tenants"
+    return f" Nor is that of {named}." if others else ""
 
 
 def _missed(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
