@@ -113,7 +113,8 @@ class Workload(Strict):
                     what = "arrivals" if key == "arrivals" else "order of requests"
                     yield located(key, f"a trace has its own {what}", hint=f"remove {key}")
         elif self.arrivals is None:
-            yield located("arrivals", "there is no traffic", hint="give arrivals: {process: poisson, rate: 12/s}")
+            example = "{process: poisson, rate: 12/s}, or without a rate where tenants have their own"
+            yield located("arrivals", "there is no traffic", hint=f"give arrivals: {example}")
         elif self.requests is None and self.duration is None:
             yield located("requests", "the length of the run is missing", hint="give requests: 100000 or duration: 1 h")
         if self.requests is not None and self.duration is not None and self.trace is None:
