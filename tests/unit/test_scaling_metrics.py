@@ -17,6 +17,7 @@ from sim.results.catalogue import AUTOSCALER
 from sim.results.metrics import measure
 from sim.results.point import Metric, SliceResult
 from sim.results.records import Recording
+from sim.results.run_directory.headroom_record import ALWAYS, SCALING, Headroom
 from sim.results.sample_data import provisioned_s, seconds_in, starting
 from sim.results.timeline import replicas_over_time
 from sim.spec.scenario import Scenario
@@ -128,6 +129,12 @@ def test_cold_starts_limit_where_requests_are_late_during_them(
             "33 % of the requests that arrive while a replica starts are late, and 0.7 % of the others. Keep more"
         )
         assert "full caches" not in said.setting
+        search = Headroom(ALWAYS, lo=1.8, without=(SCALING,))
+        point = replace(point, metrics=point.metrics | {"e2e_p99_s": Metric(5.0, 4.0, 6.0, "s")})
+        assert answer(point, {"e2e_p99_s": 0.001}, headroom=search).first_limit.startswith("Cold starts: 33 % of the")
+        assert answer(point, {"e2e_p99_s": 999.0}, headroom=search).first_limit.startswith(
+            "Nothing, with every replica"
+        )
 
 
 def test_the_answer_says_what_starts_did() -> None:

@@ -393,6 +393,7 @@ def answer(
         setting = f"{in_keys_of_scenario(_FEWER_MISSES, point)} {setting}"
     if empty:
         setting, why = _START_FULL, _EMPTY if start == _EMPTY else why
+    starts_late = binding.evidence is Evidence.COLD_STARTS  # which the search leaves out
     first = limit_line(point, over, searched=headroom is not None)
     if changed and over and binding.evidence is Evidence.NOTHING:
         first = f"{capital(cause_of([point]).words)}; nothing else stands out."
@@ -405,6 +406,6 @@ def answer(
         headroom_sentences(headroom, missed_today=missed_today),
         find_trust(point, terms, assumed=assumed, choice=_FILLING if start == _EMPTY else None, about=shown),
         " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
-        first_limit(headroom, first, missed_today=missed_today),
+        first if over and starts_late else first_limit(headroom, first, missed_today=missed_today),
         bill(point),
     )
