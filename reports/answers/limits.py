@@ -410,10 +410,10 @@ def _compute(point: Point) -> Limit | None:
 
 
 def _in_bursts(point: Point) -> Limit | None:
-    """Return what most of the latency is a queue for, though it is short seldom."""
+    """Return what most of the latency is spent queueing for, though queues are rare; not where something changed."""
     in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
     total, queue_s = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
-    if queue_s <= _QUEUE_OF_TAIL * total:
+    if queue_s <= _QUEUE_OF_TAIL * total or point.impact is not None:
         return None
     if short := _blocked(point, _BLOCKED_IN_BURSTS):
         return short[0]

@@ -301,15 +301,16 @@ def _most_wanted_first(designs: list[PlanDesign], axes: list[Variable], plan: Pl
 def likely_design(evaluator: DesignEvaluator, axes: list[Variable], plan: Plan) -> PlanDesign | None:
     """Return the most wanted design that probably meets the SLO; None where none does.
 
-    Of one variable, the less wanted ones must, too; else, where more is worse, all up to the likeliest, two at least:
-    with little effort for each, one may look good by chance.
+    Of one variable, the less wanted ones must, too; else, where more is worse, a neighbour of the likeliest: with
+    little effort for each, one may look good by chance.
     """
     wanted = _most_wanted_first(evaluator.designs(), axes, plan)
     chances = [evaluator.grade(design).probability for design in wanted]
     if len(axes) > 1 or plan.fleets:
         return next((design for design, chance in zip(wanted, chances, strict=True) if chance >= PROBABLE), None)
     likeliest = max(range(len(wanted)), key=lambda i: (chances[i], i), default=-1)
-    for last, least in ((len(wanted) - 1, 1), (likeliest, 2)):
+    behind = len([*itertools.takewhile(lambda chance: chance >= PROBABLE, chances[likeliest:])])
+    for last, least in ((len(wanted) - 1, 1), (likeliest + behind - 1, 2)):
         good = [*itertools.takewhile(lambda i: chances[i] >= PROBABLE, range(last, -1, -1))]
         if len(good) >= least:
             return wanted[good[-1]]

@@ -395,7 +395,7 @@ def answer(
         setting, why = _START_FULL, _EMPTY if start == _EMPTY else why
     starts_late = binding.evidence is Evidence.COLD_STARTS  # which the search leaves out
     first = limit_line(point, over, searched=headroom is not None)
-    if changed and over and binding.evidence is Evidence.NOTHING:
+    if changed and over and binding.evidence is Evidence.NOTHING and (headroom is None or headroom.holds_today):
         first = f"{capital(cause_of([point]).words)}; nothing else stands out."
     return Answer(
         " ".join(filter(None, (headline, buckets_sentence(point)))),
