@@ -10,7 +10,7 @@ from pathlib import Path
 from calibrate.kernels.base_models import BaseModel
 from calibrate.kernels.cards import SCALED, Card
 from calibrate.kernels.kernel_tables import Deployment
-from sim.spec.profile import LoadCost, LoraCost, StepCost, TierCost, load_profile
+from sim.spec.profile import PCIE_4_BYTES_PER_S, LoadCost, LoraCost, StepCost, TierCost, load_profile
 from sim.studies.fidelity.least_squares import significant
 from sim.traffic.adapters import SHAPES, ModelShape, parameters_per_rank, tensor_count
 
@@ -219,13 +219,12 @@ LOAD_SOURCE = (
 )
 _PCIE_4 = ("ampere", "ada", "")
 """Architectures of cards behind PCIe 4.0; of one that is known by its data sheet alone it is assumed."""
-_PCIE_4_BYTES_PER_S = 25e9
 LOAD_SPREAD = {"storage": 1.8, "host": 1.4}
 """By which factor loads may be off: one standard deviation on a log scale, an assumption."""
 _EMBEDDING_BUFFERS = 3
 
 
-def load_cost(model: BaseModel, card: Card = _CARD) -> LoadCost:
+def load_cost(model: BaseModel, card: Card) -> LoadCost:
     """Return the load law of a model: that of the measured model of its family, with its own number of buffers, and no
     faster than the bus of its card."""
     near = "llama-3.1-8b" if model.shape.lora_embeddings else "qwen2.5-7b"
@@ -233,7 +232,7 @@ def load_cost(model: BaseModel, card: Card = _CARD) -> LoadCost:
     more = measured.host.open_s * (_buffers(model.shape) / _buffers(SHAPES[near]) - 1)
     host = _opened(measured.host, more)
     if card.architecture in _PCIE_4:
-        host = host.model_copy(update={"bus_bytes_per_s": _PCIE_4_BYTES_PER_S})
+        host = host.model_copy(update={"bus_bytes_per_s": PCIE_4_BYTES_PER_S})
     return LoadCost(storage=_opened(measured.storage, more), host=host)
 
 

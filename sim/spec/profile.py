@@ -89,6 +89,10 @@ class StepCost(Strict):
         return self
 
 
+PCIE_4_BYTES_PER_S = 25e9
+"""What copies over PCIe 4.0 reach, an assumption."""
+
+
 class TierCost(Strict):
     """Seconds of one load from one tier: ``open + per_tensor·tensors + padded·B tensors + bytes / bandwidth``, at least
     ``bytes / bus``, times a residual."""

@@ -5,6 +5,7 @@ The random streams of a replica are here, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from sim.arrays import Floats
 from sim.policies.costs import load_seconds, residual
 from sim.rng import stream, stream_key
-from sim.spec.profile import Profile, TierCost
+from sim.spec.profile import PCIE_4_BYTES_PER_S, Profile, TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
 from sim.traffic.adapters import Population, base_shape, split_of
@@ -64,11 +65,6 @@ class Retarget:
         old, request.adapter = request.adapter, adapter
         request.load_s *= self._storage.ratio(adapter, old)
         request.host_load_s *= self._host.ratio(adapter, old)
-
-
-PCIE_BYTES_PER_S = 25e9
-"""What copies of adapters on experts reach: PCIe 4.0, an assumption. Profiles are of smaller adapters, whose copies
-take the time of their calls, so that some have no bandwidth."""
 
 
 class TierTimes:
@@ -155,7 +151,8 @@ def _to_gpus(scenario: Scenario, profile: Profile) -> TierCost:
     """
     host = profile.load.host
     if scenario.adapters.experts:
-        host = host.model_copy(update={"bandwidth_bytes_per_s": min(host.bandwidth_bytes_per_s, PCIE_BYTES_PER_S)})
+        # Profiles are of smaller adapters, whose copies take the time of their calls on any bus.
+        host = host.model_copy(update={"bus_bytes_per_s": min(host.bus_bytes_per_s or math.inf, PCIE_4_BYTES_PER_S)})
     if profile.tensor_parallel == 1:
         return host
     share = split_of(scenario, profile).share(base_shape(profile))

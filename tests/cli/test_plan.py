@@ -192,7 +192,7 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     ended = loraplan.succeeds("plan", name, "--all")
     assert "Not certain either way: " in ended.out
     assert re.search(
-        r"Trust.*; the chance that \d+ GPU slots would do is \d+ %: raise .* to decide it\.",
+        r"The recommendation is sure; the chance that \d+ GPU slots would do is \d+ %: raise .* to decide it\.",
         ended.out,
     )
     found = answered(loraplan("plan", name, "--json"))
@@ -445,9 +445,7 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
         ({1: 0.97, 2: 0.3, 3: 0.95, 4: 0.95}, 3),
     ],
 )
-def test_the_likely_design_is_the_first_from_which_to_the_likeliest_all_are(
-    grades: dict[int, float], likely: int | None
-) -> None:
+def test_one_good_design_among_bad_ones_is_not_called_likely(grades: dict[int, float], likely: int | None) -> None:
     designs = [SimpleNamespace(set={"fleet.replicas": count}) for count in grades]
     evaluator: Any = SimpleNamespace(
         designs=lambda: designs, grade=lambda d: SimpleNamespace(probability=grades[d.set["fleet.replicas"]])

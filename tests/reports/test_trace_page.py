@@ -291,9 +291,11 @@ def test_sentences_say_rate_popularity_sessions_and_fit() -> None:
     )
     off = _off_words(replace(FACTS, fit=replace(FIT, values=[fast])))
     assert off.endswith("It has more requests a second, so its queues are longer.")
-    chance = replace(FIT, values=[CheckedValue("dispersion in 60 s", 1.0, 1.5)])  # of ten minutes
-    assert _off_words(replace(FACTS, span_s=600 / (1 - FIT.share), fit=chance)) == ""
-    assert "burstier" in _off_words(replace(FACTS, span_s=60_000 / (1 - FIT.share), fit=chance))
+    chance = replace(FIT, values=[CheckedValue("dispersion in 60 s", 1.0, 1.5)])
+    ten_minutes = replace(chance, requests_checked=round(600 * FACTS.rate_rps))
+    assert _off_words(replace(FACTS, fit=ten_minutes)) == ""
+    longer = replace(chance, requests_checked=round(60_000 * FACTS.rate_rps))
+    assert "burstier" in _off_words(replace(FACTS, fit=longer))
 
 
 def test_sessions_found_by_pauses_are_told_so() -> None:

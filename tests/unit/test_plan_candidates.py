@@ -20,6 +20,7 @@ def test_whole_numbers_are_considered_one_by_one() -> None:
 
 def test_a_step_is_taken_and_the_end_is_always_there() -> None:
     assert values(range=[8, 30], step=8) == [8, 16, 24, 30]
+    assert values(range=[0.8, 0.9], step=0.1) == [0.8, 0.9], "the difference of the two is a little less"
 
 
 def test_values_keep_their_unit() -> None:

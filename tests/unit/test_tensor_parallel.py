@@ -132,10 +132,11 @@ def test_the_share_of_memory_that_the_engine_may_use_is_of_all_gpus() -> None:
     )
 
 
-def test_a_load_reads_the_whole_file_and_copies_a_share_to_each_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [{"bandwidth_bytes_per_s": 1e9}, {"bus_bytes_per_s": 1e9}])
+def test_a_load_reads_the_whole_file_and_copies_a_share_to_each_gpu(tmp_path: Path, limit: dict[str, float]) -> None:
     profile = load_profile(H200.format(4))[0]
-    slow = profile.load.host.model_copy(update={"open_s": 0, "per_tensor_s": 0, "bandwidth_bytes_per_s": 1e15})
-    slow = slow.model_copy(update={"bus_bytes_per_s": 1e9})
+    calls = {"open_s": 0, "per_tensor_s": 0, "bandwidth_bytes_per_s": 1e15}
+    slow = profile.load.host.model_copy(update=calls | limit)
     load = profile.load.model_copy(update={"host": slow})
     path = tmp_path / "slow.json"
     path.write_text(profile.model_copy(update={"load": load}).model_dump_json())

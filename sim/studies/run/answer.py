@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from reports.answers.limits import LOADING, Evidence, limits
+from reports.answers.limits import LOADING, Evidence, Limit, limits
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
@@ -324,6 +324,47 @@ def _for_the_rollout(point: Point, remedy: str) -> str:
     )
 
 
+def _to_decide(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> str:
+    """Return what would decide an open verdict: a longer run, a better profile, or both.
+
+    :param shown: the term that the headline is about.
+    """
+    terms, deciding = with_tenants(slo_terms, point), None if shown is None else metric_of(point, shown)
+    by_run = verdict(point.without_calibration(), slo_terms) == UNCLEAR
+    by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))
+    both = by_run and by_costs and deciding is not None and not deciding.settled
+    return (_BY_BOTH if both else _BY_COSTS if by_costs else _BY_RUN).format(more_of(point, terms))
+
+
+def _to_meet_it(point: Point, over: Sequence[str], remedy: str, headroom: Headroom | None) -> str:
+    """Return what to set where the SLO is missed; empty where nothing is known to help.
+
+    :param over: the targets that are missed; ``remedy``: of what limits the fleet.
+    """
+    said = ", or ".join(filter(None, (_serve_first(point, over), remedy)))
+    how_many = "; loraplan plan finds how many" if _COUNTED.search(remedy) else ""
+    setting = f"{capital(said)}{how_many}." if remedy else ""
+    faults = point.capacity.faults
+    broken = "crash" in faults or not (is_overloaded(point) or _OF_STORAGE.isdisjoint(faults))
+    breaks = broken or (headroom is not None and has_rollout([point]))
+    if point.impact is not None and (breaks or not remedy):  # what is short may be short because of that
+        return _for_the_change(point, headroom) or setting
+    return setting
+
+
+def _first_limit(
+    point: Point, over: Sequence[str], binding: Limit, headroom: Headroom | None, *, missed_today: bool
+) -> str:
+    """Return what breaks first: what today's run shows where the search leaves that out, else what this finds."""
+    today = limit_line(point, over, searched=headroom is not None)
+    if over and binding.evidence is Evidence.COLD_STARTS:
+        return today
+    alone = binding.evidence is Evidence.NOTHING and (headroom is None or headroom.holds_today)
+    if point.impact is not None and over and alone:
+        today = f"{capital(cause_of([point]).words)}; nothing else stands out."
+    return first_limit(headroom, today, missed_today=missed_today)
+
+
 def answer(
     point: Point,
     slo_terms: Mapping[str, float],
@@ -348,8 +389,9 @@ def answer(
     empty = headroom is not None and EMPTY_CACHES in headroom.without
     if headroom is not None and headroom.outcome not in (TOO_LONG, TOO_SHORT):
         cold = cold and headroom.holds_today and not empty  # else full caches don't help, or are named for sure
-    start = "" if not is_overloaded(point) else _EMPTY if empty else f"{overload_words(point)}."
-    opening, shown = _verdict(point, slo_terms, found, f"{start} ".lstrip())
+    fills = empty and is_overloaded(point)
+    start = f"{_EMPTY} " if fills else f"{overload_words(point)}. " if is_overloaded(point) else ""
+    opening, shown = _verdict(point, slo_terms, found, start)
     told = changed and found == NOT_MET and not is_overloaded(point)  # by the headline, whole
     short = opening if told else verdict_opening(point, slo_terms, shown)
     held = held_back_sentences([point])
@@ -367,45 +409,30 @@ def answer(
             Rank.COST: cost_sentences(point, None if headroom is None else headroom.load),
         }
     )
-    missed_today, why = graded in (NOT_MET, PROBABLY_NOT), limit_sentence(binding, point)
+    missed_today = graded in (NOT_MET, PROBABLY_NOT)
     words = remedy_words(binding, point)
     remedy = words
     if binding.evidence is Evidence.NOTHING:
         remedy = "" if changed else _without_a_wait(point, over, headroom) or words
-    deciding = None if shown is None else metric_of(point, shown)
-    by_run = found == UNCLEAR and verdict(point.without_calibration(), slo_terms) == UNCLEAR
-    by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))
-    both = by_run and by_costs and deciding is not None and not deciding.settled
-    more = (_BY_BOTH if both else _BY_COSTS if by_costs else _BY_RUN).format(more_of(point, terms))
     rollout = _for_the_rollout(point, words)
-    open_ = None if is_overloaded(point) else more  # a longer run only shows longer queues
+    decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
+    open_ = _to_decide(point, slo_terms, shown) if decidable else None
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
     if setting is None or graded == PROBABLY_NOT:
-        how_many = "; loraplan plan finds how many" if found == NOT_MET and _COUNTED.search(remedy) else ""
-        said = ", or ".join(filter(None, (_serve_first(point, over), remedy)))
-        setting = f"{capital(said)}{how_many}." if remedy else ""
-        faults = point.capacity.faults
-        broken = "crash" in faults or not (is_overloaded(point) or _OF_STORAGE.isdisjoint(faults))
-        breaks = broken or (headroom is not None and has_rollout([point]))
-        if changed and (breaks or not remedy):  # what is short may be short because of that
-            setting = _for_the_change(point, headroom) or setting
+        setting = _to_meet_it(point, over, remedy, headroom)
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):
         setting = f"{in_keys_of_scenario(_FEWER_MISSES, point)} {setting}"
     if empty:
-        setting, why = _START_FULL, _EMPTY if start == _EMPTY else why
-    starts_late = binding.evidence is Evidence.COLD_STARTS  # which the search leaves out
-    first = limit_line(point, over, searched=headroom is not None)
-    if changed and over and binding.evidence is Evidence.NOTHING and (headroom is None or headroom.holds_today):
-        first = f"{capital(cause_of([point]).words)}; nothing else stands out."
+        setting = _START_FULL
     return Answer(
         " ".join(filter(None, (headline, buckets_sentence(point)))),
         details,
         found,
         limit_words(binding),
-        why,
+        _EMPTY if fills else limit_sentence(binding, point),
         headroom_sentences(headroom, missed_today=missed_today),
-        find_trust(point, terms, assumed=assumed, choice=_FILLING if start == _EMPTY else None, about=shown),
+        find_trust(point, terms, assumed=assumed, choice=_FILLING if fills else None, about=shown),
         " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
-        first if over and starts_late else first_limit(headroom, first, missed_today=missed_today),
+        _first_limit(point, over, binding, headroom, missed_today=missed_today),
         bill(point),
     )

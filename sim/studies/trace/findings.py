@@ -297,7 +297,7 @@ def _chance(value: CheckedValue, facts: TraceFacts) -> float:
     window_s = {"dispersion in 1 s": 1.0, "dispersion in 60 s": 60.0}.get(value.name)
     if window_s is None or facts.fit is None:
         return 0.0
-    checked_s = facts.span_s * (1 - facts.fit.share)
+    checked_s = facts.fit.requests_checked / facts.rate_rps if facts.rate_rps > 0 else 0.0
     return 2 * math.sqrt(4 * window_s / checked_s) if checked_s > 0 else math.inf
 
 
