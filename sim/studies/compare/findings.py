@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from sim.results.model import Difference
 from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
-from sim.results.verdict import MET, NOT_MET, is_overloaded, unserved, verdict
+from sim.results.verdict import MET, NOT_MET, is_overloaded, verdict
 from sim.studies.changes.findings import setback
 from sim.studies.compare.design_words import change_phrase, changes_of, side_names, telling
 from sim.studies.compare.study import (
@@ -36,9 +35,8 @@ from sim.studies.run.report import run_answer
 
 _LISTED, _NAMED, _TENANTS = 5, 9, 3
 """Metrics, points and tenants that a sentence names."""
-_OTHER_RATE, _BY_CHANCE = 0.02, 3.0
-"""Arrival rates further apart than this share, and than so many standard errors of Poisson arrivals: throughput
-follows them."""
+_OTHER_RATE = 0.02
+"""Arrival rates further apart than this share: throughput follows them."""
 
 
 def traffic_sentence(comparison: Comparison) -> str:
@@ -94,9 +92,9 @@ def caution_sentences(comparison: Comparison) -> list[str]:
             slos = "its SLO is" if len(tenants) == 1 else "their SLOs are"
             said.append(f"Only {side} has {_tenants(tenants)}: {slos} left out.")
     pairs = [(pair.one, pair.other) for pair in comparison.pairs]
-    alike = not any(key.startswith(("workload.", "tenants.")) for key, *_ in comparison.changed)
-    rates = [found for pair in pairs if (found := _rates(pair, by_chance=_BY_CHANCE if alike else 0.0))]
-    if rates:
+    rates = [[point.traffic.get("rate_rps", 0.0) for point in pair] for pair in pairs]
+    rates = [pair for pair in rates if abs(pair[1] - pair[0]) > _OTHER_RATE * max(pair)]
+    if rates and any(key.startswith(("workload.", "tenants.")) for key, *_ in comparison.changed):  # else by chance
         which = f"{number(rates[0][0])}/s and {number(rates[0][1])}/s" if len(pairs) == 1 else "at some points"
         said.append(f"Arrival rates differ ({which}): throughput and goodput depend on them, whatever the design.")
     for side, manifest in zip("AB", (run.manifest for run in runs), strict=True):
@@ -104,16 +102,6 @@ def caution_sentences(comparison: Comparison) -> list[str]:
             done, total = manifest.get("points_done"), manifest.get("points_total")
             said.append(f"{side} is not finished: {done} of {total} points.")
     return said
-
-
-def _rates(pair: Sequence[Point], *, by_chance: float) -> list[float]:
-    """Return the arrival rates of two points, if they are further apart than by chance.
-
-    :param by_chance: standard errors that may be chance; 0 where the scenarios ask for other traffic.
-    """
-    rates = [point.traffic.get("rate_rps", 0.0) for point in pair]
-    chance = by_chance * math.sqrt(sum(1 / max(1.0, unserved(point)[1]) for point in pair))
-    return rates if abs(rates[1] - rates[0]) > max(_OTHER_RATE, chance) * max(rates) else []
 
 
 def _tenants(names: Sequence[str]) -> str:
