@@ -193,6 +193,12 @@ def likelihood(probability: float) -> str:
     return "> 0.99" if probability > 0.995 else f"{probability:.2f}"
 
 
+def with_p(probability: float) -> str:
+    """Return a probability as words have it: ``p = 0.87``, ``p > 0.99``."""
+    words = likelihood(probability)
+    return f"p {words}" if words[0] in "<>" else f"p = {words}"
+
+
 def money(amount: float) -> str:
     """Return US dollars, whole from 100 on, cents from 1 on, else three digits: ``"$1,825"``, ``"$0.412"``."""
     size = abs(amount)

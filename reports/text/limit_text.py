@@ -188,20 +188,21 @@ def remedy_words(limit: Limit, point: Point) -> str:
     role = short_role(point)
     is_of_role = limit.name == "compute" or (limit.name == "none" and role == "prefill")
     if is_of_role and (short := pools_of(role, point)):
-        return f"add replicas to {_named(short)}"
+        return f"add replicas ({_counts(short)})"
     if limit.name == KV_LINK and (readers := pools_of("decode", point)):
-        said = f"raise fleet.kv_transfer.bandwidth, or add replicas to {_named(readers)}"
+        return f"raise fleet.kv_transfer.bandwidth, or add replicas ({_counts(readers)})"
     memory = None if point.setup is None else point.setup.memory
     if limit.name == KV_MEMORY and (memory is None or memory.adapters < _LITTLE * memory.kv):
         said = _REPLICAS
     if limit.name in (KV_MEMORY, "compute") and said.startswith(_REPLICAS) and _may_offload(point):
         said += ", or try KV offload (fleet.kv_offload)"
-    said, late = in_keys_of_scenario(said, point), slowest_pool(point)
-    return f"{said} (fleet.pools.{late})" if late and said.endswith("replicas") else said
+    if slowest_pool(point) and point.setup is not None and point.setup.by_load is not None:
+        said = f"send faster pools more requests (router.policy: {point.setup.by_load}), or {said}"
+    return in_keys_of_scenario(said, point)
 
 
-def _named(pools: Sequence[SliceResult]) -> str:
-    return " or ".join(f"fleet.pools.{pool.name}" for pool in pools)
+def _counts(pools: Sequence[SliceResult]) -> str:
+    return " or ".join(f"fleet.pools.{pool.name}.replicas" for pool in pools)
 
 
 def _may_offload(point: Point) -> bool:
@@ -226,7 +227,9 @@ def in_keys_of_scenario(said: str, point: Point) -> str:
     if point.value("mean_replicas") is not None:
         said = said.replace("replicas (fleet.replicas)", "replicas (fleet.autoscale: a larger max, or a lower target)")
     if point.pools or (setup is not None and setup.pools):
-        return re.sub(r" \([a-z_.]+\)", "", said)
+        late = slowest_pool(point)
+        own = rf" (fleet.pools.{late}.\1)" if late else ""
+        return re.sub(r" \((?:fleet\.)?((?:cache\.|replicas|max_num_)[a-z_.]*)\)", own, said)
     return by_size(said, point)
 
 

@@ -125,6 +125,7 @@ class Setup:
     :ivar in_order: whether tenants with an SLO wait behind those without, though the engine has priorities.
     :ivar pool: the name of its pool; empty in a fleet without pools.
     :ivar pools: of a fleet of pools, on what each runs; the other fields are then those of the first. None: no pools.
+    :ivar by_load: the router that would send faster pools more requests, where that of the scenario sends all as many.
     """
 
     engine: str
@@ -142,6 +143,7 @@ class Setup:
     in_order: bool = False
     pool: str = ""
     pools: tuple[Setup, ...] | None = None
+    by_load: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain data."""

@@ -165,7 +165,10 @@ def setup_of(world: World) -> Setup:
     if not world.scenario.fleet.pools:
         return _setup_of(world.pools[0], world.replicas)
     pools = tuple(replace(_setup_of(pool, pool.replicas), pool=pool.name) for pool in world.own_pools)
-    return replace(pools[0], share=None, pool="", pools=pools)
+    scenario = world.scenario
+    alike = all(pool.serves == "all" and pool.role == "both" for pool in scenario.fleet.pools)
+    by_load = "least-loaded" if alike and scenario.router.policy in ("round-robin", "random") else None
+    return replace(pools[0], share=None, pool="", pools=pools, by_load=by_load)
 
 
 def _beyond(pool: ReplicaPool, profile: Profile) -> str:

@@ -15,11 +15,12 @@ from profiles_with_draws import write_profile
 
 from loraplan import plan
 from sim.results.metric_state import Cause, State
+from sim.results.model import Difference
 from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
-from sim.results.run_directory.study_records import FleetRecord
-from sim.results.verdict import MET, verdict
+from sim.results.run_directory.study_records import FleetRecord, GradeRecord, WhatIfRow
+from sim.results.verdict import MET, grade, verdict
 from sim.spec.scenario_file import load_scenario
 from sim.studies import evaluate
 from sim.studies.backends.pool import Local
@@ -290,7 +291,7 @@ def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: Comm
     ended = loraplan("plan", "small.yaml", "--no-headroom")
     assert "Use 4 replicas" in ended.out
     found = re.search(
-        r"With (\d+) GPU slots, 3 replicas would probably do, perhaps fewer: .* add (--set cache.gpu.slots=\1)\.",
+        r"With (\d+) GPU slots, 3 replicas would do, perhaps fewer: .* add (--set cache.gpu.slots=\1)\.",
         ended.out,
     )
     assert found, ended.out
@@ -302,7 +303,7 @@ def test_levers_are_tried_on_the_design_that_would_save_a_replica(loraplan: Comm
     none = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.miss_ratio=1%")
     assert re.search(r"Tried with 2 replicas, without success: .* and both 48 GPU slots and router hash\.", none.out)
     two = loraplan("plan", "small.yaml", "--no-headroom", "--set", "slo.ttft_p99=200ms", "--set", "plan.range=[2, 3]")
-    both = r"With both 48 GPU slots and router affinity-residency, 3 replicas would probably do.*: p99 TTFT (\d+)"
+    both = r"With both 48 GPU slots and router affinity-residency, 3 replicas would do.*: p99 TTFT (\d+)"
     found = re.search(both, two.out)
     assert found, two.out
     singles = [row.metrics["ttft_p99_s"].other for row in read_run(tmp_path / "runs/small-plan").levers[:-1]]
@@ -321,7 +322,7 @@ def test_smaller_steps_are_tried_where_gaps_between_tokens_are_too_long() -> Non
     }
     found = plan("quickstart", values, minimize={"fleet.replicas": (5, 6)})
     assert [(row.label, row.verdict) for row in found.data.levers] == [("steps of 512 tokens", "met")]
-    said = "With steps of 512 tokens, 6 replicas would probably do, perhaps fewer: p99 ITL "
+    said = "With steps of 512 tokens, 6 replicas would do, perhaps fewer: p99 ITL "
     assert said in found.answer.setting
     again = {**values, "fleet.max_num_batched_tokens": 512}
     assert plan("quickstart", again, minimize={"fleet.replicas": (5, 6)}).data.plan.feasible
@@ -334,7 +335,7 @@ def test_priorities_are_tried_where_a_tenant_misses_its_slo() -> None:
     values = {"workload.requests": 3000, "run.replications": 2, "sweep": None}
     found = plan("noisy-neighbour", values, minimize={"fleet.replicas": (1, 2)})
     assert [(row.label, row.verdict) for row in found.data.levers] == [("tenants with an SLO first", "met")]
-    assert "With tenants with an SLO first, 1 replica would probably do: p99 TTFT of chat " in found.answer.setting
+    assert "With tenants with an SLO first, 1 replica would do: p99 TTFT of chat " in found.answer.setting
 
 
 def test_more_replications_decide_where_these_differ() -> None:
@@ -460,25 +461,61 @@ def test_a_lever_is_named_only_if_it_was_measured_and_may_meet_the_slo(loraplan:
     data = read_run(tmp_path / "runs/small-plan")
     short = data.manifest["levers_key"] = data.plan.edge_key
 
-    def said(verdict: str, ttft_s: float | None, misses: float | None) -> str:
-        values = {"ttft_p99_s": (9.0, ttft_s), "miss_ratio": (0.4, misses)}
-        metrics = {name: {"one": one, "other": other} for name, (one, other) in values.items()}
-        row = {"group": "router", "label": "router hash", "set": {"router.policy": "hash"}}
-        data.manifest["levers"] = [{**row, "verdict": verdict, "metrics": metrics}]
+    def said(p: float | None, misses: float | None = 0.2) -> str:
+        metrics = {name: {"one": 9.0, "other": misses} for name in ("ttft_p99_s", "miss_ratio")}
+        row = {"group": "router", "label": "router hash", "set": {"router.policy": "hash"}, "verdict": "unclear"}
+        graded = {"set": {}, "verdict": grade(0.5 if p is None else p), "probability": p}
+        planned = {} if p is None else {"grade": graded, "graded": {"ttft_p99_s": 0.1, "miss_ratio": 0.3}}
+        data.manifest["levers"] = [{**row, "metrics": metrics, **planned}]
         return plan_answer(data).setting
 
     assert short
-    assert "router hash, 28 GPU slots would probably do" in said("met", 0.1, 0.3)
-    assert "router hash, 28 GPU slots may do" in said("unclear", 0.1, 0.3)
-    assert "without success: router hash." in said("not met", 0.1, 0.3), "such as one that refuses too many"
-    assert "without success: router hash." in said("unclear", 0.1, 0.39)
-    assert "short as these don't show" in said("unclear", None, None)
-    assert "To plan with it, add --set router.policy=hash." in said("met", 0.1, 0.3)
+    assert "router hash, 28 GPU slots would do: miss ratio 30 % in place of " in said(0.99)
+    assert "router hash, 28 GPU slots would probably do (p = 0.87): " in said(0.87)
+    assert "router hash, 28 GPU slots may do (p = 0.44): " in said(0.44)
+    assert "without success: router hash." in said(0.19)
+    assert "without success: router hash." in said(None), "short runs alone say nothing"
+    assert "short as these don't show" in said(None, misses=None)
+    assert "To plan with it, add --set router.policy=hash." in said(0.99)
     read = PlanReading(data)
     assert read.short is not None
     read.record = replace(read.record, fleets=[FleetRecord("cheap", 1.0)])
     instead = findings._makes_enough(read, read.short, data.levers)
     assert instead.endswith("To plan with it, put router.policy: hash into the set of that fleet (plan.fleets).")
+
+
+def test_the_change_that_helps_most_is_evaluated_and_the_next_one_if_it_does_not_do() -> None:
+    def row(label: str, verdict: str, ttft_s: float | None, misses: float = 0.3) -> WhatIfRow:
+        values = {"ttft_p99_s": ttft_s, "miss_ratio": misses}
+        metrics = {name: Difference(name, "s", 9.0, value) for name, value in values.items()}
+        return WhatIfRow("router", label, {"router.policy": label}, verdict=verdict, metrics=metrics)
+
+    chances, evaluated = {"best": 0.4, "next": 0.7, "last": 0.9}, list[str]()
+
+    def changed(_: object, values: dict[str, str]) -> Any:
+        evaluated.append(values["router.policy"])
+        judgement = SimpleNamespace(probability=chances[values["router.policy"]])
+        return SimpleNamespace(point=Point({}, {"ttft_p99_s": Metric(0.7, unit="s")}), judgement=judgement)
+
+    evaluator: Any = SimpleNamespace(
+        terms={"ttft_p99_s": 0.8, "miss_ratio": 0.35},
+        changed=changed,
+        grade=lambda design: GradeRecord({}, "unclear", design.judgement.probability),
+    )
+    short: Any = SimpleNamespace(point=Point({}, {"ttft_p99_s": Metric(9.0, unit="s"), "miss_ratio": Metric(0.4)}))
+    rows = [
+        row("refuses", "not met", 0.1),
+        row("misses", "unclear", 0.1, misses=0.36),
+        row("unknown", "unclear", None),
+        row("last", "unclear", 0.5),
+        row("next", "met", 0.4),
+        row("best", "met", 0.2),
+    ]
+    found = study._confirmed(rows, short, evaluator)
+    assert evaluated == ["best", "next"]
+    assert [None if each.grade is None else each.grade.probability for each in found] == [*[None] * 4, 0.7, 0.4]
+    assert found[4].graded == {"ttft_p99_s": 0.7, "miss_ratio": None}
+    assert [each.metrics for each in found] == [each.metrics for each in rows], "those of short runs"
 
 
 def test_what_a_plan_makes_small_is_not_free(loraplan: CommandLine, tmp_path: Path) -> None:

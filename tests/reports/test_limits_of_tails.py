@@ -15,7 +15,10 @@ from sim.results.model import Capacity, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import Metric, Point, SliceResult
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import is_overloaded, strained
+from sim.spec.scenario_file import load_scenario
+from sim.studies.design import setup_of
 from sim.studies.run.answer import answer
+from sim.world.build import build_world
 
 
 def quiet(values: dict[str, float], capacity: dict[str, dict[str, Any]], **stages: float) -> Point:
@@ -63,6 +66,7 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, SELDOM, {"load_s": 0.02}, "itl_p99_s", "compute", "compute fewer"),
         ({"tpot_p99_s": 0.04}, BLOCKING, {"load_s": 0.02}, "tpot_p99_s", "loader", "keep more copies"),
         ({"tpot_p99_s": 0.04}, SELDOM, {"load_s": 0.02}, "tpot_p99_s", "compute", "compute fewer"),
+        ({"tpot_p99_s": 0.03}, SELDOM, {"load_s": 0.02}, "tpot_p99_s", "none", "add replicas"),  # the mean is 0.021
         ({"itl_p99_s": 0.05, "itl_mean_s": 0.03}, {}, {}, "itl_p99_s", "none", "add replicas"),
     ],
 )
@@ -140,9 +144,25 @@ def test_a_remedy_names_the_pool_whose_first_tokens_are_late() -> None:
         return SliceResult(name, {"requests": 9}, {"ttft_mean_s": Metric(ttft_s)})
 
     point = quiet({"ttft_mean_s": 0.5}, {"slots": {"blocked_share": 0.2}})
-    for other_s, said in ((0.1, "add GPU slots or replicas (fleet.pools.big)"), (0.9, "add GPU slots or replicas")):
+    in_keys = "add GPU slots (fleet.pools.big.cache.gpu.slots) or replicas (fleet.pools.big.replicas)"
+    for other_s, said in ((0.1, in_keys), (0.9, "add GPU slots or replicas")):
         both = replace(point, pools=[pool("big", 0.9), pool("small", other_s)])
         assert remedy_words(limits(both)[0], both) == said
+        turns = replace(both, setup=Setup("vllm-0.33", by_load="least-loaded"))
+        found = remedy_words(limits(turns)[0], turns)
+        first = "send faster pools more requests (router.policy: least-loaded), or "
+        assert found == (f"{first}{said}" if said == in_keys else said)
+
+
+def test_a_router_that_goes_by_load_is_named_where_pools_are_unequal_and_all_may_serve_all() -> None:
+    def named(*values: str) -> str | None:
+        return setup_of(build_world(load_scenario("two-cards", ["sweep=null", *values]).scenario)).by_load
+
+    assert named("router={policy: round-robin}") == named("router={policy: random}") == "least-loaded"
+    assert named("router={policy: hash}") is None
+    kinds = ("adapters.mix=[{share: 50%, rank: 8}, {share: 50%, rank: 16}]", "adapters.rank=null")
+    assert named("router={policy: round-robin}", *kinds) == "least-loaded"
+    assert named("router={policy: round-robin}", *kinds, "fleet.pools.small.serves={kinds: [1]}") is None
 
 
 def test_a_queue_that_is_a_wait_for_loads_is_not_set_against_them() -> None:
@@ -182,11 +202,11 @@ def test_where_gaps_decide_the_answer_is_about_steps_whatever_waits_in_queues() 
 @pytest.mark.parametrize(
     ("queue_s", "hand_over_s", "busy", "short"),
     [
-        (9.0, 2.0, 1.0, "fleet.pools.prompts or fleet.pools.more"),
-        (9.0, 2.0, 0.2, "fleet.pools.answers"),  # idle replicas hold blocks that wait for decode
-        (3.5, 2.0, 1.0, "fleet.pools.answers"),
-        (3.5, 0.1, 1.0, "fleet.pools.prompts or fleet.pools.more"),
-        (2.0, 0.1, 1.0, "fleet.pools.answers"),
+        (9.0, 2.0, 1.0, "fleet.pools.prompts.replicas or fleet.pools.more.replicas"),
+        (9.0, 2.0, 0.2, "fleet.pools.answers.replicas"),  # idle replicas hold blocks that wait for decode
+        (3.5, 2.0, 1.0, "fleet.pools.answers.replicas"),
+        (3.5, 0.1, 1.0, "fleet.pools.prompts.replicas or fleet.pools.more.replicas"),
+        (2.0, 0.1, 1.0, "fleet.pools.answers.replicas"),
     ],
 )
 def test_with_prefill_and_decode_apart_the_pools_that_requests_wait_for_get_replicas(
@@ -199,7 +219,7 @@ def test_with_prefill_and_decode_apart_the_pools_that_requests_wait_for_get_repl
     pools = [SliceResult(name, {"role": role, "gpu_utilization": use}, {}) for name, (role, use) in roles.items()]
     point = replace(point, pools=pools)
     (limit,) = limits(point, ["ttft_p99_s"])
-    assert remedy_words(limit, point) == f"add replicas to {short}"
+    assert remedy_words(limit, point) == f"add replicas ({short})"
     assert limits(point, ["itl_p99_s"])[0].evidence is Evidence.COMPUTE_OVERLOADED, "no step has prompts and answers"
 
 
@@ -216,7 +236,7 @@ def test_a_read_of_kv_is_named_where_a_late_first_token_mostly_waits_for_it() ->
         point, capacity=replace(point.capacity, link=0.75), pools=[SliceResult("a", {"role": "decode"}, {})]
     )
     (limit,) = limits(linked, ["ttft_p99_s"])
-    assert remedy_words(limit, linked) == "raise fleet.kv_transfer.bandwidth, or add replicas to fleet.pools.a"
+    assert remedy_words(limit, linked) == "raise fleet.kv_transfer.bandwidth, or add replicas (fleet.pools.a.replicas)"
     assert limit_sentence(limit, linked).endswith("takes 88.9 % of the mean TTFT: 800 ms.")
     assert limits(linked, ["tpot_p99_s"])[0].name == "none"
     assert limits(linked, ["e2e_p99_s"])[0].name == "none", "most of that is decoding"
@@ -271,6 +291,11 @@ def test_more_of_what_nothing_waits_for_is_no_remedy() -> None:
     )
     assert answer(point, {"miss_ratio": 0.1}, headroom=never).setting.startswith("Add GPU slots")
     long, busy = {"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {"compute": {"utilization": 1.0, "offered_load": 1.3}}
+    alone, above = quiet(long, {}), {"itl_p99_s": 0.029}
+    assert answer(alone, {"itl_p99_s": 0.05}).setting.startswith("Compute fewer tokens in a step")
+    assert answer(alone, above).setting.startswith("Add replicas"), "the mean gap is longer than that"
+    relaxed = answer(alone, above, headroom=Headroom("never", term="itl_p99_s")).setting
+    assert relaxed.startswith("Relax the target of p99 ITL")
     over = quiet(long, busy)
     assert limits(over, ["itl_p99_s"])[0].evidence is Evidence.LONG_STEPS
     assert remedy_words(limits(over, ["itl_p99_s"])[0], over).startswith("add replicas"), "small steps serve no more"

@@ -156,6 +156,8 @@ class WhatIfRow:
 
     :ivar refused: why the change can't be made; None where it can.
     :ivar verdict: on the SLO with the change; None where it can't be made.
+    :ivar grade: of the design that it makes, where that was evaluated as a plan does its own, and not only tried in
+        short runs as ``verdict`` and ``metrics``; ``graded``: values by term of the SLO in those longer runs.
     """
 
     group: str
@@ -165,12 +167,16 @@ class WhatIfRow:
     refused: str | None = None
     verdict: str | None = None
     metrics: dict[str, Difference] = field(default_factory=dict)
+    grade: GradeRecord | None = None
+    graded: dict[str, float | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain data; the notes of differences are not kept."""
+        """Return it as plain data, without a grade where there is none; the notes of differences are not kept."""
         data = asdict(self)
         for change in data["metrics"].values():
             del change["name"], change["note"]
+        if self.grade is None:
+            del data["grade"], data["graded"]
         return data
 
 

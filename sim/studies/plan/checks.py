@@ -19,6 +19,8 @@ from sim.spec.profile_choice import profile_of
 from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.tenants import shares_of
+from sim.spec.sections.traffic_laws import ClosedArrivals
+from sim.spec.sections.workload import Workload
 from sim.studies.plan.candidates import Variable, variables
 from sim.studies.plan.evaluator import TIMES, longer, too_short
 from sim.studies.sweep import task_of
@@ -52,6 +54,7 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
     check_terms(loaded)
     try:
         _check_direction(plan)
+        _check_traffic(plan, loaded.scenario.workload)
         axes = variables(plan)
         _check_length(loaded, plan)
         for axis in axes:
@@ -80,6 +83,21 @@ def _check_direction(plan: Plan) -> None:
             got=most,
             hint="minimize it (--minimize)",
         )
+
+
+def _check_traffic(plan: Plan, workload: Workload) -> None:
+    """Refuse a key of traffic that this workload has no use for: another one says how much there is."""
+    if workload.trace is not None:
+        right, why = "workload.trace.time_scale", "comes from a trace"
+    elif workload.client is not None:
+        right, why = f"workload.client.{workload.client.load}", "comes from a benchmark client"
+    elif isinstance(workload.arrivals, ClosedArrivals):
+        right, why = _CLIENTS, "comes from a closed loop"
+    else:
+        right, why = _RATE, "has a rate"
+    wrong = next((key for key in plan.keys if key in (_RATE, _CLIENTS) and key != right), None)
+    if wrong is not None:
+        raise ScenarioError(f"the traffic {why}", key=f"plan.{plan.direction}", got=wrong, hint=f"vary {right} instead")
 
 
 def _with_names(plan: Plan, loaded: LoadedScenario) -> Plan:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from reports.charts.axis_ticks import draw_grid
 from reports.charts.canvas import Axes
 from reports.charts.svg import COLOURS, Chart, drawing, place, row_tips, to_svg
-from reports.formatting import metric_words, show
+from reports.formatting import metric_words, show, with_p
 from reports.table import Table
 from reports.text.metric_text import CLEAR_WORDS, bounds_words, signed
 from sim.results.model import Difference
@@ -49,6 +49,7 @@ def what_if_table(
         lines.append([row.label, row.verdict or "", *cells])
     refused = [f"{row.label}: {row.refused}" for row in rows if row.refused]
     notes = [f"{row.label}: {row.note}" for row in rows if row.note]
+    notes += [f"{row.label}, evaluated as a design: {with_p(row.grade.probability)}" for row in rows if row.grade]
     known = [name for name in names if name in base and base[name].one is not None]
     sentences = [
         f"{before}: " + ", ".join(f"{metric_words(name)} {show(name, base[name].one)}" for name in known),

@@ -46,7 +46,7 @@ from sim.studies.backends.pool import PACE, Pool
 from sim.studies.design import Design, build
 from sim.studies.evaluate import REPLICATION, EvaluationOptions, Part, evaluate, facts_of, on_pool, values_of_draws
 from sim.studies.plan.findings import LONGER
-from sim.studies.plan.search import Judgement
+from sim.studies.plan.search import STEER, Judgement
 from sim.studies.study_identity import code_version, input_digests
 from sim.world.world import World
 
@@ -95,7 +95,7 @@ def longer(loaded: LoadedScenario, times: int) -> LoadedScenario:
     return loaded.with_values(values)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PlanDesign:
     """One design and what has been simulated of it.
 
@@ -194,8 +194,19 @@ class DesignEvaluator:
         self._simulate(design, efforts[effort], last=last)
         design.effort = effort
         design.judgement = judgement = self._judge(design, last=last)
-        self._note(design, judgement)
+        if design in self.all_designs():  # others are no candidates of the plan
+            self._note(design, judgement)
         return judgement
+
+    def changed(self, design: PlanDesign, values: Mapping[str, Any]) -> PlanDesign:
+        """Return a design with other values, evaluated until its verdict is certain or no effort can make it so."""
+        loaded = design.loaded.with_values(values)
+        found = PlanDesign({**design.set, **values}, loaded, _built(longer(loaded, TIMES[0])))
+        for effort in range(STEER, len(TIMES)):
+            judgement = self.evaluate(found, effort)
+            if judgement.word != UNCLEAR or judgement.final:
+                break
+        return found
 
     def _note(self, design: PlanDesign, judgement: Judgement) -> None:
         point = design.point

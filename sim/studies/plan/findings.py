@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.answers.limits import largest_stage, limits
 from reports.axes import make_axis
-from reports.formatting import likelihood, listed, metric_words, percent, plural, read_terms, show
+from reports.formatting import listed, metric_words, percent, plural, read_terms, show, with_p
 from reports.text.headroom_text import first_limit, headroom_sentences
 from reports.text.limit_text import limit_line, limit_sentence, stage_words
 from reports.text.metric_text import capital, term_sentence, unserved_words
@@ -21,6 +21,8 @@ from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NOT_MET,
+    PROBABLE,
+    PROBABLY_MET,
     UNCLEAR,
     by_need,
     is_overloaded,
@@ -234,33 +236,39 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
 
 def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) -> str:
     """Return which change would make a design enough that misses the SLO, and how to plan with it."""
-    few, name = read.phrase(short.set), max(read.terms, key=lambda each: strain(short, each, read.terms[each]))
-    tried = {row.label: row for row in rows if row.verdict is not None}
-    known = {
-        label: found for label, row in tried.items() if (found := row.metrics.get(name)) and found.other is not None
-    }
-    enough = [label for label in known if tried[label].verdict != NOT_MET and _is_within(tried[label], read.terms)]
+    few, name, tried = read.phrase(short.set), _misses_most(short, read.terms), [row for row in rows if row.verdict]
+    labels = listed([row.label for row in tried])
     if not tried:
         return ""
-    if not known:
-        return f"Runs as short as these don't show what would make {few} enough; tried: {listed([*tried])}."
-    if not enough:
-        return f"Tried with {few}, without success: {listed([*tried])}."
-    best = min(
-        enough, key=lambda each: (tried[each].verdict != MET, tried[each].group == PAIR, known[each].other or 0.0)
-    )
+    if not any(name in row.metrics and row.metrics[name].other is not None for row in tried):
+        return f"Runs as short as these don't show what would make {few} enough; tried: {labels}."
+    graded = [(row.grade, row) for row in tried if row.grade is not None and row.grade.probability > 1 - PROBABLE]
+    if not graded:
+        return f"Tried with {few}, without success: {labels}."
+    grade, best = max(graded, key=lambda pair: pair[0].probability)
     more_than_one = [*read.record.keys] == ["fleet.replicas"] and short.set["fleet.replicas"] > 1
-    fewer = ", perhaps fewer" if more_than_one else ""
-    options = "add " + " ".join(f"--set {k}={'null' if v is None else v}" for k, v in tried[best].set.items())
+    fewer = ", perhaps fewer" if more_than_one and grade.verdict in (MET, PROBABLY_MET) else ""
+    options = "add " + " ".join(f"--set {k}={'null' if v is None else v}" for k, v in best.set.items())
     if read.record.fleets:  # whose own set comes after --set
-        values = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in tried[best].set.items())
+        values = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in best.set.items())
         options = f"put {values} into the set of that fleet (plan.fleets)"
-    would = "would probably" if tried[best].verdict == MET else "may"
+    would = {MET: "would do", PROBABLY_MET: f"would probably do ({with_p(grade.probability)})"}
     return (
-        f"With {best}, {few} {would} do{fewer}: {metric_words(name)} "
-        f"{show(name, known[best].other)} in place of {show(name, known[best].one)}, in two short runs. "
+        f"With {best.label}, {few} {would.get(grade.verdict, f'may do ({with_p(grade.probability)})')}{fewer}: "
+        f"{metric_words(name)} {show(name, best.graded[name])} in place of {show(name, _metric(short, name).value)}. "
         f"To plan with it, {options}."
     )
+
+
+def enough_by_short_runs(rows: Sequence[WhatIfRow], short: Point, terms: Mapping[str, float]) -> list[WhatIfRow]:
+    """Return the changes with which short runs of a design that misses the SLO met it, the best first."""
+    name = _misses_most(short, terms)
+    enough = [row for row in rows if row.verdict not in (None, NOT_MET) and _is_within(row, terms)]
+    return sorted(enough, key=lambda row: (row.verdict != MET, row.group == PAIR, row.metrics[name].other or 0.0))
+
+
+def _misses_most(short: Point, terms: Mapping[str, float]) -> str:
+    return max(terms, key=lambda each: strain(short, each, terms[each]))
 
 
 def _is_within(row: WhatIfRow, terms: Mapping[str, float]) -> bool:
@@ -269,8 +277,7 @@ def _is_within(row: WhatIfRow, terms: Mapping[str, float]) -> bool:
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:
-    p = likelihood(grade.probability)
-    return f"{read.phrase(grade.set)} (p {'' if p[0] in '<>' else '= '}{p})"
+    return f"{read.phrase(grade.set)} ({with_p(grade.probability)})"
 
 
 def _and_full(count: int) -> str:

@@ -18,9 +18,15 @@ from sim.results.point import Point
 from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
-from sim.results.run_directory.study_records import EvaluationRecord, FormulaRecord, PlanRecord, RefusedDesign
-from sim.results.slo_terms import all_terms, is_gap, split_term
-from sim.results.verdict import PROBABLE, strain, strained
+from sim.results.run_directory.study_records import (
+    EvaluationRecord,
+    FormulaRecord,
+    PlanRecord,
+    RefusedDesign,
+    WhatIfRow,
+)
+from sim.results.slo_terms import all_terms, is_gap, split_term, value_of
+from sim.results.verdict import NO_DATA, PROBABLE, strain, strained
 from sim.spec.engine_flags.command_lines import as_started, beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.profile_choice import prices_of
@@ -32,7 +38,7 @@ from sim.studies.headroom import find_headroom
 from sim.studies.plan.candidates import Variable
 from sim.studies.plan.checks import check_plan
 from sim.studies.plan.evaluator import DesignEvaluator, PlanDesign
-from sim.studies.plan.findings import FOR_ADAPTERS, RECOMMENDED
+from sim.studies.plan.findings import FOR_ADAPTERS, RECOMMENDED, enough_by_short_runs
 from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_replica, search
 from sim.studies.plan.screen import screen
 from sim.studies.plan.what_if import free_changes, what_if
@@ -126,13 +132,15 @@ def make_plan(
         wanted_last = [*reversed(_most_wanted_first(designs, axes, plan))]
         short, levers = _falls_short(found, wanted_last, evaluator, plan.keys)
         if short is not None:
-            _keep_changes(store, "levers", short, execution, levers, plan.keys)
+            _keep_changes(store, "levers", short, execution, levers, plan.keys, evaluator)
             store.update({"levers_key": short.key})
         if and_what_if or (short is None and _waits_for_adapters(chosen)):
             _keep_changes(store, "what_if", chosen, execution, () if and_what_if else FOR_ADAPTERS, plan.keys)
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
 
 
+_CONFIRMED = 2
+"""How many changes that seem to make a design enough are evaluated as thoroughly as designs, at most."""
 _FOR_GAPS, _FOR_EVEN_LOAD, _FOR_TENANTS, _FOR_PROMPTS = ("steps",), ("router",), ("scheduling",), ("kv offload",)
 """Groups of changes that cost no GPU, besides those for adapters: where gaps between tokens are too long, where one
 replica gets more requests than others, where a tenant's SLO is missed, and where first tokens are late."""
@@ -198,10 +206,35 @@ def _keep_changes(
     execution: Execution,
     groups: Container[str],
     planned: Collection[str],
+    evaluator: DesignEvaluator | None = None,
 ) -> None:
-    """Try one change at a time on a design, and keep the rows under a name; ``groups``, ``planned``: of ``what_if``."""
+    """Try one change at a time on a design, and keep the rows under a name.
+
+    :param groups: of ``what_if``, as ``planned``; ``evaluator``: evaluates the change that helps most as the plan does
+        its designs.
+    """
     rows, requests = what_if(design.loaded, store, execution, groups, planned)
+    if evaluator is not None:
+        before = evaluator.requests
+        rows = _confirmed(rows, design, evaluator)
+        requests += evaluator.requests - before
     store.update({name: json_ready([row.to_json() for row in rows]), f"{name}_requests": requests})
+
+
+def _confirmed(rows: list[WhatIfRow], design: PlanDesign, evaluator: DesignEvaluator) -> list[WhatIfRow]:
+    """Return rows with the grade of the change that seems to make a design enough, and of the next one if that more
+    likely does not.
+    """
+    assert design.point is not None, "it was evaluated"
+    for row in enough_by_short_runs(rows, design.point, evaluator.terms)[:_CONFIRMED]:
+        found = evaluator.changed(design, row.set)
+        assert found.point is not None, "it was evaluated"
+        values = {name: value_of(found.point, name) for name in evaluator.terms}
+        graded = replace(row, grade=evaluator.grade(found), graded=values)
+        rows = [graded if each is row else each for each in rows]
+        if found.judgement is not None and found.judgement.probability >= NO_DATA:
+            break
+    return rows
 
 
 def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:

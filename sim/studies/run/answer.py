@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from reports.answers.limits import LOADING, Evidence, Limit, limits
+from reports.answers.limits import LOADING, NO_LIMIT, Evidence, Limit, limits
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
@@ -33,7 +33,7 @@ from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_
 from sim.results.model import Impact
 from sim.results.point import Metric, Point
 from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, TOO_LONG, TOO_SHORT, Headroom
-from sim.results.slo_terms import metric_of, split_term, with_tenants
+from sim.results.slo_terms import is_gap, judged, metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
     NO_SLO,
@@ -285,6 +285,12 @@ def _serve_first(point: Point, over: Sequence[str]) -> str:
     return f"serve {listed([*late])} first ({how})"
 
 
+def _mean_misses(point: Point, term: str, target: float) -> bool:
+    """Return whether the mean of what a term is about, gaps between tokens, is above its target, too."""
+    whole, name = judged(point, term)
+    return is_gap(name) and (whole.value(f"{name.split('_')[0]}_mean_s") or 0.0) > target
+
+
 def _without_a_wait(point: Point, over: Sequence[str], headroom: Headroom | None) -> str:
     """Return what to do about a target that is missed although no request waits long; empty: more replicas help.
 
@@ -410,9 +416,11 @@ def answer(
         }
     )
     missed_today = graded in (NOT_MET, PROBABLY_NOT)
-    words = remedy_words(binding, point)
+    # Fewer prompts in a step don't shorten the mean of the gaps, only the longest.
+    in_vain = binding.evidence is Evidence.LONG_STEPS and any(_mean_misses(point, name, terms[name]) for name in over)
+    words = remedy_words(NO_LIMIT if in_vain else binding, point)
     remedy = words
-    if binding.evidence is Evidence.NOTHING:
+    if in_vain or binding.evidence is Evidence.NOTHING:
         remedy = "" if changed else _without_a_wait(point, over, headroom) or words
     rollout = _for_the_rollout(point, words)
     decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
