@@ -209,6 +209,12 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     assert all(0.005 < grades[row["cache.gpu.slots"]]["probability"] < 0.995 for row in found["unclear"])
     likely = [slots for slots, each in grades.items() if each["probability"] >= 0.8]
     assert found["probable"]["set"]["cache.gpu.slots"] == likely[0]
+    short = f"plan.range=[24, {likely[0]}]"
+    ended = loraplan("plan", name, "--set", short, "--out", "probable")
+    assert ended.code == 1
+    assert f"cache.gpu.slots: {likely[0]}, which probably meets the SLO: raise " in ended.out
+    assert ended.out.count("recommended.yaml") == 2, "among what to set, and among the files"
+    assert load_scenario("probable/recommended.yaml").scenario.cache.gpu.slots == likely[0]
 
 
 def test_a_saturated_start_is_left_behind(loraplan: CommandLine, tmp_path: Path) -> None:

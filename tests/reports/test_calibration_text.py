@@ -11,6 +11,7 @@ import samples
 from reports.tables.metric_tables import make_tiles
 from sim.results.model import Setup
 from sim.results.point import Point
+from sim.results.verdict import verdict
 from sim.studies.run.answer import answer
 
 TERMS = {"e2e_p99_s": 1.0}
@@ -93,6 +94,14 @@ def test_only_more_measurements_decide_what_only_the_draws_leave_open() -> None:
     assert "a longer run does not help" in said.trust.choice
     assert "known to ±20 %" in said.trust.number
     assert said.setting == "Nothing yet; only a better profile can decide (loraplan profiles adjust --anchor)."
+
+
+def test_a_longer_run_decides_what_both_errors_together_leave_open() -> None:
+    made = drawn(0.1, p99=0.88, half=0.09)
+    said = answer(made, TERMS)
+    assert verdict(made.without_calibration(), TERMS) == "met"
+    assert said.verdict == "unclear"
+    assert said.setting == "Nothing yet; simulate more requests first."
 
 
 def test_draws_in_overload_leave_nothing_met() -> None:

@@ -154,5 +154,7 @@ def test_tenants_that_miss_their_slo_are_served_first_where_the_engine_can() -> 
     able = replace(shared(CHAT, FREE), setup=Setup("vllm", in_order=True))
     assert answer(able, {}).setting.startswith(f"{first}, or ")
     assert first not in answer(shared(CHAT, FREE), {}).setting
+    held = replace(able, capacity=replace(able.capacity, buckets=(BucketUse("chat", 3000.0, 2000.0, 0.9),)))
+    assert answer(held, {}).setting.startswith("Raise the bucket of chat"), "it waits in front of the fleet"
     alone = replace(shared(BATCH, FREE, p99=2.0), setup=Setup("vllm", in_order=True))
     assert "Serve" not in answer(alone, TERMS).setting, "the fleet's SLO is missed"

@@ -266,18 +266,18 @@ def test_costs_are_fitted_over_the_api(
 
     async def run_and_change(driver: Driver, planned: Any, kept: Path) -> LiveRun:
         result = await run(driver, planned, kept)
-        server.token_s, server.refuses = (0.02, 0) if afterwards == "slower" else (server.token_s, 429)
+        server.token_s, server.refuses = (0.04, 0) if afterwards == "slower" else (server.token_s, 429)
         return result
 
     monkeypatch.setattr(Driver, "run", run_and_change)
     for name, value in (("_PASSES", 1), ("_LOADS", 8), ("_STREAMS", 1), ("_REPEATS", 3)):
         monkeypatch.setattr(ladder, name, value)
-    server.token_s = 0.004
+    server.token_s = 0.008
     done = loraplan(*SERVE, "--url", server.url, *["--fit", "--repeat", "1", "--json", "--set", "fleet.max_num_seqs=4"])
     assert done.code == 0, done.err
     profile = json.loads((OUT / "profile.json").read_text())
     assert profile["status"] == "measured"
-    assert 0.003 < profile["step"]["fixed_s"] < 0.012  # a step is a sleep of 4 ms, whoever is in it
+    assert 0.006 < profile["step"]["fixed_s"] < 0.024  # a step is a sleep of 8 ms, whoever is in it
     summary = json.loads(done.out)
     assert summary["profile"]["fitted"] is True
     if afterwards == "slower":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -239,15 +240,17 @@ def test_what_needs_one_kind_of_replica_says_so(file: Path) -> None:
         build_world(loaded.with_values(change.set).scenario)
 
 
-def test_headroom_counts_the_batch_slots_of_all_pools_and_names_no_key_of_one(
+def test_headroom_counts_the_batch_slots_of_all_pools_and_names_the_keys_of_the_slowest(
     evaluated: tuple[LoadedScenario, Point],
 ) -> None:
     loaded, point = evaluated
     found = find_headroom(loaded.scenario, point)
     assert found.multiple > 1
     _, remedy = failing_limit(found)
-    assert remedy
-    assert "(" not in remedy, "each pool has keys of its own"
+    assert re.findall(r"\((.*?)\)", remedy) == [
+        "router.policy: least-loaded",
+        "fleet.pools.small.cache.host.slots",
+    ], "each pool has keys of its own"
 
 
 def test_a_plan_finds_the_cheapest_mix(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sim.cells import one_line
 from sim.errors import InputError
 from sim.results.point import Point
 from sim.results.slo_terms import all_terms
-from sim.results.verdict import NO_SLO, verdict
+from sim.results.verdict import NO_SLO, grade, met_probability
 from sim.spec.engine_flags.command_lines import (
     MODEL,
     EngineCommand,
@@ -428,7 +428,8 @@ def make_deployment(scenario: Scenario, data: RunData, point: Point, adapters: M
 
 
 def _reference(scenario: Scenario, data: RunData, point: Point) -> RunReference:
-    found = verdict(point, all_terms(scenario))
+    terms = all_terms(scenario)
+    found = grade(met_probability(point, terms)) if terms else NO_SLO
     planned = data.manifest.get("kind") == "plan"
     if found == NO_SLO:
         words = "no SLO"

@@ -110,7 +110,7 @@ def plan(
     say_notes([planned.point], quiet)
     if not planned.record.feasible:
         if manifests.emissions:
-            message("note: nothing is emitted, because nothing meets the SLO", quiet)
+            message("note: nothing is emitted, because nothing certainly meets the SLO", quiet)
         raise typer.Exit(NONE_MEETS)
     if manifests.emissions:
         chosen = load_scenario(str(planned.path / RECOMMENDED)).scenario

@@ -88,6 +88,11 @@ class PlanReading:
         if len(record.keys) == 2 and all(_POOL_COUNT.fullmatch(key) for key in record.keys):
             self.mix_price = next((row.price for row in record.frontier if row.set == record.answer), None)
 
+    @property
+    def recommends(self) -> bool:
+        """Whether the chosen design meets the SLO, certainly or probably."""
+        return self.feasible or self.record.probable is not None
+
     def phrase(self, set_: Mapping[str, Any], joint: str = ", ") -> str:
         """Return values in words: ``64 GPU slots, 2 replicas``; of several pools those that have replicas."""
         some = {key: value for key, value in set_.items() if value or not _POOL_COUNT.fullmatch(key)} or set_
@@ -198,7 +203,7 @@ def _setting(read: PlanReading) -> str:
         likely = ", ".join(
             f"{key}: {make_axis(key, read.points).label(value)}" for key, value in read.chosen.set.items()
         )
-        return f"{likely}, which probably meets the SLO: {_how_to_decide(read)}."
+        return f"{likely}, which probably meets the SLO: {_how_to_decide(read)}. {_all_settings(read)}"
     if not read.feasible:
         nothing = "Nothing" if record.certain else "Nothing certain"
         return f"{nothing} in this range. Try another key or a wider range, or relax the target."
@@ -206,7 +211,11 @@ def _setting(read: PlanReading) -> str:
     axes = {key: make_axis(key, read.points) for key in keys}
     named = {key: axis.words if key.startswith("tenants.") else key for key, axis in axes.items()}
     values = ", ".join(f"{named[key]}: {axis.label(record.answer[key])}" for key, axis in axes.items())
-    return f"{values}. All settings: {RECOMMENDED}{', or the command line below' if record.flags else ''}."
+    return f"{values}. {_all_settings(read)}"
+
+
+def _all_settings(read: PlanReading) -> str:
+    return f"All settings: {RECOMMENDED}{', or the command line below' if read.record.flags else ''}."
 
 
 FOR_ADAPTERS = ("slots", "host copies", "router", "eviction")
@@ -231,7 +240,8 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
     if not better:
         return f"Of the changes that cost no GPU, none clearly improves {metric_words(name)}."
     label, found = min(better, key=lambda pair: pair[1].other or 0.0)
-    return f"Free to try: {label} takes {metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}."
+    change = f"{metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}"
+    return f"Free to try: {label} takes {change} in two short runs."
 
 
 def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) -> str:

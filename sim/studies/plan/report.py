@@ -51,7 +51,7 @@ def plan_report(data: RunData) -> Report:
         tornado=tornado_chart(data.what_if, main_metric([read.chosen], read_terms(data.slo))),
         data=_data(read, answer, data),
         terminal=_terminal(read, answer, tables, str(data.manifest.get("name"))),
-        files=[File(RECOMMENDED, None, "scenario")] if read.feasible else (),
+        files=[File(RECOMMENDED, None, "scenario")] if read.recommends else (),
         closing=_closing(read),
         margin=10,
     )
@@ -96,7 +96,7 @@ def _terminal(read: PlanReading, answer: Answer, tables: list[Table | None], nam
 def _closing(read: PlanReading) -> list[str | Code]:
     """Return the command lines that start what is recommended, as the terminal ends with them."""
     record, found = read.record, list[str | Code]()
-    if read.feasible:
+    if read.recommends:
         found += [Code(line, engine) for engine, line in record.flags.items()]
         found += [f"flags     {record.no_flags}"] if record.no_flags else []
         found += [f"also set  {'; '.join(record.beyond_flags)}"] if record.flags and record.beyond_flags else []

@@ -110,10 +110,10 @@ def make_plan(
         designs = _in_order(evaluator.designs(), axes, plan)
         ended |= {design.key: design.point for design in designs if design.point is not None}
         points = list(ended.values())
-        if found.answer is not None:
-            assert found.answer.simulated is not None, "it was evaluated"
+        if (named := found.answer or found.likely) is not None:
+            assert named.simulated is not None, "it was evaluated"
             # As long as the run that decided on it.
-            kept = {key: value for key, value in found.answer.simulated.data.items() if key not in ("plan", "sweep")}
+            kept = {key: value for key, value in named.simulated.data.items() if key not in ("plan", "sweep")}
             write_text(folder / RECOMMENDED, yaml_text(kept))
         assert chosen.world is not None, "it was evaluated"
         requests_ = request_table(evaluator.first_recording(chosen), chosen.world.traffic.names, facts_of(chosen.world))
@@ -380,7 +380,7 @@ def _record(
             answer["price"] = fleet.price * gpus * replicas
             if gpus > 1:
                 answer["gpus"] = gpus * replicas
-    chosen = found.chosen
+    chosen, named = found.chosen, found.answer is not None or found.likely is not None
     assert chosen.world is not None, "it was evaluated"
     candidates = math.prod(len(axis.values) for axis in axes) * max(1, len(plan.fleets))
     each = chosen.world.traffic.expected_requests() or 0
@@ -422,8 +422,8 @@ def _record(
         formulas=FormulaRecord(
             formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
         ),
-        flags={} if found.answer is None else engine_flags(started, chosen.world.pools[0].kv_tokens),
-        no_flags="" if found.answer is None else why_no_flags(started),
+        flags=engine_flags(started, chosen.world.pools[0].kv_tokens) if named else {},
+        no_flags=why_no_flags(started) if named else "",
         beyond_flags=[*model_to_fill_in(chosen.loaded.scenario), *beyond_flags(chosen.loaded.scenario)],
         full_replicas=full_replicas(chosen),
         replications=0 if chosen.point is None else int(chosen.point.cost["replications"]),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
-from reports.answers.limits import LOADING, NO_LIMIT, Evidence, Limit, limits
+from reports.answers.limits import LOADING, NO_LIMIT, Evidence, Limit, busy_buckets, limits
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
@@ -278,7 +278,8 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
 
 def _serve_first(point: Point, over: Sequence[str]) -> str:
     """Return whom to serve first where tenants miss their SLO and others have none; it costs no GPU."""
-    late = dict.fromkeys(tenant for term in over if (tenant := split_term(term)[0]))
+    held = {each.bucket.tenant for each in busy_buckets(point) if each.bucket is not None}  # in front of the fleet
+    late = dict.fromkeys(tenant for term in over if (tenant := split_term(term)[0]) and tenant not in held)
     if not late or point.setup is None or not point.setup.in_order:
         return ""
     how = "fleet.scheduling: priority, and tenants.N.priority: 1 for those without an SLO"
@@ -337,7 +338,8 @@ def _to_decide(point: Point, slo_terms: Mapping[str, float], shown: str | None) 
     """
     terms, deciding = with_tenants(slo_terms, point), None if shown is None else metric_of(point, shown)
     by_run = verdict(point.without_calibration(), slo_terms) == UNCLEAR
-    by_costs = not by_run or (shown is not None and open_by_costs(deciding, terms[shown]))
+    by_costs = shown is not None and open_by_costs(deciding, terms[shown])
+    by_costs = by_costs or (bool(point.calibration.get("overloaded")) and not by_run)  # else both errors together do
     both = by_run and by_costs and deciding is not None and not deciding.settled
     return (_BY_BOTH if both else _BY_COSTS if by_costs else _BY_RUN).format(more_of(point, terms))
 
