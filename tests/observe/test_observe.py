@@ -154,6 +154,19 @@ def test_range_queries_show_means_and_popularity(loraplan: CommandLine) -> None:
     assert "running requests" in ended.out
 
 
+def test_an_adapter_that_only_waits_for_a_slot_is_counted() -> None:
+    """One that runs at times is counted by these: while it waits, it asks for no more."""
+    pages = {}
+    for number in range(40):
+        waiting = "hr,a" if number % 2 else "hr"
+        info = lora("" if number % 2 else "a", START_S + 15 * number)
+        info = info.replace('waiting_lora_adapters=""', f'waiting_lora_adapters="{waiting}"')
+        pages[START_S + 15 * number] = counted(10 * number, 1.0) + info
+    found = observed_service(readings_of([page(answer(pages))])).adapters
+    loads = np.array([np.log(2), np.log(80)])
+    assert found.shares == pytest.approx(dict(zip(("a", "hr"), loads / loads.sum(), strict=True)))
+
+
 def test_one_server_is_not_the_fleet_of_the_base(loraplan: CommandLine) -> None:
     Path("base.yaml").write_text("extends: quickstart\nfleet: {replicas: 2}\n", encoding="utf-8")
     Path("m.txt").write_text(counted(100, 1.0), encoding="utf-8")

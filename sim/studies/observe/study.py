@@ -349,8 +349,11 @@ def _adapters(readings: Readings) -> ObservedAdapters:
     of_sglang = (readings.last((SGLANG_SLOTS, labels)) for labels in readings.labels_of(SGLANG_SLOTS))
     slots += [int(value) for value in of_sglang if value <= _MOST_SLOTS]
     running: dict[Labels, list[set[str]]] = {}
+    ever = set().union(*(_split(dict(labels).get("running_lora_adapters", "")) for _, labels in current.values()))
     for (_, server), (_, labels) in current.items():
-        running.setdefault(server, []).append(_split(dict(labels).get("running_lora_adapters", "")))
+        at_a_time = _split(dict(labels).get("running_lora_adapters", ""))
+        starved = _split(dict(labels).get("waiting_lora_adapters", "")) - ever  # counted, though none was seen to run
+        running.setdefault(server, []).append(at_a_time | starved)
     enough = len(current) >= ENOUGH_READINGS and sum(len(each) for each in chain(*running.values())) >= ENOUGH_READINGS
     shares, always = _shares(running) if enough else ({}, ())
     most = max((slot for slot in slots if slot > 0), default=None)
