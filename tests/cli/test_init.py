@@ -333,6 +333,12 @@ services:
     command: --model meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras=6
 """
 SCALED = KSERVE.replace("maxReplicas: 2", "maxReplicas: 5")
+HPA = """\
+---
+kind: HorizontalPodAutoscaler
+spec: {scaleTargetRef: {kind: Deployment, name: llm}, minReplicas: 2, maxReplicas: 5}
+"""
+KEDA = "---\nkind: ScaledObject\nspec: {scaleTargetRef: {name: llm}, minReplicaCount: 2, maxReplicaCount: 5}\n"
 
 
 @pytest.mark.parametrize(
@@ -344,6 +350,9 @@ SCALED = KSERVE.replace("maxReplicas: 2", "maxReplicas: 5")
         (CHART, 2),
         (KSERVE, 2),
         (SCALED, 2),
+        (DEPLOYMENT + HPA, 2),
+        (DEPLOYMENT.replace("  replicas: 3\n", "") + KEDA, 2),
+        (DEPLOYMENT + HPA.replace("name: llm", "name: other"), 3),
         (COMPOSE, 4),
         (COMPOSE.replace("deploy: {replicas: 4}", "scale: 3"), 3),
     ],
@@ -354,7 +363,8 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
     assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
     assert (scenario.cache.gpu.slots, scenario.fleet.replicas, scenario.fleet.gpu) == (6, replicas, "h100-80gb")
     written = Path("mine.yaml").read_text(encoding="utf-8")
-    assert ("llm.yaml scales from 2 to 5 replicas" in written) == (text is SCALED)
+    scaled = text is SCALED or "kind: HorizontalPod" in text or "kind: ScaledObject" in text
+    assert ("llm.yaml scales from 2 to 5 replicas" in written) == (scaled and "name: other" not in text)
     if text is DEPLOYMENT:
         assert "fleet:\n" in written
         assert scenario.fleet.engine.startswith("vllm-0.")

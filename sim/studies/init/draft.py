@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +334,15 @@ def read_manifest(file: Path) -> list[FoundEngine]:
 
     :raises InputError: if it is no YAML, or starts none.
     """
-    found = [each for document in documents_of(file) for each in _engines_in(document, None, None, _gpu(document), 0)]
+    documents = [*documents_of(file)]
+    scaled = dict(scales for document in documents if (scales := _autoscaler(document)) is not None)
+    found = []
+    for document in documents:
+        least, most = scaled.get(_text_at(document, "metadata", "name"), (None, None))
+        found += [
+            replace(each, replicas=least or each.replicas, most=most or each.most)
+            for each in _engines_in(document, None, None, _gpu(document), 0)
+        ]
     if not found:
         raise InputError(
             "no container starts vLLM or SGLang",
@@ -342,6 +350,22 @@ def read_manifest(file: Path) -> list[FoundEngine]:
             allowed="command and args of a container, or vllmConfig of the vLLM production stack's values",
         )
     return found
+
+
+def _autoscaler(document: Any) -> tuple[str, tuple[int | None, int | None]] | None:
+    """Return the name of what an autoscaler of Kubernetes or KEDA scales, and from how many to how many replicas."""
+    target, spec = _text_at(document, "spec", "scaleTargetRef", "name"), {}
+    if target:
+        spec = document["spec"]
+    least, most = _count(spec, "minReplicas", "minReplicaCount"), _count(spec, "maxReplicas", "maxReplicaCount")
+    return (target, (least, most)) if most else None
+
+
+def _text_at(value: Any, *keys: str) -> str:
+    """Return the text at a path of keys; empty where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else ""
 
 
 def _engines_in(
