@@ -24,6 +24,7 @@ from sim.results.verdict import (
     lacks_answers,
     late_verdict,
     met_probability,
+    open_by_costs,
     term_verdict,
     verdict,
 )
@@ -48,6 +49,7 @@ class Doubt(Enum):
     UNSETTLED = auto()
     ONLY_DRAWS_UNCLEAR = auto()
     UNCLEAR = auto()
+    TOGETHER_UNCLEAR = auto()
     ASSUMED = auto()
     WIDE = auto()
     NOTHING = auto()
@@ -95,10 +97,7 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
         if metric.value is not None and not metric.settled:
             return Confidence("low", Doubt.UNSETTLED, name, metric)
     if verdict(point, slo_terms) == UNCLEAR:
-        only_draws = verdict(point.without_calibration(), slo_terms) != UNCLEAR
-        return Confidence(
-            "medium", Doubt.ONLY_DRAWS_UNCLEAR if only_draws else Doubt.UNCLEAR, more=more_of(point, metrics)
-        )
+        return _open_verdict(point, slo_terms)
     if assumed:
         return Confidence("medium", Doubt.ASSUMED, assumed=True)
     if drawn is not None:
@@ -109,6 +108,13 @@ def find_confidence(point: Point, slo_terms: Mapping[str, float], *, assumed: bo
             if half > _WIDE and split_term(name)[1] != "miss_ratio":
                 return Confidence("medium", Doubt.WIDE, name, metric, half, more=more_of(point, metrics))
     return Confidence("high", Doubt.NOTHING)
+
+
+def _open_verdict(point: Point, slo_terms: Mapping[str, float]) -> Confidence:
+    """Return which error leaves a verdict open: the run's, that of the profile's draws, or only both together."""
+    doubt = Doubt.ONLY_DRAWS_UNCLEAR if open_by_costs(point, slo_terms) else Doubt.TOGETHER_UNCLEAR
+    by_run = verdict(point.without_calibration(), slo_terms) == UNCLEAR
+    return Confidence("medium", Doubt.UNCLEAR if by_run else doubt, more=more_of(point, slo_terms))
 
 
 def more_of(point: Point, terms: Collection[str]) -> str:
@@ -169,6 +175,7 @@ _REASONS: Mapping[Doubt, str] = {
         "help"
     ),
     Doubt.UNCLEAR: "an interval includes its target; run more {found.more}",
+    Doubt.TOGETHER_UNCLEAR: "its two intervals together include the target; run more {found.more}",
     Doubt.ASSUMED: "the intervals are narrow, but the costs behind them are assumed, not measured",
     Doubt.WIDE: "the interval of {metric} is {half}",
     Doubt.NOTHING: "every interval is narrow and settled",
@@ -254,7 +261,7 @@ def _choice(point: Point, slo_terms: Mapping[str, float]) -> str:
     found = find_confidence(point.without_calibration(), slo_terms)
     if found.doubt in (Doubt.NOTHING, Doubt.WIDE, Doubt.UNSERVED):
         if verdict(point, slo_terms) == UNCLEAR:
-            return f"The verdict is open: {_REASONS[Doubt.ONLY_DRAWS_UNCLEAR]}."
+            return f"The verdict is open: {confidence_reason(_open_verdict(point, slo_terms))}."
         what, word = ("The verdict is", "sure") if slo_terms else ("The intervals are", "narrow")
         wide = found.doubt is Doubt.WIDE
         if wide and not slo_terms:

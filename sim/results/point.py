@@ -259,12 +259,22 @@ class Point:
 
     def without_calibration(self) -> Point:
         """Return the point as it would be if the profile's costs were certain."""
+        certain = self._with_each(lambda metric: replace(metric, calibration_lo=None, calibration_hi=None))
+        return replace(certain, calibration={})
 
-        def plain(metrics: dict[str, Metric]) -> dict[str, Metric]:
-            return {name: replace(m, calibration_lo=None, calibration_hi=None) for name, m in metrics.items()}
+    def of_endless_run(self) -> Point:
+        """Return the point as it would be if its values were those of a run without end."""
+        return self._with_each(lambda metric: replace(metric, lo=metric.value, hi=metric.value, state=SETTLED))
 
-        tenants = [replace(each, metrics=plain(each.metrics)) for each in self.tenants]
-        return replace(self, metrics=plain(self.metrics), calibration={}, tenants=tenants)
+    def _with_each(self, change: Callable[[Metric], Metric]) -> Point:
+        """Return the point with its metrics changed, those of its tenants and the shares of late requests, too."""
+
+        def changed(of: Any) -> dict[str, Any]:
+            late = {name: replace(late, share=change(late.share)) for name, late in of.late.items()}
+            return {"metrics": {name: change(metric) for name, metric in of.metrics.items()}, "late": late}
+
+        tenants = [replace(each, **changed(each)) for each in self.tenants]
+        return replace(self, **changed(self), tenants=tenants)
 
     def metrics_json(self, metrics: Mapping[str, Metric] | None = None) -> dict[str, Any]:
         """Return the metrics as plain data; or some of a slice."""

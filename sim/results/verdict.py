@@ -19,6 +19,8 @@ SURE = 0.975
 """Probability at which a verdict is certain: the target lies at one end of the 95 % interval."""
 PROBABLE = 0.8
 """Probability from which a design is said to meet an SLO probably."""
+LOOKS = 3
+"""Evaluations of a design in a plan, at most."""
 NO_DATA = 0.5
 """Probability where there is no value: data for neither verdict."""
 UNSETTLED_MARGIN = 0.25
@@ -248,6 +250,21 @@ def lacks_answers(point: Point, name: str, target: float) -> bool:
 def met_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
     """Return how likely a point meets its SLO: that of its least likely term, for terms of one run err together."""
     return min((term_probability(point, name, target) for name, target in slo_terms.items()), default=1.0)
+
+
+def open_by_costs(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) -> bool:
+    """Return whether the draws of the profile leave a verdict open by themselves, so that no longer run decides it."""
+    known = bool(point.calibration) and all(value_of(point, name) is not None for name in slo_terms)
+    return known and verdict(point.of_endless_run(), slo_terms, sure) == UNCLEAR
+
+
+def sure_in_plan(confidence: float) -> float:
+    """Return the probability at which each verdict of a plan is certain enough for its confidence.
+
+    The answer is wrong if the verdict on it or on its more wanted neighbour is wrong. Each is evaluated up to three
+    times, and each evaluation may err to one side (Bonferroni).
+    """
+    return 1 - (1 - confidence) / (2 * LOOKS)
 
 
 def planning_probability(point: Point, slo_terms: Mapping[str, float]) -> float:

@@ -67,6 +67,7 @@ class RouterEntry(Entry):
     :ivar view_interval_s: how often its view is read unless the scenario says; 0: the view is always current.
     :ivar places_adapters: whether it places adapters on replicas, which must then be equal.
     :ivar splits_adapters: whether each replica gets a part of the adapters, so that their caches add up.
+    :ivar evenly: whether it sends every replica as many requests, however long these take there.
     :ivar reads_text: whether it goes by the text that requests share, so that some must.
     :ivar in_what_if: whether a what-if tries it.
     """
@@ -77,6 +78,7 @@ class RouterEntry(Entry):
     view_interval_s: float = 0.0
     places_adapters: bool = False
     splits_adapters: bool = False
+    evenly: bool = False
     reads_text: bool = False
     in_what_if: bool = False
 

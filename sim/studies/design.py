@@ -167,7 +167,7 @@ def setup_of(world: World) -> Setup:
     pools = tuple(replace(_setup_of(pool, pool.replicas), pool=pool.name) for pool in world.own_pools)
     scenario = world.scenario
     alike = all(pool.serves == "all" and pool.role == "both" for pool in scenario.fleet.pools)
-    by_load = "least-loaded" if alike and scenario.router.policy in ("round-robin", "random") else None
+    by_load = "least-loaded" if alike and scenario.router_policy.evenly else None
     return replace(pools[0], share=None, pool="", pools=pools, by_load=by_load)
 
 

@@ -26,7 +26,7 @@ from sim.studies import evaluate
 from sim.studies.backends.pool import Local
 from sim.studies.design import Design
 from sim.studies.execution import Execution
-from sim.studies.plan import findings, study
+from sim.studies.plan import findings, levers
 from sim.studies.plan.findings import FOR_ADAPTERS, PlanReading, plan_answer
 from sim.studies.plan.study import likely_design, make_plan
 from sim.studies.plan.what_if import changes, free_changes
@@ -348,8 +348,8 @@ def test_more_replications_decide_where_these_differ() -> None:
     for differing, more in (("ttft_p99_s", "run.replications"), ("itl_p99_s", "workload.requests")):
         states = {name: State(Cause.WIDE, once=name == differing) for name in ("ttft_p99_s", "itl_p99_s")}
         point = Point({}, {name: Metric(9.0, state=state) for name, state in states.items()})
-        read: Any = SimpleNamespace(points=[point], record=SimpleNamespace(doubtful=[{}]))
-        read.terms, read.workload = {"ttft_p99_s": 1.0}, {}
+        read: Any = SimpleNamespace(points=[point], record=SimpleNamespace(probable=None, confidence=0.95))
+        read.terms, read.workload, read.open_designs = {"ttft_p99_s": 1.0}, {}, lambda: [({}, None)]
         assert findings._how_to_decide(read) == f"raise {more} to decide it", "the SLO is about TTFT"
 
 
@@ -358,7 +358,7 @@ def test_routers_are_tried_where_one_replica_gets_more_than_others() -> None:
 
     def tried(skew: float) -> tuple[str, ...]:
         point = Point({}, {"ttft_p99_s": Metric(9.0), "replica_load_skew": Metric(skew)})
-        return study._levers(cast("Any", SimpleNamespace(point=point, world=build_world(scenario))), ())
+        return levers._levers(cast("Any", SimpleNamespace(point=point, world=build_world(scenario))), ())
 
     assert (tried(1.1), tried(1.6)) == ((), ("router",))
     routers = [change.label for change in changes(build_world(scenario)) if change.group == "router"]
@@ -396,7 +396,7 @@ def test_kv_offload_is_tried_where_text_is_shared_and_first_tokens_are_late() ->
         settings = ["sweep=null", "fleet.kv_offload=null", f"slo={{{missed}: {limit}}}", *values]
         world = build_world(load_scenario("kv-offload", settings).scenario)
         point = Point({}, {name: Metric(9.0)})
-        return study._levers(cast("Any", SimpleNamespace(point=point, world=world)), ("fleet.replicas",))
+        return levers._levers(cast("Any", SimpleNamespace(point=point, world=world)), ("fleet.replicas",))
 
     assert tried("ttft_p99") == ("kv offload",)
     assert tried("itl_p99") == ("steps",)
@@ -421,24 +421,24 @@ def test_levers_are_tried_on_the_first_design_that_probably_falls_short(monkeypa
     )
     tried: list[str] = []
 
-    def levers(design: Any, _: object) -> tuple[str, ...]:
+    def groups_of(design: Any, _: object) -> tuple[str, ...]:
         tried.append(design.name)
         return ("steps",) if design.name == "short" else ()
 
     prices = {"hopeless": None, "short": 5.0, "open": 5.0, "answer": 5.0}
-    monkeypatch.setattr(study, "_levers", levers)
-    monkeypatch.setattr(study, "_price", lambda design: prices[design.name])
-    assert study._falls_short(found, [], evaluator, ()) == (designs["short"], ("steps",))
+    monkeypatch.setattr(levers, "_levers", groups_of)
+    monkeypatch.setattr(levers, "price_of", lambda design: prices[design.name])
+    assert levers.falls_short(found, [], evaluator, ()) == (designs["short"], ("steps",))
     chances |= {"short": 0.49, "open": 0.5}
-    assert study._falls_short(found, [], evaluator, ()) == (designs["short"], ("steps",))
+    assert levers.falls_short(found, [], evaluator, ()) == (designs["short"], ("steps",))
     prices["short"] = 5.1
-    assert study._falls_short(found, [], evaluator, ()) == (None, ()), "it costs more than the answer"
+    assert levers.falls_short(found, [], evaluator, ()) == (None, ()), "it costs more than the answer"
     found.doubtful = [designs["open"]]
-    assert study._falls_short(found, [], evaluator, ()) == (None, ())
+    assert levers.falls_short(found, [], evaluator, ()) == (None, ())
     assert tried == ["short", "short", "hopeless", "hopeless"]
-    monkeypatch.setattr(study, "_levers", lambda design, _: ("steps",) if design.name == "hopeless" else ())
+    monkeypatch.setattr(levers, "_levers", lambda design, _: ("steps",) if design.name == "hopeless" else ())
     found.doubtful, prices["short"] = [designs["short"]], 5.0
-    assert study._falls_short(found, [], evaluator, ()) == (None, ()), "what does not help there does not help here"
+    assert levers.falls_short(found, [], evaluator, ()) == (None, ()), "what does not help there does not help here"
 
 
 @pytest.mark.parametrize(
@@ -517,7 +517,7 @@ def test_the_change_that_helps_most_is_evaluated_and_the_next_one_if_it_does_not
         row("next", "met", 0.4),
         row("best", "met", 0.2),
     ]
-    found = study._confirmed(rows, short, evaluator)
+    found = levers.with_grades(rows, short, evaluator)
     assert evaluated == ["best", "next"]
     assert [None if each.grade is None else each.grade.probability for each in found] == [*[None] * 4, 0.7, 0.4]
     assert found[4].graded == {"ttft_p99_s": 0.7, "miss_ratio": None}

@@ -126,6 +126,9 @@ run: {replications: 2}
     again = type(point).from_json(json.loads(json.dumps(point.to_json())))
     assert again.tenants == point.tenants
     assert metric_of(point.without_calibration(), name).calibration_hi is None
+    endless, known = metric_of(point.of_endless_run(), name), metric_of(point, name)
+    assert (endless.lo, endless.hi, endless.settled) == (known.value, known.value, True)
+    assert endless.calibration_hi == known.calibration_hi is not None
 
 
 def test_a_plan_without_any_slo_is_refused(tmp_path: Path) -> None:

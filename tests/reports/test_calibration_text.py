@@ -10,8 +10,8 @@ import samples
 
 from reports.tables.metric_tables import make_tiles
 from sim.results.model import Setup
-from sim.results.point import Point
-from sim.results.verdict import verdict
+from sim.results.point import Metric, Point
+from sim.results.verdict import open_by_costs, verdict
 from sim.studies.run.answer import answer
 
 TERMS = {"e2e_p99_s": 1.0}
@@ -100,8 +100,18 @@ def test_a_longer_run_decides_what_both_errors_together_leave_open() -> None:
     made = drawn(0.1, p99=0.88, half=0.09)
     said = answer(made, TERMS)
     assert verdict(made.without_calibration(), TERMS) == "met"
+    assert [open_by_costs(drawn(0.1, p99=p99, half=0.09), TERMS) for p99 in (0.88, 0.95, 1.05, 1.2)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert said.verdict == "unclear"
+    unknown = drawn(0.1)
+    unknown.metrics["e2e_p99_s"] = Metric(None)
+    assert not open_by_costs(unknown, TERMS)
     assert said.setting == "Nothing yet; simulate more requests first."
+    assert said.trust.choice.endswith("its two intervals together include the target; run more requests.")
 
 
 def test_draws_in_overload_leave_nothing_met() -> None:

@@ -354,11 +354,12 @@ def read_manifest(file: Path) -> list[FoundEngine]:
 
 def _autoscaler(document: Any) -> tuple[str, tuple[int | None, int | None]] | None:
     """Return the name of what an autoscaler of Kubernetes or KEDA scales, and from how many to how many replicas."""
-    target, spec = _text_at(document, "spec", "scaleTargetRef", "name"), {}
-    if target:
-        spec = document["spec"]
+    target = _text_at(document, "spec", "scaleTargetRef", "name")
+    if not target:
+        return None
+    spec = document["spec"]
     least, most = _count(spec, "minReplicas", "minReplicaCount"), _count(spec, "maxReplicas", "maxReplicaCount")
-    return (target, (least, most)) if most else None
+    return target, (least, most)
 
 
 def _text_at(value: Any, *keys: str) -> str:

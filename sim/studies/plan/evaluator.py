@@ -31,8 +31,10 @@ from sim.results.verdict import (
     grade,
     is_overloaded,
     lacks_answers,
+    open_by_costs,
     planning_probability,
     strain,
+    sure_in_plan,
     unserved,
     verdict,
     verdict_word,
@@ -51,7 +53,7 @@ from sim.studies.study_identity import code_version, input_digests
 from sim.world.world import World
 
 TIMES = (1, 4, 16)
-"""By effort, how many times longer the runs are than the scenario's."""
+"""By effort, how many times longer the runs are than the scenario's; as many as ``sim.results.verdict.LOOKS``."""
 REPLICATIONS = 2
 """Replications of each evaluation, at most: two cores simulate them at the same time."""
 SMALL_EVALUATION = 30_000 * PACE
@@ -329,7 +331,8 @@ class DesignEvaluator:
         if word == UNCLEAR and is_overloaded(point):  # perhaps only because the run is short
             return Judgement(UNCLEAR, max(score, 1 + _CLOSE), probability=probability)
         if word == UNCLEAR:
-            only_costs = bool(point.calibration) and verdict(point.without_calibration(), self.terms, sure) != UNCLEAR
+            by_run = verdict(point.without_calibration(), self.terms, sure) == UNCLEAR
+            only_costs = not by_run and open_by_costs(point, self.terms, sure)
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
@@ -339,12 +342,7 @@ class DesignEvaluator:
         return max(strain(point, name, target) for name, target in self.terms.items())
 
     def _sure(self) -> float:
-        """Return the probability at which each verdict is certain enough for the confidence of the plan.
-
-        The answer is wrong if the verdict on it or on its more wanted neighbour is wrong. Each is evaluated up to
-        three times, and each evaluation may err to one side (Bonferroni).
-        """
-        return 1 - (1 - self._confidence) / (2 * len(TIMES))
+        return sure_in_plan(self._confidence)
 
 
 def too_short(term: str, state: State, loaded: LoadedScenario, why: str) -> InputError:

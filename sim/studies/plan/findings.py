@@ -16,7 +16,6 @@ from reports.text.setup_text import bill, cost_sentences, gpu_words
 from reports.text.verdict_text import Trust, confidence, find_trust, more_of
 from sim.results.pairs import BETTER
 from sim.results.point import Metric, Point
-from sim.results.run_directory.study_records import PAIR
 from sim.results.slo_terms import metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
@@ -27,13 +26,14 @@ from sim.results.verdict import (
     by_need,
     is_overloaded,
     lacks_answers,
+    open_by_costs,
     out_of_hand,
     strain,
     strained,
+    sure_in_plan,
     term_verdict,
-    verdict,
 )
-from sim.studies.run.answer import Answer, open_by_costs
+from sim.studies.run.answer import Answer
 
 if TYPE_CHECKING:
     from sim.results.run_directory.store import RunData
@@ -241,12 +241,12 @@ def _free_lever(read: PlanReading, data: RunData) -> str:
         return f"Of the changes that cost no GPU, none clearly improves {metric_words(name)}."
     label, found = min(better, key=lambda pair: pair[1].other or 0.0)
     change = f"{metric_words(name)} from {show(name, found.one)} to {show(name, found.other)}"
-    return f"Free to try: {label} takes {change} in two short runs."
+    return f"Free to try: {label} takes {change} in short runs."
 
 
 def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) -> str:
     """Return which change would make a design enough that misses the SLO, and how to plan with it."""
-    few, name, tried = read.phrase(short.set), _misses_most(short, read.terms), [row for row in rows if row.verdict]
+    few, name, tried = read.phrase(short.set), misses_most(short, read.terms), [row for row in rows if row.verdict]
     labels = listed([row.label for row in tried])
     if not tried:
         return ""
@@ -270,20 +270,9 @@ def _makes_enough(read: PlanReading, short: Point, rows: Sequence[WhatIfRow]) ->
     )
 
 
-def enough_by_short_runs(rows: Sequence[WhatIfRow], short: Point, terms: Mapping[str, float]) -> list[WhatIfRow]:
-    """Return the changes with which short runs of a design that misses the SLO met it, the best first."""
-    name = _misses_most(short, terms)
-    enough = [row for row in rows if row.verdict not in (None, NOT_MET) and _is_within(row, terms)]
-    return sorted(enough, key=lambda row: (row.verdict != MET, row.group == PAIR, row.metrics[name].other or 0.0))
-
-
-def _misses_most(short: Point, terms: Mapping[str, float]) -> str:
+def misses_most(short: Point, terms: Mapping[str, float]) -> str:
+    """Return the term that is farthest beyond its target."""
     return max(terms, key=lambda each: strain(short, each, terms[each]))
-
-
-def _is_within(row: WhatIfRow, terms: Mapping[str, float]) -> bool:
-    found = [(row.metrics.get(name), target) for name, target in terms.items()]
-    return all(each is not None and each.other is not None and each.other <= target for each, target in found)
 
 
 def _graded(read: PlanReading, grade: GradeRecord) -> str:
@@ -514,10 +503,15 @@ def _trust(read: PlanReading, *, assumed: bool) -> Trust:
 
 def _open_call(read: PlanReading) -> str:
     """Say how likely the design of the headline would do; without one, that the likeliest is too close to call."""
-    likely, designs = read.record.probable, read.open_designs()
-    if likely is not None and any(values == likely.set for values, _ in designs):
+    likely, designs = _likely_and_open(read), read.open_designs()
+    if likely is not None:
         return f"the chance that {read.phrase(likely.set, ' and ')} would do is {percent(round(likely.probability, 2))}"
     return f"whether {read.phrase(designs[0][0], ' and ') if designs else 'another'} would do is open"
+
+
+def _likely_and_open(read: PlanReading) -> GradeRecord | None:
+    likely = read.record.probable
+    return likely if likely is not None and likely.set in read.record.doubtful else None
 
 
 def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
@@ -535,27 +529,24 @@ def confidence_of(read: PlanReading, *, assumed: bool) -> tuple[str, str]:
 
 
 def _how_to_decide(read: PlanReading) -> str:
-    """Return what would decide the open verdicts."""
+    """Return what would decide the open call."""
     if _open_by_costs(read):
         return "only a better profile can decide it, not a longer run"
-    if any(more_of(point, read.terms) != "requests" for point in _doubtful(read)):
+    point = _open_point(read)
+    if point is not None and more_of(point, read.terms) != "requests":
         return "raise run.replications to decide it"
     longer = (words for key, words in LONGER.items() if read.workload.get(key) is not None)
     return f"{next(longer, 'raise workload.requests')} to decide it"
 
 
-def _doubtful(read: PlanReading) -> list[Point]:
-    return [point for point in read.points if point.set in read.record.doubtful]
+def _open_point(read: PlanReading) -> Point | None:
+    """Return the point of the open call: that of ``_open_call``."""
+    likely, designs = _likely_and_open(read), read.open_designs()
+    named = likely.set if likely is not None else designs[0][0] if designs else None
+    return next((point for point in read.points if point.set == named), None)
 
 
 def _open_by_costs(read: PlanReading) -> bool:
-    """Return whether all open verdicts would be clear if the profile's costs were certain, or can't be while they
-    aren't."""
-    points = _doubtful(read)
-
-    def is_open(point: Point) -> bool:
-        if verdict(point.without_calibration(), read.terms) != UNCLEAR:
-            return True
-        return any(open_by_costs(metric_of(point, name), read.terms[name]) for name in read.missed(point))
-
-    return bool(points) and all(point.calibration and is_open(point) for point in points)
+    """Return whether no longer run decides the open call."""
+    point = _open_point(read)
+    return point is not None and open_by_costs(point, read.terms, sure_in_plan(read.record.confidence))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.run_directory.study_records import FleetRecord
 from sim.results.verdict import MET, PROBABLE, UNCLEAR
-from sim.spec.profile_choice import gpus_per_replica, profile_of, replica_prices
+from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_of, replica_prices
 from sim.spec.scenario import PRICE, FleetChoice, Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.plan.candidates import Variable
@@ -273,3 +274,20 @@ def _strain(found: Screened, terms: Mapping[str, float]) -> float:
     if terms.get("miss_ratio"):
         strains.append(found.miss_ratio / terms["miss_ratio"])
     return max(strains)
+
+
+def price_of(design: PlanDesign) -> float | None:
+    """Return what all GPUs of a design cost per hour; None where the scenario has no price.
+
+    With an autoscaler it is the mean over the simulation.
+    """
+    scenario, world = design.loaded.scenario, design.world
+    price, pools, _ = prices_of(scenario)
+    if price is None or world is None:
+        return None
+    if scenario.fleet.autoscale is not None:
+        month = None if design.point is None else design.point.value("usd_per_month")
+        return None if month is None else month / HOURS_PER_MONTH
+    if pools:
+        return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
+    return price * world.gpus

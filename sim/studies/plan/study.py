@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.answers.limits import is_uneven
 from sim.errors import InputError, OutputError
-from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
@@ -23,13 +21,10 @@ from sim.results.run_directory.study_records import (
     FormulaRecord,
     PlanRecord,
     RefusedDesign,
-    WhatIfRow,
 )
-from sim.results.slo_terms import all_terms, is_gap, split_term, value_of
-from sim.results.verdict import NO_DATA, PROBABLE, strain, strained
+from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import as_started, beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
-from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.evaluate import facts_of
@@ -38,15 +33,13 @@ from sim.studies.headroom import find_headroom
 from sim.studies.plan.candidates import Variable
 from sim.studies.plan.checks import check_plan
 from sim.studies.plan.evaluator import DesignEvaluator, PlanDesign
-from sim.studies.plan.findings import FOR_ADAPTERS, RECOMMENDED, enough_by_short_runs
-from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_replica, search
+from sim.studies.plan.findings import FOR_ADAPTERS, RECOMMENDED
+from sim.studies.plan.levers import falls_short, waits_for_adapters, with_grades
+from sim.studies.plan.questions import SearchResult, full_replicas, gpus_of_replica, price_of, search
 from sim.studies.plan.screen import screen
-from sim.studies.plan.what_if import free_changes, what_if
+from sim.studies.plan.what_if import what_if
 from sim.studies.sweep import manifest_of, task_of
 from sim.world.memory.gpu_memory import host_kv_bytes
-
-_WAITING = 0.05
-"""Share of the latency that is waiting for adapters, from which other routers and caches are tried."""
 
 
 @dataclass(frozen=True)
@@ -130,73 +123,13 @@ def make_plan(
             _keep_headroom(store, chosen)
         assert chosen.point is not None, "it was evaluated"
         wanted_last = [*reversed(_most_wanted_first(designs, axes, plan))]
-        short, levers = _falls_short(found, wanted_last, evaluator, plan.keys)
+        short, levers = falls_short(found, wanted_last, evaluator, plan.keys)
         if short is not None:
             _keep_changes(store, "levers", short, execution, levers, plan.keys, evaluator)
             store.update({"levers_key": short.key})
-        if and_what_if or (short is None and _waits_for_adapters(chosen)):
+        if and_what_if or (short is None and waits_for_adapters(chosen)):
             _keep_changes(store, "what_if", chosen, execution, () if and_what_if else FOR_ADAPTERS, plan.keys)
     return PlanOutcome(folder, chosen.point, points, record, store.resumed)
-
-
-_CONFIRMED = 2
-"""How many changes that seem to make a design enough are evaluated as thoroughly as designs, at most."""
-_FOR_GAPS, _FOR_EVEN_LOAD, _FOR_TENANTS, _FOR_PROMPTS = ("steps",), ("router",), ("scheduling",), ("kv offload",)
-"""Groups of changes that cost no GPU, besides those for adapters: where gaps between tokens are too long, where one
-replica gets more requests than others, where a tenant's SLO is missed, and where first tokens are late."""
-
-
-def _falls_short(
-    found: SearchResult, designs: Sequence[PlanDesign], evaluator: DesignEvaluator, planned: Collection[str]
-) -> tuple[PlanDesign | None, tuple[str, ...]]:
-    """Return the design next to the answer that misses the SLO, if changes that cost no GPU could help it, and which.
-
-    One of them may make it enough. Of two variables, one less of the first saves more.
-
-    Where a plan was found, that is the most wanted design that more likely misses the SLO than meets it, or an edge.
-
-    :param designs: all, the most wanted last: if the best may do, the first of them that probably does not is tried.
-    """
-    misses = (each for each in (found.best, *designs) if evaluator.grade(each).probability <= 1 - PROBABLE)
-    doubtful = (each for each in found.doubtful if evaluator.grade(each).probability < 0.5)
-    likely_short: list[PlanDesign | None] = [each for each in doubtful if not _is_dearer(each, found.answer)]
-    # Where what nearly does would not be helped, what is farther from it is not either.
-    tried = [next(misses, None)] if found.answer is None else likely_short or [found.other_edge, found.edge]
-    for design in tried:
-        if design is not None and not _is_dearer(design, found.answer) and (levers := _levers(design, planned)):
-            return design, levers
-    return None, ()
-
-
-def _is_dearer(design: PlanDesign, answer: PlanDesign | None) -> bool:
-    """Return whether a design costs more than the answer: with several fleets, the edge may belong to a dearer one."""
-    price, least = _price(design), None if answer is None else _price(answer)
-    return price is not None and least is not None and price > least
-
-
-def _levers(design: PlanDesign, planned: Collection[str]) -> tuple[str, ...]:
-    point, world = design.point, design.world
-    if point is None or world is None:
-        return ()
-    missed = strained(point, all_terms(world.scenario))
-    for_queues = FOR_ADAPTERS if _waits_for_adapters(design) else _FOR_EVEN_LOAD if is_uneven(point) else ()
-    for_tenants = _FOR_TENANTS if any(split_term(term)[0] for term in missed) else ()
-    late = any(split_term(term)[1].startswith(("ttft_", "e2e_")) for term in missed)
-    slow = _FOR_GAPS if any(map(is_gap, missed)) else ()
-    groups = (*for_queues, *slow, *(_FOR_PROMPTS if late else ()), *for_tenants)
-    return tuple(dict.fromkeys(change.group for change in free_changes(world, groups, planned)))
-
-
-def _waits_for_adapters(design: PlanDesign) -> bool:
-    """Return whether more slots or copies, a router or an eviction could help."""
-    point, world = design.point, design.world
-    if point is None or world is None:
-        return False
-    target = all_terms(world.scenario).get("miss_ratio")
-    if target is not None and strain(point, "miss_ratio", target) > 1:
-        return True
-    waits = sum(point.breakdown.get(stage, 0.0) for stage in ("loader_queue_s", "load_s", "decode_load_s"))
-    return waits > _WAITING * sum(point.breakdown.values()) or (point.capacity.slots.blocked_share or 0.0) > _WAITING
 
 
 def _keep_changes(
@@ -216,25 +149,9 @@ def _keep_changes(
     rows, requests = what_if(design.loaded, store, execution, groups, planned)
     if evaluator is not None:
         before = evaluator.requests
-        rows = _confirmed(rows, design, evaluator)
+        rows = with_grades(rows, design, evaluator)
         requests += evaluator.requests - before
     store.update({name: json_ready([row.to_json() for row in rows]), f"{name}_requests": requests})
-
-
-def _confirmed(rows: list[WhatIfRow], design: PlanDesign, evaluator: DesignEvaluator) -> list[WhatIfRow]:
-    """Return rows with the grade of the change that seems to make a design enough, and of the next one if that more
-    likely does not.
-    """
-    assert design.point is not None, "it was evaluated"
-    for row in enough_by_short_runs(rows, design.point, evaluator.terms)[:_CONFIRMED]:
-        found = evaluator.changed(design, row.set)
-        assert found.point is not None, "it was evaluated"
-        values = {name: value_of(found.point, name) for name in evaluator.terms}
-        graded = replace(row, grade=evaluator.grade(found), graded=values)
-        rows = [graded if each is row else each for each in rows]
-        if found.judgement is not None and found.judgement.probability >= NO_DATA:
-            break
-    return rows
 
 
 def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:
@@ -350,23 +267,6 @@ def likely_design(evaluator: DesignEvaluator, axes: list[Variable], plan: Plan) 
     return None
 
 
-def _price(design: PlanDesign) -> float | None:
-    """Return what all GPUs of a design cost per hour; None where the scenario has no price.
-
-    With an autoscaler it is the mean over the simulation.
-    """
-    scenario, world = design.loaded.scenario, design.world
-    price, pools, _ = prices_of(scenario)
-    if price is None or world is None:
-        return None
-    if scenario.fleet.autoscale is not None:
-        month = None if design.point is None else design.point.value("usd_per_month")
-        return None if month is None else month / HOURS_PER_MONTH
-    if pools:
-        return sum(each * pool.replicas * pool.gpus for each, pool in zip(pools, world.pools, strict=True))
-    return price * world.gpus
-
-
 def _record(
     plan: Plan, axes: list[Variable], found: SearchResult, evaluator: DesignEvaluator, loaded: LoadedScenario
 ) -> PlanRecord:
@@ -408,7 +308,7 @@ def _record(
         grades=grades,
         probable=None if found.likely is None else evaluator.grade(found.likely),
         frontier=[
-            replace(evaluator.grade(design), price=_price(design))
+            replace(evaluator.grade(design), price=price_of(design))
             for design in _most_wanted_first(found.frontier, axes, plan)
         ],
         edge_refused_key=None if found.edge is None or found.edge.refused is None else found.edge.refused.key,

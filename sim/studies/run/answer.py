@@ -31,7 +31,7 @@ from reports.text.metric_text import capital, says_unserved, term_sentence, unse
 from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.model import Impact
-from sim.results.point import Metric, Point
+from sim.results.point import Point
 from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, TOO_LONG, TOO_SHORT, Headroom
 from sim.results.slo_terms import is_gap, judged, metric_of, split_term, with_tenants
 from sim.results.verdict import (
@@ -43,6 +43,7 @@ from sim.results.verdict import (
     grade,
     is_overloaded,
     met_probability,
+    open_by_costs,
     strained,
     term_verdict,
     verdict,
@@ -165,13 +166,6 @@ def _other_tenants(point: Point, slo_terms: Mapping[str, float], deciding: str) 
 def _missed(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
     """Return the terms of the fleet's SLO that a point certainly misses."""
     return [name for name, target in slo_terms.items() if term_verdict(point, name, target) == NOT_MET]
-
-
-def open_by_costs(metric: Metric | None, target: float) -> bool:
-    """Return whether the profile's draws leave open by themselves on which side of its target a metric is."""
-    if metric is None or metric.calibration_lo is None or metric.calibration_hi is None:
-        return False
-    return metric.calibration_lo <= target <= metric.calibration_hi
 
 
 def _measured(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> list[str]:
@@ -338,8 +332,7 @@ def _to_decide(point: Point, slo_terms: Mapping[str, float], shown: str | None) 
     """
     terms, deciding = with_tenants(slo_terms, point), None if shown is None else metric_of(point, shown)
     by_run = verdict(point.without_calibration(), slo_terms) == UNCLEAR
-    by_costs = shown is not None and open_by_costs(deciding, terms[shown])
-    by_costs = by_costs or (bool(point.calibration.get("overloaded")) and not by_run)  # else both errors together do
+    by_costs = open_by_costs(point, terms)
     both = by_run and by_costs and deciding is not None and not deciding.settled
     return (_BY_BOTH if both else _BY_COSTS if by_costs else _BY_RUN).format(more_of(point, terms))
 
