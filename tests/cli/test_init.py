@@ -333,6 +333,26 @@ services:
     command: --model meta-llama/Llama-3.1-8B-Instruct --enable-lora --max-loras=6
 """
 SCALED = KSERVE.replace("maxReplicas: 2", "maxReplicas: 5")
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+KSERVE_MODEL = """\
+kind: InferenceService
+spec:
+  predictor:
+    minReplicas: 2
+    model:
+      modelFormat: {name: huggingface}
+      args: [--model_name, llm, --backend=vllm, --enable-lora, --max-loras=6]
+      storageUri: hf://meta-llama/Llama-3.1-8B-Instruct
+"""
+LLM_SERVICE = """\
+kind: LLMInferenceService
+spec:
+  replicas: 2
+  model: {uri: "hf://meta-llama/Llama-3.1-8B-Instruct", lora: {adapters: [{name: a}]}}
+  template:
+    containers: [{name: main, env: [{name: VLLM_ADDITIONAL_ARGS, value: --max-loras 6}]}]
+  prefill: {replicas: 1}
+"""
 HPA = """\
 ---
 kind: HorizontalPodAutoscaler
@@ -350,6 +370,9 @@ KEDA = "---\nkind: ScaledObject\nspec: {scaleTargetRef: {name: llm}, minReplicaC
         (CHART, 2),
         (KSERVE, 2),
         (SCALED, 2),
+        (KSERVE_MODEL, 2),
+        (re.sub(r" +storageUri: hf://(.*)\n", "", KSERVE_MODEL).replace("--backend=vllm", f"--model_id={MODEL}"), 2),
+        (LLM_SERVICE, 2),
         (DEPLOYMENT + HPA, 2),
         (DEPLOYMENT.replace("  replicas: 3\n", "") + KEDA, 2),
         (DEPLOYMENT + HPA.replace("name: llm", "name: other"), 3),
@@ -368,10 +391,51 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
     if text is DEPLOYMENT:
         assert "fleet:\n" in written
         assert scenario.fleet.engine.startswith("vllm-0.")
+    assert ("Not translated: prefill in llm.yaml" in written) == (text is LLM_SERVICE)
+    assert ("doesn't enable LoRA" in written) == ("--enable-lora" not in text and text not in (CHART, LLM_SERVICE))
     if text is CHART:
         assert (scenario.fleet.max_model_len, scenario.fleet.prefix_caching) == (4096, False)
         assert scenario.fleet.engine == "vllm-0.12.0"
-        assert "doesn't enable LoRA" not in written
+
+
+@pytest.mark.parametrize(
+    ("logic", "policy"),
+    [
+        ("roundrobin", "round-robin"),
+        ("session", "production-stack-session"),
+        ("prefixaware", "production-stack-prefixaware"),
+        ("kvaware", None),
+    ],
+)
+def test_router_and_offload_of_the_production_stack(loraplan: CommandLine, logic: str, policy: str | None) -> None:
+    values = CHART.replace("vllmConfig:", "lmcacheConfig: {enabled: true}\n      vllmConfig:")
+    deployed = f"---\nspec: {{containers: [{{args: [--port, '1', --routing-logic, {logic}]}}]}}\n"
+    for text in (f"routerSpec: {{routingLogic: {logic}}}\n{values}", values + deployed):
+        Path("llm.yaml").write_text(text)
+        Path("mine.yaml").unlink(missing_ok=True)
+        scenario = drafted(loraplan, "--from-manifest", "llm.yaml", "--gpu", "h100")
+        assert scenario.router.policy == (policy or "round-robin")
+        written = Path("mine.yaml").read_text(encoding="utf-8")
+        assert ("Not translated: the routing logic kvaware" in written) == (policy is None)
+        assert "LMCache is not simulated" in written
+
+
+def test_options_in_a_file_of_the_engine(tmp_path: Path) -> None:
+    file = tmp_path / "vllm.yaml"
+    file.write_text("model: m\nenable-lora: true\nmax-loras: 4\nmax_num_seqs: 9\nlora-modules: [a=/a, b=/b]\n")
+    alone = read_command("vllm serve m --max-num-seqs 9 --enable-lora --lora-modules a=/a b=/b --max-loras 6")
+    values = {each.key: each.value for each in alone.settings}
+    for command in (f"vllm serve --config {file} --max-loras 6", f"vllm serve m --max-loras 6 --config={file}"):
+        read = read_command(command)
+        assert ({each.key: each.value for each in read.settings}, read.model, read.loras) == (values, "m", True)
+    assert read_command(f"vllm serve other --config {file}").model == "other"
+    file.write_text("enable-prefix-caching: false\nenable-lora: true\n")
+    assert read_command(f"vllm serve m --config {file}").value("fleet.prefix_caching") is False
+    gone = read_command(f"vllm serve m --config {tmp_path / 'gone.yaml'}")
+    assert [why for _, why in gone.untranslated] == ["a file of options; init reads it where it is at this path"]
+    file.write_text("- a\n")
+    with pytest.raises(InputError, match=r"vllm\.yaml"):
+        read_command(f"vllm serve m --config {file}")
 
 
 def test_options_of_the_next_command_are_none_of_the_engine() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import InputError, did_you_mean
 from sim.spec.engine_flags.options import EngineFlags, Flag, Replica, bare, flag_tables, whole_number
 from sim.spec.engines import ENGINES, fill
-from sim.spec.files.tree import value_at
+from sim.spec.files.tree import plain, value_at
+from sim.spec.files.yaml_tree import read_yaml
 from sim.spec.needs import value_of, words_of
 from sim.spec.sections.serving import Cache, Fleet, Storage
 
@@ -112,6 +115,7 @@ def read_command(text: str | Sequence[str]) -> ReadCommand:
                     rest.pop(0)
                 if len(rest) > 1 and not rest[1].startswith("-") and (hint := did_you_mean(rest[0], ["serve"])):
                     raise InputError("unknown command of an engine", got=rest[0], allowed="serve", hint=hint)
+                rest = _with_config_file(rest)
                 return _read(flag_tables()[table], f"{engine}-{version[1]}" if version else engine, rest)
     raise InputError(
         "no command line of vLLM or SGLang",
@@ -177,6 +181,32 @@ def _started(commands: list[list[str]]) -> list[str]:
     return next((command for command in engines if any(map(_SERVES.search, command))), engines[0])
 
 
+def _with_config_file(words: Sequence[str]) -> list[str]:
+    """Replace ``--config FILE`` by the options in that file, where it is here; those on the command line come last and
+    so count, as in ``FlexibleArgumentParser`` of vLLM 0.32.
+
+    :raises InputError: if it is no YAML mapping.
+    """
+    place = next((number for number, word in enumerate(words) if re.match("--config(=|$)", word)), None)
+    if place is None:
+        return list(words)
+    _, equals, name = words[place].partition("=")
+    after = place + 1 if equals else place + 2
+    path = Path(name if equals else "".join(words[place + 1 : after]))
+    if not path.is_file():
+        return list(words)
+    options: list[str] = []
+    for key, value in plain(read_yaml(path, str(path))).items():
+        if isinstance(value, bool):
+            options.append(f"--{'' if value else 'no-'}{key}")
+        elif isinstance(value, list):
+            options += [f"--{key}", *map(str, value)] if value else []
+        else:
+            options.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    head = 1 if words[0] != words[place] and not words[0].startswith("-") else 0  # the model
+    return [*words[:head], *options, *words[head:place], *words[after:]]
+
+
 def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:
     flags = {bare(name): flag for flag in table.flags for name in (flag.name, *flag.also)}
     given, said, model = _options(flags, words)
@@ -192,7 +222,7 @@ def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:
             place.append(_without_secrets(said[name]) + (f" ({near})" if near else ""))
             continue
         if flag.name in ("--model", "--model-path"):
-            model = values[0] if values else model
+            model = model or "".join(values[:1])
             continue
         found = _meaning(flag, name, values, given)
         for key, value in found.items():

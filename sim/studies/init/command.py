@@ -17,11 +17,18 @@ from sim.errors import InputError
 if TYPE_CHECKING:
     from sim.spec.engine_flags.command_lines import ReadCommand, Setting
     from sim.spec.sections.trace_source import Trace
-    from sim.studies.init.draft import Draft, FoundEngine
+    from sim.studies.init.draft import Draft
+    from sim.studies.init.manifest import FoundEngine
     from sim.studies.init.questions import Question
 
 _OF_LOGS = ("--columns", "--base-model", "--adapter-from", "--skip-bad")
 """Options that say how a log is read."""
+_ROUTING = {
+    "roundrobin": "round-robin",
+    "session": "production-stack-session",
+    "prefixaware": "production-stack-prefixaware",
+}
+"""Routing logics of the production stack that can be simulated."""
 _INPUT = "standard input"
 _LONGEST_LINE = 10_000
 
@@ -87,7 +94,8 @@ def init(
     """
     from sim.spec.engine_flags.command_lines import Setting, read_command
     from sim.studies.deploy.picker import is_picker, read_picker
-    from sim.studies.init.draft import EXAMPLE, Draft, read_manifest, write_draft
+    from sim.studies.init.draft import EXAMPLE, Draft, write_draft
+    from sim.studies.init.manifest import read_manifest
     from sim.studies.vet.adapter_scenario import check_target
 
     check_target(out)
@@ -255,6 +263,17 @@ def _add_pods(draft: Draft, engine: FoundEngine, command: ReadCommand, file: str
     if engine.most is not None and engine.most != (engine.replicas or 1):
         said = f"Not translated: {file} scales from {engine.replicas or 1} to {engine.most} replicas"
         draft.comments.append(f"{said}: fleet.autoscale simulates an autoscaler.")
+    if engine.prefill:
+        draft.comments.append(
+            f"Not translated: prefill in {file}: roles of fleet.pools simulate prefill and decode apart."
+        )
+    if engine.routing:
+        policy = _ROUTING.get(engine.routing)
+        said = f"the routing logic {engine.routing} in {file}"
+        if policy is None:
+            draft.comments.append(f"Not translated: {said}: no router.policy is like it; round-robin is simulated.")
+        else:
+            draft.add([Setting("router.policy", policy, said)])
     if engine.gpu is not None:
         draft.add([Setting("fleet.gpu", engine.gpu, f"what {file} asks for")])
     if engine.gpus and engine.gpus != used:

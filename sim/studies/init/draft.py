@@ -1,27 +1,15 @@
-"""Drafts a scenario from settings with their origin, and leaves out those that can't be simulated, with the reason.
-
-Finds the command line of an engine in a Kubernetes manifest, or in values of the vLLM production stack's chart.
-"""
+"""Drafts a scenario from settings with their origin, and leaves out those that can't be simulated, with the reason."""
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
-from sim.spec.engine_flags.command_lines import (
-    ReadCommand,
-    Setting,
-    engine_words_of,
-    script_of_shell,
-    starts_engine,
-)
+from sim.spec.engine_flags.command_lines import ReadCommand, Setting
 from sim.spec.engines import (
     DEFAULT_ENGINE,
     batch_limits,
@@ -32,7 +20,7 @@ from sim.spec.engines import (
     preset_value,
 )
 from sim.spec.files.yaml_tree import flow_text
-from sim.spec.gpus import DEFAULT_GPU, gpu_named
+from sim.spec.gpus import DEFAULT_GPU
 from sim.spec.profile import load_profile
 from sim.spec.profile_choice import (
     DEFAULT_MODEL,
@@ -45,7 +33,6 @@ from sim.spec.profile_choice import (
 )
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
-from sim.studies.deploy.picker import documents_of
 from sim.studies.design import check_points
 from sim.training.files.engine_checks import ServingTarget, check_serving_target
 
@@ -62,8 +49,6 @@ _ADAPTERS = (Setting("adapters.count", 100, EXAMPLE), Setting("adapters.rank", 1
 _GOALS = (Setting("slo.ttft_p99", "1 s", EXAMPLE),)
 _BATCH_KEYS = ("max_num_seqs", "max_num_batched_tokens")
 _LARGER_SHARE_FROM = (0, 25)
-_DEEPEST = 40
-_GPU_COUNTS = ("nvidia.com/gpu", "amd.com/gpu", "requestGPU")
 _MODEL, _GPU, _GPUS = "adapters.base_model", "fleet.gpu", "fleet.tensor_parallel"
 _SHARE = "fleet.gpu_memory_utilization"
 
@@ -306,175 +291,3 @@ def _named(error: InputError) -> Iterator[str]:
 
 def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-# Manifests: what they say of an engine.
-
-
-@dataclass(frozen=True, slots=True)
-class FoundEngine:
-    """What a manifest says of an engine.
-
-    :ivar words: its command line.
-    :ivar replicas: how many there are, or the fewest; None: it doesn't say.
-    :ivar most: to how many it scales; None: it doesn't say.
-    :ivar gpu: the GPU that it asks for, as ``fleet.gpu`` has it; None: it doesn't say, or none of ours.
-    :ivar gpus: how many it asks for; None: it doesn't say.
-    """
-
-    words: tuple[str, ...]
-    replicas: int | None
-    most: int | None
-    gpu: str | None
-    gpus: int | None
-
-
-def read_manifest(file: Path) -> list[FoundEngine]:
-    """Return every engine that a manifest starts.
-
-    :raises InputError: if it is no YAML, or starts none.
-    """
-    documents = [*documents_of(file)]
-    scaled = dict(scales for document in documents if (scales := _autoscaler(document)) is not None)
-    found = []
-    for document in documents:
-        least, most = scaled.get(_text_at(document, "metadata", "name"), (None, None))
-        found += [
-            replace(each, replicas=least or each.replicas, most=most or each.most)
-            for each in _engines_in(document, None, None, _gpu(document), 0)
-        ]
-    if not found:
-        raise InputError(
-            "no container starts vLLM or SGLang",
-            file=str(file),
-            allowed="command and args of a container, or vllmConfig of the vLLM production stack's values",
-        )
-    return found
-
-
-def _autoscaler(document: Any) -> tuple[str, tuple[int | None, int | None]] | None:
-    """Return the name of what an autoscaler of Kubernetes or KEDA scales, and from how many to how many replicas."""
-    target = _text_at(document, "spec", "scaleTargetRef", "name")
-    if not target:
-        return None
-    spec = document["spec"]
-    least, most = _count(spec, "minReplicas", "minReplicaCount"), _count(spec, "maxReplicas", "maxReplicaCount")
-    return target, (least, most)
-
-
-def _text_at(value: Any, *keys: str) -> str:
-    """Return the text at a path of keys; empty where there is none."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str) else ""
-
-
-def _engines_in(
-    value: Any, replicas: int | None, most: int | None, gpu: str | None, depth: int
-) -> Iterator[FoundEngine]:
-    if depth > _DEEPEST:
-        return
-    if isinstance(value, list):
-        for each in value:
-            yield from _engines_in(each, replicas, most, gpu, depth + 1)
-    if not isinstance(value, Mapping):
-        return
-    replicas = _count(value, "replicas", "replicaCount", "minReplicas") or replicas
-    if "image" in value:  # a service of Compose
-        deploy = value.get("deploy")
-        counts = {**(deploy if isinstance(deploy, Mapping) else {}), **value}
-        replicas = _count(counts, "replicas", "scale") or replicas
-    most = _count(value, "maxReplicas") or most
-    is_chart = "modelURL" in value or isinstance(value.get("vllmConfig"), Mapping)
-    words = _chart_words(value) if is_chart else _container_words(value)
-    if starts_engine(words):
-        yield FoundEngine(tuple(words), replicas, most, _gpu(value) or gpu, _gpu_count(value))
-        return
-    for each in value.values():
-        yield from _engines_in(each, replicas, most, gpu, depth + 1)
-
-
-def _count(value: Mapping[str, Any], *keys: str) -> int | None:
-    counts = (value.get(key) for key in keys)
-    return next((each for each in counts if isinstance(each, int) and not isinstance(each, bool) and each > 0), None)
-
-
-def _container_words(container: Mapping[str, Any]) -> list[str]:
-    if not ("command" in container or "args" in container):
-        return []
-    words = [container["image"]] if isinstance(container.get("image"), str) else []
-    variables = _variables(container)
-    for key in ("command", "args"):
-        part = container.get(key)
-        for word in [part] if isinstance(part, str) else part if isinstance(part, list) else []:
-            text = _VARIABLE.sub(lambda found: variables.get(found[1] or found[2] or found[3], found[0]), str(word))
-            shell = script_of_shell([*words, text])
-            is_script = shell is not None and shell[1] == len(words)
-            words += _split(text) if re.search(r"\s", text) and "--" in text and not is_script else [text]
-    try:
-        return engine_words_of(words)
-    except ValueError:  # a script that no shell would take
-        return words
-
-
-_VARIABLE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)\}|([A-Za-z_]\w*))")
-
-
-def _variables(container: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variables that a container's words may name, with the values that it gives."""
-    given = container.get("env")
-    pairs = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
-    return {str(pair.get("name")): str(pair["value"]) for pair in pairs if "value" in pair}
-
-
-def _chart_words(spec: Mapping[str, Any]) -> list[str]:
-    """Return the command line that the chart of the vLLM production stack makes of a model's values.
-
-    Source: ``helm/templates/deployment-vllm-multi.yaml`` of vllm-project/production-stack. Unless the values enable it,
-    it turns prefix caching off.
-    """
-    image = [f"{spec['repository']}:{spec['tag']}"] if "repository" in spec and "tag" in spec else []
-    words = [*image, "vllm", "serve", str(spec.get("modelURL", ""))]
-    if spec.get("enableLoRA") is True:
-        words.append("--enable-lora")
-    config = spec.get("vllmConfig")
-    if not isinstance(config, Mapping):
-        return words
-    for key, value in {"enablePrefixCaching": False, **config}.items():
-        if key == "extraArgs" and isinstance(value, list):
-            words += [str(word) for word in value]
-        elif value is True or value is False:
-            words.append(f"--{'' if value else 'no-'}{_dashed(str(key))}")
-        elif isinstance(value, (str, int, float)) and key not in ("v0", "v1", "hf_token"):
-            words.append(f"--{_dashed(str(key))}={value}")
-    return words
-
-
-def _dashed(key: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", key).lower()
-
-
-def _split(text: str) -> list[str]:
-    try:
-        return shlex.split(text.replace("\\\n", " "), comments=True)
-    except ValueError:
-        return text.split()
-
-
-def _gpu(value: Any, depth: int = 0) -> str | None:
-    """Return the first GPU of ours that a node selector, an affinity or a chart's value names."""
-    if isinstance(value, str):
-        known = gpu_named(value)
-        return None if known is None else known.name
-    if depth > _DEEPEST or not isinstance(value, (Mapping, list)):
-        return None
-    parts = value.values() if isinstance(value, Mapping) else value
-    return next((found for each in parts if (found := _gpu(each, depth + 1))), None)
-
-
-def _gpu_count(value: Mapping[str, Any]) -> int | None:
-    """Return how many GPUs a container, or a chart's model, asks for."""
-    resources = value.get("resources")
-    tables = [*(resources.values() if isinstance(resources, Mapping) else ()), value]
-    asked = (str(table.get(key)) for table in tables if isinstance(table, Mapping) for key in _GPU_COUNTS)
-    return next((int(count) for count in asked if re.fullmatch(r"[1-9][0-9]{0,2}", count)), None)
