@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from calibrate.kernels.base_models import WEIGHTS, BaseModel
 from calibrate.kernels.cards import Card, OtherMemory
 from sim.errors import InputError, LoraplanError, install_hint
-from sim.spec.profile_choice import MOST_GPUS
+from sim.spec.profile_choice import ANCHOR_STEP, MOST_GPUS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -303,7 +303,7 @@ class KernelTables:
                 key="--weights",
                 got=deployment.weights,
                 allowed=", ".join(offered) or None,
-                hint=hint if offered else "give another --gpu, or the config.json of a checkpoint in another format",
+                hint=hint if offered else ANCHOR_STEP,
             )
         attention = self._table("generation_attention")
         shape = deployment.model.shape

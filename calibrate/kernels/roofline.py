@@ -21,6 +21,7 @@ from calibrate.kernels.cards import CARDS, Card
 from calibrate.kernels.kernel_tables import Deployment, check_parallel, check_weights
 from sim.arrays import Floats
 from sim.errors import InputError
+from sim.spec.profile_choice import ANCHOR_STEP
 
 FILE = Path(__file__).with_name("efficiencies.json")
 BANDWIDTH, FLOPS = "bandwidth", "flops"
@@ -139,7 +140,9 @@ class Roofline:
                 key="--model" if model.shape.experts else "--weights",
                 got=model.name if model.shape.experts else deployment.weights,
                 allowed=None if model.shape.experts else "bf16",
-                hint=f"give a card with kernel tables: --gpu {', '.join(CARDS)}",
+                hint=f"give a card with kernel tables: --gpu {', '.join(CARDS)}"
+                if model.shape.experts
+                else ANCHOR_STEP,
             )
         shape, card = model.shape, deployment.card
         hidden, query = shape.module_on_gpu("q", gpus)

@@ -156,6 +156,10 @@ _BUILT_FOR = {"vllm": "", "sglang": "sglang", "tensorrt-llm": "trtllm"}
 _MOST_NEAR = 4
 _TUNED = re.compile(r"(-(instruct|chat|base|it|hf|v\d[\d.]*))+$")
 """Endings of names that leave a model's layers as they are."""
+_FOUR_BITS = re.compile(r"(-quantized)?[-.](awq|gptq|w4a16|int4|4bit|bnb-4bit|autoround)\b.*")
+"""Endings of names of checkpoints whose kernels are in no table of vLLM or SGLang."""
+ANCHOR_STEP = "correct the profile of the 16-bit checkpoint by a run of your server (loraplan profiles adjust --anchor)"
+"""What is left for a format of weights whose kernels nobody measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,6 +482,10 @@ def _is_known(model: str) -> bool:
 
 def _build_step(wanted: Shelved) -> str:
     """Return how to build a profile: by the model's name, or where it is not known from its ``config.json``."""
+    if four := _FOUR_BITS.search(named := plain_name(wanted.model)):
+        whole, log = plain_name(named[: four.start()]), "fleet.kv_tokens is what your server's log says"
+        slower = f"set adapters.base_model to {whole}, which decodes more slowly and has a smaller KV cache ({log})"
+        return f"nobody measured kernels of {four[2]} weights: {slower}; or {ANCHOR_STEP}"
     command = build_command(wanted.gpu, wanted.model, wanted.engine, wanted.gpus)
     if _is_known(wanted.model):
         return f"build it: {command} (--model also takes a config.json), and give its file as fleet.profile"
