@@ -71,7 +71,7 @@ class Event:
     :ivar text: in words, for a timeline.
     :ivar rollout: number of the rollout that it belongs to; None for other events.
     :ivar missed: of a ``rollback``: name, value (None: too many requests failed) and limit of each term of the gate
-        that did not hold.
+        that did not hold; of an ``end`` before a gate had enough requests, how many it had and waits for.
     """
 
     time_s: float

@@ -93,14 +93,14 @@ def rolled_back(missed: list[list[object]]) -> Point:
     ("limit_s", "setting"),
     [
         (
-            0.2,
-            "Add replicas (fleet.replicas), or let the gate allow more (rollouts.N.gate): p99 TTFT of all requests, "
-            "288 ms, is above its limit, too.",
+            0.15,
+            "Add replicas (fleet.replicas), or let the gate allow more (rollouts.N.gate): p99 TTFT of the time before, "
+            "200 ms, is above its limit, too.",
         ),
         (
             0.4,
-            "Begin with a larger stage (rollouts.N.stages), or let the gate allow more (rollouts.N.gate): a version "
-            "that gets few requests misses more often.",
+            "Let the gate allow more (rollouts.N.gate): p99 TTFT of the time before, 200 ms, is within its limit, but "
+            "a new version has to be loaded first.",
         ),
     ],
 )
@@ -114,6 +114,9 @@ def test_a_rollout_that_went_back_is_no_success(limit_s: float, setting: str) ->
     )
     assert said.setting == setting
     assert verdict_badge([point], TERMS, said.verdict) == ("◐", "SLO met, but rolled back", "partly")
+    assert answer(point, {"ttft_p99_s": 0.2881}).setting == setting, "a profile or a longer run undoes no rollback"
+    rare = rolled_back([["miss_ratio", 0.9, 0.8]])
+    assert answer(rare, TERMS).setting.startswith("Begin with a larger stage (rollouts.N.stages), or let")
     failing = answer(rolled_back([["ttft_p99", None, limit_s]]), {})
     assert ": in the first, requests of the new version failed. The rollout had" in failing.headline
     assert failing.setting == "First keep requests of the new version from failing."
@@ -139,6 +142,11 @@ def test_a_rollout_that_the_run_cuts_off_is_no_success() -> None:
         "2 of 3). The rollout "
     )
     assert said.setting == "Nothing yet; simulate a longer run (workload.duration), to the last stage."
+    starved = replace(point, events=[point.events[0], {**end, "missed": [["min_requests", 14.0, 100.0]]}])
+    assert answer(starved, TERMS).setting == (
+        "Let the gate wait for fewer requests (rollouts.N.gate.min_requests), or begin with a larger stage "
+        "(rollouts.N.stages)."
+    )
     assert verdict_badge([point], TERMS, said.verdict)[:2] == ("◐", "SLO met, but not complete")
 
 

@@ -67,12 +67,17 @@ def impact_parts(point: Point) -> list[tuple[str, float]]:
     return sorted(((kind, count) for kind, count in found.items() if count > 0), key=lambda pair: -pair[1])
 
 
+def has_wrong_answers(point: Point) -> bool:
+    """Return whether a rollout or fault left requests with a mixed, stale or wrong answer, or with none."""
+    return any(kind in WRONG_KINDS and count >= SOME for kind, count in impact_parts(point))
+
+
 def has_clear_impact(point: Point) -> bool:
     """Return whether a rollout or fault did something to requests that is no chance.
 
     Wrong answers count as they are, and so does the difference of a single replication to its baseline.
     """
-    if any(kind in WRONG_KINDS and count >= SOME for kind, count in impact_parts(point)):
+    if has_wrong_answers(point):
         return True
     metric = point.metrics.get("harmed_excess")
     return metric is not None and ((metric.value or 0.0) >= SOME if metric.lo is None else metric.lo > 0)
@@ -226,8 +231,14 @@ def is_rolled_back(point: Point) -> bool:
 
 def missed_by_gates(point: Point) -> list[tuple[str, float | None, float]]:
     """Return the terms that the first rollback of the first replication names: metric, value, and what was allowed."""
-    found: list[list[Any]] = next((event["missed"] for event in point.events if "missed" in event), [])
+    rollbacks = (event for event in point.events if event["kind"] == "rollback")
+    found: list[list[Any]] = next((event["missed"] for event in rollbacks if "missed" in event), [])
     return [(name if name == "miss_ratio" else f"{name}_s", value, limit) for name, value, limit in found]
+
+
+def starved_gate(point: Point) -> bool:
+    """Return whether a gate of the first replication waits for more requests than it got."""
+    return any("missed" in event for event in point.events if event["kind"] == "end")
 
 
 def setback(point: Point) -> str:

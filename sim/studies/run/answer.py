@@ -51,6 +51,7 @@ from sim.results.verdict import (
 from sim.studies.changes.findings import (
     cause_of,
     change_sentences,
+    has_wrong_answers,
     held_back_sentences,
     impact_headline,
     is_rolled_back,
@@ -58,6 +59,7 @@ from sim.studies.changes.findings import (
     placement_sentences,
     scaling_sentences,
     setback,
+    starved_gate,
 )
 
 
@@ -227,6 +229,16 @@ _FILLING = "Caches fill during the run, so the numbers depend on how long it is.
 _START_FULL = "Nothing in the fleet; start with full caches (cache.warm: steady)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
+_NEW_NAME = "Roll out with rollouts.N.strategy: new-name, which leaves no answer wrong, if there are slots to spare."
+_CUT_OFF = "Nothing yet; simulate a longer run (workload.duration), to the last stage."
+_STARVED = (
+    "Let the gate wait for fewer requests (rollouts.N.gate.min_requests), or begin with a larger stage "
+    "(rollouts.N.stages)."
+)
+_LARGER_STAGE = (
+    "Begin with a larger stage (rollouts.N.stages), or let the gate allow more (rollouts.N.gate): a version that gets "
+    "few requests misses more often."
+)
 _FEWER_MISSES = "For fewer misses, add GPU slots (cache.gpu.slots) or route by adapter (router.policy)."
 
 
@@ -308,21 +320,24 @@ def _for_the_rollout(point: Point, remedy: str) -> str:
     :param remedy: of what limits the fleet.
     """
     if not is_rolled_back(point):
-        return "Nothing yet; simulate a longer run (workload.duration), to the last stage." if setback(point) else ""
+        return "" if not setback(point) else _STARVED if starved_gate(point) else _CUT_OFF
+    why = ""
     for name, value, limit in missed_by_gates(point):
-        usual = point.value(name) or 0.0
+        known = point.value(f"before_{name}")  # during the rollout, the new version's requests count, too
+        usual = (point.value(name) or 0.0) if known is None else known
         if value is None:
             return "First keep requests of the new version from failing."
+        whose = "all requests" if known is None else "the time before"
+        shown = f"{metric_words(name)} of {whose}, {show(name, usual)},"
         if usual > limit:  # the old version would not pass either
             if name == "miss_ratio":
                 remedy = in_keys_of_scenario(_FEWER_MISSES, point).removesuffix(".")
             said = f"{capital(remedy)}, or let" if remedy else "Let"
-            why = f"{metric_words(name)} of all requests, {show(name, usual)}, is above its limit, too"
-            return f"{said} the gate allow more (rollouts.N.gate): {why}."
-    return (
-        "Begin with a larger stage (rollouts.N.stages), or let the gate allow more (rollouts.N.gate): a version that "
-        "gets few requests misses more often."
-    )
+            return f"{said} the gate allow more (rollouts.N.gate): {shown} is above its limit, too."
+        if name == "miss_ratio":
+            return _LARGER_STAGE
+        why = why or f": {shown} is within its limit, but a new version has to be loaded first"
+    return f"Let the gate allow more (rollouts.N.gate){why}."
 
 
 def _to_decide(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> str:
@@ -420,7 +435,11 @@ def answer(
     rollout = _for_the_rollout(point, words)
     decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
     open_ = _to_decide(point, slo_terms, shown) if decidable else None
+    if not rollout and has_rollout([point]) and has_wrong_answers(point):
+        rollout = _NEW_NAME
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
+    if found == UNCLEAR and is_rolled_back(point):  # which no longer run and no better profile undoes
+        setting = rollout
     if setting is None or graded == PROBABLY_NOT:
         setting = _to_meet_it(point, over, remedy, headroom)
     if found == NOT_MET and shown != "miss_ratio" and "miss_ratio" in _missed(point, slo_terms):

@@ -141,7 +141,13 @@ class ActiveRollout:
         """When the run has stopped, note stages that were planned and never began."""
         stages = len(self.planned.rollout.stages)
         if 0 < self._begun < stages and not self.rolled_back:
-            self._note("end", f"the run ends before stage {self._begun + 1} of {stages}")
+            short = self._too_few_for_the_gate()
+            why = "".join(f": the gate has {has:.0f} of {asked:.0f} requests" for _, has, asked in short)
+            self._note("end", f"the run ends before stage {self._begun + 1} of {stages}{why}", short)
+
+    def _too_few_for_the_gate(self) -> tuple[FailedTerm, ...]:
+        """Return how many requests the gate of the stage has, and how many it waits for, if these are more."""
+        return ()
 
     def _complete(self, text: str) -> None:
         self.complete_s = max(self._clock.now, self._blocked_s)

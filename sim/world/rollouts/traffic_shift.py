@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from sim.policies.changes import NEVER_S, Sample, failed_terms, failed_words
+from sim.policies.changes import NEVER_S, FailedTerm, Sample, failed_terms, failed_words
 from sim.rng import stream_key, uniform_draw
 from sim.spec.sections.changes import Gate
 from sim.traffic.request import MISS, Request
@@ -87,6 +87,12 @@ class TrafficShift(ActiveRollout):
             self._progress.judging -= 1
             if len(self._samples) >= gate.min_requests or self._clock.pending() <= self._progress.judging:
                 return
+
+    def _too_few_for_the_gate(self) -> tuple[FailedTerm, ...]:
+        gate, count = self.planned.rollout.gate, len(self._samples)
+        if gate is None or count >= gate.min_requests:
+            return ()
+        return (FailedTerm("min_requests", float(count), float(gate.min_requests)),)
 
     def _begin(self, number: int, share: float) -> None:
         self._begun = number + 1
