@@ -215,6 +215,19 @@ def test_sweep_says_the_last_rate_and_the_cliff() -> None:
     assert sweep_focus(samples.rates().points, {"e2e_p99_s": 1.0}).set == {"workload.arrivals.rate": "33/s"}
 
 
+def test_a_policy_that_is_chosen_by_chance_or_by_one_target_is_called_so() -> None:
+    policies = {"sieve": 0.97, "lru": 0.99, "fifo": 1.4}
+    points = [samples.make_point({"cache.eviction": name}, p99=p99) for name, p99 in policies.items()]
+    said = sweep_answer(points, {"e2e_p99_s": 1.0})
+    assert said.headline == "The SLO is met with eviction policy sieve, probably with lru, not with fifo."
+    assert said.setting == "cache.eviction: sieve; it is hardly different from lru."
+    assert sweep_answer(points[::2], {"e2e_p99_s": 1.0}).setting == "cache.eviction: sieve."
+    assert sweep_answer(points, {"e2e_p99_s": 2.0}).setting == "cache.eviction: sieve; it is hardly different from lru."
+    assert sweep_answer(points[::2], {"e2e_p99_s": 2.0}).setting == (
+        "cache.eviction: sieve; 2 of 2 meet the SLO, and which takes the most traffic was not simulated."
+    )
+
+
 def test_sweep_does_not_depend_on_the_order_of_points() -> None:
     points = samples.rates().points
     assert sweep_answer(points[::-1], {"e2e_p99_s": 1.0}) == sweep_answer(points, {"e2e_p99_s": 1.0})
@@ -233,9 +246,13 @@ def slots_sweep(p99s: dict[int, float]) -> list[Point]:
         ({16: 5.0, 32: 4.0, 64: 3.0}, "The SLO is not met at any value tried, 16 to 64 GPU slots."),
         (
             {16: 5.0, 32: 1.0, 64: 1.0},
-            "The SLO is not certainly met at any value tried, 16 to 64 GPU slots; it is unclear with 32 and 64.",
+            "The SLO is not certainly met at any value tried, 16 to 64 GPU slots: not with 16, unclear with 32 and 64.",
         ),
         ({16: 1.0, 32: 1.0}, "It is unclear whether the SLO is met with 16 or 32 GPU slots."),
+        ({16: 0.99, 32: 0.99}, "The SLO is probably met with 16 or 32 GPU slots."),
+        ({16: 1.01, 32: 1.01}, "The SLO is probably not met with 16 or 32 GPU slots."),
+        ({16: 1.01, 32: 0.99, 64: 0.4}, "The SLO is met from 64 GPU slots on; at 32 it probably is."),
+        ({16: 5.0, 32: 1.01, 64: 0.4}, "The SLO is met from 64 GPU slots on; at 32 it probably isn't."),
         ({16: 0.4, 32: 5.0, 64: 0.4}, "The SLO is met with 16 and 64 GPU slots, not with 32."),
         ({16: 0.4, 32: 1.0, 64: 0.4}, "The SLO is met with 16 and 64 GPU slots, unclear with 32."),
         (
@@ -276,7 +293,9 @@ def test_an_engine_that_nobody_can_deploy_is_not_recommended() -> None:
     """The idealised engine is the fastest, and alone in meeting the tighter SLO."""
     p99s = {"continuous": 0.3, "sglang": 0.9, "vllm-0.32": 0.5}
     points = [samples.make_point({"fleet.engine": name}, p99=p99) for name, p99 in p99s.items()]
-    assert sweep_answer(points, {"e2e_p99_s": 1.0}).setting == "fleet.engine: vllm-0.32."
+    assert sweep_answer(points, {"e2e_p99_s": 1.0}).setting == (
+        "fleet.engine: vllm-0.32; 2 of 2 meet the SLO, and which takes the most traffic was not simulated."
+    )
     tight = sweep_answer(points, {"e2e_p99_s": 0.4})
     assert tight.setting == "fleet.engine: vllm-0.32, the nearest to the SLO."
     assert "met with engine continuous (idealised engine)" in tight.headline

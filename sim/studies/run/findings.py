@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,12 +18,40 @@ from reports.text.metric_text import capital, term_sentence, with_interval
 from reports.text.setup_text import bill, cheapest_sentence
 from reports.text.verdict_text import find_trust, tenants_of_sweep
 from sim.results.point import Point
-from sim.results.slo_terms import with_tenants
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, is_lacking, most_strained, strained, verdict
+from sim.results.slo_terms import value_of, with_tenants
+from sim.results.verdict import (
+    MET,
+    NO_SLO,
+    NOT_MET,
+    PROBABLY_MET,
+    PROBABLY_NOT,
+    UNCLEAR,
+    grade,
+    is_lacking,
+    met_probability,
+    most_strained,
+    strained,
+    verdict,
+)
 from sim.studies.changes.comparison import compare, growing, recommended
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank, may_be_cold
 
+_BEYOND = {
+    NOT_MET: "it isn't",
+    PROBABLY_NOT: "it probably isn't",
+    UNCLEAR: "that is unclear",
+    PROBABLY_MET: "it probably is",
+}
+"""How the value beyond the edge stands."""
+_OPEN = {
+    PROBABLY_MET: ("probably does", "probably do"),
+    UNCLEAR: ("is unclear", "are unclear"),
+    PROBABLY_NOT: ("probably does not", "probably do not"),
+}
+"""How combinations stand of which the SLO is open: one, and several."""
+_ALIKE = 0.05
+"""Share by which values of every target may differ that make no choice."""
 _CLIFF = 1.5
 """A step of a sweep on which the latency grows by this factor is called a cliff."""
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
@@ -77,7 +107,7 @@ def _climb(known: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
 class Boundary:
     """Which values of one axis meet the SLO.
 
-    :ivar points: one a value, in the order of the axis; ``verdicts``: theirs.
+    :ivar points: one a value, in the order of the axis; ``verdicts``: theirs, with "probably" where they are likely.
     :ivar met: places of those that meet it.
     :ivar edge: the place of the first or last value that meets it, where all values on one side of it do; ``beyond``:
         its neighbour that does not. Both are None where nothing, everything or something in between meets it.
@@ -101,7 +131,7 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     :param points: one point a value of the axis, in any order.
     """
     ordered = tuple(in_order(points, [axis]))
-    found = tuple(verdict(point, slo_terms) for point in ordered)
+    found = tuple(_graded(point, slo_terms) for point in ordered)
     met = tuple(i for i, word in enumerate(found) if word == MET)
     if not met or len(met) == len(ordered) or not axis.numeric:
         return Boundary(ordered, found, met)
@@ -111,6 +141,12 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     if met[0] == 0:
         return Boundary(ordered, found, met, met[-1], met[-1] + 1)
     return Boundary(ordered, found, met, met[0], met[0] - 1)
+
+
+def _graded(point: Point, slo_terms: Mapping[str, float]) -> str:
+    """Return the verdict on a point, with "probably" where it is likely, but not certain."""
+    found = verdict(point, slo_terms)
+    return grade(met_probability(point, with_tenants(slo_terms, point))) if found == UNCLEAR else found
 
 
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
@@ -177,14 +213,14 @@ def boundary_words(found: Boundary, axis: Axis) -> str:
     """Return which value of one axis is the first or last to meet the SLO."""
     what, total = axis.words, len(found.points)
     if not found.met:
-        unsure = [p for p, word in zip(found.points, found.verdicts, strict=True) if word == UNCLEAR]
-        if len(unsure) == total:
-            return f"it is unclear whether the SLO is met {_tried(found, axis, 'any')}"
-        if unsure:
-            return (
-                f"the SLO is not certainly met {_tried(found, axis, 'any')}; it is unclear with {_labels(axis, unsure)}"
-            )
-        return f"the SLO is not met {_tried(found, axis, 'any')}"
+        words, tried = set(found.verdicts), _tried(found, axis, "any")
+        if words == {UNCLEAR}:
+            return f"it is unclear whether the SLO is met {tried}"
+        if words == {PROBABLY_MET}:
+            return f"the SLO is probably met {_tried(found, axis, 'every')}"
+        if len(words) == 1:
+            return f"the SLO is {words.pop()} {tried}"
+        return f"the SLO is not certainly met {tried}: {_other_words(found, axis, 'and')}"
     if len(found.met) == total:
         return f"the SLO is met {_tried(found, axis, 'every')}"
     if found.edge is None or found.beyond is None:
@@ -192,7 +228,7 @@ def boundary_words(found: Boundary, axis: Axis) -> str:
             return f"the SLO is met with {len(found.met)} of {total} values of {what}"
         listed = _listed(axis, [found.points[i] for i in found.met])
         return f"the SLO is met with {listed}, {_other_words(found, axis)}"
-    next_word = "it isn't" if found.verdicts[found.beyond] == NOT_MET else "that is unclear"
+    next_word = _BEYOND[found.verdicts[found.beyond]]
     limit = axis.point_phrase(found.points[found.edge])
     side = f"up to {limit}" if found.edge < found.beyond else f"from {limit} on"
     return f"the SLO is met {side}; at {axis.point_label(found.points[found.beyond])} {next_word}"
@@ -213,13 +249,13 @@ def _tried(found: Boundary, axis: Axis, each: str) -> str:
     return f"at {each} {axis.words} tried, {axis.point_label(low)} to {axis.point_label(high)}"
 
 
-def _other_words(found: Boundary, axis: Axis) -> str:
+def _other_words(found: Boundary, axis: Axis, last: str = "or") -> str:
     """Return how values stand that don't certainly meet the SLO: ``not with 16, unclear with 64``."""
     by_word: dict[str, list[Point]] = {}
     for place, (point, word) in enumerate(zip(found.points, found.verdicts, strict=True)):
         if place not in found.met:
-            by_word.setdefault("not" if word == NOT_MET else "unclear", []).append(point)
-    return ", ".join(f"{word} with {_labels(axis, points, 'or')}" for word, points in by_word.items())
+            by_word.setdefault(word.replace(" met", ""), []).append(point)
+    return ", ".join(f"{word} with {_labels(axis, points, last)}" for word, points in by_word.items())
 
 
 def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:
@@ -264,7 +300,8 @@ def sweep_answer(
         }
     )
     focus = sweep_focus(points, slo_terms)
-    trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=name)
+    open_ = deciding_term(focus, slo_terms, UNCLEAR) if verdict(focus, slo_terms) == UNCLEAR else name
+    trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=open_)
     cold = cold and may_be_cold(focus, slo_terms) and not is_changed(points)
     cold = cold and not any(axis.key.startswith("cache.warm") for axis in axes)
     worst = _limited_point(focus, points, slo_terms, name)
@@ -308,7 +345,7 @@ def _limit(worst: Point, over: Sequence[str], axes: Sequence[Axis], slo_terms: M
     """
     found, at = verdict(worst, slo_terms), f", at {point_words(worst, axes)}"
     if limits(worst, over)[0].evidence is not Evidence.NOTHING or found != NOT_MET:
-        return limit_line(worst, over, where=at)
+        return limit_line(worst, over, where=at, searched=any(axis.key.startswith("workload.") for axis in axes))
     term = deciding_term(worst, slo_terms, found)
     said = term_sentence(worst, term, with_tenants(slo_terms, worst)[term], bounds=False)
     return f"{capital(point_words(worst, axes))}: {said}."
@@ -323,8 +360,34 @@ def _setting(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_te
     values = ", ".join(f"{key}: {label}" for key, label in chosen.items())
     if not values:
         return "No change." if all(verdict(point, slo_terms) == MET for point in points) else ""
-    doubt = {UNCLEAR: ", whose SLO is still unclear", NOT_MET: ", the nearest to the SLO"}
-    return f"{values}{doubt.get(verdict(focus, slo_terms), '')}."
+    found = _graded(focus, slo_terms)
+    doubt = {NOT_MET: ", the nearest to the SLO", UNCLEAR: ", whose SLO is still unclear"}.get(found, "")
+    if found in (PROBABLY_MET, PROBABLY_NOT):
+        doubt = f", with which the SLO is {found}"
+    return f"{values}{doubt or _no_choice(focus, points, axes, slo_terms)}."
+
+
+def _no_choice(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
+    """Return what a sweep of policies or cards can't tell of the one that it names: others do, or are nearly, the same.
+
+    :param focus: the fastest that meets the SLO.
+    """
+    if len(axes) != 1 or axes[0].numeric or verdict(focus, slo_terms) != MET or is_changed(points):
+        return ""
+    terms = with_tenants(slo_terms, focus)
+    points = [point for point in points if point.set.get("fleet.engine") not in _NO_PRODUCTS]
+
+    def is_alike(point: Point) -> bool:
+        pairs = ((value_of(point, name), value_of(focus, name)) for name in terms)
+        return all(ours is not None and abs((each or math.inf) - ours) <= _ALIKE * ours for each, ours in pairs)
+
+    alike = [point for point in points if point is not focus and is_alike(point)]
+    if alike:
+        return f"; it is hardly different from {_labels(axes[0], alike, 'or')}"
+    met = sum(verdict(point, slo_terms) == MET for point in points)
+    if met == 1:
+        return ""
+    return f"; {met} of {len(points)} meet the SLO, and which takes the most traffic was not simulated"
 
 
 def _doubts(points: Sequence[Point], name: str) -> dict[Rank, list[str]]:
@@ -389,8 +452,10 @@ def _many_axes(
         name = main_metric(points, slo_terms)
         return {Rank.VERDICT: [_range_sentence(points, axes, name)]} if with_range else {}
     good = sum(verdict(point, slo_terms) == MET for point in points)
-    unsure = sum(verdict(point, slo_terms) == UNCLEAR for point in points)
-    tail = f"; {unsure:,} {'is' if unsure == 1 else 'are'} unclear" if unsure else ""
+    grades = Counter(_graded(point, slo_terms) for point in points)
+    unsure = sum(grades[word] for word in _OPEN)
+    open_ = [f"{grades[word]:,} {_OPEN[word][grades[word] > 1]}" for word in _OPEN if grades[word]]
+    tail = f"; {', '.join(open_)}" if open_ else ""
     if good == len(points):
         return {Rank.VERDICT: [f"All {good:,} combinations meet the SLO."]}
     some = f"{good:,} of {len(points):,} combinations meet{'s' if good == 1 else ''} the SLO{tail}"
