@@ -67,6 +67,11 @@ def test_the_badge_is_no_plain_check_where_answers_are_wrong() -> None:
     assert "SLO met, but about 125 late requests" in page
 
 
+def test_wrong_answers_under_a_met_slo_are_no_success() -> None:
+    stale = samples.changed_point(harm={"stale": 60, "slow": 5}, harmed=65)
+    assert answer(stale, TERMS).setting.startswith("Nothing for the SLO; for fewer wrong answers, compare strategies")
+
+
 def test_a_rollout_that_never_ends_is_called_so() -> None:
     said = answer(samples.changed_point(duration=None), TERMS)
     assert "The rollout is complete in none of 4 replications." in said.details

@@ -229,7 +229,9 @@ _FILLING = "Caches fill during the run, so the numbers depend on how long it is.
 _START_FULL = "Nothing in the fleet; start with full caches (cache.warm: steady)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
 _SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
-_NEW_NAME = "Roll out with rollouts.N.strategy: new-name, which leaves no answer wrong, if there are slots to spare."
+_COMPARE_STRATEGIES = (
+    "Nothing for the SLO; for fewer wrong answers, compare strategies (sweep --over rollouts.N.strategy)."
+)
 _CUT_OFF = "Nothing yet; simulate a longer run (workload.duration), to the last stage."
 _STARVED = (
     "Let the gate wait for fewer requests (rollouts.N.gate.min_requests), or begin with a larger stage "
@@ -436,7 +438,7 @@ def answer(
     decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
     open_ = _to_decide(point, slo_terms, shown) if decidable else None
     if not rollout and has_rollout([point]) and has_wrong_answers(point):
-        rollout = _NEW_NAME
+        rollout = _COMPARE_STRATEGIES
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
     if found == UNCLEAR and is_rolled_back(point):  # which no longer run and no better profile undoes
         setting = rollout
