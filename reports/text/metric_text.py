@@ -185,7 +185,7 @@ def _late_sentence(point: Point, name: str, target: float, *, its: bool) -> str:
         who = f"{with_interval('slo_attainment', late)} of {whose} had no answer within {show(name, target)}"
         if lacking:  # only together with the late ones they are too many
             who += f" ({unserved_words(own_point, 'them')})"
-    side = "more than the" if missed else "too close to the"
+    side = "more than the" if missed else "perhaps more than the"
     said = f"{who}, {side} {percent(allowed(name))} that a target for {words} allows"
     if metric is None or metric.value is None:
         return said

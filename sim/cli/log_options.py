@@ -25,6 +25,10 @@ AdapterFromOption = Annotated[
     str | None,
     typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column: its first group."),
 ]
+HiddenAdapterFromOption = Annotated[
+    str | None,
+    typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column.", hidden=True),
+]
 
 
 def trace_source(

@@ -295,3 +295,9 @@ def verdict(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) ->
     """
     terms = with_tenants(slo_terms, point)
     return verdict_word(met_probability(point, terms), sure) if terms else NO_SLO
+
+
+def graded_verdict(point: Point, slo_terms: Mapping[str, float]) -> str:
+    """Return the same with "probably" where it is likely, but not certain."""
+    terms = with_tenants(slo_terms, point)
+    return grade(met_probability(point, terms)) if terms else NO_SLO

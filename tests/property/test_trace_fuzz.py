@@ -84,7 +84,7 @@ def test_a_broken_trace_is_read_or_refused(
         note(repr(data))
         check_laws(data, limit)
     try:
-        objects = read_adapter_sequence(str(file), skip_bad=skip_bad)
+        objects = read_adapter_sequence(Trace(file=str(file), skip_bad=skip_bad))
     except InputError as error:
         check_error(error, file)
     else:

@@ -99,12 +99,12 @@ def rolled_back(missed: list[list[object]]) -> Point:
     [
         (
             0.15,
-            "Add replicas (fleet.replicas), or let the gate allow more (rollouts.N.gate): p99 TTFT of the time before, "
+            "Add replicas (fleet.replicas), or let the gate allow more (rollouts.0.gate): p99 TTFT of the time before, "
             "200 ms, is above its limit, too.",
         ),
         (
             0.4,
-            "Let the gate allow more (rollouts.N.gate): p99 TTFT of the time before, 200 ms, is within its limit, but "
+            "Let the gate allow more (rollouts.0.gate): p99 TTFT of the time before, 200 ms, is within its limit, but "
             "a new version has to be loaded first.",
         ),
     ],
@@ -121,7 +121,7 @@ def test_a_rollout_that_went_back_is_no_success(limit_s: float, setting: str) ->
     assert verdict_badge([point], TERMS, said.verdict) == ("◐", "SLO met, but rolled back", "partly")
     assert answer(point, {"ttft_p99_s": 0.2881}).setting == setting, "a profile or a longer run undoes no rollback"
     rare = rolled_back([["miss_ratio", 0.9, 0.8]])
-    assert answer(rare, TERMS).setting.startswith("Begin with a larger stage (rollouts.N.stages), or let")
+    assert answer(rare, TERMS).setting.startswith("Begin with a larger stage (rollouts.0.stages), or let")
     failing = answer(rolled_back([["ttft_p99", None, limit_s]]), {})
     assert ": in the first, requests of the new version failed. The rollout had" in failing.headline
     assert failing.setting == "First keep requests of the new version from failing."
@@ -149,8 +149,8 @@ def test_a_rollout_that_the_run_cuts_off_is_no_success() -> None:
     assert said.setting == "Nothing yet; simulate a longer run (workload.duration), to the last stage."
     starved = replace(point, events=[point.events[0], {**end, "missed": [["min_requests", 14.0, 100.0]]}])
     assert answer(starved, TERMS).setting == (
-        "Let the gate wait for fewer requests (rollouts.N.gate.min_requests), or begin with a larger stage "
-        "(rollouts.N.stages)."
+        "Let the gate wait for fewer requests (rollouts.0.gate.min_requests), or begin with a larger stage "
+        "(rollouts.0.stages)."
     )
     assert verdict_badge([point], TERMS, said.verdict)[:2] == ("◐", "SLO met, but not complete")
 
@@ -396,8 +396,11 @@ def test_routers_are_compared_by_latency_then_by_loads_and_skew() -> None:
     )
     said = sweep_answer([*none, lost], TERMS)
     assert said.headline.endswith(
-        f" The SLO is not met with {lost.set['router.policy']}. Whether it is met with the others is unclear."
+        f" The SLO is not met with {lost.set['router.policy']}. Whether it is met with the others is not certain."
     )
+    likely = replace(wide, value=0.5, lo=0.1, hi=1.5, parts=[0.1, 0.5, 1.5])
+    both = [replace(p, metrics={**p.metrics, "ttft_p99_s": likely}) for p in run.points[:2]]
+    assert sweep_answer([*both, lost], TERMS).headline.endswith(" It is probably met with the others.")
     same = [
         replace(point, metrics={**point.metrics, "ttft_p99_s": run.points[0].metrics["ttft_p99_s"]})
         for point in run.points

@@ -247,7 +247,7 @@ def test_a_trace_of_base_requests_alone_turns_lora_off(tmp_path: Path) -> None:
     assert [note for note in by_trace.notes if "LoRA is off" in note]
     assert columns(run(by_trace)) == columns(run(by_mix))
     with pytest.raises(TraceError, match="no row names an adapter, so no request uses a cache"):
-        read_adapter_sequence(str(file))
+        read_adapter_sequence(Trace(file=str(file)))
     study = study_trace(read_trace(Trace(file=str(file))), "t", fit_share=0.8, seed=1)
     assert (study.facts.adapters, study.facts.base_share, study.facts.curve) == (0, 1, None)
     written = load_scenario(write_scenario(study, read_trace(Trace(file=str(file))), tmp_path)).scenario
@@ -287,7 +287,7 @@ def test_a_conversion_keeps_them(tmp_path: Path) -> None:
 
 
 def test_a_cache_replay_leaves_them_out() -> None:
-    found = read_adapter_sequence(as_csv())
+    found = read_adapter_sequence(Trace(file=as_csv()))
     assert found.adapter.tolist() == [0, 1, 0]
     assert found.notes[-1].endswith("2 of 5 requests are for the base model and use no cache: they are left out")
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.errors import TraceError
-from sim.spec.sections.trace_source import Trace
+from sim.spec.sections.trace_source import LogColumns, Trace
 from sim.traffic.traces.log_columns import style_of
 from sim.traffic.traces.read import TraceData, read_adapter_sequence, read_trace
 
@@ -295,9 +295,18 @@ def test_rows_in_any_order_keep_their_own_lengths(tmp_path: Path) -> None:
 
 def test_a_cache_needs_only_the_adapters_of_a_log(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("ts,model,prompt_tokens\n1741078802,b,x\n1741078801,a,\n1741078803,a,5\n")
-    found = read_adapter_sequence(str(tmp_path / "t"))
+    found = read_adapter_sequence(Trace(file=str(tmp_path / "t")))
     assert [found.names[index] for index in found.adapter.tolist()] == ["a", "b", "a"], "in the order of time"
     assert found.notes[1].endswith(
         "read as a log with time = ts, adapter = model; times are seconds. Guessed: time, adapter, unit; "
-        "loraplan trace --columns ... --out FILE.csv changes that"
+        "--columns changes that"
     )
+    other = LogColumns(adapter="prompt_tokens")
+    assert read_adapter_sequence(Trace(file=str(tmp_path / "t"), columns=other)).names == ("x", "5"), (
+        "an empty cell: no adapter"
+    )
+    with pytest.raises(TraceError, match="a cache needs the adapter of each request"):
+        read_adapter_sequence(Trace(file=str(tmp_path / "t"), columns=LogColumns(adapter="none")))
+    (tmp_path / "t").write_text("ts,who\n1,b\n")
+    with pytest.raises(TraceError, match=r"--columns adapter=NAME\)?$"):
+        read_adapter_sequence(Trace(file=str(tmp_path / "t")))

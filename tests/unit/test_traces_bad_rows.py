@@ -234,8 +234,8 @@ def test_a_lengths_file_is_checked_too(tmp_path: Path) -> None:
 def test_objects_of_bad_rows(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"adapter_id,adapter_bytes\na,5\n\x07,5\nb,0\nb,7\n")
     with pytest.raises(TraceError, match="t:3: adapter_id: the adapter's name holds control characters"):
-        read_adapter_sequence(str(tmp_path / "t"))
-    objects = read_adapter_sequence(str(tmp_path / "t"), skip_bad=True)
+        read_adapter_sequence(Trace(file=str(tmp_path / "t")))
+    objects = read_adapter_sequence(Trace(file=str(tmp_path / "t"), skip_bad=True))
     assert objects.names == ("a", "b")
     assert objects.notes[0].startswith(f"{tmp_path}/t: left out 2 of 4 rows: ")
 
@@ -243,11 +243,11 @@ def test_objects_of_bad_rows(tmp_path: Path) -> None:
 def test_objects_need_no_times_and_lengths_but_those_there_are_checked(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"adapter_id,timestamp_s\na,1\nb,3\nc,2\n")
     with pytest.raises(TraceError, match="t:4: timestamp_s: time runs backwards"):
-        read_adapter_sequence(str(tmp_path / "t"))
-    assert read_adapter_sequence(str(tmp_path / "t"), skip_bad=True).names == ("a", "b")
+        read_adapter_sequence(Trace(file=str(tmp_path / "t")))
+    assert read_adapter_sequence(Trace(file=str(tmp_path / "t"), skip_bad=True)).names == ("a", "b")
     (tmp_path / "t").write_bytes(b"adapter_id,output_tokens\na,1\nb,-3\n")
     with pytest.raises(TraceError, match="t:3: output_tokens"):
-        read_adapter_sequence(str(tmp_path / "t"))
+        read_adapter_sequence(Trace(file=str(tmp_path / "t")))
 
 
 def test_a_quote_that_is_never_closed_loses_no_rows_unseen(tmp_path: Path) -> None:

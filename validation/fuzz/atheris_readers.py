@@ -37,7 +37,7 @@ def traces() -> Reader:
 
     def read_both(file: Path) -> None:
         with contextlib.suppress(InputError):
-            read.read_adapter_sequence(str(file), skip_bad=False)
+            read.read_adapter_sequence(Trace(file=str(file), skip_bad=False))
         read.read_trace(Trace(file=str(file), skip_bad=True))
 
     return read_both, [*SAMPLES.values(), *LOGS.values()], "t"

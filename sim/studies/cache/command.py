@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sim.cli.log_options import BaseModelOption, ColumnsOption, HiddenAdapterFromOption, trace_source
 from sim.cli.options import JsonOption, QuietOption, parsed
 from sim.cli.output import command_line, file_stem, finish, folder_for, progress_bar
 from sim.errors import InputError
@@ -29,7 +30,12 @@ def cache(
     adapter_size: Annotated[
         str | None, typer.Option(help="Size of every adapter, such as 50MB. Default: the trace's adapter_bytes.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Format of the trace (docs/trace.md).")] = "auto",
+    format_: Annotated[
+        str, typer.Option("--format", help="Format of the trace (docs/trace.md).", hidden=True)
+    ] = "auto",
+    columns: ColumnsOption = None,
+    base_model: BaseModelOption = None,
+    adapter_from: HiddenAdapterFromOption = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.")
     ] = False,
@@ -55,7 +61,8 @@ def cache(
     size = None if adapter_size is None else _bytes("--adapter-size", adapter_size)
     in_slots = None if slots is None else [_count("--slots", word) for word in _words("--slots", slots)]
     in_bytes = None if capacity is None else [_bytes("--capacity", word) for word in _words("--capacity", capacity)]
-    objects = read_adapter_sequence(str(trace), format=format_, skip_bad=skip_bad, adapter_size=size)
+    source = trace_source([trace], columns, base_model, adapter_from, format_=format_, skip_bad=skip_bad)
+    objects = read_adapter_sequence(source, adapter_size=size)
     if in_bytes is not None and objects.size_bytes is None:
         hint = "give --adapter-size, or --slots instead of --capacity"
         raise InputError("the trace doesn't say how large adapters are", key="--capacity", got=capacity, hint=hint)

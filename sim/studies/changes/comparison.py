@@ -29,7 +29,7 @@ from reports.text.metric_text import capital
 from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
 from sim.results.slo_terms import is_tail
-from sim.results.verdict import MET, NOT_MET, UNCLEAR, most_strained, verdict
+from sim.results.verdict import MET, NOT_MET, PROBABLY_MET, UNCLEAR, graded_verdict, most_strained, verdict
 from sim.studies.changes.findings import (
     MANY_POINTS,
     SOME,
@@ -390,7 +390,9 @@ def _compare_routers(points: Sequence[Point], axes: Sequence[Axis], slo_terms: M
     if missed:
         said += f" The SLO is not {'certainly ' if open_ and met else ''}met with {_listed(missed, 'or')}."
     if slo_terms and not met:
-        said += f" Whether it is met{' with the others' if missed else ''} is unclear."
+        with_others = " with the others" if missed else ""
+        likely = {graded_verdict(p, slo_terms) for p in known} - {NOT_MET} == {PROBABLY_MET}
+        said += f" It is probably met{with_others}." if likely else f" Whether it is met{with_others} is not certain."
     return [said, *load]
 
 

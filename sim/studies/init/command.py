@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sim.cli.log_options import BaseModelOption, ColumnsOption, trace_source
+from sim.cli.log_options import BaseModelOption, ColumnsOption, HiddenAdapterFromOption, trace_source
 from sim.cli.options import QuietOption, session_of
 from sim.cli.output import message, prompt, say
 from sim.errors import InputError
@@ -75,10 +75,7 @@ def init(
     ] = None,
     columns: ColumnsOption = None,
     base_model: BaseModelOption = None,
-    adapter_from: Annotated[
-        str | None,
-        typer.Option("--adapter-from", metavar="REGEX", help="Find the adapter's name in a log's column.", hidden=True),
-    ] = None,
+    adapter_from: HiddenAdapterFromOption = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that can't be used, and count them.", hidden=True)
     ] = False,

@@ -40,9 +40,8 @@ from sim.results.verdict import (
     NOT_MET,
     PROBABLY_NOT,
     UNCLEAR,
-    grade,
+    graded_verdict,
     is_overloaded,
-    met_probability,
     open_by_costs,
     strained,
     term_verdict,
@@ -146,8 +145,7 @@ def _verdict(point: Point, slo_terms: Mapping[str, float], found: str, start: st
     deciding = deciding_term(point, slo_terms, found)
     target = with_tenants(slo_terms, point)[deciding]
     alone = len(whose_slo(point, slo_terms, deciding)) == 1  # the opening names the tenant
-    sure = grade(met_probability(point, with_tenants(slo_terms, point))) in (MET, NOT_MET)
-    said = [term_sentence(point, deciding, target, its=alone, bounds=not sure)]
+    said = [term_sentence(point, deciding, target, its=alone, bounds=found == UNCLEAR)]
     if found == NOT_MET:
         said += [
             term_sentence(point, n, slo_terms[n], bounds=False) for n in _missed(point, slo_terms) if n != deciding
@@ -228,10 +226,9 @@ _EMPTY = "Caches start empty, and requests pile up while they fill."
 _FILLING = "Caches fill during the run, so the numbers depend on how long it is."
 _START_FULL = "Nothing in the fleet; start with full caches (cache.warm: steady)."
 COLD_FIRST = "Start with full caches first (cache.warm: steady): empty ones may be why."
-_SLOWER = "Roll out more slowly (rollouts.N.spread), or with another strategy (rollouts.N.strategy)."
-_COMPARE_STRATEGIES = (
-    "Nothing for the SLO; for fewer wrong answers, compare strategies (sweep --over rollouts.N.strategy)."
-)
+_COMPARE = "compare strategies (sweep --over rollouts.N.strategy=new-name,in-place,drain-then-swap)"
+_SLOWER = f"Roll out more slowly (rollouts.N.spread), or {_COMPARE}."
+_FEWER_WRONG = f"Nothing for the SLO; for fewer wrong answers, {_COMPARE}."
 _CUT_OFF = "Nothing yet; simulate a longer run (workload.duration), to the last stage."
 _STARVED = (
     "Let the gate wait for fewer requests (rollouts.N.gate.min_requests), or begin with a larger stage "
@@ -342,6 +339,17 @@ def _for_the_rollout(point: Point, remedy: str) -> str:
     return f"Let the gate allow more (rollouts.N.gate){why}."
 
 
+def _numbered(said: str, point: Point) -> str:
+    """Return what to set for a rollout with its number, if it is known which one did not come to its end."""
+    by_kind: dict[str, list[int]] = {}
+    for event in point.events:
+        if "rollout" in event:
+            by_kind.setdefault(event["kind"], []).append(event["rollout"])
+    every = {number for numbers in by_kind.values() for number in numbers}
+    which = by_kind.get("rollback") or by_kind.get("end") or (list(every) if len(every) == 1 else [])
+    return said.replace("rollouts.N", f"rollouts.{which[0]}") if which else said
+
+
 def _to_decide(point: Point, slo_terms: Mapping[str, float], shown: str | None) -> str:
     """Return what would decide an open verdict: a longer run, a better profile, or both.
 
@@ -399,7 +407,7 @@ def answer(
     :param headroom: how much more traffic fits, where that was simulated.
     """
     found, terms = verdict(point, slo_terms), with_tenants(slo_terms, point)
-    graded = grade(met_probability(point, terms)) if terms else NO_SLO
+    graded = graded_verdict(point, slo_terms)
     over = strained(point, terms)
     binding, *others = limits(point, over)
     changed = point.impact is not None
@@ -438,7 +446,7 @@ def answer(
     decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
     open_ = _to_decide(point, slo_terms, shown) if decidable else None
     if not rollout and has_rollout([point]) and has_wrong_answers(point):
-        rollout = _COMPARE_STRATEGIES
+        rollout = _FEWER_WRONG
     setting = {NO_SLO: rollout, MET: rollout or "No change.", UNCLEAR: open_}.get(found)
     if found == UNCLEAR and is_rolled_back(point):  # which no longer run and no better profile undoes
         setting = rollout
@@ -456,7 +464,7 @@ def answer(
         _EMPTY if fills else limit_sentence(binding, point),
         headroom_sentences(headroom, missed_today=missed_today),
         find_trust(point, terms, assumed=assumed, choice=_FILLING if fills else None, about=shown),
-        " ".join(filter(None, (COLD_FIRST if cold else "", setting))),
+        " ".join(filter(None, (COLD_FIRST if cold else "", _numbered(setting, point)))),
         _first_limit(point, over, binding, headroom, missed_today=missed_today),
         bill(point),
     )

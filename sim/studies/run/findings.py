@@ -26,9 +26,8 @@ from sim.results.verdict import (
     PROBABLY_MET,
     PROBABLY_NOT,
     UNCLEAR,
-    grade,
+    graded_verdict,
     is_lacking,
-    met_probability,
     most_strained,
     strained,
     verdict,
@@ -131,7 +130,7 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     :param points: one point a value of the axis, in any order.
     """
     ordered = tuple(in_order(points, [axis]))
-    found = tuple(_graded(point, slo_terms) for point in ordered)
+    found = tuple(graded_verdict(point, slo_terms) for point in ordered)
     met = tuple(i for i, word in enumerate(found) if word == MET)
     if not met or len(met) == len(ordered) or not axis.numeric:
         return Boundary(ordered, found, met)
@@ -141,12 +140,6 @@ def find_boundary(points: Sequence[Point], axis: Axis, slo_terms: Mapping[str, f
     if met[0] == 0:
         return Boundary(ordered, found, met, met[-1], met[-1] + 1)
     return Boundary(ordered, found, met, met[0], met[0] - 1)
-
-
-def _graded(point: Point, slo_terms: Mapping[str, float]) -> str:
-    """Return the verdict on a point, with "probably" where it is likely, but not certain."""
-    found = verdict(point, slo_terms)
-    return grade(met_probability(point, with_tenants(slo_terms, point))) if found == UNCLEAR else found
 
 
 def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Point:
@@ -360,7 +353,7 @@ def _setting(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_te
     values = ", ".join(f"{key}: {label}" for key, label in chosen.items())
     if not values:
         return "No change." if all(verdict(point, slo_terms) == MET for point in points) else ""
-    found = _graded(focus, slo_terms)
+    found = graded_verdict(focus, slo_terms)
     doubt = {NOT_MET: ", the nearest to the SLO", UNCLEAR: ", whose SLO is still unclear"}.get(found, "")
     if found in (PROBABLY_MET, PROBABLY_NOT):
         doubt = f", with which the SLO is {found}"
@@ -452,7 +445,7 @@ def _many_axes(
         name = main_metric(points, slo_terms)
         return {Rank.VERDICT: [_range_sentence(points, axes, name)]} if with_range else {}
     good = sum(verdict(point, slo_terms) == MET for point in points)
-    grades = Counter(_graded(point, slo_terms) for point in points)
+    grades = Counter(graded_verdict(point, slo_terms) for point in points)
     unsure = sum(grades[word] for word in _OPEN)
     open_ = [f"{grades[word]:,} {_OPEN[word][grades[word] > 1]}" for word in _OPEN if grades[word]]
     tail = f"; {', '.join(open_)}" if open_ else ""

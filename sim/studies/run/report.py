@@ -46,7 +46,7 @@ from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.store import RunData, summary_json
 from sim.results.slo_terms import split_term, with_tenants
-from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, grade, met_probability, verdict
+from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, graded_verdict, verdict
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
 from sim.spec.sections.times_of_day import parse_time_of_day, steps_from_start
@@ -333,7 +333,7 @@ def _badge(points: list[Point], terms: dict[str, float], word: str) -> tuple[str
         return "◐", f"SLO met at {good} of {len(points):,} points", "partly"
     words = {MET: "SLO met", NOT_MET: "SLO not met", UNCLEAR: "Unclear", NO_SLO: "No SLO given"}[word]
     if len(points) == 1 and word in (NOT_MET, UNCLEAR):
-        graded = grade(met_probability(points[0], with_tenants(terms, points[0])))
+        graded = graded_verdict(points[0], terms)
         tenant = split_term(missed_term(points[0], terms) or "")[0]
         if tenant or graded != UNCLEAR:
             words = f"SLO{f' of {tenant}' if tenant else ''} {graded}"

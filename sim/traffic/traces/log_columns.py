@@ -127,7 +127,6 @@ class LogRules:
     :ivar columns: role → column, without roles that have none.
     :ivar guessed: roles whose column was found by its name.
     :ivar drawn: roles that the log has no column for.
-    :ivar mend: the option that changes what was guessed.
     :ivar unit: of times that are numbers; empty: the first one decides.
     """
 
@@ -137,7 +136,6 @@ class LogRules:
     unit: str
     base_model: str | None
     pattern: re.Pattern[str] | None
-    mend: str
     _reasons: dict[str, str] = field(default_factory=dict)
     _seen_base: bool = False
 
@@ -191,7 +189,7 @@ class LogRules:
         if guessed:
             said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
             how = f"; times are {style.words}" if style is not None else ""
-            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; {self.mend} changes that"
+            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
         if self.base_model is not None:
             if not self._seen_base:
                 near = did_you_mean(self.base_model, names)
@@ -230,13 +228,12 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
         elif role not in optional:
             missing.append(role)
     if missing:
-        raise _missing(missing, header, ask.file)
+        raise _missing(missing, header, ask)
     if ask.adapter_from is not None and "adapter" not in columns:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
     unit = "" if ask.columns is None else ask.columns.unit or ""
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
-    mend = "loraplan trace --columns ... --out FILE.csv" if ask.adapters_only else "--columns"
-    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern, mend)
+    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern)
 
 
 def is_milliseconds(column: str) -> bool:
@@ -279,17 +276,17 @@ def _there(column: str, header: Sequence[str], file: str, role: str) -> str:
     )
 
 
-def _missing(roles: Sequence[str], header: Sequence[str], file: str) -> TraceError:
+def _missing(roles: Sequence[str], header: Sequence[str], ask: ReadOptions) -> TraceError:
     """Return the error for roles without a column, which says how to name them all, or do without."""
     names = ["adapter_id or tenant_id" if role == "adapter" else _PLAIN[role] for role in roles]
     them = "column holds it" if len(roles) == 1 else "columns hold them"
     hints = [f"say which {them}: --columns {','.join(f'{role}=NAME' for role in roles)}"]
-    if "adapter" in roles:
+    if "adapter" in roles and not ask.adapters_only:
         hints.append(f"--columns adapter={NO_COLUMN} draws adapters from workload.popularity")
     if "input" in roles or "output" in roles:
         hints.append(f"--columns input={NO_COLUMN},output={NO_COLUMN} draws lengths from workload.tokens")
     problem = f"column {names[0]} is missing" if len(names) == 1 else f"columns are missing: {', '.join(names)}"
-    return TraceError(problem, file=file, line=1, got=listed(list(header)), hint="; ".join(hints))
+    return TraceError(problem, file=ask.file, line=1, got=listed(list(header)), hint="; ".join(hints))
 
 
 def _is_base(name: str) -> bool:

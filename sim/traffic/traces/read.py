@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from sim.arrays import Floats, Ints, Ints32
 from sim.errors import InputError, TraceError
 from sim.rng import stream
-from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
+from sim.spec.sections.trace_source import NO_COLUMN, TRACE_FORMATS, Trace
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.tables.blocks import TraceTable
 from sim.traffic.tables.line_tables import AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
-from sim.traffic.tables.text_files import open_table, open_tables
+from sim.traffic.tables.text_files import open_tables
 from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import Layout, plain, read_rows
 from sim.traffic.traces.log_columns import find_columns
@@ -217,22 +217,27 @@ def format_of(table: TraceTable, asked: str, ask: ReadOptions) -> str:
     return "parquet" if isinstance(table, ParquetTable) else "csv"
 
 
+def _options(trace: Trace, limit: int | None, *, adapters_only: bool = False) -> ReadOptions:
+    return ReadOptions(
+        files=trace.files,
+        limit=limit,
+        lengths_file=trace.lengths_file,
+        hash_block=trace.hash_block,
+        skip_bad=trace.skip_bad,
+        adapters_only=adapters_only,
+        columns=trace.columns,
+        base_model=trace.base_model,
+        adapter_from=trace.adapter_from,
+    )
+
+
 def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> TraceData:
     """Read a trace, scaled as it says; at most ``limit`` of its requests.
 
     :param seed: decides offsets of ``population_scale``, and requests that are made from rates and counts.
     :raises TraceError: naming file, row, column, value and what is allowed.
     """
-    ask = ReadOptions(
-        files=trace.files,
-        limit=limit,
-        lengths_file=trace.lengths_file,
-        hash_block=trace.hash_block,
-        skip_bad=trace.skip_bad,
-        columns=trace.columns,
-        base_model=trace.base_model,
-        adapter_from=trace.adapter_from,
-    )
+    ask = _options(trace, limit)
     with open_tables(ask.files) as table:
         name = format_of(table, trace.format, ask)
     if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
@@ -281,27 +286,21 @@ class AdapterSequence:
     notes: tuple[str, ...]
 
 
-def read_adapter_sequence(
-    file: str,
-    *,
-    format: str = "auto",  # noqa: A002 - the name of the scenario's field
-    skip_bad: bool = False,
-    adapter_size: int | None = None,
-) -> AdapterSequence:
-    """Read the adapters of a trace's requests; plain CSV and Parquet need no times and no lengths for that.
+def read_adapter_sequence(trace: Trace, *, adapter_size: int | None = None) -> AdapterSequence:
+    """Read the adapters of a trace's requests; plain tables and logs need no times and no lengths for that.
 
     If they have times, these are checked: a trace out of order has other misses.
 
-    :param skip_bad: leave bad rows out and count them.
     :param adapter_size: bytes of every adapter, instead of the trace's ``adapter_bytes``.
     :raises TraceError: naming file, row and column; also for formats that name no adapters.
     :raises InputError: for an ``adapter_size`` that a trace could not have either.
     """
     if adapter_size is not None and not 1 <= adapter_size <= MAX_BYTES:
         raise InputError("no size of an adapter", key="--adapter-size", got=adapter_size, allowed=f"1 to {MAX_BYTES:,}")
-    ask = ReadOptions(files=(file,), limit=None, skip_bad=skip_bad, adapters_only=True)
-    with open_table(file) as table:
-        name = format_of(table, format, ask)
+    ask = _options(trace, None, adapters_only=True)
+    file = ask.file
+    with open_tables(ask.files) as table:
+        name = format_of(table, trace.format, ask)
         if not format_named(name).adapters:
             raise TraceError(
                 "this format names no adapters",
@@ -311,7 +310,8 @@ def read_adapter_sequence(
                 hint="a scenario can draw them: workload.trace with workload.popularity",
             )
         data = format_named(name).read(table, ask)
-    assert data.adapter is not None, "the format says that it names adapters"
+    if data.adapter is None:
+        raise TraceError("a cache needs the adapter of each request", file=file, key="columns.adapter", got=NO_COLUMN)
     if data.base_alone:
         raise TraceError("no row names an adapter, so no request uses a cache", file=file, got="only empty cells")
     sizes = data.adapter_bytes
