@@ -126,6 +126,41 @@ def test_a_plain_trace_may_have_dates(tmp_path: Path) -> None:
     assert read(tmp_path, plain + "0.5,a,5,5\n2.5,b,5,5\n").notes == ()
 
 
+def test_a_column_without_a_name_is_an_index(tmp_path: Path) -> None:
+    """As pandas writes one before the others."""
+    lines = "".join(f"{n},{1741078800 + n},a,5,7\n" for n in range(400, 403))
+    data = read(tmp_path, f",{HEADER}{lines}")
+    assert len(rows(data)) == 3, "an index is no status"
+    assert data.session is None
+    assert data.notes[0].endswith("columns ignored: ''")
+
+
+def test_one_column_may_be_used_for_two_things(tmp_path: Path) -> None:
+    line = '{"ts": 1741078800, "model": "a", "prompt_tokens": 5, "completion_tokens": 7}\n'
+    data = read(tmp_path, line + line, columns={"session": "model"})
+    assert rows(data) == 2 * [(0.0, "a", 5, 7)]
+
+
+def test_a_request_without_output_tokens_has_failed(tmp_path: Path) -> None:
+    data = read(tmp_path, f"{HEADER}1741078800,a,5,\n1741078801,b,5,0\n1741078802,c,5,7\n")
+    assert rows(data) == [(0.0, "c", 5, 7)]
+    assert data.notes[0].endswith("left out 2 of 3 rows: 2 failed (no response tokens)")
+    missing = '{"ts": 1741078800, "model": "a", "prompt_tokens": 5, "completion_tokens": null}\n'
+    good = missing.replace("null", "7")
+    assert rows(read(tmp_path, missing + good)) == [(0.0, "a", 5, 7)]
+
+
+def test_a_time_at_the_end_of_a_request_is_no_arrival(tmp_path: Path) -> None:
+    header, lines = HEADER.replace("ts,", "end_time,"), ("1741078801,a,5,7", "1741078802,b,5,7")
+    timed = f"{header[:-1]},latency_ms\n{lines[0]},500\n{lines[1]},2000\n"
+    assert [row[:2] for row in rows(read(tmp_path, timed))] == [(0.0, "b"), (0.5, "a")]
+    data = read(tmp_path, f"{header}{lines[0]}\n{lines[1]}\n")
+    assert data.notes[1].endswith(
+        "end_time is when a request ends, and counts as its arrival; "
+        "--columns duration=COLUMN subtracts how long it took"
+    )
+
+
 def test_every_guess_is_told_and_names_given_are_no_guesses(tmp_path: Path) -> None:
     content = f"{HEADER}1741078800,a,5,7\n1741078801,b,5,7\n"
     (note,) = read(tmp_path, content).notes

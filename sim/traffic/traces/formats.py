@@ -74,7 +74,8 @@ class Layout:
         """Return the columns that are read from a file with this header."""
         status = None if self.log is None else self.log.columns.get("status")
         optional = (self.size, self.session, status, *(TEXT_COLUMNS if self.texts else ()))
-        return (*self.needed(), *(column for column in optional if column is not None and column in header))
+        found = (column for column in optional if column is not None and column in header)
+        return tuple(dict.fromkeys((*self.needed(), *found)))  # one column may be used for two things
 
 
 def plain(header: Sequence[str]) -> Layout:
@@ -258,8 +259,9 @@ class _Reader:
         assert layout.output is not None
         if layout.no_output == "bad":
             return rows.tokens(layout.output)
-        output = rows.tokens(layout.output, least=0)
-        if layout.no_output == "failed":
+        failed = layout.no_output == "failed"
+        output = rows.tokens(layout.output, least=0, empty=failed)
+        if failed:
             rows.leave_out(output == 0, "failed (no response tokens)")
         return np.maximum(output, 1)
 

@@ -108,7 +108,7 @@ _NAMES = {
     ),
     "session": ("sessionid", "conversationid", "genai.conversation.id"),
     "status": ("status", "statuscode", "responsecode", "httpstatus", "responsestatus"),
-    "duration": ("requesttime",),
+    "duration": ("requesttime", "durationms", "latencyms", "responsetimems", "durationseconds", "latencyseconds"),
 }
 """Names of columns by role, in lower case, without underscores and dashes; the first that a header has is taken."""
 
@@ -190,6 +190,12 @@ class LogRules:
             said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
             how = f"; times are {style.words}" if style is not None else ""
             yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
+        time = self.columns.get("time", "")
+        if _bare(time) in _ENDS and "duration" not in self.columns:
+            yield (
+                f"{file}: {shown(time)} is when a request ends, and counts as its arrival; "
+                "--columns duration=COLUMN subtracts how long it took"
+            )
         if self.base_model is not None:
             if not self._seen_base:
                 near = did_you_mean(self.base_model, names)
@@ -246,9 +252,9 @@ def _guess(role: str, header: Sequence[str], file: str) -> str | None:
 
     :raises TraceError: for several.
     """
-    plain = {"adapter": ("adapter_id", "tenant_id")}.get(role, (_PLAIN.get(role, ""),))
+    plain = ("adapter_id", "tenant_id") if role == "adapter" else (_PLAIN.get(role),)
     for name in plain:
-        if name in header:
+        if name is not None and name in header:
             return name
     for wanted in _NAMES[role]:
         bare = {column: _bare(column) for column in dict.fromkeys(header)}

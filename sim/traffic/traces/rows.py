@@ -110,9 +110,13 @@ class Rows:
             numbers = np.where(bad, 0.0, numbers)
         return numbers.astype(np.int64)
 
-    def tokens(self, column: str, least: int = 1) -> Ints32:
-        """Return a column of token counts, int32."""
-        return self.whole(column, least, MAX_TOKENS, "not a token count").astype(np.int32)
+    def tokens(self, column: str, least: int = 1, *, empty: bool = False) -> Ints32:
+        """Return a column of token counts, int32.
+
+        :param empty: whether a cell may be empty, which reads as 0.
+        """
+        needed = np.zeros(len(self.good), np.bool_) if empty else None
+        return self.whole(column, least, MAX_TOKENS, "not a token count", needed).astype(np.int32)
 
     def together(self, column: str, prompt: Ints32, output: Ints32) -> None:
         """Refuse rows whose prompt and output have too many tokens together; ``column`` is that of the outputs."""
