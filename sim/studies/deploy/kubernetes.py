@@ -23,7 +23,9 @@ _PRODUCT = "nvidia.com/gpu.product"
 
 def deployment_file(found: Deployment, head: list[str]) -> str:
     """Return the Deployment and the Service in one file."""
-    return yaml_documents([*head, *deployment_hints(found)], [deployment_object(found), _service(found)])
+    ports = [{"name": "http", "port": Commented(PORT, found.port_comment), "targetPort": "http"}]
+    service = _object(found, "v1", "Service", {"selector": labels_of(found), "ports": ports})
+    return yaml_documents([*head, *deployment_hints(found)], [deployment_object(found), service])
 
 
 def deployment_hints(found: Deployment, *, routed: bool = False) -> list[str]:
@@ -46,16 +48,18 @@ def labels_of(found: Deployment) -> dict[str, str]:
 
 def deployment_object(found: Deployment) -> dict[str, Any]:
     """Return the Deployment."""
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "replicas": Commented(found.replicas, found.run.of("fleet.replicas")),
-            "selector": {"matchLabels": labels_of(found)},
-            "template": {"metadata": {"labels": labels_of(found)}, "spec": pod_spec(found, found.engine.lower())},
-        },
+    spec = {
+        "replicas": Commented(found.replicas, found.run.of("fleet.replicas")),
+        "selector": {"matchLabels": labels_of(found)},
+        "template": {"metadata": {"labels": labels_of(found)}, "spec": pod_spec(found, found.engine.lower())},
     }
+    return _object(found, "apps/v1", "Deployment", spec)
+
+
+def _object(found: Deployment, version: str, kind: str, spec: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+    """Return an object of the Kubernetes API with the deployment's name and labels."""
+    metadata = {"name": found.name, "labels": labels_of(found), **metadata}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
 
 
 def pod_spec(found: Deployment, container_name: str) -> dict[str, Any]:
@@ -144,18 +148,6 @@ def _volumes(found: Deployment) -> list[dict[str, Any]]:
     return volumes
 
 
-def _service(found: Deployment) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "selector": labels_of(found),
-            "ports": [{"name": "http", "port": Commented(PORT, found.port_comment), "targetPort": "http"}],
-        },
-    }
-
-
 # Kubernetes: what scales the Deployment of a run with ``fleet.autoscale``, as an HPA or as a ScaledObject of KEDA.
 
 FILE = "autoscaler.yaml"
@@ -239,44 +231,32 @@ def _quantity(value: float) -> str:
 def _horizontal_pod_autoscaler(found: Deployment, spec: Autoscale) -> dict[str, Any]:
     assert spec.target is not None, "policy hpa has a target"
     target = {"type": "AverageValue", "averageValue": Commented(_quantity(spec.target), _of(found, "target"))}
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "scaleTargetRef": _target_object(found),
-            "minReplicas": Commented(spec.min, _of(found, "min")),
-            "maxReplicas": Commented(spec.max, _of(found, "max")),
-            "metrics": [{"type": "Pods", "pods": {"metric": {"name": _metric_name(spec)}, "target": target}}],
-            "behavior": _behavior(found, spec),
-        },
+    scaling = {
+        "scaleTargetRef": _target_object(found),
+        "minReplicas": Commented(spec.min, _of(found, "min")),
+        "maxReplicas": Commented(spec.max, _of(found, "max")),
+        "metrics": [{"type": "Pods", "pods": {"metric": {"name": _metric_name(spec)}, "target": target}}],
+        "behavior": _behavior(found, spec),
     }
+    return _object(found, "autoscaling/v2", "HorizontalPodAutoscaler", scaling)
 
 
 def _scaled_object(found: Deployment, spec: Autoscale, query: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "scaleTargetRef": _target_object(found),
-            "pollingInterval": Commented(max(1, ceil(spec.interval)), _of(found, "interval")),
-            "cooldownPeriod": Commented(ceil(spec.cooldown), _of(found, "cooldown")),
-            "minReplicaCount": Commented(spec.min, _of(found, "min")),
-            "maxReplicaCount": Commented(spec.max, _of(found, "max")),
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(found, spec)}},
-            "triggers": [
-                {
-                    "type": "prometheus",
-                    "metadata": {
-                        "serverAddress": Commented(_PROMETHEUS, NOT_SIMULATED),
-                        "query": query,
-                        "threshold": Commented(f"{spec.target:g}", _of(found, "target")),
-                    },
-                }
-            ],
-        },
+    trigger = {
+        "serverAddress": Commented(_PROMETHEUS, NOT_SIMULATED),
+        "query": query,
+        "threshold": Commented(f"{spec.target:g}", _of(found, "target")),
     }
+    scaling = {
+        "scaleTargetRef": _target_object(found),
+        "pollingInterval": Commented(max(1, ceil(spec.interval)), _of(found, "interval")),
+        "cooldownPeriod": Commented(ceil(spec.cooldown), _of(found, "cooldown")),
+        "minReplicaCount": Commented(spec.min, _of(found, "min")),
+        "maxReplicaCount": Commented(spec.max, _of(found, "max")),
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(found, spec)}},
+        "triggers": [{"type": "prometheus", "metadata": trigger}],
+    }
+    return _object(found, "keda.sh/v1alpha1", "ScaledObject", scaling)
 
 
 def _behavior(found: Deployment, spec: Autoscale) -> dict[str, Any]:
@@ -323,18 +303,10 @@ _CONTAINER = "kserve-container"
 def inference_service_file(found: Deployment, head: list[str]) -> str:
     """Return the InferenceService; it has as many replicas as were simulated, and does not scale."""
     replicas = Commented(found.replicas, found.run.of("fleet.replicas"))
-    service: dict[str, Any] = {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {
-            "name": found.name,
-            "labels": labels_of(found),
-            "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment"},
-        },
-        "spec": {
-            "predictor": {"minReplicas": replicas, "maxReplicas": replicas, **pod_spec(found, _CONTAINER)},
-        },
-    }
+    predictor = {"minReplicas": replicas, "maxReplicas": replicas, **pod_spec(found, _CONTAINER)}
+    mode = {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    version, kind = "serving.kserve.io/v1beta1", "InferenceService"
+    service = _object(found, version, kind, {"predictor": predictor}, annotations=mode)
     return yaml_documents([*head, *deployment_hints(found)], [service])
 
 
@@ -372,43 +344,29 @@ def servers_file(found: Deployment, head: list[str]) -> str:
 
 def pool_file(found: Deployment, head: list[str]) -> str:
     """Return the InferencePool, the InferenceObjective and the HTTPRoute that sends requests to the pool."""
-    pool: dict[str, Any] = {
-        "apiVersion": f"{_GROUP}/v1",
-        "kind": "InferencePool",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "selector": {"matchLabels": labels_of(found)},
-            "targetPorts": [{"number": Commented(PORT, found.port_comment)}],
-            "endpointPickerRef": {
-                "name": f"{found.name}-epp",
-                "port": {"number": Commented(_PICKER_PORT, "not simulated; the picker's default")},
-            },
-        },
+    picker_port = Commented(_PICKER_PORT, "not simulated; the picker's default")
+    pool = {
+        "selector": {"matchLabels": labels_of(found)},
+        "targetPorts": [{"number": Commented(PORT, found.port_comment)}],
+        "endpointPickerRef": {"name": f"{found.name}-epp", "port": {"number": picker_port}},
     }
-    objective: dict[str, Any] = {
-        "apiVersion": "inference.networking.x-k8s.io/v1alpha2",
-        "kind": "InferenceObjective",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "priority": Commented(0, "not simulated; all requests are served in order"),
-            "poolRef": {"name": found.name},
-        },
+    objective = {
+        "priority": Commented(0, "not simulated; all requests are served in order"),
+        "poolRef": {"name": found.name},
     }
-    route: dict[str, Any] = {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": {"name": found.name, "labels": labels_of(found)},
-        "spec": {
-            "parentRefs": [{"name": Commented(_GATEWAY, "replace it with the name of your Gateway")}],
-            "rules": [
-                {
-                    "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
-                    "backendRefs": [{"group": _GROUP, "kind": "InferencePool", "name": found.name}],
-                }
-            ],
-        },
+    rule = {
+        "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+        "backendRefs": [{"group": _GROUP, "kind": "InferencePool", "name": found.name}],
     }
-    return yaml_documents(head, [pool, objective, route])
+    gateway = Commented(_GATEWAY, "replace it with the name of your Gateway")
+    objects = [
+        _object(found, f"{_GROUP}/v1", "InferencePool", pool),
+        _object(found, "inference.networking.x-k8s.io/v1alpha2", "InferenceObjective", objective),
+        _object(
+            found, "gateway.networking.k8s.io/v1", "HTTPRoute", {"parentRefs": [{"name": gateway}], "rules": [rule]}
+        ),
+    ]
+    return yaml_documents(head, objects)
 
 
 def picker_file(found: Deployment, head: list[str]) -> str:
