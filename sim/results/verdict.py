@@ -276,15 +276,11 @@ def planning_probability(point: Point, slo_terms: Mapping[str, float]) -> float:
     probability = met_probability(point, slo_terms)
     strains = {name: strain(point, name, target) for name, target in slo_terms.items()}
     missed = [name for name, value in strains.items() if value > 1]
-    if not missed or max(strains.values()) >= _NEAR or any(_is_settled(point, name) for name in missed):
+    metrics = (metric_of(point, name) for name in missed)
+    if not missed or max(strains.values()) >= _NEAR or any(metric and metric.settled for metric in metrics):
         return probability
     normal = NormalDist()
     return normal.cdf(normal.inv_cdf(min(max(probability, 1e-300), 0.5)) / 2)
-
-
-def _is_settled(point: Point, name: str) -> bool:
-    metric = metric_of(point, name)
-    return metric is not None and metric.settled
 
 
 def verdict(point: Point, slo_terms: Mapping[str, float], sure: float = SURE) -> str:

@@ -23,6 +23,7 @@ from reports.text.setup_text import setup_line
 from sim.results.fleet_costs import HOURS_PER_MONTH
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
+from sim.results.run_directory.study_records import FormulaRecord
 from sim.results.slo_terms import all_terms
 from sim.results.verdict import NOT_MET
 from sim.spec.engine_flags.command_lines import as_started, engine_flags, why_no_flags
@@ -33,7 +34,7 @@ from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
 from sim.studies.design import build
-from sim.studies.plan.screen import Screened, screen
+from sim.studies.plan.screen import screen
 from sim.studies.run.answer import Answer
 from sim.studies.run.report import answer_box, further_findings, slo_words, verdict_badge
 from sim.ui.controls import Control
@@ -51,7 +52,7 @@ class Estimate:
     :ivar flags: the command line that starts one replica, by engine; ``no_flags``: why there is none.
     """
 
-    screened: Screened
+    screened: FormulaRecord
     usd_per_month: float | None
     flags: dict[str, str]
     no_flags: str

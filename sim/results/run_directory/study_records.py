@@ -27,9 +27,9 @@ class EvaluationRecord:
     score: float | None
     term: str
     value: float | None
-    unserved: float | None = None
-    probability: float | None = None
-    requests: int | None = None
+    unserved: float | None
+    probability: float
+    requests: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,15 @@ class FleetRecord:
 
 @dataclass(frozen=True, slots=True)
 class FormulaRecord:
-    """What formulas say of the answer."""
+    """What formulas say of a design.
 
-    miss_ratio: float | None = None
+    :ivar miss_ratio: of LRU with independent requests in the long run (Che).
+    :ivar loader_load, gpu_load: offered load over capacity; above 1 queues only grow. None in a closed loop.
+    :ivar batch: running sequences per replica at which it keeps up; None: it never does, or engine fixed.
+    :ivar kv_share: share of the KV cache that such a batch uses; None for engine fixed.
+    """
+
+    miss_ratio: float
     loader_load: float | None = None
     gpu_load: float | None = None
     batch: float | None = None

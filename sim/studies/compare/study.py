@@ -222,8 +222,8 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
         if not run.points:
             raise InputError("this run has no finished points", file=str(run.path), hint="run it again; it resumes")
     one, other = (run if run.recommended is None else replace(run, points=[run.recommended]) for run in (one, other))
-    terms = _Terms.of(one, other)
-    slo = terms.judging
+    own_terms, tenants_alone = _terms_of((one, other))
+    slo = own_terms[1] or own_terms[0]
     matched = _matched(one.points, other.points)
     if not matched:
         raise InputError(
@@ -247,47 +247,27 @@ def compare_runs(one: RunData, other: RunData) -> Comparison:
         slo,
         _judged(pairs, slo),
         changed,
-        terms.side,
-        not (terms.one and terms.other),
-        terms.alone,
+        "" if own_terms[0] == own_terms[1] else "B" if own_terms[1] else "A",
+        not all(own_terms),
+        (tenants_alone[0], tenants_alone[1]),
         (alone[0], alone[1]),
         parts,
     )
 
 
-@dataclass(frozen=True)
-class _Terms:
-    """The SLO terms of two runs, without those of tenants that only one of them has.
-
-    :ivar alone: tenants with an SLO that the other run does not have.
+def _terms_of(runs: tuple[RunData, RunData]) -> tuple[list[dict[str, float]], list[tuple[str, ...]]]:
+    """Return the SLO terms of each run, and its tenants with an SLO that the other run does not have: theirs are left
+    out.
     """
-
-    one: dict[str, float]
-    other: dict[str, float]
-    alone: tuple[tuple[str, ...], tuple[str, ...]]
-
-    @staticmethod
-    def of(one: RunData, other: RunData) -> _Terms:
-        runs = one, other
-        names = [{tenant.name for point in run.points for tenant in point.tenants} for run in runs]
-        found = [with_tenants(read_terms(run.slo), run.points[0]) for run in runs]
-        owners = [dict.fromkeys(tenant for name in terms if (tenant := split_term(name)[0])) for terms in found]
-        alone = [tuple(t for t in owned if t not in names[1 - side]) for side, owned in enumerate(owners)]
-        kept = [
-            {name: target for name, target in terms.items() if split_term(name)[0] not in gone}
-            for terms, gone in zip(found, alone, strict=True)
-        ]
-        return _Terms(kept[0], kept[1], (alone[0], alone[1]))
-
-    @property
-    def judging(self) -> dict[str, float]:
-        """Return the terms that both runs are judged by."""
-        return self.other or self.one
-
-    @property
-    def side(self) -> str:
-        """Return whose terms they are; empty where both have the same."""
-        return "" if self.one == self.other else "B" if self.other else "A"
+    names = [{tenant.name for point in run.points for tenant in point.tenants} for run in runs]
+    found = [with_tenants(read_terms(run.slo), run.points[0]) for run in runs]
+    owners = [dict.fromkeys(tenant for name in terms if (tenant := split_term(name)[0])) for terms in found]
+    alone = [tuple(t for t in owned if t not in names[1 - side]) for side, owned in enumerate(owners)]
+    kept = [
+        {name: target for name, target in terms.items() if split_term(name)[0] not in gone}
+        for terms, gone in zip(found, alone, strict=True)
+    ]
+    return kept, alone
 
 
 def _matched(one: Sequence[Point], other: Sequence[Point]) -> list[tuple[dict[str, Any], Point, Point]]:

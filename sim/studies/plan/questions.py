@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sim.results.fleet_costs import HOURS_PER_MONTH
-from sim.results.run_directory.study_records import FleetRecord
+from sim.results.run_directory.study_records import FleetRecord, FormulaRecord
 from sim.results.verdict import MET, PROBABLE, UNCLEAR
 from sim.spec.profile_choice import gpus_per_replica, prices_of, profile_of, replica_prices
 from sim.spec.scenario import PRICE, FleetChoice, Plan
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.plan.candidates import Variable
 from sim.studies.plan.evaluator import TIMES, DesignEvaluator, PlanDesign
-from sim.studies.plan.screen import Screened, screen
+from sim.studies.plan.screen import screen
 from sim.studies.plan.search import STEER, Judgement, Search
 
 EFFORTS = len(TIMES)
@@ -268,7 +268,7 @@ def _start(count: int, design: Along, terms: Mapping[str, float]) -> int:
     return right
 
 
-def _strain(found: Screened, terms: Mapping[str, float]) -> float:
+def _strain(found: FormulaRecord, terms: Mapping[str, float]) -> float:
     """Return the worst load, or the miss ratio over its target: above 1 a design hardly ever meets the SLO."""
     strains = [load or 0.0 for load in (found.loader_load, found.gpu_load)]
     if terms.get("miss_ratio"):

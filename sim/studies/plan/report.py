@@ -114,8 +114,7 @@ def search_table(read: PlanReading) -> Table | None:
         if look.unserved is not None:
             term, seen = "refused or failed", percent(look.unserved)
         score = percent(look.score) if look.score is not None else ""
-        likely = "" if look.probability is None else likelihood(look.probability)
-        runs = f"{look.replications}" if look.requests is None else f"{look.replications} × {look.requests:,}"
+        likely, runs = likelihood(look.probability), f"{look.replications} × {look.requests:,}"
         rows.append([str(number), read.phrase(look.set), term, seen, score, look.word, likely, runs])
     share = record.simulated_requests / max(1, record.every_candidate_requests)
     note = f"{record.simulated_requests:,} requests were simulated"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from sim.arrays import Floats
 from sim.errors import ScenarioError
 from sim.policies.costs import StepCosts, load_seconds, mean_residual
 from sim.policies.replay.lru_curve import che_miss_ratios, che_misses
+from sim.results.run_directory.study_records import FormulaRecord
 from sim.spec.profile import TierCost
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import TimeLaw
@@ -24,32 +24,13 @@ from sim.world.memory.gpu_memory import padded_rank
 from sim.world.world import Pool, World
 
 
-@dataclass(frozen=True, slots=True)
-class Screened:
-    """The estimates for one design.
-
-    :ivar miss_ratio: of LRU with independent requests in the long run (Che).
-    :ivar loader_load: utilization of the loaders; above 1 their queue only grows. None in a closed loop, like the
-        other loads: its rate follows from the answers.
-    :ivar batch: running sequences per replica at which it keeps up; None: it never does, or engine fixed.
-    :ivar gpu_load: offered load over the capacity at the largest possible batch; above 1 queues only grow.
-    :ivar kv_share: share of the KV cache that such a batch uses; None for engine fixed.
-    """
-
-    miss_ratio: float
-    loader_load: float | None
-    batch: float | None
-    gpu_load: float | None
-    kv_share: float | None
-
-
-def screen(world: World) -> Screened:
+def screen(world: World) -> FormulaRecord:
     """Return the estimates for a world; in a fleet of pools, as if every pool took all kinds of requests."""
     pools = [_of_pool(pool) for pool in world.own_pools]
     return _together(pools) if world.scenario.fleet.pools else pools[0]
 
 
-def _of_pool(pool: Pool) -> Screened:
+def _of_pool(pool: Pool) -> FormulaRecord:
     scenario, traffic = pool.scenario, pool.traffic
     replicas = scenario.fleet.replicas
     shares, own, with_adapter = _shares(pool)
@@ -57,30 +38,29 @@ def _of_pool(pool: Pool) -> Screened:
     pooled = replicas if scenario.router_policy.splits_adapters else 1
     miss = float(che_miss_ratios(shares, [pool.capacity * pooled], weights)[0])
     if traffic.rate is None:
-        return Screened(miss, None, None, None, None)
+        return FormulaRecord(miss)
     rate = traffic.rate * own / replicas
     adapter_rate = rate * with_adapter
     busiest_s, in_steps_s = _loading(pool, shares, pooled)
     loader_load = adapter_rate * busiest_s
     if scenario.fleet.engine == "fixed":
         assert scenario.fleet.service is not None, "checked by the model"
-        return Screened(miss, loader_load, None, rate * scenario.fleet.service.mean(), None)
+        return FormulaRecord(miss, loader_load, rate * scenario.fleet.service.mean())
     batch, gpu_load, kv_share = _batch(pool, rate, adapter_rate * in_steps_s)
-    return Screened(miss, loader_load, batch, gpu_load, kv_share)
+    return FormulaRecord(miss, loader_load, gpu_load, batch, kv_share)
 
 
-def _together(pools: Sequence[Screened]) -> Screened:
+def _together(pools: Sequence[FormulaRecord]) -> FormulaRecord:
     """Return the estimates for a fleet from those of each pool with all the traffic: their capacities add up."""
 
-    def load(of: Callable[[Screened], float | None]) -> float | None:
+    def load(of: Callable[[FormulaRecord], float | None]) -> float | None:
         loads = [value for pool in pools if (value := of(pool)) is not None]
         if len(loads) < len(pools):
             return None
         return 0.0 if 0.0 in loads else 1 / sum(1 / value for value in loads)
 
-    gpu_load = load(lambda pool: pool.gpu_load)
     miss = sum(pool.miss_ratio for pool in pools) / len(pools)
-    return Screened(miss, load(lambda pool: pool.loader_load), None, gpu_load, None)
+    return FormulaRecord(miss, load(lambda pool: pool.loader_load), load(lambda pool: pool.gpu_load))
 
 
 def _loading(pool: Pool, shares: Floats, pooled: int) -> tuple[float, float]:

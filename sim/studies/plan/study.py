@@ -16,12 +16,7 @@ from sim.results.point import Point
 from sim.results.records import request_table
 from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
 from sim.results.run_directory.store import RunStore, scenario_hash
-from sim.results.run_directory.study_records import (
-    EvaluationRecord,
-    FormulaRecord,
-    PlanRecord,
-    RefusedDesign,
-)
+from sim.results.run_directory.study_records import EvaluationRecord, PlanRecord, RefusedDesign
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import as_started, beyond_flags, engine_flags, model_to_fill_in, why_no_flags
 from sim.spec.files.yaml_tree import yaml_text
@@ -286,7 +281,7 @@ def _record(
     each = chosen.world.traffic.expected_requests() or 0
     every = each * (1 if chosen.world.traffic.replayed else loaded.scenario.run.replications)
     refused = [design for design in evaluator.all_designs() if design.refused is not None and design is not found.edge]
-    formulas, started = screen(chosen.world), as_started(chosen.loaded.scenario, host_kv_bytes(chosen.world.pools[0]))
+    started = as_started(chosen.loaded.scenario, host_kv_bytes(chosen.world.pools[0]))
     grades = [evaluator.grade(design) for design in _most_wanted_first(evaluator.designs(), axes, plan)]
     return PlanRecord(
         question=plan.model_dump(mode="json", exclude_none=True),
@@ -319,9 +314,7 @@ def _record(
         simulated_requests=evaluator.requests,
         candidates=candidates,
         every_candidate_requests=round(every * candidates),
-        formulas=FormulaRecord(
-            formulas.miss_ratio, formulas.loader_load, formulas.gpu_load, formulas.batch, formulas.kv_share
-        ),
+        formulas=screen(chosen.world),
         flags=engine_flags(started, chosen.world.pools[0].kv_tokens) if named else {},
         no_flags=why_no_flags(started) if named else "",
         beyond_flags=[*model_to_fill_in(chosen.loaded.scenario), *beyond_flags(chosen.loaded.scenario)],

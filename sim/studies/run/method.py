@@ -184,7 +184,7 @@ def profile_words(manifest: Mapping[str, Any]) -> str:
         "derived": "derived from published measurements",
         "measured": "measured on the device it names",
     }.get(status, status)
-    error = profile.get("error") or profile.get("holdout_error")
+    error = profile.get("error")
     return f"{profile.get('name', 'unnamed')}, {trust}{f'; their error: {error}' if error else ''}."
 
 
@@ -220,8 +220,7 @@ def calibration(manifest: Mapping[str, Any], points: Sequence[Point]) -> str:
 
 
 def _replications(manifest: Mapping[str, Any]) -> str:
-    run = _part(_part(manifest, "scenario"), "run")
-    count = manifest.get("replications", run.get("replications", 5))
+    count = manifest["replications"]
     return "1 replication" if count == 1 else f"{count} replications"
 
 
