@@ -135,7 +135,7 @@ def _features(record: StepRecord) -> tuple[dict[str, Floats], NDArray[np.int64]]
     target = list(prompts)  # tokens to prefill; more after a preemption
     produced = [0] * len(prompts)
     first = np.zeros(len(prompts), dtype=np.int64)
-    host = HostCopies(record.config.host_slots)
+    copies: OrderedDict[int, None] = OrderedDict()
     rows = []
     for number, step in enumerate(record.steps):
         for request in step.preempted:
@@ -152,32 +152,26 @@ def _features(record: StepRecord) -> tuple[dict[str, Floats], NDArray[np.int64]]
                     first[request] = number
                 produced[request] += 1
         tokens_in_step = sum(step.scheduled.values())
-        rows.append((len(step.scheduled), len(step.adapters), kv_tokens, tokens_in_step, host.touch(step.adapters)))
+        read = _touch(copies, record.config.host_slots, step.adapters)
+        rows.append((len(step.scheduled), len(step.adapters), kv_tokens, tokens_in_step, read))
     sequences, distinct, kv, token, storage_load = np.array(rows, dtype=np.float64).T
     facts = {"sequences": sequences, "distinct": distinct, "decode_kv_tokens": kv}
     made_of = columns(FEATURES, facts.__getitem__, {"token": token, "storage_load": storage_load})
     return {name: np.asarray(column) for name, column in made_of.items()}, first
 
 
-class HostCopies:
-    """The adapters in host memory, least recently touched first."""
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._copies: OrderedDict[int, None] = OrderedDict()
-
-    def touch(self, adapters: Iterable[int]) -> int:
-        """Touch adapters in turn; return how many had to be read from storage."""
-        read = 0
-        for adapter in adapters:
-            if adapter in self._copies:
-                self._copies.move_to_end(adapter)
-                continue
-            if len(self._copies) == self._slots:
-                self._copies.popitem(last=False)
-            self._copies[adapter] = None
-            read += 1
-        return read
+def _touch(copies: OrderedDict[int, None], slots: int, adapters: Iterable[int]) -> int:
+    """Touch copies in host memory in turn, which puts them last; return how many had to be read from storage."""
+    read = 0
+    for adapter in adapters:
+        if adapter in copies:
+            copies.move_to_end(adapter)
+            continue
+        if len(copies) == slots:
+            copies.popitem(last=False)
+        copies[adapter] = None
+        read += 1
+    return read
 
 
 def fit_costs(times: RecordTimes) -> RecordCosts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,30 +59,18 @@ def replay_report(file: Path, record: StepRecord | SglangRecord | PairRecord, re
         met += ", and what is read, held and sent"
     elif isinstance(record, StepRecord) and record.config.offload is not None:
         met += ", and what is stored, loaded and waited for"
+    late = [abs(steps) for steps in result.late_steps.values()]
     if engine.mode == "online":
-        rows.append(["ends within one step", f"{_late_steps(result)[0]:,} of {len(record.requests):,} requests"])
+        close = sum(steps <= 1 for steps in late)
+        rows.append(["ends within one step", f"{close:,} of {len(record.requests):,} requests"])
     headline = f"{file}: every step is met: {met}"
     if result.first_difference is not None:
         different = result.steps - result.equal_steps
         headline = f"{file}: {different:,} of {result.steps:,} steps differ; the first: {result.first_difference}"
-    data = {
-        "steps": result.steps,
-        "equal_steps": result.equal_steps,
-        "loads": result.loads,
-        "predicted_loads": result.predicted_loads,
-        "equal_loads": result.equal_loads,
-        "cached_tokens": result.cached_tokens,
-        "predicted_cached_tokens": result.predicted_cached_tokens,
-        "first_difference": result.first_difference,
-        "late_steps_max": _late_steps(result)[1],
-    }
+    data = asdict(result)
+    del data["late_steps"]
+    data["late_steps_max"] = max(late, default=0)
     return Report("fidelity", str(file), data, [headline, "", Table("", ["", ""], rows)])
-
-
-def _late_steps(result: Replay) -> tuple[int, int]:
-    """Return how many requests end within one step of the record, and the most steps between them."""
-    late = [abs(steps) for steps in result.late_steps.values()]
-    return sum(steps <= 1 for steps in late), max(late, default=0)
 
 
 def with_prediction(

@@ -22,7 +22,7 @@ from sim.policies.scheduler import Limits
 from sim.policies.sglang_scheduler import FIRST_RATIO, SglangScheduler
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import Count, PairRecord, Part, StepRecord, Time, read_data, validated
-from sim.studies.fidelity.step_replay import EngineReplay, Replay, differing
+from sim.studies.fidelity.step_replay import EngineReplay, Replay, give_text
 from sim.studies.fidelity.transfer_replay import OffloadReplay, PairReplay
 from sim.traffic.request import Request
 
@@ -205,20 +205,12 @@ class Replayer:
             recorded.id, recorded.before_try - 1.0, adapter, recorded.prompt_tokens, recorded.output_tokens
         )
         request.max_tokens = recorded.max_tokens
-        text, tokens = recorded.prefix or (0, 0)
-        if tokens:
-            request.shared = ((tokens, text),)
-        if recorded.session is not None:
-            request.text_key = self.record.config.texts + recorded.session
+        give_text(request, recorded, self.record.config.texts)
         return request
 
     def run(self) -> Replay:
         record = self.record
-        result = Replay(
-            len(record.steps),
-            loads=sum(len(step.loads) for step in record.steps),
-            cached_tokens=sum(sum(step.cached.values()) for step in record.steps),
-        )
+        result = Replay.of(record.steps)
         last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
         steps = {step.number: (place, step) for place, step in enumerate(record.steps)}
         for number in range(1, record.steps[-1].number + 1):
@@ -269,10 +261,7 @@ class Replayer:
             result.predicted_cached_tokens += sum(cached.values())
             result.predicted_loads += len(loads)
             result.equal_loads += sum(a == b[0] for a, b in zip(ours, step.loads, strict=False))
-            different = differing(f"step {place} (try {number})", comparisons)
-            result.equal_steps += not different
-            if different and result.first_difference is None:
-                result.first_difference = different[0]
+            result.compare(f"step {place} (try {number})", comparisons)
         finished = scheduler.complete(1, float(number)) if decided.steps else []
         known_at = number + (2 if self.record.config.overlap_schedule else 1)
         for request in finished:

@@ -61,10 +61,23 @@ class OffloadConfig(Part):
     sync_load_blocks: NonNegativeInt = 0
 
 
-class RecordConfig(Part):
-    """How the engine was set up.
+class SideConfig(Part):
+    """The limits of an engine, such as one of two.
 
     :ivar kv_blocks: all blocks, with the one that the engine never uses.
+    """
+
+    slots: Count
+    host_slots: Count
+    max_num_seqs: Count
+    max_num_batched_tokens: Count
+    block_size: Count
+    kv_blocks: Count
+
+
+class RecordConfig(SideConfig):
+    """How the engine was set up.
+
     :ivar prefix_caching: whether requests share blocks with the same content.
     :ivar base_share: share of the requests that use the base model.
     :ivar texts: number of texts with which prompts start; 0: no prompts have text in common.
@@ -73,13 +86,7 @@ class RecordConfig(Part):
     :ivar ends: whether ``max_tokens`` end requests, or a stop token, which asynchronous scheduling can't foresee.
     """
 
-    slots: Count
-    host_slots: Count
     adapters: Count
-    max_num_seqs: Count
-    max_num_batched_tokens: Count
-    block_size: Count
-    kv_blocks: Count
     prefix_caching: bool = False
     base_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     texts: NonNegativeInt = 0
@@ -233,17 +240,6 @@ class StepRecord(Part):
         before = self.requests[after]
         if request.prompt_tokens < before.prompt_tokens + before.output_tokens:
             raise ValueError(f"request {request.id}: prompt_tokens must include request {after} and its answer")
-
-
-class SideConfig(Part):
-    """One of two engines."""
-
-    slots: Count
-    host_slots: Count
-    max_num_seqs: Count
-    max_num_batched_tokens: Count
-    block_size: Count
-    kv_blocks: Count
 
 
 class PairConfig(Part):

@@ -7,7 +7,9 @@ set's), and for records in real time when each step began.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sim.policies.costs import StepCosts
 from sim.policies.kv.kv_store import CountingStore, KvStore
@@ -19,6 +21,9 @@ from sim.spec.engines import preset_value
 from sim.spec.profile import StepCost
 from sim.studies.fidelity.step_record import RecordedRequest, RecordedStep, StepRecord
 from sim.traffic.request import HOLDING, Request
+
+if TYPE_CHECKING:
+    from sim.studies.fidelity.sglang_record import SglangRequest, SglangStep
 
 
 @dataclass(slots=True)
@@ -44,6 +49,20 @@ class Replay:
     predicted_cached_tokens: int = 0
     first_difference: str | None = None
     late_steps: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, steps: Sequence[RecordedStep | SglangStep]) -> Replay:
+        """Return the comparison with a record in which nothing is equal yet."""
+        loads = sum(len(step.loads) for step in steps)
+        return cls(len(steps), loads=loads, cached_tokens=sum(sum(step.cached.values()) for step in steps))
+
+    def compare(self, step: str, comparisons: Iterable[tuple[str, object, object]]) -> None:
+        """Compare a step by (what, replay, record): it is equal, or the first that differs."""
+        different = [each for each in comparisons if each[1] != each[2]]
+        self.equal_steps += not different
+        if different and self.first_difference is None:
+            what, ours, theirs = different[0]
+            self.first_difference = f"{step}: {what}: replay {_brief(ours, theirs)}, record {_brief(theirs, ours)}"
 
 
 class _RecordedOrder(TouchOrder):
@@ -119,21 +138,12 @@ class EngineReplay:
 
     def run(self) -> Replay:
         record = self.record
-        result = self.nothing_met()
+        result = Replay.of(record.steps)
         last = {request: number for number, step in enumerate(record.steps) for request in step.scheduled}
         for number, step in enumerate(record.steps):
             for request in self.step(number, step, result):
                 result.late_steps[request.index] = number - last.get(request.index, number)
         return result
-
-    def nothing_met(self) -> Replay:
-        """Return a comparison with this record in which nothing is equal yet."""
-        steps = self.record.steps
-        return Replay(
-            len(steps),
-            loads=sum(len(step.loads) for step in steps),
-            cached_tokens=sum(sum(step.cached.values()) for step in steps),
-        )
 
     def step(self, number: int, step: RecordedStep, result: Replay) -> list[Request]:
         """Take one step and compare it; return the requests that end with it."""
@@ -181,11 +191,7 @@ class EngineReplay:
         comparisons += self._more(number, step)
         result.predicted_loads += len(loads)
         result.equal_loads += sum(ours[0] == theirs[0] for ours, theirs in zip(loads, step.loads, strict=False))
-        different = differing(f"step {number} (at {step.at_s:.3f} s)", comparisons)
-        if not different:
-            result.equal_steps += 1
-        elif result.first_difference is None:
-            result.first_difference = different[0]
+        result.compare(f"step {number} (at {step.at_s:.3f} s)", comparisons)
         scheduler.deliver(step.at_s)
         if not scheduler.decided.steps:
             self._finished = []
@@ -230,26 +236,24 @@ class EngineReplay:
         return request in self.scheduler.decided.prefills and not request.to_prefill
 
     def _request(self, recorded: RecordedRequest, base_model: int) -> Request:
-        """Return a recorded request; prompts of a conversation have one key after those of all texts."""
         config = self.record.config
         adapter = base_model if recorded.adapter is None else recorded.adapter
         request = Request(recorded.id, recorded.arrival_s, adapter, recorded.prompt_tokens, recorded.output_tokens)
         request.stops = config.ends == "stop"
-        text, tokens = recorded.prefix or (0, 0)
-        if tokens:
-            request.shared = ((tokens, text),)
-        if recorded.session is not None:
-            request.text_key = config.texts + recorded.session
+        give_text(request, recorded, config.texts)
         return request
 
 
-def differing(step: str, comparisons: list[tuple[str, object, object]]) -> list[str]:
-    """Return a sentence for each (what, replay, record) that differ."""
-    return [
-        f"{step}: {what}: replay {_brief(ours, theirs)}, record {_brief(theirs, ours)}"
-        for what, ours, theirs in comparisons
-        if ours != theirs
-    ]
+def give_text(request: Request, recorded: RecordedRequest | SglangRequest, texts: int) -> None:
+    """Give a request the text that it has in common with others: that of its prefix, or of its conversation.
+
+    :param texts: their number; prompts of a conversation have one key after those of all texts.
+    """
+    text, tokens = recorded.prefix or (0, 0)
+    if tokens:
+        request.shared = ((tokens, text),)
+    if recorded.session is not None:
+        request.text_key = texts + recorded.session
 
 
 def _brief(some: object, other: object) -> str:

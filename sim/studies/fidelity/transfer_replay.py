@@ -132,7 +132,7 @@ class _Side(EngineReplay):
         self.pair: PairConfig = record.config
         self.due: dict[int, list[Request]] = defaultdict(list)
         self.to_send: dict[int, list[int]] = defaultdict(list)
-        self.result = self.nothing_met()
+        self.result = Replay.of(self.record.steps)
         self.steps = {step.tick: (number, step) for number, step in enumerate(self.record.steps)}
         self._to_come = []
         self._taken_back = {request.id for request in record.requests if request.abort is not None}
