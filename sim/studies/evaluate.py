@@ -90,11 +90,6 @@ Runner = Callable[[Design, Sequence[Part]], Iterable[tuple[Part, Any]]]
 """Simulates parts of a design and yields each with its result, in any order."""
 
 
-def _sections(design: Design) -> int:
-    """Return into how many sections each replication is cut."""
-    return sections_of_cycles(design.replications, _cycles(design.world))
-
-
 def _cycles(world: World) -> float:
     """Return how many cycles of the traffic a replication measures; 0: its rate repeats none."""
     spans = _spans(world.scenario)
@@ -126,7 +121,7 @@ def simulate_part(
     """
     recording_of = recording_of or simulate
     world, place = design.world, part.place
-    sections = _sections(design)
+    sections = sections_of_cycles(design.replications, _cycles(world))
     if part.kind == DRAW:
         drawn = world.with_draw(design.draws[place])
         return values_of_replication(recording_of(drawn, place % design.replications, sections), facts_of(world))
@@ -186,7 +181,10 @@ def evaluate(
             point = replace(point, warnings=[*point.warnings, _too_short_warning(design.scenario, point)])
         drawn = [results[part] for part in parts if part.kind == DRAW]
         if drawn:
-            point = _calibrated(point, design, recordings, drawn)
+            # Draws met the traffic of the scenario's own replications, even if more were simulated.
+            met = recordings[: design.replications][: len(drawn)]
+            own = [values_of_replication(recording, facts) for recording in met]
+            point = with_calibration(point, own, drawn, design.world.draws)
         usual = [results[part] for part in parts if part.kind == BASELINE]
         if usual:
             point = with_impact(point, recordings, facts, usual)
@@ -224,16 +222,6 @@ def evaluate_scenario(
 
 def _part_task(design: Design, part: Part) -> tuple[Part, Any]:
     return part, simulate_part(design, part)
-
-
-def _calibrated(
-    point: Point, design: Design, recordings: Sequence[Recording], drawn: Sequence[ReplicationValues]
-) -> Point:
-    """Return the point with calibration intervals from draws of its profile."""
-    facts = facts_of(design.world)
-    # Draws met the traffic of the scenario's own replications, even if more were simulated.
-    own = [values_of_replication(recording, facts) for recording in recordings[: design.replications][: len(drawn)]]
-    return with_calibration(point, own, drawn, design.world.draws)
 
 
 def _with_held_back(point: Point, design: Design, happened: Sequence[Recording], without: Sequence[Recording]) -> Point:

@@ -408,7 +408,7 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
 
 def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
     """Return the edge near a multiple by the finer strains: steps until it is passed, then between two of them."""
-    found = {at: strains(at, fine=True) for at in (start, 1.0) if at == start or _near(at, start)}
+    found = {at: strains(at, fine=True) for at in (start, 1.0) if max(at / start, start / at) < BRACKET}
     steps = 0
     while True:
         below = max((at for at, each in found.items() if _worst(each) <= 1), default=None)
@@ -432,10 +432,6 @@ def _crossing(below: float, above: float, found: Mapping[float, Strains]) -> flo
     low, high = (math.log(max(found[at][term], 1e-9)) for at in (below, above))
     share: float = -low / (high - low)
     return below * math.exp(share * math.log(above / below))
-
-
-def _near(one: float, other: float) -> bool:
-    return max(one / other, other / one) < BRACKET
 
 
 def _worst(strains: Strains) -> float:

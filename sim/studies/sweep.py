@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,17 +80,14 @@ def run_study(
                 done[keys[task.index]] = outcome.point
                 store.save_point(keys[task.index], outcome.point)
             if headroom:
-                found = None if todo else _headroom_of(store.previous, keys)
+                # An earlier run of the same points may differ in its price or its name.
+                before = store.previous or {}
+                found = before.get("headroom") if not todo and before.get("point_keys") == keys else None
                 found = found or json_ready(
                     find_headroom(loaded.scenario, done[keys[0]], execution.recording_of).to_json()
                 )
                 store.update({"headroom": found})
     return StudyOutcome(store.finished([done[key] for key in keys]), reused)
-
-
-def _headroom_of(manifest: Mapping[str, Any] | None, keys: list[str]) -> Any:
-    """Return the headroom of an earlier run with the same points, which differs in its price or its name; else None."""
-    return manifest.get("headroom") if manifest is not None and manifest.get("point_keys") == keys else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +132,12 @@ def task_of(index: int, point: LoadedScenario, set_: dict[str, Any]) -> PointTas
         if world.draws:
             profile["draws"] = world.draws
     inputs = input_digests(point, world.profile_sha256)
-    baseline = "" if design.baseline is None else f"{_told(design.baseline.scenario)} {inputs}"
-    return PointTask(index, point, set_, inputs, _size(design), design.replications, profile, design, baseline)
-
-
-def _told(scenario: Scenario) -> str:
-    """Return everything in a scenario that its numbers depend on."""
-    return scenario.model_dump_json(exclude={"name", "description", "sweep"})
+    baseline, worlds = "", 1
+    if design.baseline is not None:  # its numbers depend on all else in its scenario
+        told = design.baseline.scenario.model_dump_json(exclude={"name", "description", "sweep"})
+        baseline, worlds = f"{told} {inputs}", 2
+    work = (world.traffic.expected_requests() or 0) * (design.replications * worlds + len(design.draws))
+    return PointTask(index, point, set_, inputs, work, design.replications, profile, design, baseline)
 
 
 def _simulate_all(tasks: list[PointTask], pool: Pool, progress: Progress) -> Iterator[tuple[PointTask, Outcome]]:
@@ -211,12 +207,6 @@ def _point_task(
     if isinstance(what, Design):
         return place, evaluate(what, options, known=known)
     return place, evaluate_scenario(what, options, known)
-
-
-def _size(design: Design) -> float:
-    worlds = 1 + (design.baseline is not None)
-    requests = design.world.traffic.expected_requests() or 0
-    return requests * (design.replications * worlds + len(design.draws))
 
 
 def manifest_of(loaded: LoadedScenario, plan: list[PointTask], keys: list[str], command: str) -> dict[str, Any]:

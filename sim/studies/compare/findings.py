@@ -37,6 +37,15 @@ _LISTED, _NAMED, _TENANTS = 5, 9, 3
 """Metrics, points and tenants that a sentence names."""
 _OTHER_RATE = 0.02
 """Arrival rates further apart than this share: throughput follows them."""
+_B_IS = {
+    BETTER: "better",
+    WORSE: "worse",
+    MIXED: "better in one and worse in another",
+    OPEN: "clear in one metric and open in another",
+    UNCLEAR: "not clearly different",
+    NOT_COMPARABLE: "not comparable",
+}
+"""What is said of B at some points of several, in the order in which it is said."""
 
 
 def traffic_sentence(comparison: Comparison) -> str:
@@ -203,9 +212,8 @@ def _opening(comparison: Comparison, word: str) -> str:
 
 
 def _headline_of_many(comparison: Comparison) -> str:
-    words = [pair.word(comparison.judged) for pair in comparison.pairs]
-    total = len(words)
-    counts = {word: words.count(word) for word in (BETTER, WORSE, MIXED, OPEN, UNCLEAR, NOT_COMPARABLE)}
+    counts = Counter(pair.word(comparison.judged) for pair in comparison.pairs)
+    total = counts.total()
     names, change = _names(comparison.judged), change_phrase(comparison)
     for word in (BETTER, WORSE):
         if counts[word] == total:
@@ -215,15 +223,7 @@ def _headline_of_many(comparison: Comparison) -> str:
         return f"No clear difference {which} at any of {total} points in {names}."
     if counts[NOT_COMPARABLE] == total:
         return f"A and B can't be compared: {names} have no value at any of {total} points."
-    parts = (
-        (counts[BETTER], "better"),
-        (counts[WORSE], "worse"),
-        (counts[MIXED], "better in one and worse in another"),
-        (counts[OPEN], "clear in one metric and open in another"),
-        (counts[UNCLEAR], "not clearly different"),
-        (counts[NOT_COMPARABLE], "not comparable"),
-    )
-    phrases = ", ".join(f"{words} at {count}" for count, words in parts if count)
+    phrases = ", ".join(f"{said} at {counts[word]}" for word, said in _B_IS.items() if counts[word])
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
     start = {BETTER: mostly, WORSE: "No", OPEN: "It is unclear"}.get(comparison.word, "It depends")
     return f"{start}: {f'with {change}, it' if change else 'B'} is {phrases} of {total} points, by {names}."
@@ -255,15 +255,7 @@ def _where(comparison: Comparison) -> list[str]:
     found: dict[str, list[str]] = {}
     for pair in comparison.pairs:
         found.setdefault(pair.word(comparison.judged), []).append(_at(comparison, pair))
-    order = (
-        (BETTER, "better with"),
-        (WORSE, "worse with"),
-        (MIXED, "better in one and worse in another with"),
-        (OPEN, "clear in one metric and open in another with"),
-        (UNCLEAR, "not clearly different with"),
-        (NOT_COMPARABLE, "not comparable with"),
-    )
-    return [f"B is {'; '.join(f'{words} {listed(found[word])}' for word, words in order if word in found)}."]
+    return [f"B is {'; '.join(f'{said} with {listed(found[word])}' for word, said in _B_IS.items() if word in found)}."]
 
 
 def details(comparison: Comparison) -> list[str]:

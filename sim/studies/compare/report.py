@@ -77,7 +77,10 @@ def compare_report(comparison: Comparison, command: str) -> Report:
 
 def _sections(comparison: Comparison, command: str) -> list[Section]:
     charts = charts_of(comparison)
-    every = all_table(comparison) if len(comparison.pairs) == 1 else None
+    every = None
+    if len(comparison.pairs) == 1:
+        known = [d.name for d in comparison.pairs[0].differences.values() if d.one is not None or d.other is not None]
+        every = _table("Every metric, from A to B", comparison, known)
     same = Paragraph("The scenarios are the same, defaults included.")
     one, other = _made(comparison.one), _made(comparison.other)
     rows = [[key, one.get(key, "–"), other.get(key, "–")] for key in dict.fromkeys([*one, *other])]
@@ -154,12 +157,6 @@ def key_table(comparison: Comparison) -> Table:
     note = "" if len(shown) == len(rows) else f"{len(shown)} of {len(rows)} rows, evenly spaced; compare.json has all."
     caption = "Change from A to B at every point, in what decides"
     return Table(caption, head, shown, f"{note} {_note(shown)}".strip(), words=(len(head) - 1,))
-
-
-def all_table(comparison: Comparison) -> Table:
-    """Return every metric of a single pair."""
-    known = [d.name for d in comparison.pairs[0].differences.values() if d.one is not None or d.other is not None]
-    return _table("Every metric, from A to B", comparison, known)
 
 
 def _table(caption: str, comparison: Comparison, names: Sequence[str]) -> Table:

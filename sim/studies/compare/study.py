@@ -289,17 +289,13 @@ def _sets(points: Sequence[Point]) -> str:
 
 
 def _pair(set_: dict[str, Any], one: Point, other: Point, slo: Mapping[str, float]) -> Pair:
-    one, other = (_on_common_terms(point, set_) for point in (one, other))
+    # Without the SLOs that tenants have in their own runs: the comparison's terms judge both.
+    one, other = (replace(p, set=set_, tenants=[replace(each, slo={}) for each in p.tenants]) for p in (one, other))
     names = dict.fromkeys([*slo, *UNITS])
     found = {name: difference for name in names if (difference := difference_of(one, other, name)) is not None}
     traffic = SAME_REQUESTS if same_requests(one, other) else SAME_DRAWS if same_draws(one, other) else OTHER_TRAFFIC
     decided, by = _decided(one, other, slo)
     return Pair(set_, one, other, found, traffic, decided, by)
-
-
-def _on_common_terms(point: Point, set_: dict[str, Any]) -> Point:
-    """Return a point without the SLOs that its tenants have in its own run: the comparison's terms judge it."""
-    return replace(point, set=set_, tenants=[replace(tenant, slo={}) for tenant in point.tenants])
 
 
 def _decided(one: Point, other: Point, slo: Mapping[str, float]) -> tuple[str, str]:

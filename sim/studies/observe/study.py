@@ -228,7 +228,11 @@ def observed_service(readings: Readings) -> ObservedService:
         )
     finished_name = counter_name("finished", names)
     if finished_name is None:
-        raise _missing("the count of finished requests", "vllm:request_success_total or sglang:num_requests_total")
+        raise InputError(
+            "the count of finished requests is not among these metrics",
+            key="vllm:request_success_total or sglang:num_requests_total",
+            hint="take the whole page of /metrics",
+        )
     aborted = sum(
         readings.growth((finished_name, labels))
         for labels in readings.labels_of(finished_name)
@@ -261,10 +265,6 @@ def observed_service(readings: Readings) -> ObservedService:
         block_size=config.block_size,
         prefix_caching=config.prefix_caching,
     )
-
-
-def _missing(what: str, name: str) -> InputError:
-    return InputError(f"{what} is not among these metrics", key=name, hint="take the whole page of /metrics")
 
 
 def _growth(readings: Readings, role: Role) -> float | None:

@@ -318,7 +318,7 @@ class DesignEvaluator:
     def _judge(self, design: PlanDesign, *, last: bool) -> Judgement:
         point = design.point
         assert point is not None, "it was simulated"
-        score, sure = self._score(point), self._sure()
+        score, sure = max(strain(point, name, target) for name, target in self.terms.items()), self._sure()
         probability = planning_probability(point, self.terms)
         word = verdict_word(probability, sure)
         missing = next((name for name in self.terms if value_of(point, name) is None), None)
@@ -336,10 +336,6 @@ class DesignEvaluator:
             return Judgement(UNCLEAR, score, final=only_costs, probability=probability)
         score = min(score, 1.0) if word == MET else max(score, 1 + _CLOSE)
         return Judgement(word, score, probability=probability)
-
-    def _score(self, point: Point) -> float:
-        """Return the worst term, value over target; above 1 misses it."""
-        return max(strain(point, name, target) for name, target in self.terms.items())
 
     def _sure(self) -> float:
         return sure_in_plan(self._confidence)

@@ -220,7 +220,8 @@ def calibration(manifest: Mapping[str, Any], points: Sequence[Point]) -> str:
 
 
 def _replications(manifest: Mapping[str, Any]) -> str:
-    count = manifest["replications"]
+    run = _part(_part(manifest, "scenario"), "run")
+    count = manifest.get("replications", run.get("replications", 5))
     return "1 replication" if count == 1 else f"{count} replications"
 
 

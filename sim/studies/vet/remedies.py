@@ -6,6 +6,7 @@ engine lays them out: where it pads them to the largest rank, one larger adapter
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,14 +65,8 @@ def slots_at_same_memory(world: World, population: Population) -> int:
             return number * of.slot_bytes
         return adapter_bytes(number, profile, of, split_of(world.scenario, profile))
 
-    budget, low, high = taken(slots, world.pools[0].population), 0, slots + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if taken(middle, population) <= budget:
-            low = middle
-        else:
-            high = middle
-    return low
+    budget = taken(slots, world.pools[0].population)
+    return bisect_right(range(1, slots + 1), budget, key=lambda number: taken(number, population))
 
 
 def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> tuple[tuple[AdapterKind, ...], tuple[int, ...]]:
