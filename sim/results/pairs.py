@@ -13,6 +13,7 @@ from sim.results.catalogue import CATALOGUE
 from sim.results.model import Difference
 from sim.results.point import Metric, Point
 from sim.results.slo_terms import metric_of, split_term
+from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,8 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     if before.value is None or after.value is None:
         note = (before if before.value is None else after).note
         return Difference(name, unit, before.value, after.value, word=NOT_COMPARABLE, note=note)
-    if metric in ("refused", "failed") and _measured(one) != _measured(other):
+    if metric in ("refused", "failed") and unserved(one)[1] != unserved(other)[1]:
+        # Counts of runs of different length say nothing about each other.
         note = "the runs measure different numbers of requests"
         return Difference(name, unit, before.value, after.value, word=NOT_COMPARABLE, note=note)
     change = after.value - before.value
@@ -79,12 +81,6 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     return Difference(
         name, unit, before.value, after.value, change, low, high, relative, word, paired, "; ".join(notes)
     )
-
-
-def _measured(point: Point) -> float:
-    """Return how many requests are measured: counts of runs of different length say nothing about each other."""
-    counts = (point.metrics.get(name) for name in ("completed", "unfinished", "refused", "failed"))
-    return sum(metric.value or 0.0 for metric in counts if metric is not None)
 
 
 def _word(name: str, low: float | None, high: float | None) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from sim.errors import InputError
 from sim.results.point import Point
 from sim.results.point_summary import measure_alone, summarise, tenants_alone
-from sim.results.records import Recording
+from sim.results.records import STATUS_WORDS, Recording
 from sim.results.run_directory.headroom_record import (
     ALWAYS,
     BUCKETS,
@@ -35,7 +35,7 @@ from sim.results.run_directory.headroom_record import (
     Probe,
 )
 from sim.results.slo_terms import all_terms, value_of
-from sim.results.verdict import MET, PROBABLE, is_overloaded, met_probability, strain, verdict
+from sim.results.verdict import MET, PROBABLE, is_overloaded, met_probability, strain, unserved, verdict
 from sim.spec.scenario import Scenario
 from sim.studies.design import setup_of
 from sim.studies.evaluate import facts_of
@@ -73,7 +73,6 @@ _FILLING = 0.05
 """Share of the time that loads from storage take from which an overload may only be that of empty caches."""
 _CLEARLY = 1.25
 """Multiple that full caches serve within the SLO from which today's empty ones are why it is missed: short runs err."""
-_COUNTS = ("completed", "unfinished", "refused", "failed")
 
 
 @timed("statistics")
@@ -272,7 +271,7 @@ class _Search:
         multiple whatever its error.
         """
         steep = min((probe.strain for probe in self.probes if probe.strain > 1), default=1.0) > _STEEP
-        if not self._terms or steep or _requests(today) < FINE:
+        if not self._terms or steep or unserved(today)[1] < FINE:
             return {}
         point, _, _ = self._measure(1.0, FINE)
         found = {}
@@ -287,7 +286,7 @@ class _Search:
         recording = self._recording_of(world, 0, SECTIONS)
         if self._terms:
             facts = facts_of(world)
-            metrics, late, _ = measure_alone(recording, facts, {*self._terms, *_COUNTS})
+            metrics, late, _ = measure_alone(recording, facts, {*self._terms, *STATUS_WORDS})
             point = Point({}, metrics, late=late, tenants=tenants_alone(recording, facts))
         else:
             point = summarise([recording], facts_of(world), {}, [])
@@ -304,7 +303,8 @@ class _Search:
             loads.append(point.capacity.loader.offered_load or 0.0)
         strains |= {QUEUES: max(loads), BUCKETS: multiple / self._held}
         term = max(strains, key=lambda name: strains[name])
-        self.probes.append(Probe(multiple, _requests(point), strains[term], term))
+        _, requests = unserved(point)
+        self.probes.append(Probe(multiple, round(requests), strains[term], term))
         return strains
 
     def _failing_point(self, edge: Edge) -> Point | None:
@@ -355,11 +355,6 @@ def _most_at_a_time(recording: Recording) -> int:
     begins, ends = (np.sort(recording.requests[name][ran]) for name in ("admitted_s", "finished_s"))
     running = np.arange(1, len(begins) + 1) - np.searchsorted(ends, begins, side="right")
     return int(running.max(initial=0))
-
-
-def _requests(point: Point) -> int:
-    """Return how many requests were measured."""
-    return round(sum(point.metrics[name].value or 0.0 for name in _COUNTS))
 
 
 @dataclass(frozen=True, slots=True)

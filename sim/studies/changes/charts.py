@@ -10,18 +10,7 @@ from reports.answers.points import any_value, impact_name
 from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import count_tick, moment_words, nice_linear, seconds_tick, y_title
 from reports.charts.canvas import Axes
-from reports.charts.svg import (
-    COLOURS,
-    SERIES,
-    Chart,
-    Heading,
-    column_tips,
-    dash_of,
-    drawing,
-    hatched,
-    place,
-    to_svg,
-)
+from reports.charts.svg import COLOURS, SERIES, Chart, Heading, column_tips, dash_of, drawing, hatched, place, to_svg
 from reports.charts.sweep_charts import Line, YAxis, end_labels, line_chart
 from reports.charts.timeline_chart import LATENCIES, draw_events, event_marks, time_axis
 from reports.formatting import percent

@@ -13,15 +13,7 @@ from reports.formatting import read_terms
 from sim.errors import InputError
 from sim.results.catalogue import CATALOGUE, UNITS
 from sim.results.model import Difference
-from sim.results.pairs import (
-    BETTER,
-    NOT_COMPARABLE,
-    UNCLEAR,
-    WORSE,
-    difference_of,
-    same_draws,
-    same_requests,
-)
+from sim.results.pairs import BETTER, NOT_COMPARABLE, UNCLEAR, WORSE, difference_of, same_draws, same_requests
 from sim.results.point import Point
 from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import is_gap, judged, split_term, with_tenants

@@ -11,13 +11,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from sim.errors import InputError
 from sim.reading import MANIFEST_BYTES, open_text, read_regular
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.spec.sections.laws import HistogramTokens
+
+T = TypeVar("T")
 
 # Tables of measured runs as text: their columns, and cells that are checked when they are read.
 
@@ -43,6 +45,17 @@ class RunCells:
             return parse(text)
         except (ValueError, KeyError):
             raise self.error("not a value", column, text, allowed) from None
+
+    def named(self, column: str, find: Callable[[str], T | None], allowed: str) -> T:
+        """Return what a cell names.
+
+        :raises InputError: where ``find`` returns None.
+        """
+        text = self.row[column] or ""
+        found = find(text)
+        if found is None:
+            raise self.error("not a value", column, text, allowed)
+        return found
 
     def count(self, column: str) -> int:
         """Return a whole number, 1 or more."""

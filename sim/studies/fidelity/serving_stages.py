@@ -31,6 +31,7 @@ KEY_COLUMN = "answer_tokens"
 COLUMNS = ("gpu", "tp", "model", "version", "prompt_tokens", KEY_COLUMN, "arrivals", "rate_per_s")
 METRICS = tuple(f"{kind}_{what}" for kind in ("ttft", "tpot", "e2e") for what in ("mean", "p50", "p90", "p99"))
 """What is compared, where the table has it: columns end in ``_ms``."""
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)+)")
 _FLEET = ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
 _TEXTS = 44
 """Different prompts where a client sends few of them again and again: all but the first of each are found cached."""
@@ -159,9 +160,10 @@ def _stage(cells: RunCells) -> Stage:
     closed = arrivals == "closed"
     if closed and not row.get("clients"):
         raise cells.error("a closed loop has clients", "clients", "nothing", "a whole number, 1 or more")
-    gpu = cells.parsed("gpu", _gpu, ", ".join(GPUS))
-    model = cells.parsed("model", _model, ", ".join(BASE_MODELS))
-    engine = f"{row.get('engine') or 'vllm'}-{cells.parsed('version', _version, 'a version, such as 0.15.1')}"
+    gpu = cells.named("gpu", gpu_named, ", ".join(GPUS)).name
+    model = cells.named("model", _model, ", ".join(BASE_MODELS))
+    version = cells.named("version", lambda text: _VERSION.match(text.strip()), "a version, such as 0.15.1")[1]
+    engine = f"{row.get('engine') or 'vllm'}-{version}"
     if ENGINES.get(engine) is None:
         error = ENGINES.unknown(engine, "version")
         error.file, error.line = cells.file, cells.line
@@ -199,25 +201,8 @@ def _measured(cells: RunCells) -> dict[str, float]:
     return found
 
 
-def _gpu(text: str) -> str:
-    found = gpu_named(text)
-    if found is None:
-        raise ValueError
-    return found.name
-
-
-def _model(text: str) -> str:
-    found = next((each for each in BASE_MODELS if is_model(text.strip(), each)), None)
-    if found is None:
-        raise ValueError
-    return found
-
-
-def _version(text: str) -> str:
-    found = re.match(r"v?(\d+(?:\.\d+)+)", text.strip())
-    if found is None:
-        raise ValueError
-    return found[1]
+def _model(text: str) -> str | None:
+    return next((each for each in BASE_MODELS if is_model(text.strip(), each)), None)
 
 
 def _rate(text: str) -> float:

@@ -12,11 +12,7 @@ from typing import Any
 
 from reports.formatting import metric_words
 from sim.errors import InputError, SeveralErrors
-from sim.results.calibration import (
-    ReplicationValues,
-    values_of_replication,
-    with_calibration,
-)
+from sim.results.calibration import ReplicationValues, values_of_replication, with_calibration
 from sim.results.metric_state import Cause, State
 from sim.results.point import Point
 from sim.results.records import Recording

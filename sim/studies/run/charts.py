@@ -13,15 +13,7 @@ from reports.axes import Axis, in_order, point_words, spread
 from reports.charts.heat_maps import Facet, heat_chart
 from reports.charts.latency_charts import breakdown_chart, breakdown_sweep_chart, cdf_chart
 from reports.charts.svg import SERIES, Chart
-from reports.charts.sweep_charts import (
-    LATENCIES,
-    RATIOS,
-    family_chart,
-    has_values,
-    latency_chart,
-    ratio_chart,
-    varies,
-)
+from reports.charts.sweep_charts import LATENCIES, RATIOS, family_chart, has_values, latency_chart, ratio_chart, varies
 from reports.charts.timeline_chart import timeline_chart
 from reports.table import Table
 from sim.results.point import Point

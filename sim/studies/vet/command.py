@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import FINISHED_POINTS, JsonOption, QuietOption, SetOption, session_of
-from sim.cli.output import (
-    command_line,
-    finish,
-    message,
-    print_rich,
-    progress_bar,
-    say,
-    say_file,
-    say_result,
-)
+from sim.cli.output import command_line, finish, message, print_rich, progress_bar, say, say_file, say_result
 from sim.errors import InputError
 
 if TYPE_CHECKING:

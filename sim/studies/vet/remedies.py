@@ -354,11 +354,10 @@ def _at_same_memory(label: str, before: Adapters, after: Adapters, loaded: Loade
     own = {f"adapters.{key}": value for key, value in values[0].items() if key != "share"} if whole else {}
     set_ = own or {"adapters.mix": values}
     gpu = loaded.scenario.cache.gpu
-    if gpu.slots is None:
-        what = "adapters take KV memory when they load" if gpu.unified else f"{human_bytes(gpu.size or 0)} stay"
-        return Change("remedy", label, set_, what)
     if gpu.unified:
         return Change("remedy", label, set_, "adapters take KV memory when they load")
+    if gpu.slots is None:
+        return Change("remedy", label, set_, f"{human_bytes(gpu.size or 0)} stay")
     population = populate_as(after, world, len(world.traffic.population))
     slots = slots_at_same_memory(world, with_new_versions(population, world.rollout_plan, after, _model(world)))
     if slots == 0:
