@@ -236,7 +236,7 @@ def test_a_kv_cache_beyond_belief_is_left_out(value: str) -> None:
         text.replace("vllm:", "sglang:") + f"sglang:max_total_num_tokens {value}\nsglang:lora_pool_slots_total 1e300\n"
     )
     found = observed_service(readings_of([page(text)], 10))
-    assert (found.kv_tokens, found.adapters.slots) == (None, None)
+    assert (found.cache.tokens, found.adapters.slots) == (None, None)
 
 
 @pytest.mark.parametrize("values", ["null", f"[[1, {'9' * 400}]]", f"[[{'9' * 400}, 1]]"])

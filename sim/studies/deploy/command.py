@@ -32,8 +32,6 @@ class Manifests:
 
         :param scenario: of the point.
         """
-        if not self.emissions:
-            return
         from sim.spec.engine_flags.command_lines import MODEL, served_model
         from sim.studies.deploy.deployment import list_adapters, make_deployment
         from sim.studies.deploy.emission import check_emission, emit

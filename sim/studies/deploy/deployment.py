@@ -292,11 +292,6 @@ class Deployment:
         return f"not simulated; {own}"
 
     @property
-    def gpus_comment(self) -> str:
-        """Which key the GPUs of a replica follow from, and the run."""
-        return self.run.of(self.gpus_key)
-
-    @property
     def program(self) -> tuple[str, ...]:
         """The words that start the server, without the model."""
         words = (word for word in self.command.start.split() if word not in (MODEL, "--model-path"))

@@ -95,7 +95,7 @@ def compose_file(found: Deployment, head: list[str]) -> str:
 def _service(found: Deployment, number: int) -> dict[str, Any]:
     server = found.server
     first = number * found.gpus
-    devices = [Commented(str(first + place), found.gpus_comment) for place in range(found.gpus)]
+    devices = [Commented(str(first + place), found.run.of(found.gpus_key)) for place in range(found.gpus)]
     service: dict[str, Any] = {
         "image": Commented(found.image, found.run.of("fleet.engine")),
         "entrypoint": list(found.program),

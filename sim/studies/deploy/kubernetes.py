@@ -106,7 +106,7 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}},
         ],
         "ports": [{"name": "http", "containerPort": Commented(PORT, found.port_comment)}],
-        "resources": {"limits": {_GPU: Commented(found.gpus, found.gpus_comment)}},
+        "resources": {"limits": {_GPU: Commented(found.gpus, found.run.of(found.gpus_key))}},
         "startupProbe": _startup_probe(found),
         "readinessProbe": _probe(found, 5, 3, NOT_SIMULATED),
         "livenessProbe": _probe(found, 10, 6, NOT_SIMULATED),

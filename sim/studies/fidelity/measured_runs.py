@@ -156,7 +156,6 @@ METRICS = ("req_per_s", "tpot_mean_ms", "itl_mean_ms", "itl_p50_ms", "ttft_p50_m
 MORE_METRICS = ("output_tok_per_s", "ttft_mean_ms")
 """Compared as well, where the table has them."""
 
-# By hand: a plain list of names reads better in lines than one name a line.
 COLUMNS = (
     "model",
     "workload_group",

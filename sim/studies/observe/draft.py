@@ -238,11 +238,11 @@ def _fleet(service: ObservedService) -> Iterator[Setting]:
     yield Setting("fleet.gpu", DEFAULT_GPU, "assumed: metrics don't name the GPU (--gpu)")
     if service.servers > 1:
         yield Setting("fleet.replicas", service.servers, "measured: servers whose metrics these are")
-    if service.kv_tokens is not None:
-        yield Setting("fleet.kv_tokens", service.kv_tokens, "measured: the server's KV cache")
-    if service.block_size is not None:
-        yield Setting("fleet.block_size", service.block_size, "measured: cache_config_info")
-    if service.prefix_caching:
+    if service.cache.tokens is not None:
+        yield Setting("fleet.kv_tokens", service.cache.tokens, "measured: the server's KV cache")
+    if service.cache.block_size is not None:
+        yield Setting("fleet.block_size", service.cache.block_size, "measured: cache_config_info")
+    if service.cache.prefix_caching:
         yield Setting("fleet.prefix_caching", True, "measured: cache_config_info")
     if service.adapters.slots is not None:
         yield Setting("cache.gpu.slots", service.adapters.slots, "measured: max_lora")
@@ -261,11 +261,12 @@ def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str
         yield f"The metrics name {names} adapters; adapters.count of {base.source} is {count}."
     if slots is not None and scenario.cache.gpu.slots != slots:
         yield f"The server has max_lora {slots}; cache.gpu.slots of {base.source} is {scenario.cache.gpu.slots}."
-    tokens, known = scenario.fleet.kv_tokens, service.kv_tokens
+    tokens, known = scenario.fleet.kv_tokens, service.cache.tokens
     if known is not None and tokens is not None and abs(tokens / known - 1) > _KV_DIFFERS:
         yield f"The server has {known:,} KV tokens; fleet.kv_tokens of {base.source} is {tokens:,}."
-    if service.prefix_caching is not None and scenario.fleet.prefix_caching != service.prefix_caching:
-        yield f"The server {'caches' if service.prefix_caching else 'does not cache'} prefixes, unlike {base.source}."
+    caches = service.cache.prefix_caching
+    if caches is not None and scenario.fleet.prefix_caching != caches:
+        yield f"The server {'caches' if caches else 'does not cache'} prefixes, unlike {base.source}."
     if service.servers != scenario.fleet.replicas:
         replicas = scenario.fleet.replicas
         servers = f"{service.servers} server{'s' if service.servers != 1 else ''}"

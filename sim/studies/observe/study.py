@@ -171,7 +171,7 @@ class ObservedService:
     :ivar prompt_total, output_total: tokens of all requests.
     :ivar histograms: by role; latencies in seconds.
     :ivar prefix_hits: share of prompt tokens that were found cached; None without a prefix cache.
-    :ivar kv_tokens, block_size, prefix_caching: of one server's KV cache, where the metrics have them.
+    :ivar cache: the KV cache of one server, as far as the metrics have it.
     """
 
     engine: str
@@ -188,9 +188,7 @@ class ObservedService:
     histograms: Mapping[Role, BucketHistogram]
     prefix_hits: float | None
     adapters: ObservedAdapters
-    kv_tokens: int | None
-    block_size: int | None
-    prefix_caching: bool | None
+    cache: CacheConfig
 
     @property
     def ended(self) -> float:
@@ -244,7 +242,6 @@ def observed_service(readings: Readings) -> ObservedService:
     histograms = dict(_histograms(readings))
     queries, hits = (_growth(readings, role) for role in ("prefix_queries", "prefix_hits"))
     e2e_s = histograms["e2e"].total if "e2e" in histograms else None
-    config = _cache_config(readings)
     enough = len(readings.times) >= ENOUGH_READINGS
     return ObservedService(
         engine=engine,
@@ -261,9 +258,7 @@ def observed_service(readings: Readings) -> ObservedService:
         histograms=histograms,
         prefix_hits=min(hits / queries, 1.0) if queries and hits is not None else None,
         adapters=_adapters(readings),
-        kv_tokens=config.tokens,
-        block_size=config.block_size,
-        prefix_caching=config.prefix_caching,
+        cache=_cache_config(readings),
     )
 
 

@@ -95,7 +95,7 @@ def plan(
 
     def show_evaluation(entry: EvaluationRecord) -> None:
         values = ", ".join(f"{key} {value}" for key, value in entry.set.items())
-        runs = f"{entry.replications} × {entry.requests or 0:,} requests"
+        runs = f"{entry.replications} × {entry.requests:,} requests"
         seen = metric_words(entry.term) + ("" if entry.value is None else f" {show(entry.term, entry.value)}")
         if entry.unserved is not None:
             seen = f"{percent(entry.unserved)} of the requests refused or failed"

@@ -260,7 +260,9 @@ class DesignEvaluator:
         if point is None:
             built = design.built if times == TIMES[0] else _built(loaded)
             point = self._simulated(design, built, key)
-            if self._needs_draws(point, first=times == TIMES[0], last=last):
+            # Draws make a verdict less certain, never more. Where a longer run will be asked for, they can wait.
+            word = verdict_word(planning_probability(point, self.terms), self._sure())
+            if last or (times != TIMES[0] and word != UNCLEAR):
                 point = self._with_draws(design, point)
             self._store.save_point(key, point)
         self.requests += round(point.cost["searched"])
@@ -278,14 +280,6 @@ class DesignEvaluator:
             del self._first[next(iter(self._first))]  # made longest ago
         cost = {**point.cost, "replications": replications, "searched": point.cost["requests"]}
         return replace(point, cost=cost)
-
-    def _needs_draws(self, point: Point, *, first: bool, last: bool) -> bool:
-        """Return whether the draws of the profile may change the verdict, and no longer run will be asked for.
-
-        They make a verdict less certain, never more.
-        """
-        word = verdict_word(planning_probability(point, self.terms), self._sure())
-        return (not first or last) and (word != UNCLEAR or last)
 
     def _with_draws(self, design: PlanDesign, point: Point) -> Point:
         """Return a point with calibration intervals, from draws in runs as short as those of the first effort."""

@@ -163,8 +163,8 @@ def _smallest(axis: Variable, evaluator: DesignEvaluator, fixed: dict[str, Any],
 def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> SearchResult:
     """Find the smallest fleet of each kind that costs less than the best so far."""
     best: SearchResult | None = None
+    nearest: SearchResult | None = None
     least = math.inf
-    nearest: PlanDesign | None = None
     rows: list[FleetRecord] = []
     doubtful: list[PlanDesign] = []
     for fleet in plan.fleets:
@@ -181,7 +181,7 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
             continue
         found = _one(affordable, evaluator, _along(affordable, evaluator, fixed, named))
         doubtful += found.doubtful
-        nearest = found.best if nearest is None or _score(found.best) < _score(nearest) else nearest
+        nearest = found if nearest is None or _score(found.best) < _score(nearest.best) else nearest
         if found.answer is None:
             why = "none in the range" if best is None else "none that is cheaper"
             meets = "certainly meets" if found.doubtful else "meets"
@@ -191,11 +191,10 @@ def _cheapest(plan: Plan, replicas: Variable, evaluator: DesignEvaluator) -> Sea
         full = full_replicas(found.answer)
         best, least = found, (count + full) * each
         rows[-1] = replace(rows[-1], replicas=count, full_replicas=full, total=least, word=MET)
-    if best is None:
-        assert nearest is not None, "there is a fleet"
-        best = SearchResult(None, nearest)
-    best.doubtful, best.fleets = doubtful, rows
-    return best
+    result = best or nearest
+    assert result is not None, "there is a fleet"
+    result.doubtful, result.fleets = doubtful, rows
+    return result
 
 
 def _cheapest_mix(
