@@ -96,15 +96,6 @@ def say(*lines: object, wraps: bool = True) -> None:
             print(each)
 
 
-def say_result(name: str, headline: str, points: Sequence[Point]) -> None:
-    """Print the first two lines of a result: what was found, and on what it was simulated."""
-    from reports.text.setup_text import setup_line
-
-    say_opening(f"{name}: {headline}", None)
-    if line := setup_line(points):
-        say(f"  {line}")
-
-
 def say_opening(opening: str, verdict: str | None) -> None:
     """Print the first line of a result; a terminal shows the verdict on the SLO by a mark and a colour."""
     width = width_of_terminal()

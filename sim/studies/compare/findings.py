@@ -161,7 +161,7 @@ def _better(comparison: Comparison) -> str:
     if len(comparison.pairs) > 1:
         return _headline_of_many(comparison)
     (pair,) = comparison.pairs
-    word = pair.word(comparison.judged)
+    word, change = pair.word(comparison.judged), change_phrase(comparison)
     better, worse = ([n for n in comparison.judged if is_word(pair, n, w)] for w in (BETTER, WORSE))
     if pair.decided:
         names = better if word == BETTER else worse
@@ -172,7 +172,6 @@ def _better(comparison: Comparison) -> str:
     if word == OPEN:
         clear, side = (better, BETTER) if better else (worse, WORSE)
         doubts, than = pair.doubts(comparison.judged, side), "worse" if better else "better"
-        change = change_phrase(comparison)
         which = f"B, with {change}," if change else "B"
         return (
             f"It is unclear which is better: {which} is {side} in {_values(pair, clear, short=True)}, but may be "
@@ -180,7 +179,6 @@ def _better(comparison: Comparison) -> str:
         )
     if word == MIXED:
         good, bad = (_values(pair, names, short=True) for names in (better, worse))
-        change = change_phrase(comparison)
         which = f"with {change}," if change else "B is"
         return f"It depends: {which} better in {good}, but worse in {bad}."
     if word in (BETTER, WORSE):
@@ -194,7 +192,6 @@ def _better(comparison: Comparison) -> str:
             return f"Run {side} again with the same SLO: {lacks}."
     if word == UNCLEAR:
         known = [name for name in names if pair.differences[name].word == UNCLEAR]
-        change = change_phrase(comparison)
         which = f"with {change}" if change else "between A and B"
         if all(pair.differences[name].change == 0 for name in known):
             return f"No difference {which}: {_names(known)} {'are' if len(known) > 1 else 'is'} the same."

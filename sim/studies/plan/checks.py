@@ -67,22 +67,14 @@ def check_plan(loaded: LoadedScenario) -> tuple[Plan, list[Variable], LoadedScen
 
 
 def _check_direction(plan: Plan) -> None:
-    least = next((key for key in plan.keys if key in (_RATE, _CLIENTS) and plan.direction == "minimize"), None)
-    if least is not None:
-        raise ScenarioError(
-            "the question is how much traffic the fleet takes, not how little",
-            key="plan.minimize",
-            got=least,
-            hint="maximize it (--maximize)",
-        )
-    most = next((key for key in plan.keys if _REPLICAS.fullmatch(key) and plan.direction == "maximize"), None)
-    if most is not None:
-        raise ScenarioError(
-            "the question is how few replicas are enough, not how many",
-            key="plan.maximize",
-            got=most,
-            hint="minimize it (--minimize)",
-        )
+    question, other = "how few replicas are enough, not how many", "minimize"
+    wrong = [key for key in plan.keys if _REPLICAS.fullmatch(key)]
+    if plan.direction == "minimize":
+        question, other = "how much traffic the fleet takes, not how little", "maximize"
+        wrong = [key for key in plan.keys if key in (_RATE, _CLIENTS)]
+    if wrong:
+        key, hint = f"plan.{plan.direction}", f"{other} it (--{other})"
+        raise ScenarioError(f"the question is {question}", key=key, got=wrong[0], hint=hint)
 
 
 def _check_traffic(plan: Plan, workload: Workload) -> None:

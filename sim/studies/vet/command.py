@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.cli.options import FINISHED_POINTS, JsonOption, QuietOption, SetOption, session_of
-from sim.cli.output import command_line, finish, message, print_rich, progress_bar, say, say_file, say_result
+from sim.cli.output import command_line, finish, message, progress_bar, say, say_notes
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def vet(
 
     Example: loraplan vet my-adapters/support
     """
+    from sim.results.run_directory.store import read_run
+    from sim.studies.vet.remedy_report import prices_report
     from sim.studies.vet.report import vet_notes, vet_report
     from sim.training.logs.training_case import parse_thresholds
     from sim.training.vet_adapters import vet_path
@@ -123,7 +125,9 @@ def vet(
     for note in () if json else vet_notes(found):
         message(f"note: {note}", quiet)
     if priced is not None and not json:
-        _print_priced(priced, quiet)
+        say("")
+        finish(prices_report(read_run(priced.path)), priced.path, as_json=False, quiet=quiet, current=True)
+        say_notes([priced.point], quiet)
     if check and not all(one.passes for one in found):
         raise typer.Exit(1)
 
@@ -145,22 +149,3 @@ def _price(
     if priced is not None:
         write(remedies_report(read_run(priced.path)), priced.path)
     return priced
-
-
-def _print_priced(priced: PricedRemedies, quiet: bool) -> None:
-    """Print what the fleet pays: an answer, and a table for each remedy."""
-    from reports.render.html import PAGE
-    from sim.results.run_directory.store import read_run
-    from sim.studies.vet.remedy_report import cures_answer, remedy_tables
-
-    data = read_run(priced.path)
-    say("")
-    say_result(data.manifest["name"], cures_answer(data).headline, [priced.point])
-    for table in remedy_tables(data):
-        say("", table.caption)
-        print_rich(table)
-        say(table.note)
-    say("")
-    say_file("report  ", priced.path / PAGE)
-    for warning in priced.point.warnings:
-        message(f"note: {warning}", quiet)

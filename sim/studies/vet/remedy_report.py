@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from reports.answers.verdicts import main_metric
-from reports.document import Report, Section
+from reports.document import Opening, Report, Section
 from reports.formatting import metric_words, read_terms, show
 from reports.table import Table
 from reports.text.metric_text import capital, with_interval
+from reports.text.setup_text import setup_line
 from sim.results.model import Difference
 from sim.results.pairs import BETTER, WORSE
 from sim.results.point import Point
@@ -58,6 +59,17 @@ def remedies_report(data: RunData) -> Report:
         tornado=tornado_chart(rows, main_metric(data.points[:1], read_terms(data.slo)), "as it is", width),
         where=" as it is",
     )
+
+
+def prices_report(data: RunData) -> Report:
+    """Return what the terminal shows of them: the answer, and a table for each remedy."""
+    name = data.manifest["name"]
+    terminal = [
+        Opening(f"{name}: {cures_answer(data).headline}"),
+        f"  {setup_line(data.points)}",
+        *(part for table in remedy_tables(data) for part in ("", table.caption, table)),
+    ]
+    return Report("cures", name, None, terminal)
 
 
 def cures_answer(data: RunData) -> Answer:
