@@ -72,7 +72,7 @@ def pod_spec(found: Deployment, container_name: str) -> dict[str, Any]:
         "containers": [_container(found, container_name)],
     }
     volumes = _volumes(found)
-    return {**spec, "volumes": volumes} if volumes else spec
+    return {**spec, "volumes": list(volumes.values())} if volumes else spec
 
 
 def argument_lines(found: Deployment) -> list[Any]:
@@ -111,10 +111,9 @@ def _container(found: Deployment, name: str) -> dict[str, Any]:
         "readinessProbe": _probe(found, 5, 3, NOT_SIMULATED),
         "livenessProbe": _probe(found, 10, 6, NOT_SIMULATED),
     }
-    paths = [*(["/dev/shm"] if found.gpus > 1 else []), *([ADAPTERS_FOLDER] if found.adapters else [])]
     mounts: list[dict[str, Any]] = [
         {"name": volume["name"], "mountPath": path, **({"readOnly": True} if path == ADAPTERS_FOLDER else {})}
-        for volume, path in zip(_volumes(found), paths, strict=True)
+        for path, volume in _volumes(found).items()
     ]
     return {**container, "volumeMounts": mounts} if mounts else container
 
@@ -137,14 +136,14 @@ def _probe(found: Deployment, period_s: int, failures: int, note: str) -> dict[s
     }
 
 
-def _volumes(found: Deployment) -> list[dict[str, Any]]:
-    """Return the volumes: shared memory for the processes of several GPUs, and the adapters."""
-    volumes: list[dict[str, Any]] = []
+def _volumes(found: Deployment) -> dict[str, dict[str, Any]]:
+    """Return the volumes by path: shared memory for the processes of several GPUs, and the adapters."""
+    volumes: dict[str, dict[str, Any]] = {}
     if found.gpus > 1:
-        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
+        volumes["/dev/shm"] = {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}
     if found.adapters:
         claim = {"claimName": f"{found.name}-adapters", "readOnly": True}
-        volumes.append({"name": "adapters", "persistentVolumeClaim": claim})
+        volumes[ADAPTERS_FOLDER] = {"name": "adapters", "persistentVolumeClaim": claim}
     return volumes
 
 
@@ -260,38 +259,25 @@ def _scaled_object(found: Deployment, spec: Autoscale, query: str) -> dict[str, 
 
 
 def _behavior(found: Deployment, spec: Autoscale) -> dict[str, Any]:
-    up = _policies(found, spec, "up", spec.up_replicas, spec.up_share)
-    down = _policies(found, spec, "down", spec.down_replicas, spec.down_share)
     return {
-        "scaleUp": {
-            "stabilizationWindowSeconds": Commented(ceil(spec.stabilization_up), _of(found, "stabilization_up")),
-            **_selected(up),
-        },
-        "scaleDown": {
-            "stabilizationWindowSeconds": Commented(ceil(spec.stabilization_down), _of(found, "stabilization_down")),
-            **_selected(down),
-        },
+        "scaleUp": _limits(found, spec, "up", spec.stabilization_up, spec.up_replicas, spec.up_share),
+        "scaleDown": _limits(found, spec, "down", spec.stabilization_down, spec.down_replicas, spec.down_share),
     }
 
 
-def _selected(policies: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"selectPolicy": "Max", "policies": policies} if policies else {"selectPolicy": "Disabled"}
-
-
-def _policies(
-    found: Deployment, spec: Autoscale, direction: str, replicas: int | None, share: float
-) -> list[dict[str, Any]]:
+def _limits(
+    found: Deployment, spec: Autoscale, direction: str, window_s: float, replicas: int | None, share: float
+) -> dict[str, Any]:
     """Return the limits of one direction; a share below 1 % is none, as Kubernetes takes whole per cents above 0."""
     period = Commented(max(1, round(spec.period)), _of(found, "period"))
-    found_policies: list[dict[str, Any]] = []
-    percents = round(share * 100)
-    if percents:
-        value = Commented(percents, _of(found, f"{direction}_share"))
-        found_policies.append({"type": "Percent", "value": value, "periodSeconds": period})
-    if replicas is not None:
-        value = Commented(replicas, _of(found, f"{direction}_replicas"))
-        found_policies.append({"type": "Pods", "value": value, "periodSeconds": period})
-    return found_policies
+    policies = [
+        {"type": kind, "value": Commented(value, _of(found, f"{direction}_{key}")), "periodSeconds": period}
+        for kind, key, value in (("Percent", "share", round(share * 100) or None), ("Pods", "replicas", replicas))
+        if value is not None
+    ]
+    window = Commented(ceil(window_s), _of(found, f"stabilization_{direction}"))
+    selected = {"selectPolicy": "Max", "policies": policies} if policies else {"selectPolicy": "Disabled"}
+    return {"stabilizationWindowSeconds": window, **selected}
 
 
 # KServe: an InferenceService whose predictor runs the engine's container (https://kserve.github.io).

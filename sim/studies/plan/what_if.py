@@ -98,13 +98,8 @@ def _routers(scenario: Scenario) -> list[Change]:
 def _traffic(scenario: Scenario) -> Iterator[Change]:
     workload = scenario.workload
     if workload.trace is not None:
-        scale = workload.trace.time_scale
-        yield Change(
-            "traffic",
-            "twice the traffic",
-            {"workload.trace.time_scale": 2 * scale},
-            "the trace is played twice as fast",
-        )
+        faster = {"workload.trace.time_scale": 2 * workload.trace.time_scale}
+        yield Change("traffic", "twice the traffic", faster, "the trace is played twice as fast")
         return
     if (client := workload.client) is not None:
         more = client.more(2)
@@ -126,22 +121,12 @@ def _traffic(scenario: Scenario) -> Iterator[Change]:
         rates["workload.arrivals.rate"] = arrivals.rate
         yield Change("traffic", words, {key: format_rate(factor * rate) for key, rate in rates.items()})
     if isinstance(arrivals, PoissonArrivals):
-        yield Change(
-            "traffic",
-            "bursty traffic (cv 1 → 3)",
-            {
-                "workload.arrivals.process": "gamma",
-                "workload.arrivals.rate": format_rate(arrivals.rate),
-                "workload.arrivals.cv": 3.0,
-            },
-            "gamma gaps at the same rate",
-        )
+        at, rate = "workload.arrivals", format_rate(arrivals.rate)
+        gamma = {f"{at}.process": "gamma", f"{at}.rate": rate, f"{at}.cv": 3.0}
+        yield Change("traffic", "bursty traffic (cv 1 → 3)", gamma, "gamma gaps at the same rate")
     elif isinstance(arrivals, GammaArrivals | WeibullArrivals) and arrivals.cv is not None:
-        yield Change(
-            "traffic",
-            f"burstier traffic (cv {arrivals.cv:g} → {2 * arrivals.cv:g})",
-            {"workload.arrivals.cv": 2 * arrivals.cv},
-        )
+        words = f"burstier traffic (cv {arrivals.cv:g} → {2 * arrivals.cv:g})"
+        yield Change("traffic", words, {"workload.arrivals.cv": 2 * arrivals.cv})
 
 
 def _adapters(scenario: Scenario) -> Iterator[Change]:
@@ -161,12 +146,8 @@ def _adapters(scenario: Scenario) -> Iterator[Change]:
             if (rank, words) != now:
                 yield Change("adapters", f"rank {rank}, {words}", _all_of(rank, targets, adapters, others))
     if adapters.dtype != "fp8":
-        yield Change(
-            "adapters",
-            "adapters in 8 bits",
-            {"adapters.dtype": "fp8"},
-            "half the bytes to load and keep; step costs as before",
-        )
+        note = "half the bytes to load and keep; step costs as before"
+        yield Change("adapters", "adapters in 8 bits", {"adapters.dtype": "fp8"}, note)
 
 
 def _all_of(rank: int, targets: Any, adapters: Adapters, others: list[AdapterKind]) -> dict[str, Any]:
@@ -279,18 +260,12 @@ def _loading(pool: Pool) -> Iterator[Change]:
         drop = {f"cache.host.{key}": None for key in ("slots", "size") if host is not None}
         yield Change("loading", in_host, {**drop, "cache.host.fill": "start"})
     if storage.mode == "overlap":
-        yield Change(
-            "loading",
-            f"{2 * storage.loaders} loaders",
-            {"storage.loaders": 2 * storage.loaders},
-            "concurrent loads do not share bandwidth in this version, so this result is too optimistic",
-        )
+        more = 2 * storage.loaders
+        note = "concurrent loads do not share bandwidth in this version, so this result is too optimistic"
+        yield Change("loading", f"{more} loaders", {"storage.loaders": more}, note)
         if scenario.fleet.engine == "continuous":
-            yield Change(
-                "loading",
-                "loads that block the step",
-                {"storage.mode": "blocking", "storage.loaders": 1, "fleet.load_at": None, "cache.prefetch": "none"},
-            )
+            set_ = {"storage.mode": "blocking", "storage.loaders": 1, "fleet.load_at": None, "cache.prefetch": "none"}
+            yield Change("loading", "loads that block the step", set_)
 
 
 _BOUND = 1.25
