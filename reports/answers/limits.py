@@ -133,24 +133,14 @@ class Unserved:
     limit_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Stages:
-    """``Point.breakdown``: mean seconds of a completed request."""
-
-    loader_queue_s: float = 0.0
-    load_s: float = 0.0
-    queue_s: float = 0.0
-    prefill_s: float = 0.0
-
-
-def stages_of(point: Point) -> Stages:
-    """Return the mean latency of a point by stage."""
-    return from_plain(Stages, point.breakdown)
+def _stage_s(point: Point, name: str) -> float:
+    """Return the mean seconds of a completed request in one stage."""
+    return point.breakdown.get(name, 0.0)
 
 
 def is_fixed(point: Point) -> bool:
     """Return whether the engine serves one request at a time (no prefill of its own)."""
-    return not stages_of(point).prefill_s and point.capacity.seats is None
+    return not _stage_s(point, "prefill_s") and point.capacity.seats is None
 
 
 def _fault_shares(point: Point) -> dict[str, float]:
@@ -225,7 +215,7 @@ def _is_late(missed: Sequence[str]) -> bool:
 
 def _copies(point: Point, missed: Sequence[str]) -> Limit | None:
     """Return that KV is copied too slowly: the link is busy, or a TTFT that misses its target is mostly a read."""
-    link, read_s = point.capacity.link, point.breakdown.get("read_s", 0.0)
+    link, read_s = point.capacity.link, _stage_s(point, "read_s")
     if link is None:
         return None
     if link >= _BUSY_LINK:
@@ -248,7 +238,7 @@ def short_role(point: Point) -> str:
     for decode.
     """
     busy = any((pool.facts["gpu_utilization"] or 0.0) >= _BUSY_PREFILL for pool in pools_of("prefill", point))
-    queue_s, *after = (point.breakdown.get(name, 0.0) for name in ("queue_s", "hand_over_s", "decode_queue_s"))
+    queue_s, *after = (_stage_s(point, name) for name in ("queue_s", "hand_over_s", "decode_queue_s"))
     return "prefill" if busy and queue_s >= sum(after) else "decode"
 
 
@@ -300,8 +290,8 @@ def _waits_for_loads(point: Point) -> tuple[float, float]:
     """Return the share of requests that wait for a load, and for how many seconds on average."""
     for_adapters = 1 - (point.traffic.get("base_share") or 0.0)
     waiting = for_adapters * (_value(point, "miss_ratio") + _value(point, "delayed_hit_ratio"))
-    stages = stages_of(point)
-    return waiting, (stages.loader_queue_s + stages.load_s) / waiting if waiting else 0.0
+    loading_s = _stage_s(point, "loader_queue_s") + _stage_s(point, "load_s")
+    return waiting, loading_s / waiting if waiting else 0.0
 
 
 def queue_decides(point: Point) -> bool:
@@ -380,7 +370,7 @@ def _loader(point: Point) -> Limit | None:
             return None  # requests wait for a slot to load into, not for a loader
     share = stage[1] if stage is not None and waits else None
     evidence = Evidence.LOADER_WAIT if busy is None else Evidence.LOADER_BUSY
-    return Limit("loader", evidence, busy or 0.0, stages_of(point).loader_queue_s, share)
+    return Limit("loader", evidence, busy or 0.0, _stage_s(point, "loader_queue_s"), share)
 
 
 def _blocked(point: Point, least: float) -> list[Limit]:
@@ -406,7 +396,7 @@ def _compute(point: Point) -> Limit | None:
         return Limit("compute", Evidence.SERVER_BUSY, busy) if busy >= BUSY_LOADER else None
     # A batching engine is busy whenever anything runs: only waiting requests show a limit.
     in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
-    total, queue = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
+    total, queue = sum(point.breakdown.values()) - in_front, _stage_s(point, "queue_s") - in_front
     if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
         return None
     return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)
@@ -415,7 +405,7 @@ def _compute(point: Point) -> Limit | None:
 def _in_bursts(point: Point) -> Limit | None:
     """Return what most of the latency is spent queueing for, though queues are rare; not where something changed."""
     in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
-    total, queue_s = sum(point.breakdown.values()) - in_front, stages_of(point).queue_s - in_front
+    total, queue_s = sum(point.breakdown.values()) - in_front, _stage_s(point, "queue_s") - in_front
     if queue_s <= _QUEUE_OF_TAIL * total or point.impact is not None:
         return None
     if short := _blocked(point, _BLOCKED_IN_BURSTS):
