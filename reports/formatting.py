@@ -132,7 +132,8 @@ _TENANT_WORDS = {"rate": "arrival rate", "share": "share of the requests", "buck
 _PLURAL = re.compile(r"s(?= of |$)")
 _TINY = 1e-4
 """A ratio closer to 0 than this says no more than that."""
-_SECONDS = (("h", 7200.0, 3600.0), ("min", 600.0, 60.0), ("s", 0.9995, 1.0), ("ms", 0.9995e-3, 1e-3))
+_SECONDS = ((7200.0, 3600.0), (600.0, 60.0), (0.9995, 1.0), (0.9995e-3, 1e-3))
+"""Times from which hours, minutes, seconds and milliseconds are shown, and how long these are; less are µs."""
 
 
 def key_words(key: str) -> str:
@@ -236,18 +237,6 @@ def show(name: str, value: float | None, unit: str | None = None, like: float | 
     return percent(value) if name in SHARES else number(value)
 
 
-def _parts(name: str, value: float, unit: str) -> tuple[float, str]:
-    """Return the factor and the suffix with which this value prints."""
-    if unit == "s":
-        for suffix, least, factor in _SECONDS:
-            if abs(value) >= least:
-                return factor, f" {suffix}"
-        return 1e-6, " µs"
-    if unit == "1/s":
-        return 1.0, "/s"
-    return (0.01, " %") if name in SHARES else (1.0, "")
-
-
 def _scaled(value: float, like: float) -> str:
     """Return a bound with the decimals that three digits of the estimate have, so that both line up."""
     decimals = min(8, max(0, 2 - math.floor(math.log10(abs(like))))) if like else 2
@@ -273,7 +262,9 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
     if metric.value is None or lower is None or upper is None or lower == upper:
         return ""
     _, name = split_term(name)
-    factor, suffix = _parts(name, metric.value, metric.unit)
+    factor = 0.01 if name in SHARES else 1.0
+    if metric.unit == "s":
+        factor = next((size for least, size in _SECONDS if abs(metric.value) >= least), 1e-6)
     low, high, like = lower / factor, upper / factor, metric.value / factor
     if name in SHARES:  # Student's t doesn't know that a share ends at 0 and at 1.
         low, high = max(low, 0.0), min(high, 100.0)
@@ -284,11 +275,11 @@ def _between(name: str, metric: Metric, lower: float | None, upper: float | None
         return f"{lower:,.0f} to {upper:,.0f}"
     if metric.unit == "USD":
         return f"{money(lower)} to {money(upper)}"
-    if metric.unit not in ("s", "B") and metric.unit not in COUNTS and abs(like) < _TINY:
+    if metric.unit != "s" and abs(like) < _TINY:
         return f"{number(low)} to {number(high)}" if high >= _TINY else ""
     if metric.unit == "s" and low <= 0 < high and metric.value > 0:
         return f"up to {human_seconds(upper)}"
-    if suffix.strip() and metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
+    if metric.unit == "s" and (high > 1000 or (low and abs(low) < 0.1)):
         return f"{human_seconds(lower)} to {human_seconds(upper)}"
     if name in SHARES and like >= _NEARLY_ALL:  # "100 to 100" would hide that a few were late
         return f"{_near_all(low)} to {_near_all(high)}"
