@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 Pair = tuple[float, float]
@@ -125,7 +124,6 @@ class Axes:
     def __init__(self, figure: Figure, bbox: Box, number: int) -> None:
         self.figure, self.bbox, self._number = figure, bbox, number
         self.frame, self.tick_length = {"left", "bottom"}, _TICK
-        self.transData = SimpleNamespace(transform=self._up)
         self._limits, self._log = {"x": (0.0, 1.0), "y": (0.0, 1.0)}, {"x": False, "y": False}
         self._ticks: dict[str, list[tuple[float, str, str, float]]] = {"x": [], "y": []}
         self._grid: set[str] = set()
@@ -150,9 +148,6 @@ class Axes:
 
     def set_yscale(self, kind: str) -> None:
         self._log["y"] = kind == "log"
-
-    def get_yscale(self) -> str:
-        return "log" if self._log["y"] else "linear"
 
     def set_ticks(
         self, which: str, places: Iterable[float], labels: Iterable[str], anchors: Sequence[str] = (), turn: float = 0.0
@@ -236,6 +231,10 @@ class Axes:
         points = list(zip(xs, ys, strict=True))
         self._add(1.0, lambda: self._path(points, transform) + "z" if points else "", look, alpha, clip=clip_on)
 
+    def rectangle(self, left: float, right: float, low: float, high: float, **look: Any) -> None:
+        """Fill a rectangle, with the look of ``fill``."""
+        self.fill([left, right, right, left], [low, low, high, high], **look)
+
     def fill_between(
         self, xs: Sequence[float], low: float | Sequence[float], high: Sequence[float], **look: Any
     ) -> None:
@@ -251,15 +250,13 @@ class Axes:
                 run = []
 
     def barh(self, y: float, width: float, *, left: float = 0.0, height: float, **look: Any) -> None:
-        ends, sides = (left, left + width), (y - height / 2, y + height / 2)
-        self.fill([ends[0], ends[1], ends[1], ends[0]], [sides[0], sides[0], sides[1], sides[1]], **look)
+        self.rectangle(left, left + width, y - height / 2, y + height / 2, **look)
 
     def bar(
         self, xs: Sequence[float], heights: Sequence[float], width: float, *, bottom: Sequence[float], **look: Any
     ) -> None:
         for x, tall, base in zip(xs, heights, bottom, strict=True):
-            half = width / 2
-            self.fill([x - half, x + half, x + half, x - half], [base, base, base + tall, base + tall], **look)
+            self.rectangle(x - width / 2, x + width / 2, base, base + tall, **look)
 
     def vlines(self, xs: Iterable[float], lows: Iterable[float], highs: Iterable[float], **look: Any) -> None:
         for x, low, high in zip(xs, lows, highs, strict=True):
@@ -275,7 +272,7 @@ class Axes:
         self.plot([0, 1], [y, y], transform=(_AXES, "data"), **look)
 
     def axhspan(self, low: float, high: float, **look: Any) -> None:
-        self.fill([0, 1, 1, 0], [low, low, high, high], transform=(_AXES, "data"), **look)
+        self.rectangle(0, 1, low, high, transform=(_AXES, "data"), **look)
 
     def stairs(self, values: Sequence[float], edges: Sequence[float], **look: Any) -> None:
         self.plot([e for pair in pairwise(edges) for e in pair], [v for v in values for _ in range(2)], **look)
@@ -295,7 +292,7 @@ class Axes:
         """Write beside a place, this many units to the right and up."""
 
         def made() -> str:
-            x, y = self._place(at, xycoords)
+            x, y = self.place(at, xycoords)
             left, top = short(x + offset[0]), short(y - offset[1])
             how = {
                 "text-anchor": _ANCHORS[ha],
@@ -368,8 +365,8 @@ class Axes:
             return math.log(value / low) / (math.log(high / low) or 1.0) if value > 0 else -9.0
         return (value - low) / ((high - low) or 1.0)
 
-    def _place(self, at: Pair, coords: Coords = "data") -> Pair:
-        """Return a place in the SVG."""
+    def place(self, at: Pair, coords: Coords = "data") -> Pair:
+        """Return a place in the SVG, y downwards."""
         kinds = (coords, coords) if isinstance(coords, str) else coords
         x, y = (
             self._share(which, float(value)) if kind == "data" else float(value)
@@ -378,10 +375,6 @@ class Axes:
         box = self.bbox
         return box.x0 + x * box.width, self.figure.bbox.height - box.y0 - y * box.height
 
-    def _up(self, at: Pair) -> Pair:
-        x, y = self._place(at)
-        return x, self.figure.bbox.height - y
-
     def _path(self, points: Iterable[Pair], coords: Coords, aside: float = 0.0) -> str:
         """Return the path through points: with a gap where one is missing, without those that are hidden by others."""
         parts, last, pen = [], "", "M"
@@ -389,7 +382,7 @@ class Axes:
             if not (math.isfinite(x) and math.isfinite(y)):
                 pen = "M"
                 continue
-            left, top = self._place((x, y), coords)
+            left, top = self.place((x, y), coords)
             at = f"{short(left + aside)} {short(top)}"
             if at != last or pen == "M":
                 parts.append(f"{pen}{at}")
@@ -401,7 +394,7 @@ class Axes:
         for at in points:
             if not all(map(math.isfinite, at)):
                 continue
-            x, y = self._place(at, coords)
+            x, y = self.place(at, coords)
             x += aside
             if marker == "o":
                 size, across = short(half), short(2 * half)

@@ -171,7 +171,7 @@ def _draw(heat: HeatMap, about: tuple[str, str, str], said: Sequence[tuple[tuple
             if value is None:
                 continue
             level = _level(value, scale)
-            ax.fill([i, i + 1, i + 1, i], [j, j, j + 1, j + 1], color=HEAT[level], linewidth=0)
+            ax.rectangle(i, i + 1, j, j + 1, color=HEAT[level], linewidth=0)
             if written or (i, j) == heat.chosen:
                 ink = COLOURS["ink"] if level < _INVERSE else COLOURS["heat-ink"]
                 text = texts[i, j] if written else "★"
@@ -216,15 +216,8 @@ def _hatch(ax: Axes, heat: HeatMap) -> None:
             inks.setdefault("ink" if _level(value, heat.scale) < _INVERSE else "heat-ink", []).append(at)
     for ink, cells in inks.items():
         for i, j, length in _runs(cells):
-            ax.fill(
-                [i, i + length, i + length, i],
-                [j, j, j + 1, j + 1],
-                facecolor="none",
-                hatch="//",
-                edgecolor=COLOURS[ink],
-                linewidth=0,
-                alpha=0.25,
-            )
+            look = {"facecolor": "none", "hatch": "//", "edgecolor": COLOURS[ink], "linewidth": 0, "alpha": 0.25}
+            ax.rectangle(i, i + length, j, j + 1, **look)
 
 
 def _runs(cells: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
@@ -255,7 +248,7 @@ def _draw_scale(ax: Axes, scale: Scale, name: str) -> None:
     ax.set_xlim(0, HEAT_STEPS)
     ax.set_ylim(0, 1)
     for step in range(HEAT_STEPS):
-        ax.fill([step, step + 1, step + 1, step], [0, 0, 1, 1], color=HEAT[step], linewidth=0)
+        ax.rectangle(step, step + 1, 0, 1, color=HEAT[step], linewidth=0)
     shares = [i / HEAT_STEPS for i in range(0, HEAT_STEPS + 1, 3)]
     values = [low * (high / low) ** s if log else low + s * (high - low) for s in shares]
     sides = ["left", *["center"] * (len(shares) - 2), "right"]

@@ -79,9 +79,8 @@ def column_tips(
     :param most: parts; of more, evenly spaced ones.
     """
     first, last = panels[0].bbox, panels[-1].bbox
-    tall = _height(panels[0])
-    places = [float(panels[0].transData.transform((x, 0))[0]) for x in xs]
-    top, height = tall - first.y1, first.y1 - last.y0
+    places = [panels[0].place((x, 0))[0] for x in xs]
+    top, height = panels[0].figure.bbox.height - first.y1, first.y1 - last.y0
     return [
         Tip(low, top, high - low, height, lines, at)
         for low, high, at, lines in _around(places, first.x0, first.x1, lines_of(table, colours), most)
@@ -90,30 +89,27 @@ def column_tips(
 
 def row_tips(ax: Axes, ys: Sequence[float], table: Table) -> list[Tip]:
     """Return a part for each row of a table: a strip across the chart, around its place on the y axis."""
-    tall = _height(ax)
-    places = [tall - float(ax.transData.transform((0, y))[1]) for y in ys]
+    tall = ax.figure.bbox.height
+    places = [ax.place((0, y))[1] for y in ys]
     found = _around(places, tall - ax.bbox.y1, tall - ax.bbox.y0, lines_of(table))
     return [Tip(ax.bbox.x0, low, ax.bbox.width, high - low, lines) for low, high, _, lines in found]
 
 
 def spot_tips(ax: Axes, marks: Sequence[tuple[float, float]], lines: Sequence[tuple[str, ...]]) -> list[Tip]:
     """Return a part for each mark of a scatter, given as x and y."""
-    tall, found = _height(ax), []
-    for (x, y), said in spread(list(zip(marks, lines, strict=True)), 2 * _MOST):
-        left, up = ax.transData.transform((x, y))
-        found.append(
-            Tip(float(left) - _SPOT, tall - float(up) - _SPOT, 2 * _SPOT, 2 * _SPOT, tuple((line, "") for line in said))
-        )
+    found = []
+    for at, said in spread(list(zip(marks, lines, strict=True)), 2 * _MOST):
+        left, top = ax.place(at)
+        found.append(Tip(left - _SPOT, top - _SPOT, 2 * _SPOT, 2 * _SPOT, tuple((line, "") for line in said)))
     return found
 
 
 def cell_tips(ax: Axes, lines: Sequence[tuple[tuple[int, int], tuple[str, ...]]]) -> list[Tip]:
     """Return a part for each cell of a heat map, given by its column and row."""
-    tall, found = _height(ax), []
+    found = []
     for (i, j), said in lines:
-        left, low = (float(value) for value in ax.transData.transform((i, j)))
-        right, high = (float(value) for value in ax.transData.transform((i + 1, j + 1)))
-        found.append(Tip(left, tall - high, right - left, high - low, tuple((line, "") for line in said)))
+        (left, bottom), (right, top) = ax.place((i, j)), ax.place((i + 1, j + 1))
+        found.append(Tip(left, top, right - left, bottom - top, tuple((line, "") for line in said)))
     return found
 
 
@@ -127,10 +123,6 @@ def lines_of(table: Table, colours: Sequence[str] = ()) -> list[tuple[tuple[str,
         )
         for row in table.rows
     ]
-
-
-def _height(ax: Axes) -> float:
-    return float(ax.figure.bbox.height)
 
 
 def _around(
@@ -231,13 +223,12 @@ def label_sample(ax: Axes, colour: str, at: float, how: str, dash: Any = None, m
     :param how: ``line``, ``marker``, ``both`` or ``area``.
     :param dash: the line style, ``marker`` the marker; those that go with the colour where not given.
     """
-    width, height = float(ax.bbox.width), float(ax.bbox.height)
+    width, height = ax.bbox.width, ax.bbox.height
     left, middle, right = (1 + x / width for x in (6, 6 + _SAMPLE / 2, 6 + _SAMPLE))
     common: dict[str, Any] = {"transform": "axes fraction", "clip_on": False, "color": colour}
     if how == "area":
-        low, high = (at - 5) / height, (at + 5) / height
         swatch = hatched(colour) | {"transform": "axes fraction", "clip_on": False}
-        ax.fill([left, left + 12 / width, left + 12 / width, left], [low, low, high, high], **swatch)
+        ax.rectangle(left, left + 12 / width, (at - 5) / height, (at + 5) / height, **swatch)
         return 6 + 12 + 5
     if how != "marker" or colour == COLOURS["slo"]:
         style = dash or ("-" if how == "both" and colour in SERIES else dash_of(colour))

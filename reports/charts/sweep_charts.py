@@ -187,9 +187,9 @@ def end_labels(
     :param how: what the sample shows: ``line``, ``marker``, ``both`` or ``area``.
     :param dashes: line styles in the same order, ``markers`` likewise; else those of the colours.
     """
-    height = float(ax.bbox.height)
-    wanted = [ax.transData.transform((ax.get_xlim()[1], end[2]))[1] - ax.bbox.y0 for end in ends]
-    places = place_labels(wanted, 17, 2, height - 2)
+    bottom = ax.figure.bbox.height - ax.bbox.y0
+    wanted = [bottom - ax.place((ax.get_xlim()[1], end[2]))[1] for end in ends]
+    places = place_labels(wanted, 17, 2, ax.bbox.height - 2)
     for i, ((label, colour, _), at) in enumerate(zip(ends, places, strict=True)):
         ink = colour if colour == COLOURS["slo"] else COLOURS["ink"]
         dash, marker = dashes[i] if dashes else None, markers[i] if markers else ""

@@ -22,8 +22,8 @@ def test_values_stand_where_the_axis_says(log: bool, ends: tuple[float, float], 
     ax.plot([value], [0.5], "s", color="red", markersize=2)  # drawn before limits are known
     ax.set_xscale("log" if log else "linear")
     ax.set_xlim(*ends)
-    assert ax.transData.transform((value, 0.25)) == pytest.approx((x, 45))
-    assert f'd="M{x - 1} 79L' in ax.svg()  # y downwards: 150 - 20 - 50
+    assert ax.place((value, 0.25)) == pytest.approx((x, 105))  # y downwards: 150 - 20 - 25
+    assert f'd="M{x - 1} 79L' in ax.svg()
 
 
 def test_what_is_missing_leaves_a_gap_and_nothing_else() -> None:
