@@ -72,8 +72,9 @@ TICKS: dict[str, Callable[[float], str]] = {
     "share": percent,
     "count": count_tick,
     "requests": count_tick,
+    "stacked": seconds_tick,
 }
-"""How the ticks of an axis read, by what it shows."""
+"""How the ticks of an axis read, by what it shows; seconds that are stacked can't be compared on a logarithmic one."""
 
 
 def nice_log(low: float, high: float, most: int = 7) -> list[float]:
@@ -100,8 +101,8 @@ def nice_linear(low: float, high: float, most: int = 6) -> list[float]:
     return [(first + i) * step for i in range(count)]
 
 
-def scale_y(ax: Axes, values: Sequence[float], kind: str) -> bool:
-    """Set limits, ticks and grid of the y axis; return whether it is logarithmic.
+def scale_y(ax: Axes, values: Sequence[float], kind: str) -> None:
+    """Set limits, ticks and grid of the y axis, which is logarithmic where values span much.
 
     :param values: everything that must be visible.
     :param kind: key of ``TICKS``.
@@ -109,8 +110,7 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str) -> bool:
     positive = [value for value in values if value > 0]
     high = max(values, default=1.0) or 1.0
     may = kind == "s" or (kind == "requests" and len(positive) == len(values))
-    log = bool(positive) and may and max(positive) > _LOG_SPAN * min(positive)
-    if log:
+    if positive and may and max(positive) > _LOG_SPAN * min(positive):
         low, high = min(positive) / 1.25, max(positive) * 1.25
         ax.set_yscale("log")
         ticks = nice_log(low, high)
@@ -121,7 +121,6 @@ def scale_y(ax: Axes, values: Sequence[float], kind: str) -> bool:
     ax.set_ylim(low, high)
     ax.set_ticks("y", ticks, [TICKS[kind](tick) for tick in ticks])
     draw_grid(ax, "y")
-    return log
 
 
 def draw_grid(ax: Axes, which: Literal["both", "x", "y"]) -> None:

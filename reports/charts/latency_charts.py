@@ -9,7 +9,7 @@ from reports.axes import Axis, in_order, shorten, spread
 from reports.charts.axis_ticks import (
     draw_grid,
     nice_linear,
-    nice_log,
+    scale_log,
     scale_rows,
     scale_x,
     scale_y,
@@ -128,13 +128,7 @@ def breakdown_sweep_chart(points: Sequence[Point], axis: Axis) -> Chart | None:
     with drawing(round(330 + below)) as figure:
         ax = place(figure, 58, 36, 134, 52 + below)
         ends = _stack(ax, axis, shown, stages)
-        scale_y(ax, [sum(p.breakdown.values()) for p in shown], "s")
-        if ax.get_yscale() == "log":  # the parts of a stack can't be compared on it
-            top = 1.08 * max(sum(p.breakdown.values()) for p in shown)
-            ax.set_yscale("linear")
-            ax.set_ylim(0, top)
-            ticks = nice_linear(0, top)
-            ax.set_ticks("y", ticks, [seconds_tick(tick) for tick in ticks])
+        scale_y(ax, [sum(p.breakdown.values()) for p in shown], "stacked")
         scale_x(ax, axis, room)
         end_labels(ax, ends, "area")
         y_title(ax, "mean latency")
@@ -241,10 +235,7 @@ def quantile_chart(ident: str, title: str, caption: str, what: str, curves: Sequ
             start = max((i for i, (_, v) in enumerate(pairs) if v <= low / 1.2), default=0)
             kept = [(q, max(v, low / 1.2)) for q, v in pairs[start:]]
             ax.plot([v for _, v in kept], [_tail(q) for q, _ in kept], color=colour, linestyle=dash_of(colour))
-        ax.set_xscale("log")
-        ax.set_xlim(low / 1.2, high * 1.2)
-        ticks = nice_log(low / 1.2, high * 1.2, 6)
-        ax.set_ticks("x", ticks, [seconds_tick(tick) for tick in ticks])
+        scale_log(ax, "x", low / 1.2, high * 1.2, seconds_tick)
         levels = [q for q in (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999) if q <= top + 1e-9]
         ax.set_ticks("y", [_tail(q) for q in levels], [f"{q * 100:.6g} %" for q in levels])
         ax.set_ylim(0, _tail(top) * 1.02)

@@ -53,7 +53,10 @@ def timeline_chart(
     :param day_s: time of day at its start, in seconds from midnight, where the scenario has one.
     :param rates: when the scenario changes its rate, and the requests a second from then on.
     """
-    values = {key: [_number(key, v) for v in column] for key, column in point.timeline.columns().items()}
+    values: dict[str, list[float]] = {}
+    for key, column in point.timeline.columns().items():
+        missing = math.nan if key in LATENCIES else 0.0  # nothing measured is a gap in a latency
+        values[key] = [missing if value is None else float(value) for value in column]
     times = values.get("t_s") or []
     panels: list[tuple[str, list[Series]]] = [
         ("requests", [("running", "running", "s1"), ("waiting", "waiting", "s2")]),
@@ -108,11 +111,6 @@ def timeline_chart(
     return Chart("timeline", title, caption, desc, svg, table)
 
 
-def _number(key: str, value: float | None) -> float:
-    """Return a value to draw: nothing measured is a gap in a latency, and zero otherwise."""
-    return (math.nan if key in LATENCIES else 0.0) if value is None else float(value)
-
-
 def _known(values: Sequence[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
@@ -158,7 +156,7 @@ def _added(counts: Sequence[float]) -> list[tuple[int, int]]:
 def _draw_steps(ax: Axes, steps: Sequence[tuple[float, str]], *, named: bool) -> None:
     """Draw a thin line at each step; above its strip, where there is room, its label: a rate holds until the next."""
     start, end = ax.get_xlim()
-    room, free = float(ax.bbox.width), _TITLED
+    room, free = ax.bbox.width, _TITLED
     places = [(at - start) / (end - start) * room for at, _ in steps]
     for (at, label), place_, until in zip(steps, places, [*places, room + _TITLED][1:], strict=True):
         ax.axvline(at, color=COLOURS["muted"], linewidth=0.6, alpha=0.6, zorder=1)
