@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reports.answers.limits import Evidence, Limit, limits
+from reports.answers.limits import NO_LIMIT, Evidence, Limit, limits
 from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import MORE_SLOTS, by_size, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
 from reports.text.metric_text import capital, unserved_words
@@ -198,7 +198,9 @@ def _limit(found: Headroom) -> str:
     if limit.name == "router" and found.outcome == NEVER:
         return ""  # a fraction of the traffic queues nowhere
     if limit.name == "none":
-        return f"No queue decides there: {_steps(point)}."
+        batches = point.capacity.seats is not None
+        why = "steps take longer the larger the batch" if batches else "the service itself takes as long"
+        return f"No queue decides there: {why}."
     return f"What limits it there: {limit.name}. {limit_sentence(limit, point)}"
 
 
@@ -207,8 +209,7 @@ def _failing(point: Point, term: str) -> Limit:
     bucket = _bucket(point, term)
     if bucket is not None:
         return Limit("token bucket", Evidence.BUCKET, bucket.limited, bucket=bucket)
-    found = (limit for limit in limits(point, [term]) if _concerns(limit, term))
-    return next(found, Limit("none", Evidence.NOTHING))
+    return next((limit for limit in limits(point, [term]) if _concerns(limit, term)), NO_LIMIT)
 
 
 def _bucket(point: Point, term: str) -> BucketUse | None:
@@ -244,9 +245,3 @@ def _unserved(point: Point, term: str) -> str:
     said = capital(unserved_words(own, f"the requests of {tenant}"))
     share = percent(allowed(metric))
     return f"What limits it there: {name}. {said}, and a target for {metric_words(metric)} allows {share}."
-
-
-def _steps(point: Point) -> str:
-    """Return why requests are slow where none waits."""
-    blocks = point.capacity.seats is not None
-    return "steps take longer the larger the batch" if blocks else "the service itself takes as long"

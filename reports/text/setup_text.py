@@ -16,6 +16,7 @@ from sim.spec.units import human_bytes, human_seconds
 _MOST_NAMED = 2
 """Profiles that are named; of more, only how many there are."""
 _ASSUMED_KEYS = {"GPU": "fleet.gpu", "base model": "adapters.base_model"}
+"""Keys that name what is assumed where a scenario doesn't."""
 
 
 def setup_line(points: Sequence[Point]) -> str:
@@ -29,22 +30,17 @@ def setup_words(setups: Sequence[Setup]) -> str:
     setups = [own for each in setups for own in each.pools or (each,)]
     profiles = _profiles(setups, joint)
     shares = list(dict.fromkeys(each.share for each in setups if each.share))
+    assumed = list(dict.fromkeys(name for each in setups for name in each.assumed.split(", ") if name))
+    keys = " and ".join(_ASSUMED_KEYS.get(name, name) for name in assumed)
     parts = [
         _listed((each.device for each in setups), joint),
         _listed((each.model for each in setups), joint),
         _listed((engine_words(each.engine) for each in setups), joint),
         profiles or ("all times given by the scenario" if setups else ""),
-        _assumed(setups),
+        f"{' and '.join(assumed)} assumed (set {keys})" if assumed else "",
         f"{gpu_words(shares[0].replicas, shares[0].gpus)}; {_held(shares[0])}" if len(shares) == 1 else "",
     ]
     return " · ".join(part for part in parts if part)
-
-
-def _assumed(setups: Sequence[Setup]) -> str:
-    """Return what was assumed because the scenario doesn't name it, and the keys that name it."""
-    names = list(dict.fromkeys(name for each in setups for name in each.assumed.split(", ") if name))
-    keys = " and ".join(_ASSUMED_KEYS.get(name, name) for name in names)
-    return f"{' and '.join(names)} assumed (set {keys})" if names else ""
 
 
 def gpu_words(replicas: int, gpus: int) -> str:

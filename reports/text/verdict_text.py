@@ -133,7 +133,7 @@ def _of_calibration(point: Point, metrics: Mapping[str, Metric]) -> Confidence |
     if overloaded:
         return Confidence("low", Doubt.DRAWS_OVERLOADED, overloaded=overloaded, draws=draws)
     known = {name: each for name, each in metrics.items() if each.value and split_term(name)[1] != "miss_ratio"}
-    halves = {name: half for name, metric in known.items() if (half := _calibration_half(metric)) is not None}
+    halves = {name: sum(ends) / 2 for name, metric in known.items() if (ends := _calibration_ends(metric)) is not None}
     widest = max(halves, key=lambda name: halves[name], default=None)
     if widest is not None and halves[widest] > _WIDE:
         word = "low" if halves[widest] > _VERY_WIDE else "medium"
@@ -150,12 +150,6 @@ def _calibration_ends(metric: Metric) -> tuple[float, float] | None:
         return None
     below, above = metric.value - metric.calibration_lo, metric.calibration_hi - metric.value
     return below / abs(metric.value), above / abs(metric.value)
-
-
-def _calibration_half(metric: Metric) -> float | None:
-    """Return half the width of the calibration interval over the value."""
-    ends = _calibration_ends(metric)
-    return None if ends is None else sum(ends) / 2
 
 
 _REASONS: Mapping[Doubt, str] = {
@@ -291,7 +285,9 @@ def _number(point: Point, slo_terms: Mapping[str, float], about: str | None, *, 
     own = next((each for each in setups if each.costs_of or each.beyond), None)
     own = own or next((each for each in setups if each.anchored or each.status in _ORIGINS), None)
     foreign = own is not None and bool(own.costs_of or own.beyond)
-    reach = _half_words(max(ends[widest]))
+    half = max(ends[widest])
+    factor = float(f"{1 + half:.2g}")
+    reach = f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"within a factor of {factor:,g}"
     known = f"{capital(metric_words(widest))} is known to {reach}{' at best' if foreign else ''}"
     if round(sum(ends[widest]) / 2, 2) <= _WIDE and not assumed and not foreign:
         # Where the simulation itself is less sure, that is said, and this would contradict it.
@@ -307,10 +303,6 @@ def _origin(own: Setup | None) -> str:
     origin = f"are {own.status}, and corrected by measurements of your server" if own.anchored else origin
     beyond = f"are extrapolated to {own.beyond}" if own.beyond else None
     return f"this GPU's costs {', and '.join(filter(None, (origin, beyond)))}"
-
-
-def _half_words(half: float) -> str:
-    return f"±{percent(max(0.01, round(half, 2)))}" if half < 1 else f"within a factor of {float(f'{1 + half:.2g}'):,g}"
 
 
 # Whose SLO is met, in words: that of the fleet, and those of its tenants.
