@@ -78,15 +78,15 @@ class Guard:
             return  # no web sockets here
         refusal = self._refusal(scope)
         if refusal is not None:
-            await _refuse(send, *refusal)
+            await _refuse(scope, receive, send, *refusal)
             return
         self._under_way += 1
         try:
             await self._app(scope, _limited(receive), _with_headers(send))
         except TooLarge:
-            await _refuse(send, 413, f"The request is larger than {MOST_BYTES:,} bytes.")
+            await _refuse(scope, receive, send, 413, f"The request is larger than {MOST_BYTES:,} bytes.")
         except TooSlow:
-            await _refuse(send, 408, f"The request did not arrive within {BODY_S:g} seconds.")
+            await _refuse(scope, receive, send, 408, f"The request did not arrive within {BODY_S:g} seconds.")
         finally:
             self._under_way -= 1
 
@@ -164,16 +164,9 @@ def _with_headers(send: Send) -> Send:
     return sent
 
 
-async def _refuse(send: Send, status: int, text: str) -> None:
-    body = f"{text}\n".encode()
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-        *_HEADERS,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, text: str) -> None:
+    answer = PlainTextResponse(f"{text}\n", status, headers={"connection": "close"})
+    await answer(scope, receive, _with_headers(send))
 
 
 # Answers that come in parts: one line of JSON for each event, until they end or the reader is gone.
