@@ -28,7 +28,6 @@ from sim.results.slo_terms import all_terms
 from sim.results.verdict import NOT_MET
 from sim.spec.engine_flags.command_lines import as_started, engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of
-from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
@@ -41,7 +40,6 @@ from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
 from sim.ui.simulating.tasks import PointAnswer
 from sim.world.memory.gpu_memory import host_kv_bytes
-from sim.world.world import World
 
 
 @dataclass(frozen=True)
@@ -69,23 +67,13 @@ def estimate(design: ChosenDesign) -> Estimate:
 
     :raises InputError: if it can't be simulated; with its place.
     """
-    world = build(design.loaded.scenario)
     scenario = design.loaded.scenario
+    world, price = build(scenario), prices_of(scenario).gpu
+    monthly = None
+    if price is not None and scenario.fleet.autoscale is None:
+        monthly = world.gpus * price * HOURS_PER_MONTH
     started = as_started(scenario, host_kv_bytes(world.pools[0]))
-    return Estimate(
-        screen(world),
-        _monthly(scenario, world),
-        engine_flags(started, world.pools[0].kv_tokens),
-        why_no_flags(started),
-    )
-
-
-def _monthly(scenario: Scenario, world: World) -> float | None:
-    """Return what the fleet costs per month."""
-    price = prices_of(scenario).gpu
-    if price is None or scenario.fleet.autoscale is not None:
-        return None
-    return world.gpus * price * HOURS_PER_MONTH
+    return Estimate(screen(world), monthly, engine_flags(started, world.pools[0].kv_tokens), why_no_flags(started))
 
 
 _PAGE = Path(__file__).parent / "page"
@@ -251,9 +239,8 @@ def compare(pin: tuple[ChosenDesign, PointAnswer | None], present: tuple[ChosenD
         return ComparedPin(name, "This is the present design.", None)
     if judged is None:
         return ComparedPin(name, "It is being simulated.", None)
-    if judged.final != present[1].final:
-        return ComparedPin(name, "The comparison follows when both full runs are done.", None)
-    if at_its_largest(judged, design.loaded) or at_its_largest(present[1], present[0].loaded):
+    largest = at_its_largest(judged, design.loaded) or at_its_largest(present[1], present[0].loaded)
+    if largest or judged.final != present[1].final:
         return ComparedPin(name, "The comparison follows when both full runs are done.", None)
     found: Comparison = compare_runs(_run("pin", design, judged), _run("present", *present))
     kind = "" if judged.final else " These are short runs; full runs follow."
