@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,6 @@ _MOST_WHOLE = 12
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TENSOR_PARALLEL = (1, 2, 4, 8)
 _SHARES = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
-_SLO_WORDS = {
-    "ttft": "TTFT",
-    "tpot": "TPOT",
-    "itl": "ITL",
-    "e2e": "E2E",
-    "queue": "queueing",
-}
 
 
 @dataclass(frozen=True)
@@ -153,6 +146,12 @@ def settings_of(controls: tuple[Control, ...], values: Mapping[str, str]) -> lis
     if wrong:
         raise wrong[0] if len(wrong) == 1 else SeveralErrors(wrong)
     return found
+
+
+def moved_or_slots(controls: Sequence[Control], moved: str | None) -> Control | None:
+    """Return the control that a curve or a plan is along: the one that was moved last, else the GPU slots."""
+    by_key = {control.key: control for control in controls}
+    return by_key.get(moved or "") or by_key.get("cache.gpu.slots")
 
 
 def curve_values(control: Control, here: str) -> list[str]:
@@ -338,10 +337,10 @@ def _targets(scenario: Scenario) -> Iterator[Control]:
             continue
         scale = target if target is not None else 1.0
         unit, factor = (" ms", 1000.0) if scale < 1 else (" s", 1.0)
-        stops = _around(scale * factor, whole=False)
+        stops, latency = _around(scale * factor, whole=False), "queueing" if kind == "queue" else kind.upper()
         yield Control(
             f"slo.{name}",
-            f"SLO: {statistic} {_SLO_WORDS[kind]}",
+            f"SLO: {statistic} {latency}",
             "Targets",
             "" if target is None else f"{target * factor:.10g}",
             unit,

@@ -15,7 +15,7 @@ from reports.formatting import plural
 from sim.errors import InputError, LoraplanError
 from sim.results.point import Point
 from sim.ui import fragments
-from sim.ui.controls import Control, curve_values
+from sim.ui.controls import Control, curve_values, moved_or_slots
 from sim.ui.fragments import estimate
 from sim.ui.library import ChosenDesign, Library, Opened, problems_of
 from sim.ui.simulating.broker import Broker
@@ -244,12 +244,7 @@ async def _draw(
 def curve_control(opened: Opened, moved: str | None) -> Control | None:
     """Return the control that a curve is along: the one that was moved last, unless it is a target."""
     useful = [control for control in opened.controls if not control.disabled and not control.key.startswith("slo.")]
-    named = next((control for control in useful if control.key == moved), None)
-    return (
-        named
-        or next((control for control in useful if control.key == "cache.gpu.slots"), None)
-        or (useful[0] if useful else None)
-    )
+    return moved_or_slots(useful, moved) or next(iter(useful), None)
 
 
 def _judged_event(judged: PointAnswer, design: ChosenDesign, stage: str, status: str) -> Event:

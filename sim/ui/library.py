@@ -7,11 +7,12 @@ import os
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from sim.errors import InputError, ScenarioError
 from sim.results.run_directory.store import point_key
@@ -30,6 +31,18 @@ _MOST_DESIGNS = 64
 """Designs of each of them: a curve has up to 13."""
 _NOT_SIMULATED = ("name", "description", "sweep", "plan", "slo")
 """Keys that change no request: a recording is the same without them."""
+
+
+Key = TypeVar("Key", bound=Hashable)
+Kept = TypeVar("Kept")
+
+
+def kept_last(found: OrderedDict[Key, Kept], key: Key, most: int) -> Kept:
+    """Return what is kept under a key, which is then the last used; of more than ``most``, forget the first used."""
+    found.move_to_end(key)
+    while len(found) > most:
+        found.popitem(last=False)
+    return found[key]
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,10 @@ class Opened:
         :raises InputError: if they make no valid scenario.
         """
         settings = tuple(settings_of(self.controls, values))
-        found = self._designs.get(settings)
-        if found is None:
-            found = ChosenDesign(self, settings, self.loaded.with_settings(settings) if settings else self.loaded)
-            self._designs[settings] = found
-            while len(self._designs) > _MOST_DESIGNS:
-                self._designs.popitem(last=False)
-        return found
+        if settings not in self._designs:
+            loaded = self.loaded.with_settings(settings) if settings else self.loaded
+            self._designs[settings] = ChosenDesign(self, settings, loaded)
+        return kept_last(self._designs, settings, _MOST_DESIGNS)
 
 
 @dataclass(frozen=True)
@@ -142,17 +152,12 @@ class Library:
         :raises InputError: with every problem found.
         """
         key = name if text is None else hashlib.sha256(f"{name}\0{text}".encode()).hexdigest()
-        found = None if again else self._opened.get(key)
-        if found is None:
+        if again or key not in self._opened:
             short = name if text is None else Path(name).name[:_MOST_LETTERS] or SAVED
             loaded = self._load(name) if text is None else scenario_of_text(text.encode(), short, self.folder)
-            found = self._opened[key] = Opened(
-                short, self._path(name) if text is None else "", loaded, controls_of(loaded.scenario)
-            )
-        self._opened.move_to_end(key)
-        while len(self._opened) > _MOST_OPEN:
-            self._opened.popitem(last=False)
-        return found
+            path = self._path(name) if text is None else ""
+            self._opened[key] = Opened(short, path, loaded, controls_of(loaded.scenario))
+        return kept_last(self._opened, key, _MOST_OPEN)
 
     def _path(self, name: str) -> str:
         if name == self._given or name in dict(self.bundled()):

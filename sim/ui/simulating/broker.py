@@ -13,7 +13,7 @@ from typing import Any
 
 from reports.charts.svg import Chart
 from sim.results.point import Point
-from sim.ui.library import ChosenDesign
+from sim.ui.library import ChosenDesign, kept_last
 from sim.ui.simulating.tasks import Curve, Evaluation, PlanFromHere, PointAnswer, Progress, Report, ShortRun
 from sim.ui.simulating.workers import FIRST, LAST, LATER, SECOND, Task, Worker, Workers
 
@@ -137,9 +137,7 @@ class Broker:
 
     def _keep(self, key: tuple[str, str], judged: PointAnswer) -> None:
         self._points[key] = judged
-        self._points.move_to_end(key)
-        while len(self._points) > _POINTS_KEPT:
-            self._points.popitem(last=False)
+        kept_last(self._points, key, _POINTS_KEPT)
 
     async def _follow(
         self, key: tuple[str, str], task: Task, worker: Worker, urgency: int, limit_s: float

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from reports.render.html import write
 from sim.errors import LoraplanError, ScenarioError
@@ -36,12 +36,10 @@ from sim.studies.run.answer import Answer
 from sim.studies.run.report import point_answer, run_answer, run_report
 from sim.studies.short_runs import Traffic, steady
 from sim.studies.sweep import run_study
-from sim.ui.controls import Control
-from sim.ui.library import ChosenDesign
+from sim.ui.controls import Control, moved_or_slots
+from sim.ui.library import ChosenDesign, kept_last
 from sim.world.replication import Simulate, simulate
 from sim.world.world import World
-
-Entry = TypeVar("Entry")
 
 SHORT = 2_000
 """Requests of a short run; up to twice as many where traffic is bursty, and more where its rate changes slowly."""
@@ -133,13 +131,13 @@ class Memory:
             world = traffic.world(1.0, max(1, round(SHORT * min(1.0, 2 / traffic.burstiness))))
             self.simulated += 1
             self.shorts[key] = world, simulate(world, 0, SECTIONS)
-        return _kept(self.shorts, key, _SHORT_RUNS_KEPT)
+        return kept_last(self.shorts, key, _SHORT_RUNS_KEPT)
 
     def design(self, key: str, loaded: LoadedScenario) -> _Kept:
         """Return what is known of a design."""
         if key not in self.designs:
             self.designs[key] = _Kept(make_design(loaded.scenario))
-        return _kept(self.designs, key, _DESIGNS_KEPT)
+        return kept_last(self.designs, key, _DESIGNS_KEPT)
 
     def make_room(self, requests: int) -> None:
         """Forget designs but the last used one, until this many requests of it can be kept beside the others."""
@@ -160,13 +158,6 @@ class Memory:
             return kept.recordings[key]
 
         return recording_of
-
-
-def _kept(found: OrderedDict[str, Entry], key: str, most: int) -> Entry:
-    found.move_to_end(key)
-    while len(found) > most:
-        found.popitem(last=False)
-    return found[key]
 
 
 @dataclass(frozen=True)
@@ -339,8 +330,7 @@ def _planned(design: ChosenDesign, moved: str | None) -> Control:
         for control in design.opened.controls
         if control.stops and not control.disabled and not control.key.startswith(_NEVER)
     ]
-    found = next((control for control in able if control.key == moved), None)
-    found = found or next((control for control in able if control.key == "cache.gpu.slots"), None)
+    found = moved_or_slots(able, moved)
     if found is None:
         raise ScenarioError("a plan needs a number to look for", hint="move a slider first, such as GPU slots")
     return found
