@@ -303,14 +303,17 @@ def read_adapter(folder: Path, root: Path | None = None, known: KnownHeaders | N
     """
     root = folder if root is None else root
     path = resolved_inside(folder / WEIGHTS, root)
+    missing = InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
     if not path.exists():
-        _refuse_pickles(folder)
+        for pickle in (folder / f"adapter_model{suffix}" for suffix in PICKLE_SUFFIXES):
+            if pickle.exists():
+                raise InputError(f"{pickle.name} is a pickle and is never loaded", file=str(pickle), hint=NEVER_LOADED)
         if not (folder / CONFIG).exists():
-            raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
+            raise missing
     config = _read_config(resolved_inside(folder / CONFIG, root))
     _refuse_other_kinds(config, folder / CONFIG)
     if not path.exists():
-        raise InputError(f"no {WEIGHTS} here", file=str(folder), hint="a PEFT adapter folder has one")
+        raise missing
     facts = (known or KnownHeaders()).read(path)
     ranks = facts.ranks or _only_rank(config, folder / CONFIG)
     _agree(config, ranks, folder / CONFIG)
@@ -450,10 +453,3 @@ def _agree(config: Mapping[str, Any], ranks: tuple[int, ...], path: Path) -> Non
             got=rank,
             allowed=", ".join(map(str, ranks)),
         )
-
-
-def _refuse_pickles(folder: Path) -> None:
-    for suffix in PICKLE_SUFFIXES:
-        path = folder / f"adapter_model{suffix}"
-        if path.exists():
-            raise InputError(f"{path.name} is a pickle and is never loaded", file=str(path), hint=NEVER_LOADED)

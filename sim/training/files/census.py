@@ -281,8 +281,6 @@ SAMPLES = 4
 READ_LIMIT = 20 * 10**9
 """Bytes that are read whole, at most: 20 GB take about 20 s from a fast disk."""
 
-_PIECE = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Copies:
@@ -353,11 +351,8 @@ def _samples(entry: Entry) -> bytes | None:
 
 
 def _content(entry: Entry) -> bytes | None:
-    digest = hashlib.sha256()
     try:
         with entry.path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None
-    return digest.digest()

@@ -281,9 +281,6 @@ def _copies(copies: Copies) -> Iterator[Concern]:
 
 
 def _checkpoints(entries: Sequence[Entry]) -> Iterator[Concern]:
-    def is_one(entry: Entry) -> bool:
-        return any(part.startswith(_CHECKPOINT) for part in entry.folder.split("/"))
-
-    between = list(filter(is_one, entries))
+    between = [entry for entry in entries if any(part.startswith(_CHECKPOINT) for part in entry.folder.split("/"))]
     if between:
         yield _concern("checkpoints", "note", "states between of a training (checkpoint-N), and counted", between)
