@@ -184,12 +184,11 @@ def less_fit(facts: TrainingFacts, best_step: int) -> tuple[Remedy, ...]:
     return tuple(remedies)
 
 
-def other_base() -> tuple[Remedy, ...]:
-    """Return what remains where no adapter helps."""
-    return (
-        Remedy("other-base", "another base model, one that knows this domain"),
-        Remedy("full-fine-tune", "a full fine-tune of the base", full_model=True),
-    )
+OTHER_BASE = (
+    Remedy("other-base", "another base model, one that knows this domain"),
+    Remedy("full-fine-tune", "a full fine-tune of the base", full_model=True),
+)
+"""What remains where no adapter helps."""
 
 
 def _sized(facts: TrainingFacts, name: str, words: str, rank: int, targets: Targets | None) -> Remedy:

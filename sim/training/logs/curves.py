@@ -73,7 +73,7 @@ def slope(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A lasting rise of a curve: level before, level after, and the step where it begins."""
+    """A rise of a curve: level before, level after, and the step where it begins."""
 
     step: int
     before: Level
@@ -85,40 +85,34 @@ class Jump:
         return self.after.value / self.before.value if self.before.value > 0 else math.inf
 
 
-def largest_jump(series: StepSeries, before: int = 10, after: int = 5) -> Jump | None:
+_BEFORE, _AFTER = 10, 5
+"""Entries before a rise, and after one that lasts, whose medians are compared."""
+
+
+def largest_jump(series: StepSeries) -> Jump | None:
     """Return the largest ratio of the median after an entry to that before it; None for curves too short."""
     best: Jump | None = None
-    for at in range(min(before, 5), len(series) - after + 1):
-        jump = Jump(series.steps[at], window(series, at - before, at), window(series, at, at + after))
+    for at in range(5, len(series) - _AFTER + 1):
+        jump = Jump(series.steps[at], window(series, at - _BEFORE, at), window(series, at, at + _AFTER))
         if jump.before.value > 0 and (best is None or jump.ratio > best.ratio):
             best = jump
     return best
 
 
-@dataclass(frozen=True, slots=True)
-class Spike:
-    """One entry far above those before it, and the entry from which it rose."""
+def largest_spike(series: StepSeries, ratio: float) -> Jump | None:
+    """Return the rise to the highest single entry that is ``ratio`` times the median of those ahead of it.
 
-    step: int
-    value: float
-    before_step: int
-    before: float
-
-
-def largest_spike(series: StepSeries, ratio: float, before: int = 10, least: int = 3) -> Spike | None:
-    """Return the highest entry that is ``ratio`` times the median of the ``before`` entries ahead of it.
-
-    The first ``least`` entries never count: norms are high in warm-up.
+    The first three entries never count: norms are high in warm-up.
     """
-    spikes: list[Spike] = []
-    calm = least - 1  # the last entry that was no spike
-    for at in range(least, len(series)):
-        level = window(series, at - before, at).value
+    spikes: list[Jump] = []
+    calm = 2  # the last entry that was no spike
+    for at in range(3, len(series)):
+        level = window(series, at - _BEFORE, at).value
         if level > 0 and series.values[at] >= ratio * level:
-            spikes.append(Spike(series.steps[at], series.values[at], series.steps[calm], series.values[calm]))
+            spikes.append(Jump(series.steps[at], window(series, calm, calm + 1), window(series, at, at + 1)))
         else:
             calm = at
-    return max(spikes, key=lambda spike: spike.value, default=None)
+    return max(spikes, key=lambda spike: spike.after.value, default=None)
 
 
 def points(series: StepSeries, limit: int = 8) -> tuple[tuple[int, ...], tuple[float, ...]]:

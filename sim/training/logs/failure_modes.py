@@ -22,6 +22,7 @@ from sim.training.logs.curves import (
 from sim.training.logs.training_case import Case, LossSummary, RuleResult, SiblingRun, highest, judged_metric
 from sim.training.logs.training_log import StepSeries, TrainingLog, entries
 from sim.training.vet_results import (
+    OTHER_BASE,
     Confidence,
     Evidence,
     Finding,
@@ -29,7 +30,6 @@ from sim.training.vet_results import (
     calmer,
     less_fit,
     more_rank,
-    other_base,
 )
 
 _SURE = ("certain", "likely", "possible")
@@ -172,10 +172,10 @@ def _spike(case: Case) -> list[str]:
     """Return a note on a gradient norm that was high for an entry or two, which medians of five don't show."""
     norms, least = case.log.grad_norm.finite().until(case.log.kept_step), case.thresholds.gradient_jump
     spike = largest_spike(norms, least)
-    if spike is None or spike.value < 1 or _lasting_jump(case) is not None:
+    if spike is None or spike.after.value < 1 or _lasting_jump(case) is not None:
         return []
     return [
-        f"the gradient norm rose from {spike.before:.3g} (step {spike.before_step}) to {spike.value:.3g} "
+        f"the gradient norm rose from {spike.before.value:.3g} ({spike.before.where}) to {spike.after.value:.3g} "
         f"(step {spike.step}), {least:g} times its usual level or more; a single spike alone is not a divergence"
     ]
 
@@ -454,7 +454,7 @@ def _domain_shift(case: Case, summary: LossSummary) -> RuleResult:
         sure = len(ranks) > 1 and summary.moved < limits.least_move / 2
         confidence = "certain" if sure else "likely"
     notes = ("only one rank was tried: another one would tell more",) if len(ranks) < 2 else ()
-    return RuleResult(Finding("domain-shift", confidence, tuple(evidence), other_base()), notes)
+    return RuleResult(Finding("domain-shift", confidence, tuple(evidence), OTHER_BASE), notes)
 
 
 def _plateau(summary: LossSummary) -> Evidence:
