@@ -182,10 +182,32 @@ class Case:
     @cached_property
     def summary(self) -> LossSummary | None:
         """How the run went as a whole; None where the evidence is thin."""
-        limits = self.thresholds
-        if len(self.losses) < limits.fewest_losses or len(self.evals) < limits.fewest_evals:
+        limits, losses, evals, metric = self.thresholds, self.losses, self.evals, judged_metric(self.log)
+        if len(losses) < limits.fewest_losses or len(evals) < limits.fewest_evals:
             return None
-        return _summarize(self.losses, self.evals, judged_metric(self.log), limits)
+        train_start, train_half, train_end = start(losses), at_share(losses, 0.5), tail(losses)
+        eval_half, eval_end = at_share(evals, 0.5), tail(evals)
+        scaled = train_end.value > 3 * eval_end.value  # by accumulated steps, as some Trainers logged it
+        begin = evals.values[0] if scaled else max(train_start.value, evals.values[0])
+        _, eval_best = lowest(evals)
+        fall = max(begin - eval_end.value, limits.least_move * begin)  # at least what counts: noise gets no shares
+        # The share of the validation loss's fall that lies in the second half: training losses are too noisy for this.
+        late = (eval_half.value - eval_end.value) / fall if fall > 0 else 0.0
+        last = 1 - eval_end.value / at_share(evals, 0.75).value if eval_end.value > 0 else 0.0
+        best = (metric[0], highest(metric[1])) if metric else None
+        return LossSummary(
+            begin,
+            train_start,
+            train_half,
+            train_end,
+            eval_end,
+            eval_best,
+            moved=1 - eval_best.value / begin if begin > 0 else 0.0,
+            metric=best,
+            still=late <= limits.flat_share,
+            flat=late <= limits.flat_share and last <= limits.flat_end,
+            mediocre=best[1].value < limits.mediocre_metric if best else eval_end.value >= limits.high_loss,
+        )
 
     @property
     def epochs(self) -> float | None:
@@ -246,33 +268,3 @@ def highest(series: StepSeries) -> Level:
     """Return the highest level of three entries."""
     _, level = lowest(StepSeries(series.steps, tuple(-value for value in series.values)))
     return Level(-level.value, level.first, level.last)
-
-
-def _summarize(
-    losses: StepSeries, evals: StepSeries, metric: tuple[str, StepSeries] | None, limits: Thresholds
-) -> LossSummary:
-    train_start, train_half, train_end = start(losses), at_share(losses, 0.5), tail(losses)
-    eval_half, eval_end = at_share(evals, 0.5), tail(evals)
-    scaled = train_end.value > 3 * eval_end.value  # by accumulated steps, as some Trainers logged it
-    begin = evals.values[0] if scaled else max(train_start.value, evals.values[0])
-    _, eval_best = lowest(evals)
-    fall = max(begin - eval_end.value, limits.least_move * begin)  # at least what counts: noise gets no shares
-    # The share of the validation loss's fall that lies in the second half: training losses are too noisy for this.
-    late = (eval_half.value - eval_end.value) / fall if fall > 0 else 0.0
-    last = 1 - eval_end.value / at_share(evals, 0.75).value if eval_end.value > 0 else 0.0
-    best = (metric[0], highest(metric[1])) if metric else None
-    mediocre = best[1].value < limits.mediocre_metric if best else eval_end.value >= limits.high_loss
-    moved = 1 - eval_best.value / begin if begin > 0 else 0.0
-    return LossSummary(
-        begin,
-        train_start,
-        train_half,
-        train_end,
-        eval_end,
-        eval_best,
-        moved,
-        best,
-        still=late <= limits.flat_share,
-        flat=late <= limits.flat_share and last <= limits.flat_end,
-        mediocre=mediocre,
-    )

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from sim.cells import printable
@@ -45,11 +46,11 @@ class StepSeries:
 
     def finite(self) -> StepSeries:
         """Return it without NaN and infinities."""
-        return _series((s, v) for s, v in zip(self.steps, self.values, strict=True) if math.isfinite(v))
+        return _series((step, value) for step, value in entries(self) if math.isfinite(value))
 
     def until(self, step: int) -> StepSeries:
         """Return what was logged up to a step, that step included."""
-        return _series((s, v) for s, v in zip(self.steps, self.values, strict=True) if s <= step)
+        return _series(entry for entry in entries(self) if entry[0] <= step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def read_log(path: Path) -> TrainingLog:
     rows = _rows(history, notes)
     table = _by_key(rows, notes)
     global_step = _whole(data.get("global_step")) or max((step for step, _ in rows), default=0)
+    epochs = entries(table.get("epoch", StepSeries()))
+    per_epoch = [step / epoch for step, epoch in epochs if math.isfinite(epoch) and epoch > 1e-9 and step > 0]
     return TrainingLog(
         path=path,
         loss=table.get("loss", StepSeries()),
@@ -125,9 +128,9 @@ def read_log(path: Path) -> TrainingLog:
         global_step=global_step,
         max_steps=_whole(data.get("max_steps")),
         best_step=_best_step(data),
-        batch=_batch(table, rows),
+        batch=_batch(table),
         train_batch_size=_whole(data.get("train_batch_size")),
-        steps_per_epoch=_steps_per_epoch(table.get("epoch", StepSeries())),
+        steps_per_epoch=median_high(per_epoch) if per_epoch else None,
         eval_examples=_eval_examples(table),
         notes=tuple(notes),
     )
@@ -250,12 +253,7 @@ def _best_step(data: Mapping[str, Any]) -> int | None:
     return int(match[1]) if match else None
 
 
-def _steps_per_epoch(epoch: StepSeries) -> float | None:
-    ratios = [s / e for s, e in zip(epoch.steps, epoch.values, strict=True) if math.isfinite(e) and e > 1e-9 and s > 0]
-    return sorted(ratios)[len(ratios) // 2] if ratios else None
-
-
-def _batch(table: Mapping[str, StepSeries], rows: Iterable[tuple[int, Mapping[str, Any]]]) -> float | None:
+def _batch(table: Mapping[str, StepSeries]) -> float | None:
     """Return examples of an optimiser step from the closing entry: examples a second over steps a second."""
     samples, steps = table.get("train_samples_per_second"), table.get("train_steps_per_second")
     if not samples or not steps:
