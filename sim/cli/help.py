@@ -84,7 +84,8 @@ def _options(options: Iterable[Any]) -> Iterator[str]:
             continue
         panel = getattr(option, "rich_help_panel", None)
         rows = panels.setdefault(panel if isinstance(panel, str) else "Options", [])
-        rows.append((_option(option), f"{option.help or ''}{_default(option)}"))
+        value = "" if option.is_flag else f" {option.metavar or str(option.name).strip('_').upper()}"
+        rows.append((f"{', '.join(option.opts)}{value}", f"{option.help or ''}{_default(option)}"))
     for title in sorted(panels, key=lambda each: _ORDER.index(each) if each in _ORDER else len(_ORDER)):
         yield from ("", title)
         yield from _rows(panels[title])
@@ -112,13 +113,6 @@ def _fitted(lines: Iterable[str]) -> Iterator[str]:
 def _argument(param: Any) -> str:
     name = param.metavar or str(param.name).upper()
     return name if param.required or name.startswith("[") else f"[{name}]"
-
-
-def _option(param: Any) -> str:
-    names = ", ".join(param.opts)
-    if param.is_flag:
-        return names
-    return f"{names} {param.metavar or str(param.name).strip('_').upper()}"
 
 
 def _default(param: Any) -> str:

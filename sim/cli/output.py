@@ -372,11 +372,8 @@ def to_json(data: Any) -> str:
 
     from sim.results.run_directory.result_files import json_ready
 
-    return _escaped(json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False), _stays)
-
-
-def _stays(letter: str) -> bool:
-    return letter.isprintable() or letter == "\n"
+    text = json.dumps(json_ready(data), indent=2, ensure_ascii=False, allow_nan=False)
+    return _escaped(text, lambda letter: letter.isprintable() or letter == "\n")
 
 
 def _escaped(text: str, stays: Callable[[str], bool]) -> str:

@@ -48,7 +48,11 @@ def has_links() -> bool:
 @contextmanager
 def guarded_streams() -> Iterator[None]:
     """Guard ``sys.stdout`` and ``sys.stderr`` for as long as a command runs."""
-    _occupy_descriptors()
+    for descriptor in (0, 1, 2):  # one that is closed would go to the next file, and what is printed into that file
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     before = sys.stdout, sys.stderr
     sys.stdout = _guarded(sys.stdout, "standard output", "replace")
     sys.stderr = _guarded(sys.stderr, None, "backslashreplace") or open(os.devnull, "w")  # noqa: SIM115
@@ -80,15 +84,6 @@ def working_folder_exists() -> bool:
     except OSError:
         return False
     return True
-
-
-def _occupy_descriptors() -> None:
-    """Open what is closed of 0, 1 and 2: else the next file would get the number, and what is printed goes there."""
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _guarded(stream: TextIO | None, name: str | None, errors: str) -> Any:

@@ -48,11 +48,14 @@ def ui(
     _check(folder, "the page", "ui", "starlette", "uvicorn")
     from sim.ui.simulating.workers import Workers
 
+    # Else a browser would open in this terminal.
+    has_desktop = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
     def on_ready(address: str) -> None:
         say(address, wraps=False)
         sys.stdout.flush()
         message("Open this address on this machine. Ctrl-C stops the page.", quiet)
-        if not no_open and _has_desktop():
+        if not no_open and has_desktop:
             import webbrowser
 
             webbrowser.open(address)
@@ -92,8 +95,3 @@ def _check(folder: Path, who: str, extra: str, *packages: str) -> None:
     for name in packages:
         if find_spec(name) is None:
             raise InputError(f"{who} needs {name}, which isn't installed", hint=install_hint(extra))
-
-
-def _has_desktop() -> bool:
-    """Return whether a browser would open in a window, and not in this terminal."""
-    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
