@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -57,31 +58,22 @@ class EngineOverhead:
         :param factor: further factor on whole steps, for draws.
         """
         scale = self.factor * factor
-        fixed, sequence, kv_token, attended, prefill, decode, host, host_sequence = significant(
-            [
-                kernels.fixed_s * scale + self.step_s * factor,
-                kernels.per_sequence_s * scale + self.per_sequence_s * factor,
-                kernels.per_kv_token_s * scale,
-                kernels.per_attended_token_s * scale,
-                kernels.prefill_step_s * scale + self.prefill_step_s * factor,
-                kernels.decode_step_s * scale,
-                self.host_s * factor,
-                self.host_per_sequence_s * factor,
-            ]
-        )
-        return kernels.model_copy(
-            update={
-                "fixed_s": fixed,
-                "tokens": tuple((tokens, round(seconds * scale, 9)) for tokens, seconds in kernels.tokens),
-                "per_sequence_s": sequence,
-                "per_kv_token_s": kv_token,
-                "per_attended_token_s": attended,
-                "prefill_step_s": prefill,
-                "decode_step_s": decode,
-                "host_s": host,
-                "host_per_sequence_s": host_sequence,
-            }
-        )
+        costs = {
+            "fixed_s": kernels.fixed_s * scale + self.step_s * factor,
+            "per_sequence_s": kernels.per_sequence_s * scale + self.per_sequence_s * factor,
+            "per_kv_token_s": kernels.per_kv_token_s * scale,
+            "per_attended_token_s": kernels.per_attended_token_s * scale,
+            "prefill_step_s": kernels.prefill_step_s * scale + self.prefill_step_s * factor,
+            "decode_step_s": kernels.decode_step_s * scale,
+            "host_s": self.host_s * factor,
+            "host_per_sequence_s": self.host_per_sequence_s * factor,
+        }
+        tokens = tuple((tokens, round(seconds * scale, 9)) for tokens, seconds in kernels.tokens)
+        return kernels.model_copy(update={**_rounded(costs), "tokens": tokens})
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return dict(zip(values, significant(list(values.values())), strict=True))
 
 
 def overhead_of(deployment: Deployment) -> EngineOverhead:
@@ -192,7 +184,7 @@ def lora_cost(model: BaseModel, card: Card, gpus: int = 1, measured: tuple[str, 
         there = _amounts(SHAPES[name], _CARD)
         for term, kind in KINDS.items():
             found[term] = found.get(term, 0.0) + getattr(cost, term) * wanted[kind] / there[kind] / len(measured)
-    return LoraCost(**dict(zip(found, significant(list(found.values())), strict=True)))
+    return LoraCost(**_rounded(found))
 
 
 def spread_on(card: Card) -> dict[str, float]:
@@ -203,7 +195,7 @@ def spread_on(card: Card) -> dict[str, float]:
 def drawn_lora(cost: LoraCost, spread: dict[str, float], normals: dict[str, float]) -> LoraCost:
     """Return the terms with each kind multiplied by its spread to the power of a normal draw."""
     values = {term: getattr(cost, term) * spread[kind] ** normals[kind] for term, kind in KINDS.items()}
-    return LoraCost(**dict(zip(values, significant(list(values.values())), strict=True)))
+    return LoraCost(**_rounded(values))
 
 
 # Loads of adapters on a machine where they were not measured.
@@ -252,7 +244,6 @@ def _opened(tier: TierCost, more_s: float) -> TierCost:
 
 
 def _times(tier: TierCost, factor: float) -> TierCost:
-    times = ("open_s", "per_tensor_s", "per_padded_tensor_s")
-    scaled = significant([getattr(tier, name) * factor for name in times])
-    bandwidth = significant([tier.bandwidth_bytes_per_s / factor])[0]
-    return tier.model_copy(update={**dict(zip(times, scaled, strict=True)), "bandwidth_bytes_per_s": bandwidth})
+    times = {name: getattr(tier, name) * factor for name in ("open_s", "per_tensor_s", "per_padded_tensor_s")}
+    bandwidth = {"bandwidth_bytes_per_s": tier.bandwidth_bytes_per_s / factor}
+    return tier.model_copy(update=_rounded(times | bandwidth))
