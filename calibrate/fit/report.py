@@ -110,6 +110,11 @@ def closing(profile: Profile) -> list[str]:
 
 # A profile that is corrected by what a server did under measured loads.
 
+_NO_INTERVAL = (
+    "no ± and no calibration interval: the measured values have no standard deviations and no single requests to "
+    "derive them from"
+)
+
 
 def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out: Path, command: str) -> Report:
     """Correct the profile of the first load by all loads, and write it; return how close it is now."""
@@ -119,12 +124,25 @@ def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out:
     named = dict(zip(distinct_names(files), files, strict=True))
     done = corrected_profile(profile, correction, named, [load.name for load in loads], command)
     write_text(out, done.model_dump_json(indent=2, exclude_none=True) + "\n")
+    fixed = correction.fixed_s
     return Report(
         kind="calibrate fit",
         name=done.name,
-        data={"file": str(out), **_correction_data(done, correction)},
+        data={
+            "file": str(out),
+            "schema_version": 1,
+            "profile": done.name,
+            "factor": asdict(correction.factor),
+            "fixed_s": None if fixed is None else asdict(fixed),
+            "front_end_s": asdict(correction.front_end_s),
+            "checked": _checked_data(correction.checked),
+        },
         terminal=[*_corrected(correction), "", _before_and_after(correction.checked), "", f"profile  {out}"],
-        notes=[*_failures(loads), *_open_questions(correction)],
+        notes=[
+            *_failures(loads),
+            *([_NO_INTERVAL] if correction.factor.half_width is None else []),
+            *_unexplained(correction.checked),
+        ],
     )
 
 
@@ -219,16 +237,6 @@ def _milliseconds(number: FittedNumber) -> str:
     return f"{value} ± {width_s * 1e3:{'.2g' if width_s < 0.0995 else ',.0f'}}"
 
 
-def _open_questions(correction: LoadCorrection) -> list[str]:
-    notes = []
-    if correction.factor.half_width is None:
-        notes.append(
-            "no ± and no calibration interval: the measured values have no standard deviations and no single requests "
-            "to derive them from"
-        )
-    return notes + _unexplained(correction.checked)
-
-
 def _failures(loads: Sequence[MeasuredLoad]) -> list[str]:
     return [
         f"{load.name}: {percent(load.lost)} of its requests failed; the rest may not show how a healthy server performs"
@@ -246,15 +254,3 @@ def _unexplained(checked: Sequence[CheckedTarget]) -> list[str]:
         "Is the scenario what was measured? Check adapters.count, cache.gpu.slots, prefixes that requests share, "
         "and whether the server was busy with other work"
     ]
-
-
-def _correction_data(profile: Profile, correction: LoadCorrection) -> dict[str, Any]:
-    fixed = correction.fixed_s
-    return {
-        "schema_version": 1,
-        "profile": profile.name,
-        "factor": asdict(correction.factor),
-        "fixed_s": None if fixed is None else asdict(fixed),
-        "front_end_s": asdict(correction.front_end_s),
-        "checked": _checked_data(correction.checked),
-    }
