@@ -9,7 +9,6 @@ draws shared becomes as uncertain as the measurement, and what they say of one t
 from __future__ import annotations
 
 import datetime
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from calibrate.fit.load_correction import (
 from reports.formatting import listed, measured_value, measured_words
 from sim.arrays import Floats, Mask
 from sim.errors import InputError
+from sim.results.run_directory.result_files import digest_file
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, Draw, Profile, Provenance
 from sim.studies.fidelity.step_terms import anchored_step
@@ -276,7 +276,7 @@ def named_profile(
             "hold_out": (),
             "provenance": Provenance(
                 command=command,
-                data={name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()},
+                data={name: digest_file(file) for name, file in files.items()},
                 calibration=note,
                 calibration_runs=tuple(load.name for load in loads),
                 residuals={each.metric: abs(each.after) for each in anchored.checked},

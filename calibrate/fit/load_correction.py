@@ -9,7 +9,6 @@ client and engine.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from reports.formatting import measured_value, measured_words
 from sim.arrays import Floats
 from sim.errors import InputError
+from sim.results.run_directory.result_files import digest_file
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
 from sim.studies.predicted_service import predict_service, predicted_values
@@ -313,7 +313,7 @@ def corrected_profile(
             ),
             "provenance": Provenance(
                 command=command,
-                data={name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()},
+                data={name: digest_file(file) for name, file in files.items()},
                 calibration="all loads of the files",
                 calibration_runs=tuple(loads),
                 residuals=worst,

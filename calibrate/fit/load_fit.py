@@ -19,6 +19,7 @@ from sim.studies.fidelity.least_squares import (
     hold_out_line,
     left_out_errors,
     resample,
+    significant,
     solve,
     sum_of_terms,
 )
@@ -90,7 +91,7 @@ class LoadFit:
     slow_down: float | None
 
 
-def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int = 1) -> LoadFit:
+def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any]) -> LoadFit:
     """Fit both tiers to the complete loads of a suite that ran one at a time.
 
     Non-negative least squares of relative errors over the medians of configurations.
@@ -100,7 +101,7 @@ def fit_load_samples(frame: pd.DataFrame, manifest: Mapping[str, Any], seed: int
     """
     cells = {tier: _cells(frame, kind, manifest) for tier, kind in TIERS.items()}
     alone = {tier: [cell for cell in found if cell.concurrency == 1] for tier, found in cells.items()}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     hold_out: list[HoldOut] = []
     for tier in TIERS:
         errors = left_out_errors(_problem(alone[tier]), sum_of_terms(_fit))
@@ -158,7 +159,7 @@ def _tier_cost(cells: Sequence[LoadConfiguration]) -> TierCost:
         per_tensor_s=float(law[1]),
         per_padded_tensor_s=float(law[2]),
         bandwidth_bytes_per_s=1 / float(law[3]) if law[3] > 1 / _NO_BANDWIDTH else _NO_BANDWIDTH,
-        residual=tuple(float(f"{value:.5g}") for value in _residual(cells, law)),
+        residual=tuple(significant(_residual(cells, law), 5)),
     )
 
 

@@ -72,9 +72,10 @@ def fit_samples(folder: Path, model: str | None, command: str) -> Profile:
     hold_out = (*step_hold_outs(problem, terms), *loads.hold_out)
     device = str(step_facts["device"]["name"])
     predicted = problem.features @ found
+    words = "".join(c if c.isalnum() else " " for c in device.replace("(R)", "")).lower().split()
     return Profile(
         schema_version=1,
-        name=f"{_slug(device)}/{timed}/calibrated",
+        name=f"{'-'.join(words)}/{timed}/calibrated",
         status="measured",
         description=f"{timed} in bf16 on one {device}: forward steps and adapter loads timed by loraplan calibrate.",
         device=device,
@@ -201,8 +202,3 @@ def _concurrent(loads: LoadFit) -> dict[str, str]:
 def _words(hold_out: tuple[HoldOut, ...]) -> str:
     lines = [f"{one.what} {one.mean:.1%}" for one in hold_out if one.method == LEFT_OUT and one.form != MULTIPLICATIVE]
     return f"mean error on configurations left out of the fit: {', '.join(lines)}; not compared with a server"
-
-
-def _slug(name: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in name.replace("(R)", "")).lower().split()
-    return "-".join(words)

@@ -129,17 +129,14 @@ def hold_outs(problem: Problem, errors: Floats, form: str, method: str) -> tuple
     return tuple(found)
 
 
-def sample_residual(
-    measured: Floats, predicted: Floats, configuration: Sequence[str], quantiles: int = 101
-) -> StepResidual:
+def sample_residual(measured: Floats, predicted: Floats, configuration: Sequence[str]) -> StepResidual:
     """Return how single samples spread around what is predicted for their configuration.
 
     :param measured: seconds, (n,), in the order of measurement; ``predicted``: the same of the fit.
-    :param quantiles: how many of measured over predicted, equally spaced from 0 to 1.
     """
     ratios = measured / predicted
     return StepResidual(
-        quantiles=tuple(significant(np.quantile(ratios, np.linspace(0, 1, quantiles)))),
+        quantiles=tuple(significant(np.quantile(ratios, np.linspace(0, 1, 101)))),
         autocorrelation=round(autocorrelation(ratios, configuration), 4),
     )
 
@@ -291,7 +288,7 @@ class StepTerms:
 
     def step_cost(self, found: Floats) -> StepCost:
         """Return the profile section of fitted terms, (terms,)."""
-        seconds = {name: float(f"{value:.6g}") for name, value in zip(self.names, found.tolist(), strict=True)}
+        seconds = dict(zip(self.names, significant(found), strict=True))
         table, total = [(0.0, 0.0)], 0.0
         for knot in self.knots:
             total += seconds[f"tokens_to_{knot}"]
