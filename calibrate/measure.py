@@ -233,7 +233,9 @@ class _Visits:
         done, rounds = self._log.done, range(self._method.rounds)
         untimed = sum(any((one.key, turn) not in done for turn in rounds) for one in tried)
         few = sum(0 < counts.get(one.key, 0) < self._method.least for one in tried)
-        flags = [*drift(self._log.visits), *_disturbed(self._log.visits)]
+        visits = self._log.visits
+        disturbed = Counter(flag.partition(":")[0] for visit in visits for flag in visit.flags)
+        flags = drift(visits) + [f"{word}: in {count} of {len(visits)} visits" for word, count in disturbed.items()]
         if untimed:
             flags.append(f"not finished: {untimed} of {len(suite)} configurations were not visited in every round")
         if few:
@@ -257,11 +259,6 @@ def drift(visits: Sequence[Visit]) -> list[str]:
     if abs(off[worst]) <= _DRIFT:
         return []
     return [f"drift: the canary ran {off[worst]:+.1%} off its median in round {worst + 1} of {len(rounds)}"]
-
-
-def _disturbed(visits: Sequence[Visit]) -> list[str]:
-    counts = Counter(flag.partition(":")[0] for visit in visits for flag in visit.flags)
-    return [f"{word}: in {count} of {len(visits)} visits" for word, count in counts.items()]
 
 
 def _sample(

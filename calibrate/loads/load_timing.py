@@ -169,7 +169,9 @@ def time_loads(
     try:
         left = [one for one in configurations if any((one.key, turn) not in done for turn in rounds)]
         scratch.write([one for one in left if one.kind != INTERFERENCE and _part_of(one) in (sampling.parts or PARTS)])
-        timed, flags = _without_cold(configurations, scratch)
+        why = scratch.why_not_cold()
+        timed = [one for one in configurations if why is None or one.kind not in COLD]
+        flags = [] if why is None else [f"no cold reads: {why}"]
         opens = _opener(bench, scratch, device, step or decode_step(model, device))
         parts = [[one for one in timed if _part_of(one) == part] for part in sampling.parts]
         flags += measure(TimedWork(timed, opens, _canary(device), parts), device, log, sampling, progress)
@@ -277,9 +279,9 @@ class _ScratchAdapters:
             only_dtype(adapter)
         return [adapter.path for adapter in adapters]
 
-    def any_file(self) -> Path | None:
-        """Return one of the files; None where nothing was written."""
-        return next((read_adapter(places[0]).path for places in self._groups.values()), None)
+    def why_not_cold(self) -> str | None:
+        """Return why files can't be made cold here, in words; None where they can, or nothing was written."""
+        return next((why_not_cold(read_adapter(places[0]).path) for places in self._groups.values()), None)
 
     def remove(self) -> None:
         """Remove all adapters of this run and of those that broke off, and the folder if nothing else is in it."""
@@ -300,16 +302,6 @@ def _group(one: Configuration) -> tuple[Value, ...]:
 
 def _targets(named: str) -> Targets:
     return "all-linear" if named == "all-linear" else cast(Targets, tuple(named.split(",")))
-
-
-def _without_cold(
-    configurations: list[Configuration], scratch: _ScratchAdapters
-) -> tuple[list[Configuration], list[str]]:
-    file = scratch.any_file()
-    why = why_not_cold(file) if file is not None else None
-    if why is None:
-        return configurations, []
-    return [one for one in configurations if one.kind not in COLD], [f"no cold reads: {why}"]
 
 
 def _require_memory(bench: Bench, configurations: Sequence[Configuration]) -> None:

@@ -19,7 +19,7 @@ from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, SHAPES, ModelShape, modules_of, parameters_per_rank
 from sim.training.files.adapter_folder import CONFIG, WEIGHTS, read_adapter
-from sim.training.files.safetensors_header import read_header
+from sim.training.files.safetensors_header import DTYPES, read_header
 
 PATHS = {
     "q": "self_attn.q_proj",
@@ -32,8 +32,8 @@ PATHS = {
 }
 """Where Llama-like models keep their linear layers."""
 
-FORMATS = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "fp8": "F8_E4M3"}
-"""Number formats by the names of the file format."""
+FORMATS = {ours: theirs for theirs, ours in DTYPES.items()}
+"""Number formats: the names of the file format by ours."""
 
 _BITS: dict[str, tuple[np.dtype[Any], int, int]] = {  # type, bits of sign, mantissa and low exponent, bits that are set
     "fp16": (np.dtype("<u2"), 0x87FF, 0x2000),
