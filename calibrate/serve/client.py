@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,19 +84,18 @@ def plan_requests(scenario: Scenario, traffic: Traffic) -> list[PlannedRequest]:
                 got=f"more than {MOST_REQUESTS:,}",
                 hint="give a shorter one",
             )
-    limit = scenario.fleet.max_model_len
-    longest = max(planned, key=lambda request: request.prompt_tokens + request.output_tokens)
-    if limit is not None and longest.prompt_tokens + longest.output_tokens > limit:
+    limit, longest = scenario.fleet.max_model_len, longest_request(planned)
+    if limit is not None and longest > limit:
         raise ScenarioError(
             "a request is longer than the server takes",
             key="fleet.max_model_len",
             got=limit,
-            allowed=f"at least {longest.prompt_tokens + longest.output_tokens}",
+            allowed=f"at least {longest}",
         )
     return planned
 
 
-def longest_request(planned: list[PlannedRequest]) -> int:
+def longest_request(planned: Sequence[PlannedRequest]) -> int:
     """Return the tokens of the longest request, prompt and answer."""
     return max(request.prompt_tokens + request.output_tokens for request in planned)
 

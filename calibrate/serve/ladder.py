@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.serve.client import PlannedRequest, SentRequest
+from calibrate.serve.client import PlannedRequest, SentRequest, longest_request
 from calibrate.serve.drive import Driver
 from calibrate.serve.http_answer import ServerError
 from sim.arrays import Floats
@@ -109,7 +109,7 @@ async def measure(driver: Driver, scenario: Scenario, planned: Sequence[PlannedR
     """
     slots = min(scenario.cache.gpu.slots or count, count)
     host = slots if scenario.cache.host is None else scenario.cache.host.slots or count
-    longest = max(r.prompt_tokens + r.output_tokens for r in planned)
+    longest = longest_request(planned)
     prompts = [r.prompt_tokens for r in planned]
     typical, long = int(np.median(prompts)), int(np.quantile(prompts, 0.9))
     climb = _Climb(driver)
