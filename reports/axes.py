@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from reports.formatting import is_counted, key_words, number, percent, singular
@@ -42,11 +43,10 @@ class Axis:
     kind: str
     values: tuple[Any, ...]
     places: tuple[float, ...]
-    _index: dict[str, int] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        lookup = {_identity(value): i for i, value in enumerate(self.values)}
-        object.__setattr__(self, "_index", lookup)
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {_identity(value): i for i, value in enumerate(self.values)}
 
     @property
     def numeric(self) -> bool:
