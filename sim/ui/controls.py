@@ -171,99 +171,64 @@ def curve_values(control: Control, here: str) -> list[str]:
 
 def _traffic(scenario: Scenario) -> Control:
     workload = scenario.workload
+    value: float
+    unit = disabled = ""
     if workload.trace is not None:
-        scale = f"{workload.trace.time_scale:.10g}"
-        return Control(
-            "workload.trace.time_scale",
-            "times the recorded traffic",
-            "Traffic",
-            scale,
-            stops=_around(workload.trace.time_scale, whole=False),
-            whole=False,
-        )
-    if (client := workload.client) is not None:
-        value, whole, key = getattr(client, client.load), client.load != "time_scale", f"workload.client.{client.load}"
-        return Control(key, key_words(key), "Traffic", f"{value:.10g}", stops=_around(value, whole=whole), whole=whole)
-    if isinstance(workload.arrivals, ClosedArrivals):
-        clients = workload.arrivals.concurrency
-        return Control("workload.arrivals.concurrency", "clients", "Traffic", str(clients), stops=_around(clients))
-    assert workload.arrivals is not None, "traffic is a trace or arrives"
-    rate = workload.arrivals.rate
-    return Control(
-        "workload.arrivals.rate",
-        "requests per second",
-        "Traffic",
-        f"{rate:.10g}",
-        "/s",
-        _around(rate, whole=False),
-        whole=False,
-        disabled="tenants have rates of their own (tenants.rate)"
-        if any(tenant.rate is not None for tenant in scenario.tenants)
-        else "",
-    )
+        key, words, value = "workload.trace.time_scale", "times the recorded traffic", workload.trace.time_scale
+    elif (client := workload.client) is not None:
+        key, value = f"workload.client.{client.load}", getattr(client, client.load)
+        words = key_words(key)
+    elif isinstance(workload.arrivals, ClosedArrivals):
+        key, words, value = "workload.arrivals.concurrency", "clients", workload.arrivals.concurrency
+    else:
+        assert workload.arrivals is not None, "traffic is a trace or arrives"
+        key, words, value, unit = "workload.arrivals.rate", "requests per second", workload.arrivals.rate, "/s"
+        if any(tenant.rate is not None for tenant in scenario.tenants):
+            disabled = "tenants have rates of their own (tenants.rate)"
+    whole = not key.endswith((".time_scale", ".rate"))
+    stops = _around(value, whole=whole)
+    return Control(key, words, "Traffic", f"{value:.10g}", unit, stops, whole=whole, disabled=disabled)
 
 
 def _adapters(scenario: Scenario) -> Iterator[Control]:
     adapters = scenario.adapters
-    count = adapters.count
-    named = "the adapters are those of a file, so their number is given" if count is None else ""
+    count, stops = str(adapters.count or ""), _around(adapters.count or 100)
+    named = "the adapters are those of a file, so their number is given" if adapters.count is None else ""
     if adapters.base_alone:
         named = "this scenario serves no adapters"
     elif any(tenant.adapters is not None for tenant in scenario.tenants):
         named = "tenants say how many adapters there are"
-    yield Control(
-        "adapters.count", "adapters", "Traffic", str(count or ""), stops=_around(count or 100), disabled=named
-    )
+    yield Control("adapters.count", "adapters", "Traffic", count, stops=stops, disabled=named)
     mixed = "the scenario has a mix of ranks" if adapters.mix else ""
-    yield Control(
-        "adapters.rank",
-        "LoRA rank",
-        "Traffic",
-        "" if mixed else str(adapters.rank),
-        stops=_with(_RANKS, adapters.rank),
-        disabled=mixed,
-    )
+    rank, stops = "" if mixed else str(adapters.rank), _with(_RANKS, adapters.rank)
+    yield Control("adapters.rank", "LoRA rank", "Traffic", rank, stops=stops, disabled=mixed)
 
 
 def _memory(scenario: Scenario) -> Iterator[Control]:
     gpu, host = scenario.cache.gpu, scenario.cache.host
-    disabled = ""
+    disabled, stops = "", _around(gpu.slots or 32)
     if gpu.slots is None:
         disabled = "GPU memory for adapters is given in bytes here (cache.gpu.size), not in slots"
         if gpu.unified:
             disabled = "adapters share GPU memory with the KV cache here (cache.gpu.unified)"
-    yield Control(
-        "cache.gpu.slots",
-        "GPU slots",
-        "Memory",
-        str(gpu.slots or ""),
-        stops=_around(gpu.slots or 32),
-        disabled=disabled,
-    )
+    yield Control("cache.gpu.slots", "GPU slots", "Memory", str(gpu.slots or ""), stops=stops, disabled=disabled)
     disabled, slots = "", None if host is None else host.slots
     if host is not None and slots is None:
         disabled = "host memory is given in bytes here (cache.host.size), not in slots"
         if host.fill == "start":
             disabled = "all adapters are in host memory from the start here (cache.host.fill)"
-    own = slots or scenario.adapters.count or 100
-    stops = _around(own)
-    yield Control(
-        "cache.host.slots",
-        "host slots",
-        "Memory",
-        str(slots or ""),
-        stops=stops if host is not None else ("", *stops),
-        disabled=disabled,
-    )
+    stops = _around(slots or scenario.adapters.count or 100)
+    stops = stops if host is not None else ("", *stops)
+    yield Control("cache.host.slots", "host slots", "Memory", str(slots or ""), stops=stops, disabled=disabled)
     own_start = str(scenario.cache.warm)
     starts = {"0": "empty", own_start: f"{own_start} adapters loaded"} | {"0": "empty", "steady": "full (steady)"}
     yield Control("cache.warm", "caches at the start", "Memory", own_start, choices=tuple(starts.items()))
 
 
 def _fleet(scenario: Scenario) -> Iterator[Control]:
-    fleet = scenario.fleet
+    fleet, router = scenario.fleet, scenario.router
     yield from _replicas(scenario)
-    parallel, disabled = "", ""
+    words, parallel, disabled = "GPUs per replica (TP)", "", ""
     if fleet.pools:
         disabled = "each pool has GPUs of its own"
     elif fleet.engine == "fixed":
@@ -271,57 +236,28 @@ def _fleet(scenario: Scenario) -> Iterator[Control]:
     else:
         profile = profile_of(scenario)[0]
         parallel = str(gpus_per_replica(scenario, profile) if profile is not None else 1)
-    yield Control(
-        "fleet.tensor_parallel",
-        "GPUs per replica (TP)",
-        "Fleet",
-        parallel,
-        stops=_with(_TENSOR_PARALLEL, int(parallel or 1)),
-        listed=True,
-        disabled=disabled,
-    )
-    names = [name for name in ENGINES.all_names() if name != "fixed"]
-    yield Control(
-        "fleet.engine",
-        "engine",
-        "Fleet",
-        fleet.engine,
-        choices=tuple((name, engine_words(name)) for name in dict.fromkeys([fleet.engine, *names])),
-        disabled="engine fixed has a service time, which no other engine takes" if fleet.engine == "fixed" else "",
-    )
-    yield Control(
-        "router.policy",
-        "router",
-        "Fleet",
-        scenario.router.policy,
-        choices=tuple((name, name) for name in ROUTERS.all_names(scenario.given.routers)),
-        unsets=tuple(scenario.router.without_own_keys),
-    )
+    stops = _with(_TENSOR_PARALLEL, int(parallel or 1))
+    yield Control("fleet.tensor_parallel", words, "Fleet", parallel, stops=stops, listed=True, disabled=disabled)
+    disabled = "engine fixed has a service time, which no other engine takes" if fleet.engine == "fixed" else ""
+    names = dict.fromkeys([fleet.engine, *(name for name in ENGINES.all_names() if name != "fixed")])
+    engines = tuple((name, engine_words(name)) for name in names)
+    yield Control("fleet.engine", "engine", "Fleet", fleet.engine, choices=engines, disabled=disabled)
+    routers = tuple((name, name) for name in ROUTERS.all_names(scenario.given.routers))
+    unsets = tuple(router.without_own_keys)
+    yield Control("router.policy", "router", "Fleet", router.policy, choices=routers, unsets=unsets)
 
 
 def _replicas(scenario: Scenario) -> Iterator[Control]:
-    fleet = scenario.fleet
+    fleet, disabled = scenario.fleet, ""
     for pool in fleet.pools:
-        yield Control(
-            f"fleet.pools.{pool.name}.replicas",
-            f"replicas in pool {pool.name}",
-            "Fleet",
-            str(pool.replicas),
-            stops=_with(range(9), pool.replicas),
-        )
+        key, words = f"fleet.pools.{pool.name}.replicas", f"replicas in pool {pool.name}"
+        yield Control(key, words, "Fleet", str(pool.replicas), stops=_with(range(9), pool.replicas))
     if fleet.pools:
         return
-    disabled = ""
     if fleet.autoscale is not None:
         disabled = f"an autoscaler decides here, between {fleet.autoscale.min} and {fleet.autoscale.max}"
-    yield Control(
-        "fleet.replicas",
-        "replicas",
-        "Fleet",
-        str(fleet.replicas),
-        stops=_with(range(1, max(8, 2 * fleet.replicas) + 1), fleet.replicas),
-        disabled=disabled,
-    )
+    stops = _with(range(1, max(8, 2 * fleet.replicas) + 1), fleet.replicas)
+    yield Control("fleet.replicas", "replicas", "Fleet", str(fleet.replicas), stops=stops, disabled=disabled)
 
 
 def _targets(scenario: Scenario) -> Iterator[Control]:
@@ -330,23 +266,15 @@ def _targets(scenario: Scenario) -> Iterator[Control]:
         target = getattr(scenario.slo, name)
         kind, _, statistic = name.partition("_")
         if name == "miss_ratio":
-            stops = _with(_SHARES, round(100 * target))
-            yield Control(
-                "slo.miss_ratio", "SLO: miss ratio", "Targets", f"{100 * target:.10g}", "%", stops, whole=False
-            )
+            value, stops = f"{100 * target:.10g}", _with(_SHARES, round(100 * target))
+            yield Control("slo.miss_ratio", "SLO: miss ratio", "Targets", value, "%", stops, whole=False)
             continue
         scale = target if target is not None else 1.0
         unit, factor = (" ms", 1000.0) if scale < 1 else (" s", 1.0)
-        stops, latency = _around(scale * factor, whole=False), "queueing" if kind == "queue" else kind.upper()
-        yield Control(
-            f"slo.{name}",
-            f"SLO: {statistic} {latency}",
-            "Targets",
-            "" if target is None else f"{target * factor:.10g}",
-            unit,
-            stops if terms else ("", *stops),
-            whole=False,
-        )
+        words = f"SLO: {statistic} {'queueing' if kind == 'queue' else kind.upper()}"
+        value, stops = "" if target is None else f"{target * factor:.10g}", _around(scale * factor, whole=False)
+        stops = stops if terms else ("", *stops)
+        yield Control(f"slo.{name}", words, "Targets", value, unit, stops, whole=False)
 
 
 def _around(value: float, *, whole: bool = True) -> tuple[str, ...]:
