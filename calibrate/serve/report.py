@@ -42,23 +42,13 @@ def request_scatter(ident: str, title: str, what: str, points: Sequence[tuple[in
     low, high = min(times) / _MARGIN, max(times) * _MARGIN
     with drawing(_SIDE, _SIDE + 60) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
-        draw_agreement(ax, low, high)
-        ax.plot(
-            [m for _, m, _ in shown],
-            [p for _, _, p in shown],
-            "o",
-            color=SERIES[0],
-            markersize=3.6,
-            alpha=0.5,
-            markeredgewidth=0,
-        )
-        for axis in ("x", "y"):
-            scale_log(ax, axis, low, high, seconds_tick)
-        ax.grid(True)
+        draw_agreement(ax, low, high, seconds_tick)
+        _, xs, ys = zip(*shown, strict=True)
+        ax.plot(xs, ys, "o", color=SERIES[0], markersize=3.6, alpha=0.5, markeredgewidth=0)
         y_title(ax, f"predicted {what}", _LEFT - 8)
         x_title(ax, f"measured {what}")
         said = [(f"request {n}", f"measured {human_seconds(m)}", f"predicted {human_seconds(p)}") for n, m, p in shown]
-        svg = to_svg(figure, ident, title, desc, spot_tips(ax, [(m, p) for _, m, p in shown], said))
+        svg = to_svg(figure, ident, title, desc, spot_tips(ax, list(zip(xs, ys, strict=True)), said))
     return Chart(ident, title, caption, desc, svg, _worst(what, points))
 
 
@@ -84,14 +74,8 @@ def distributions(
         ax = place(figure, 58, _TOP, 24, _BOTTOM)
         for run, colour, width, style in (*lines, (predicted, SERIES[0], 1.8, "--")):
             ordered = sorted(run)
-            ax.plot(
-                ordered,
-                [(i + 1) / len(ordered) for i in range(len(ordered))],
-                style,
-                color=colour,
-                linewidth=width,
-                drawstyle="steps-post",
-            )
+            shares = [(i + 1) / len(ordered) for i in range(len(ordered))]
+            ax.plot(ordered, shares, style, color=colour, linewidth=width, drawstyle="steps-post")
         scale_log(ax, "x", min(values) / _MARGIN, max(values) * _MARGIN, seconds_tick)
         ax.set_ylim(0, 1.01)
         ax.set_ticks("y", [0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])

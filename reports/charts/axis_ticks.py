@@ -209,24 +209,9 @@ def slanted(axis: Axis, room: float) -> float:
 
 def y_title(ax: Axes, text: str, left: float = 46) -> None:
     """Write what the y axis shows above it, horizontally, this far left of the axis."""
-    ax.annotate(
-        text,
-        (0, 1),
-        (-left, 14),
-        xycoords="axes fraction",
-        color=COLOURS["muted"],
-        va="baseline",
-    )
+    ax.annotate(text, (0, 1), (-left, 14), xycoords="axes fraction", color=COLOURS["muted"])
 
 
 def x_title(ax: Axes, text: str, below: float = 0.0) -> None:
     """Write what the x axis shows below it."""
-    ax.annotate(
-        text,
-        (0.5, 0),
-        (0, -36 - below),
-        xycoords="axes fraction",
-        color=COLOURS["muted"],
-        ha="center",
-        va="baseline",
-    )
+    ax.annotate(text, (0.5, 0), (0, -36 - below), xycoords="axes fraction", color=COLOURS["muted"], ha="center")

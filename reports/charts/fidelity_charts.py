@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from reports.charts.axis_ticks import count_tick, nice_log, scale_log, seconds_tick, x_title, y_title
 from reports.charts.canvas import Axes
@@ -26,12 +26,15 @@ def is_within(measured: float, predicted: float) -> bool:
     return 1 / BAND <= predicted / measured <= BAND
 
 
-def draw_agreement(ax: Axes, low: float, high: float) -> None:
-    """Draw the line of equal values and the band around it."""
+def draw_agreement(ax: Axes, low: float, high: float, tick: Callable[[float], str]) -> None:
+    """Draw the line of equal values and the band around it, on two equal logarithmic axes."""
     ends = [low, high]
     below, above = [end / BAND for end in ends], [end * BAND for end in ends]
     ax.fill_between(ends, below, above, color=COLOURS["muted"], alpha=0.16, linewidth=0)
     ax.plot(ends, ends, color=COLOURS["muted"], linewidth=1)
+    scale_log(ax, "x", low, high, tick)
+    scale_log(ax, "y", low, high, tick)
+    ax.grid()
 
 
 def scatter_chart(
@@ -54,15 +57,12 @@ def scatter_chart(
     low, high = min(values) / 1.3, max(values) * 1.3
     with drawing(_SIDE + 30, _SIDE + 60) as figure:
         ax = place(figure, _LEFT, _TOP, _RIGHT, _BOTTOM)
-        draw_agreement(ax, low, high)
+        draw_agreement(ax, low, high, tick)
         for regime, (_, colour, marker) in REGIME_COLOURS.items():
             some = [(measured * scale, predicted * scale) for measured, predicted, r, _ in points if r == regime]
             if some:
                 xs, ys = zip(*some, strict=True)
                 ax.plot(xs, ys, marker, color=colour, markersize=4.2, alpha=0.7, markeredgewidth=0)
-        scale_log(ax, "x", low, high, tick)
-        scale_log(ax, "y", low, high, tick)
-        ax.grid()
         _titles(ax, f"measured {what}", f"predicted {what}")
         marks = [(measured * scale, predicted * scale) for measured, predicted, *_ in points]
         said = [

@@ -232,13 +232,7 @@ def line_chart(
             ax.axhline(at, color=COLOURS["slo"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
         if chosen is not None:
             ax.axvline(axis.place(chosen), color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-            ax.annotate(
-                "★",
-                (axis.place(chosen), 1),
-                (4, -1),
-                xycoords=("data", "axes fraction"),
-                va="top",
-            )
+            ax.annotate("★", (axis.place(chosen), 1), (4, -1), xycoords=("data", "axes fraction"), va="top")
         ends = [(label, COLOURS["slo"], at) for label, at in targets.items()]
         for line in lines:
             known = [p for p in line.points if has_values([p], line.name)]

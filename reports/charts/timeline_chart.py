@@ -219,17 +219,11 @@ def draw_events(ax: Axes, marks: Sequence[tuple[float, str]], *, named: bool) ->
     start, end = ax.get_xlim()
     for at, label in marks:
         ax.axvline(at, color=COLOURS["muted"], linewidth=1.0, linestyle=(0, (2, 2)), zorder=1)
-        titled = at - start < _TITLE * (end - start)
+        look: dict[str, Any] = {"offset": (0, 3), "ha": "center", "va": "bottom"}
+        if at - start < _TITLE * (end - start):
+            look = {"offset": (3, -2), "ha": "left", "va": "top"}
         if named:
-            ax.annotate(
-                label,
-                (at, 1),
-                (3, -2) if titled else (0, 3),
-                xycoords=("data", "axes fraction"),
-                color=COLOURS["ink"],
-                ha="left" if titled else "center",
-                va="top" if titled else "bottom",
-            )
+            ax.annotate(label, (at, 1), xycoords=("data", "axes fraction"), color=COLOURS["ink"], **look)
 
 
 def _events_words(events: Sequence[dict[str, Any]], day_s: int | None) -> str:

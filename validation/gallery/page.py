@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from reports.charts.axis_ticks import scale_log, x_title, y_title
+from reports.charts.axis_ticks import x_title, y_title
 from reports.charts.canvas import Axes
 from reports.charts.fidelity_charts import BAND, draw_agreement
 from reports.charts.svg import COLOURS, SERIES, drawing, marker_of, place
@@ -139,15 +139,12 @@ def plot(rows: Sequence[Row], title: str) -> str:
     low, high = min(ends) / 1.4, max(ends) * 1.4
     with drawing(_TALL, _WIDE) as figure:
         ax = place(figure, 52, 30, 14, 46)
-        draw_agreement(ax, low, high)
+        draw_agreement(ax, low, high, _tick)
         for number, stem in enumerate(stems):
             colour, at = SERIES[number % len(SERIES)], 0.96 - 0.06 * number
             _marks(ax, rows, stem, colour)
             ax.plot([0.04], [at], marker_of(colour), color=colour, markersize=7, transform="axes fraction")
             ax.annotate(words(stem), (0.07, at), xycoords="axes fraction", va="center")
-        scale_log(ax, "x", low, high, _tick)
-        scale_log(ax, "y", low, high, _tick)
-        ax.grid()
         x_title(ax, "published")
         y_title(ax, f"predicted (the band is a factor of {BAND})", 46)
         body = figure.svg("gallery", {value: _PAINT[name] for name, value in COLOURS.items() if name in _PAINT})
