@@ -26,7 +26,6 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.traffic.request import MISS
 from sim.world.build import build_world
 from sim.world.replication import simulate
-from sim.world.world import World
 
 if TYPE_CHECKING:
     import pyarrow
@@ -202,7 +201,7 @@ def predict(
     first = len(world.traffic.population)
     runs = [simulate(world, order, 1) for order in range(ORDERS)]
     pairs = [_times(run, first) for run in runs]
-    metrics = [_metrics(run, world, first, *pair) for run, pair in zip(runs, pairs, strict=True)]
+    metrics = [_metrics(run, first, *pair) for run, pair in zip(runs, pairs, strict=True)]
     return ServePrediction(
         ttft_s=np.mean([ttft for ttft, _ in pairs], axis=0),
         e2e_s=np.mean([e2e for _, e2e in pairs], axis=0),
@@ -248,7 +247,7 @@ def _times(run: Recording, first: int) -> tuple[Floats, Floats]:
     return ttft, e2e
 
 
-def _metrics(run: Recording, world: World, first: int, ttft: Floats, e2e: Floats) -> dict[str, float]:
+def _metrics(run: Recording, first: int, ttft: Floats, e2e: Floats) -> dict[str, float]:
     r = {name: column[first:] for name, column in run.requests.items()}
     done = np.isfinite(e2e)
     arrival, output = r["arrival_s"].astype(np.float64), r["output_tokens"].astype(np.float64)
