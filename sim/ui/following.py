@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,6 +28,7 @@ Event = dict[str, Any]
 MOST_PINS = 3
 _DRAWN_EVERY_S, _DRAWN_FROM = 0.7, 4
 """While its points come, a curve is drawn again after so many seconds, with at least so many points."""
+_NO_CONTROL = "No control of this scenario gives a curve."
 
 
 class PageRequest(BaseModel):
@@ -87,12 +89,7 @@ async def follow(broker: Broker, library: Library, asked: PageRequest) -> AsyncI
         return
     if judged is not None and not judged.final:
         yield _judged_event(judged, design, "short", "From a short run. The full run is under way.")
-    async for event in _merged(
-        [
-            lambda say: _full(broker, library, asked, design, say),
-            lambda say: _curve(broker, library, asked, design, say),
-        ]
-    ):
+    async for event in _merged([partial(_full, broker, asked, design), partial(_curve, broker, asked, design)]):
         yield event
 
 
@@ -126,8 +123,8 @@ async def _merged(parts: list[Callable[[Say], Awaitable[None]]]) -> AsyncIterato
                 await task
 
 
-async def _full(broker: Broker, library: Library, asked: PageRequest, design: ChosenDesign, say: Say) -> None:
-    pins = await _pinned(broker, library, asked, design, say)
+async def _full(broker: Broker, asked: PageRequest, design: ChosenDesign, say: Say) -> None:
+    pins = await _pinned(broker, asked, design, say)
     try:
         async for found in broker.evaluate(design):
             if not isinstance(found, PointAnswer):
@@ -148,7 +145,7 @@ async def _full(broker: Broker, library: Library, asked: PageRequest, design: Ch
 
 
 async def _pinned(
-    broker: Broker, library: Library, asked: PageRequest, design: ChosenDesign, say: Say
+    broker: Broker, asked: PageRequest, design: ChosenDesign, say: Say
 ) -> list[tuple[ChosenDesign, PointAnswer | None]]:
     """Return the pinned designs with what is known of them, and show them."""
     found: list[tuple[ChosenDesign, PointAnswer | None]] = []
@@ -186,14 +183,14 @@ async def _compare(
                 async for found in broker.evaluate(pin):
                     known = found if isinstance(found, PointAnswer) else known
         rows.append(await asyncio.to_thread(fragments.compare, (pin, known), (design, judged)))
-    say({"stage": "compared", "parts": {"pins": fragments.comparison(rows)}})
+    say({"stage": "compared", "parts": {"pins": fragments.part("compared", rows)}})
 
 
-async def _curve(broker: Broker, library: Library, asked: PageRequest, design: ChosenDesign, say: Say) -> None:
+async def _curve(broker: Broker, asked: PageRequest, design: ChosenDesign, say: Say) -> None:
     """Show p99 along the control that was moved last, point by point."""
     control = curve_control(design.opened, asked.moved)
     if control is None:
-        say({"stage": "curve", "parts": {"curve": fragments.no_curve("No control of this scenario gives a curve.")}})
+        say({"stage": "curve", "parts": {"curve": fragments.part("plain", _NO_CONTROL)}})
         return
     here = control.check(asked.values.get(control.key, control.value))
     points: dict[str, Point] = {}
@@ -202,11 +199,9 @@ async def _curve(broker: Broker, library: Library, asked: PageRequest, design: C
     drawn = time.monotonic()
     for value in wanted:
         try:
-            other = (
-                design
-                if value == here
-                else await asyncio.to_thread(design.opened.design, {**asked.values, control.key: value})
-            )
+            other = design
+            if value != here:
+                other = await asyncio.to_thread(design.opened.design, {**asked.values, control.key: value})
             await asyncio.to_thread(getattr, other, "key")
             judged = await broker.short(other, curve=True)
         except LoraplanError as error:  # this value can't be simulated; the curve leaves it out
@@ -235,10 +230,10 @@ async def _draw(
         order = [name for name, _ in control.choices] or sorted(points, key=float)
         ordered = tuple(points[value] for value in order if value in points)
         chart = await broker.curve(ordered, control.typed(here), design.loaded.scenario.slo.terms())
-    if chart is None:
-        say({"stage": "curve", "parts": {"curve": fragments.no_curve(f"No curve: {why}.")}})
-    else:
-        say({"stage": "curve", "parts": {"curve": fragments.curve_figure(chart, SHORT, design.loaded)}})
+    shown = fragments.part("plain", f"No curve: {why}.")
+    if chart is not None:
+        shown = fragments.part("curve", chart, SHORT, design.loaded.scenario.fleet.autoscale is not None)
+    say({"stage": "curve", "parts": {"curve": shown}})
 
 
 def curve_control(opened: Opened, moved: str | None) -> Control | None:

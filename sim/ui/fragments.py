@@ -6,12 +6,10 @@ An estimate, which needs no simulation, is made here as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.charts.svg import Chart
 from reports.document import Report
 from reports.formatting import key_words, listed, money, number, percent
 from reports.render.html import environment, page_script
@@ -34,7 +32,6 @@ from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
 from sim.studies.design import build
 from sim.studies.plan.screen import screen
-from sim.studies.run.answer import Answer
 from sim.studies.run.report import answer_box, further_findings, slo_words, verdict_badge
 from sim.ui.controls import Control
 from sim.ui.library import SAVED, ChosenDesign, Library, Opened
@@ -127,7 +124,7 @@ def _policy(script: str) -> str:
 
 def heading(opened: Opened) -> str:
     """Return the name and question of a scenario."""
-    return _part("heading", opened.loaded.scenario.name, opened.loaded.scenario.description)
+    return part("heading", opened.loaded.scenario.name, opened.loaded.scenario.description)
 
 
 def control_panel(opened: Opened) -> str:
@@ -135,7 +132,7 @@ def control_panel(opened: Opened) -> str:
     groups: dict[str, list[Control]] = {}
     for control in opened.controls:
         groups.setdefault(control.group, []).append(control)
-    return _part("panel", groups)
+    return part("panel", groups)
 
 
 def estimate_box(estimate: Estimate) -> str:
@@ -152,7 +149,7 @@ def estimate_box(estimate: Estimate) -> str:
         )
     if estimate.usd_per_month is not None:
         rows.append(("cost per month", money(estimate.usd_per_month)))
-    return _part("estimates", rows)
+    return part("estimates", rows)
 
 
 def _load(load: float) -> str:
@@ -169,12 +166,12 @@ def answer_parts(judged: PointAnswer, loaded: LoadedScenario) -> dict[str, str]:
     tiles, tenants = make_tiles(point, terms), tenants_table([point])
     headroom = headroom_words(judged.headroom, missed_today=judged.answer.verdict == NOT_MET)
     return {
-        "answer": _part("answer_body", Report("ui", "", None, (), **answer_box(judged.answer, badge, slo))),
-        "tiles": _part("key_numbers", tiles, "") if tiles else "",
-        "tenants": "" if tenants is None else _part("data_table", tenants),
-        "notes": _part("notes", [*further_findings(judged.answer), *dict.fromkeys(point.warnings)]),
-        "setup": _part("plain", setup_line([point])),
-        "glance": _part("glance", badge, tiles[:2], headroom),
+        "answer": part("answer_body", Report("ui", "", None, (), **answer_box(judged.answer, badge, slo))),
+        "tiles": part("key_numbers", tiles, "") if tiles else "",
+        "tenants": "" if tenants is None else part("data_table", tenants),
+        "notes": part("notes", [*further_findings(judged.answer), *dict.fromkeys(point.warnings)]),
+        "setup": part("plain", setup_line([point])),
+        "glance": part("glance", badge, tiles[:2], headroom),
     }
 
 
@@ -201,34 +198,19 @@ def _largest_parts(point: Point, loaded: LoadedScenario) -> dict[str, str]:
     free = {name: metric for name, metric in point.metrics.items() if metric.unit != "USD"}
     tiles = make_tiles(replace(point, metrics=free), {})
     return {
-        "answer": _part("largest_answer", largest_words(loaded)),
-        "tiles": _part("key_numbers", tiles, " of the fleet at its largest") if tiles else "",
+        "answer": part("largest_answer", largest_words(loaded)),
+        "tiles": part("key_numbers", tiles, " of the fleet at its largest") if tiles else "",
         "tenants": "",
-        "notes": _part("notes", list(dict.fromkeys(point.warnings))),
-        "setup": _part("plain", setup_line([point])),
-        "glance": _part("largest_glance", tiles[:2]),
+        "notes": part("notes", list(dict.fromkeys(point.warnings))),
+        "setup": part("plain", setup_line([point])),
+        "glance": part("largest_glance", tiles[:2]),
     }
-
-
-def curve_figure(chart: Chart, requests: int, loaded: LoadedScenario) -> str:
-    """Return the curve, with what it is made from."""
-    return _part("curve", chart, requests, loaded.scenario.fleet.autoscale is not None)
-
-
-def no_curve(why: str) -> str:
-    """Return why there is no curve."""
-    return _part("plain", why)
 
 
 def commands(design: ChosenDesign, estimate: Estimate) -> str:
     """Return the command lines that simulate and that start this design."""
     note = "" if design.opened.path else f"Save {SAVED} first."
-    return _part("commands", design.command(), note, estimate.flags, estimate.no_flags)
-
-
-def comparison(pins: Sequence[ComparedPin]) -> str:
-    """Return the pinned designs and how the present one compares with each."""
-    return _part("compared", pins)
+    return part("commands", design.command(), note, estimate.flags, estimate.no_flags)
 
 
 def compare(pin: tuple[ChosenDesign, PointAnswer | None], present: tuple[ChosenDesign, PointAnswer]) -> ComparedPin:
@@ -258,11 +240,6 @@ def design_words(design: ChosenDesign) -> str:
     return ", ".join(said) or f"{design.opened.loaded.scenario.name} as it is"
 
 
-def made(answer: Answer | None, link: str, path: str) -> str:
-    """Return the link to a report that was written, and the answer of a plan."""
-    return _part("made", answer, link, path)
-
-
 def _run(name: str, design: ChosenDesign, judged: PointAnswer) -> RunData:
     """Return a point as a run, which comparisons are made from."""
     manifest = {
@@ -275,7 +252,8 @@ def _run(name: str, design: ChosenDesign, judged: PointAnswer) -> RunData:
     return RunData(Path(name), manifest, [judged.point])
 
 
-def _part(macro: str, *values: Any) -> str:
+def part(macro: str, *values: Any) -> str:
+    """Return what a macro of the page, or of reports, makes of values."""
     own, reports = (_template(name).module for name in ("parts.html.j2", "macros.html.j2"))
     return str(getattr(own if hasattr(own, macro) else reports, macro)(*values))
 

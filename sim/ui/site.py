@@ -321,7 +321,7 @@ class Site:
         name = page.parent.name
         link = f"/{RUNS}/{quote(name)}/{page.name}?token={self.token}"
         shown = str(page.relative_to(self.library.folder))
-        return {"stage": "made", "status": "Done.", "parts": {"made": fragments.made(answer, link, shown)}}
+        return {"stage": "made", "status": "Done.", "parts": {"made": fragments.part("made", answer, link, shown)}}
 
     async def _making(
         self, request: Request, make: Callable[[ChosenDesign, PageRequest], AsyncIterator[Event]]
