@@ -47,6 +47,7 @@ from sim.spec.profile import (
     Shape,
     StepCost,
 )
+from sim.studies.fidelity.least_squares import hold_out_line, rounded
 from sim.studies.fidelity.step_terms import PASSED_S
 from sim.traffic.adapters import SHAPES
 
@@ -261,18 +262,9 @@ def _sheet_error(card: Card, overhead: EngineOverhead) -> str:
 
 
 def _hold_outs(surrogate: Surrogate, of: str) -> tuple[HoldOut, ...]:
-    return tuple(
-        HoldOut(
-            what=what,
-            form="additive",
-            method=f"steps drawn over the envelope, against {of}",
-            count=int(np.sum(mask)),
-            mean=round(float(np.mean(surrogate.errors[mask])), 5),
-            p90=round(float(np.quantile(surrogate.errors[mask], 0.9)), 5),
-            bias=round(float(np.mean(surrogate.signed[mask])), 5),
-        )
-        for what, mask in (("decode steps", surrogate.decoding), ("steps with prompts", ~surrogate.decoding))
-    )
+    method = f"steps drawn over the envelope, against {of}"
+    kinds = (("decode steps", surrogate.decoding), ("steps with prompts", ~surrogate.decoding))
+    return tuple(rounded(hold_out_line(what, "additive", method, surrogate.signed[mask])) for what, mask in kinds)
 
 
 def _kernel_source(tables: KernelTables) -> str:
