@@ -20,6 +20,7 @@ from calibrate.loads.synthetic_adapters import SyntheticAdapter, write_adapter
 from calibrate.serve.connection import Host, run_or_stop
 from calibrate.serve.http_answer import Broken, ServerError
 from sim.errors import InputError
+from sim.spec.engine_flags.options import vllm_rank
 from sim.spec.scenario import Scenario
 from sim.spec.units import human_bytes
 from sim.traffic.adapters import DTYPE_BYTES, ModelShape, Population
@@ -186,8 +187,6 @@ def server_arguments(
     if slots is None:
         raise InputError("vLLM counts adapter slots, not bytes", key="cache.gpu.slots", hint="set cache.gpu.slots")
     host = slots if cache.host is None or cache.host.slots is None else cache.host.slots
-    rank = int(population.rank.max())
-    padded = next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
     values = {
         "--model": model / BASE_NAME,
         "--served-model-name": BASE_NAME,
@@ -195,7 +194,7 @@ def server_arguments(
         "--dtype": "bfloat16",
         "--max-loras": slots,
         "--max-cpu-loras": host,
-        "--max-lora-rank": padded,
+        "--max-lora-rank": vllm_rank(int(population.rank.max())),
         "--max-num-seqs": fleet.max_num_seqs,
         "--max-num-batched-tokens": max(fleet.max_num_batched_tokens, fleet.max_num_seqs),
         "--max-model-len": longest,

@@ -30,12 +30,6 @@ PAGE_BYTES = 8 << 20
 PAGE_LIMIT_S = 10.0
 """Seconds that a page may take before and after the traffic, at most."""
 
-LINE_LETTERS = engine_metrics.LINE_LETTERS
-"""Characters of a line of it, at most; longer ones are left out."""
-
-MOST_KV_TOKENS = engine_metrics.MOST_KV_TOKENS
-"""Tokens of KV cache that are believed, at most."""
-
 _MOST = 1e15
 _GAUGES: tuple[Role, ...] = ("running", "waiting", "kv_usage")
 _COUNTERS: tuple[Role, ...] = ("preemptions",)

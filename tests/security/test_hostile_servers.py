@@ -45,15 +45,8 @@ from calibrate.serve.client import (
 from calibrate.serve.connection import Host
 from calibrate.serve.drive import METRICS_EVERY_S, Driver
 from calibrate.serve.http_answer import HEAD_BYTES, PIECE_BYTES, Answer, AnswerReader, Broken, ServerError
-from calibrate.serve.server_metrics import (
-    LINE_LETTERS,
-    MOST_KV_TOKENS,
-    PAGE_BYTES,
-    PAGE_LIMIT_S,
-    over_run,
-    parse_page,
-    read_page,
-)
+from calibrate.serve.server_metrics import PAGE_BYTES, PAGE_LIMIT_S, over_run, parse_page, read_page
+from sim.studies.observe.engine_metrics import LINE_LETTERS, MOST_KV_TOKENS
 
 pytestmark = pytest.mark.waits
 

@@ -38,7 +38,7 @@ from sim.spec.sections import laws
 from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
 from sim.studies.fidelity import bench_files
-from sim.studies.observe import readings
+from sim.studies.observe import engine_metrics, readings
 from sim.traffic import lengths, popularity
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
@@ -147,7 +147,7 @@ LIMITS = {
     "list of models; name of a model: 16 MiB": client.MODELS_BYTES == 16 * MIB,
     "list of models; name of a model: 1,024 characters": client.NAME_LETTERS == 1024,
     "metrics page; a line of it: 8 MiB": server_metrics.PAGE_BYTES == 8 * MIB,
-    "metrics page; a line of it: 64 KiB": server_metrics.LINE_LETTERS == MIB // 16,
+    "metrics page; a line of it: 64 KiB": engine_metrics.LINE_LETTERS == MIB // 16,
     "streamed answer: 1 MiB, and 16 KiB for each token that was requested": (
         (client.ANSWER_BYTES, client.TOKEN_BYTES) == (MIB, MIB // 64)
     ),
