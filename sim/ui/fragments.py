@@ -232,11 +232,8 @@ def compare(pin: tuple[ChosenDesign, PointAnswer | None], present: tuple[ChosenD
 def design_words(design: ChosenDesign) -> str:
     """Return what a design differs in from its scenario, in words."""
     moved = {control.key for control in design.opened.controls}
-    said = []
-    for setting in design.settings:
-        key, _, value = setting.partition("=")
-        if key in moved:  # others are only unset along with one of these
-            said.append(f"{key_words(key)} {value}")
+    pairs = (setting.split("=", 1) for setting in design.settings)
+    said = [f"{key_words(key)} {value}" for key, value in pairs if key in moved]  # others are only unset with these
     return ", ".join(said) or f"{design.opened.loaded.scenario.name} as it is"
 
 
