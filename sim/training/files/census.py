@@ -30,7 +30,6 @@ from sim.training.files.engine_rules import Extra
 
 # Base models by their names in configurations: ``meta-llama/Llama-3.1-8B-Instruct`` is our ``llama-3.1-8b``.
 
-_PREFIXES = ("meta-",)
 _NO_FAMILY = ("tiny",)
 """Our names that many other names begin with."""
 
@@ -41,9 +40,7 @@ def known_model(name: str) -> str | None:
     A name counts if its last part begins with ours: fine-tuned and quantised versions have the same layers.
     ``Entry.fits`` tells whether an adapter's matrices match.
     """
-    last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-")
-    for prefix in _PREFIXES:
-        last = last.removeprefix(prefix)
+    last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-").removeprefix("meta-")
     found = [ours for ours in DENSE if last == ours or (ours not in _NO_FAMILY and last.startswith(f"{ours}-"))]
     return max(found, key=len, default=None)
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
+
+from sim.spec.engine_flags.options import VLLM_RANKS
 
 Extra = Literal[
     "DoRA",
@@ -78,7 +80,7 @@ _ONE_SCALE = "scales every module by alpha / r of the configuration"
 
 VLLM_0_8 = EngineRules(
     # vllm/config.py, LoRAConfig: possible_max_ranks
-    rank_choices=(8, 16, 32, 64, 128, 256, 320, 512),
+    rank_choices=VLLM_RANKS,
     rank_option="--max-lora-rank",
     # lora/layers.py, create_lora_weights: stacked buffers of max_lora_rank for every layer that can have LoRA
     slots_hold="all",
@@ -99,10 +101,9 @@ VLLM_0_8 = EngineRules(
     source="vllm/config.py, vllm/lora/layers.py",
 )
 
-VLLM_0_32 = EngineRules(
-    rank_choices=(1, 8, 16, 32, 64, 128, 256, 320, 512),
-    rank_option="--max-lora-rank",
-    slots_hold="all",
+VLLM_0_32 = replace(
+    VLLM_0_8,
+    rank_choices=(1, *VLLM_RANKS),
     extras={
         **VLLM_0_8.extras,
         "bias": Rule("refused", "does not support an adapter's bias", _HELPER),
@@ -116,17 +117,14 @@ VLLM_0_32 = EngineRules(
 )
 
 # What 0.8 and 0.32 have in common; the versions between them were not read for this.
-VLLM_BETWEEN = EngineRules(
-    rank_choices=VLLM_0_8.rank_choices,
-    rank_option=VLLM_0_8.rank_option,
-    slots_hold=VLLM_0_8.slots_hold,
+VLLM_BETWEEN = replace(
+    VLLM_0_8,
     extras={
         **{extra: rule for extra, rule in VLLM_0_8.extras.items() if rule == VLLM_0_32.extras.get(extra)},
         "bias": Rule("refused", "takes a bias only in older versions, with --enable-lora-bias", _HELPER),
         "LoRA on embeddings": Rule("served", "takes them under a condition that depends on the version"),
         "part of the layers": Rule("served", "leaves the slot's other layers at zero"),
     },
-    source=VLLM_0_8.source,
 )
 
 _SGLANG_SCALE = Rule("unknown", "reads it in newer versions (lora_config.py); what this one does was not looked up")
