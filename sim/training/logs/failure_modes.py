@@ -270,8 +270,7 @@ def _overfitting(case: Case) -> RuleResult:
     losses = case.losses.until(log.kept_step)
     if len(case.evals) < limits.fewest_evals or len(losses) < limits.fewest_losses:
         got = f"{_losses(len(case.evals), 'validation ')} and {_losses(len(losses), 'training ')}"
-        notes = (f"{got}: overfitting can't be judged",)
-        return RuleResult(notes=notes, thin=("overfitting",))
+        return RuleResult(notes=(f"{got}: overfitting can't be judged",), thin=("overfitting",))
     if len(evals) < limits.fewest_evals:  # too few evaluations to judge, but no sign of overfitting
         return RuleResult(
             notes=(f"the weights kept are those of step {log.kept_step}, the best by the run's own account",)
@@ -297,7 +296,14 @@ def _overfitting(case: Case) -> RuleResult:
         ),
         Evidence(f"{fell} ({last.where})", (since.last, last.last), (since.value, last.value)),
     )
-    return _overfit(case, evidence, evals.steps[at], strong=rise >= limits.eval_rise_certain)
+    sure: Confidence = "possible"
+    notes: tuple[str, ...] = ()
+    if _few(case):
+        sure = "certain" if rise >= limits.eval_rise_certain else "likely"
+    elif case.facts.examples is None:
+        notes = ("how many examples were trained on is unknown: give --examples",)
+    remedies = less_fit(case.facts, evals.steps[at])
+    return RuleResult(Finding("overfitting", sure, (*evidence, _examples(case)), remedies), notes)
 
 
 def _gap(case: Case, evals: StepSeries) -> RuleResult:
@@ -328,17 +334,6 @@ def _gap(case: Case, evals: StepSeries) -> RuleResult:
         _examples(case),
     )
     return RuleResult(Finding("overfitting", "possible", evidence, less_fit(case.facts, evals.steps[at])))
-
-
-def _overfit(case: Case, evidence: tuple[Evidence, ...], best_step: int, strong: bool) -> RuleResult:
-    few = _few(case)
-    order: tuple[Confidence, ...] = ("possible", "likely", "certain")
-    sure = 1 + strong if few else 0
-    notes: tuple[str, ...] = ()
-    if case.facts.examples is None and not few:
-        notes = ("how many examples were trained on is unknown: give --examples",)
-    remedies = less_fit(case.facts, best_step)
-    return RuleResult(Finding("overfitting", order[sure], (*evidence, _examples(case)), remedies), notes)
 
 
 def _few(case: Case) -> bool:
