@@ -115,13 +115,8 @@ class Control:
 
 def controls_of(scenario: Scenario) -> tuple[Control, ...]:
     """Return the controls of a scenario, in the order of the page."""
-    return (
-        _traffic(scenario),
-        *_adapters(scenario),
-        *_memory(scenario),
-        *_fleet(scenario),
-        *_targets(scenario),
-    )
+    groups = (_traffic, _adapters, _memory, _replicas, _fleet, _targets)
+    return tuple(control for group in groups for control in group(scenario))
 
 
 def settings_of(controls: tuple[Control, ...], values: Mapping[str, str]) -> list[str]:
@@ -169,7 +164,7 @@ def curve_values(control: Control, here: str) -> list[str]:
     return list(dict.fromkeys([*([here] if here else []), *wanted]))
 
 
-def _traffic(scenario: Scenario) -> Control:
+def _traffic(scenario: Scenario) -> Iterator[Control]:
     workload = scenario.workload
     value: float
     unit = disabled = ""
@@ -187,7 +182,7 @@ def _traffic(scenario: Scenario) -> Control:
             disabled = "tenants have rates of their own (tenants.rate)"
     whole = not key.endswith((".time_scale", ".rate"))
     stops = _around(value, whole=whole)
-    return Control(key, words, "Traffic", f"{value:.10g}", unit, stops, whole=whole, disabled=disabled)
+    yield Control(key, words, "Traffic", f"{value:.10g}", unit, stops, whole=whole, disabled=disabled)
 
 
 def _adapters(scenario: Scenario) -> Iterator[Control]:
@@ -227,7 +222,6 @@ def _memory(scenario: Scenario) -> Iterator[Control]:
 
 def _fleet(scenario: Scenario) -> Iterator[Control]:
     fleet, router = scenario.fleet, scenario.router
-    yield from _replicas(scenario)
     words, parallel, disabled = "GPUs per replica (TP)", "", ""
     if fleet.pools:
         disabled = "each pool has GPUs of its own"

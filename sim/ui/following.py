@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -195,9 +195,21 @@ async def _curve(broker: Broker, asked: PageRequest, design: ChosenDesign, say: 
     here = control.check(asked.values.get(control.key, control.value))
     points: dict[str, Point] = {}
     why = f"{control.words} has no other value here that can be simulated"
-    wanted = curve_values(control, here)
+
+    async def draw() -> None:
+        """Show the curve through the points so far, or why there is none."""
+        chart = None
+        if len(points) > 1:
+            order = [name for name, _ in control.choices] or sorted(points, key=float)
+            ordered = tuple(points[value] for value in order if value in points)
+            chart = await broker.curve(ordered, control.typed(here), design.loaded.scenario.slo.terms())
+        shown = fragments.part("plain", f"No curve: {why}.")
+        if chart is not None:
+            shown = fragments.part("curve", chart, SHORT, design.loaded.scenario.fleet.autoscale is not None)
+        say({"stage": "curve", "parts": {"curve": shown}})
+
     drawn = time.monotonic()
-    for value in wanted:
+    for value in curve_values(control, here):
         try:
             other = design
             if value != here:
@@ -209,31 +221,10 @@ async def _curve(broker: Broker, asked: PageRequest, design: ChosenDesign, say: 
             continue
         points[value] = replace(judged.point, set={control.key: control.typed(value)})
         if len(points) >= _DRAWN_FROM and time.monotonic() > drawn + _DRAWN_EVERY_S:
-            await _draw(broker, control, points, here, design, why, say)
+            await draw()
             drawn = time.monotonic()
-    await _draw(broker, control, points, here, design, why, say)
+    await draw()
     say({"stage": "curve", "whole": True})
-
-
-async def _draw(
-    broker: Broker,
-    control: Control,
-    points: Mapping[str, Point],
-    here: str,
-    design: ChosenDesign,
-    why: str,
-    say: Say,
-) -> None:
-    """Show the curve through these points, or why there is none."""
-    chart = None
-    if len(points) > 1:
-        order = [name for name, _ in control.choices] or sorted(points, key=float)
-        ordered = tuple(points[value] for value in order if value in points)
-        chart = await broker.curve(ordered, control.typed(here), design.loaded.scenario.slo.terms())
-    shown = fragments.part("plain", f"No curve: {why}.")
-    if chart is not None:
-        shown = fragments.part("curve", chart, SHORT, design.loaded.scenario.fleet.autoscale is not None)
-    say({"stage": "curve", "parts": {"curve": shown}})
 
 
 def curve_control(opened: Opened, moved: str | None) -> Control | None:
