@@ -85,7 +85,11 @@ def _options(options: Iterable[Any]) -> Iterator[str]:
         panel = getattr(option, "rich_help_panel", None)
         rows = panels.setdefault(panel if isinstance(panel, str) else "Options", [])
         value = "" if option.is_flag else f" {option.metavar or str(option.name).strip('_').upper()}"
-        rows.append((f"{', '.join(option.opts)}{value}", f"{option.help or ''}{_default(option)}"))
+        shown = getattr(option, "show_default", None)
+        default = shown if isinstance(shown, str) else option.default  # words say more than a value such as "."
+        unset = default in (None, False, "") or callable(default)
+        about = f"{option.help or ''}{'' if unset else f' Default: {default}.'}"
+        rows.append((f"{', '.join(option.opts)}{value}", about))
     for title in sorted(panels, key=lambda each: _ORDER.index(each) if each in _ORDER else len(_ORDER)):
         yield from ("", title)
         yield from _rows(panels[title])
@@ -113,9 +117,3 @@ def _fitted(lines: Iterable[str]) -> Iterator[str]:
 def _argument(param: Any) -> str:
     name = param.metavar or str(param.name).upper()
     return name if param.required or name.startswith("[") else f"[{name}]"
-
-
-def _default(param: Any) -> str:
-    shown = getattr(param, "show_default", None)
-    default = shown if isinstance(shown, str) else param.default  # words say more than a value such as "."
-    return "" if default in (None, False, "") or callable(default) else f" Default: {default}."
