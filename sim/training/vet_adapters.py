@@ -63,14 +63,14 @@ def vet_path(
         known = read_log(found)
     if path.is_file():
         facts = gather(path.parent, None, log := read_log(path), base_bits, examples)
-        return (_judge(_ReadAdapter(path, None, log, facts, ()), _case(log, facts, thresholds, known), ()),)
+        return (_judge(_ReadAdapter(path, None, log, facts, ()), Case(log, facts, thresholds, reference=known), ()),)
     if not path.is_dir():
         raise InputError("no such file or folder", file=str(path))
     folders = list(_folders(path))
     if not folders:
         raise InputError(f"no adapter and no {STATE} here", file=str(path), hint=f"an adapter's folder has an {CONFIG}")
     read = [_read(folder, base_bits, examples, lone=len(folders) == 1, strict=strict) for folder in folders]
-    cases = [_case(one.log, one.facts, thresholds, known) for one in read]
+    cases = [None if one.log is None else Case(one.log, one.facts, thresholds, reference=known) for one in read]
     alike: dict[tuple[object, ...], list[tuple[_ReadAdapter, Case]]] = {}
     for one, case in zip(read, cases, strict=True):
         if case is not None:
@@ -129,12 +129,6 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
         notes.append(f"the configuration can't be used: {error}")
         facts = gather(None, adapter, log, base_bits, examples)
     return _ReadAdapter(folder, adapter, log, facts, tuple(notes), readable)
-
-
-def _case(
-    log: TrainingLog | None, facts: TrainingFacts, thresholds: Thresholds, reference: TrainingLog | None
-) -> Case | None:
-    return None if log is None else Case(log, facts, thresholds, reference=reference)
 
 
 def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Vetted:

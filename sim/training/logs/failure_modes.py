@@ -21,16 +21,7 @@ from sim.training.logs.curves import (
 )
 from sim.training.logs.training_case import Case, LossSummary, RuleResult, SiblingRun, highest, judged_metric
 from sim.training.logs.training_log import StepSeries, TrainingLog, entries
-from sim.training.vet_results import (
-    OTHER_BASE,
-    Confidence,
-    Evidence,
-    Finding,
-    Mode,
-    calmer,
-    less_fit,
-    more_rank,
-)
+from sim.training.vet_results import OTHER_BASE, Confidence, Evidence, Finding, Mode, calmer, less_fit, more_rank
 
 _SURE = ("certain", "likely", "possible")
 _CAPACITY: tuple[Mode, ...] = ("underfitting", "domain-shift")
@@ -437,10 +428,7 @@ def _domain_shift(case: Case, summary: LossSummary) -> RuleResult:
     moved = f"the validation loss moved by {max(summary.moved, 0):.1%} from its start, {summary.begin:.3g}"
     best = summary.eval_best
     steps, values = (summary.train_start.first, best.last), (summary.begin, best.value)
-    evidence = [
-        Evidence(f"{moved}, to {best.value:.3g} ({best.where})", steps, values),
-        *_quality(summary),
-    ]
+    evidence = [Evidence(f"{moved}, to {best.value:.3g} ({best.where})", steps, values), *_quality(summary)]
     ranks = sorted({run.rank for run in _as_good(case, summary)} | ({rank} if rank else set()))
     if ranks:
         evidence.append(Evidence(f"ranks tried: {', '.join(map(str, ranks))}"))

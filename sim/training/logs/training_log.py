@@ -60,7 +60,7 @@ class TrainingLog:
     :ivar path: the file.
     :ivar loss: training loss, a mean since the entry before; ``grad_norm``: before clipping.
     :ivar metrics: evaluation metrics but the loss, by name without ``eval_``; speeds are left out.
-    :ivar global_step: optimiser steps done; ``max_steps``: planned.
+    :ivar global_step: optimiser steps done.
     :ivar best_step: of the best checkpoint by the Trainer's own metric.
     :ivar batch: examples of an optimiser step, all devices and accumulation included; known from the closing entry.
     :ivar train_batch_size: examples of a forward pass, which accumulation multiplies.
@@ -74,7 +74,6 @@ class TrainingLog:
     eval_loss: StepSeries = StepSeries()
     metrics: Mapping[str, StepSeries] = field(default_factory=dict)
     global_step: int = 0
-    max_steps: int | None = None
     best_step: int | None = None
     batch: float | None = None
     train_batch_size: int | None = None
@@ -126,7 +125,6 @@ def read_log(path: Path) -> TrainingLog:
         eval_loss=_eval_loss(table, notes),
         metrics=_metrics(table),
         global_step=global_step,
-        max_steps=_whole(data.get("max_steps")),
         best_step=_best_step(data),
         batch=_batch(table),
         train_batch_size=_whole(data.get("train_batch_size")),
