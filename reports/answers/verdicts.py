@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sim.results.point import Point
 from sim.results.slo_terms import is_tail, with_tenants
-from sim.results.verdict import (
-    MET,
-    NOT_MET,
-    UNCLEAR,
-    by_need,
-    strain,
-    term_verdict,
-    verdict,
-)
+from sim.results.verdict import MET, NOT_MET, UNCLEAR, by_need, strain, term_verdict, verdict
 
 
 def main_metric(points: Sequence[Point], slo_terms: Mapping[str, float]) -> str:

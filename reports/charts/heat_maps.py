@@ -65,12 +65,7 @@ class HeatMap:
 
 
 def heat_chart(
-    points: Sequence[Point],
-    across: Axis,
-    up: Axis,
-    name: str,
-    slo_terms: Mapping[str, float],
-    facet: Facet,
+    points: Sequence[Point], across: Axis, up: Axis, name: str, slo_terms: Mapping[str, float], facet: Facet
 ) -> Chart | None:
     """Draw one metric as coloured cells, one a pair of values, and outline the cells that meet the whole SLO."""
     if not has_values(points, name):
@@ -105,14 +100,8 @@ def heat_chart(
     for j, value in enumerate(up.values):
         found = [grid.get((i, j)) for i in range(len(across.values))]
         rows.append([up.label(value), *("–" if p is None else cell(p, name) for p in found)])
-    return Chart(
-        facet.ident,
-        title,
-        caption,
-        desc,
-        svg,
-        Table(f"{words} by {across.words} and {up.words}{facet.where}", head, rows),
-    )
+    table = Table(f"{words} by {across.words} and {up.words}{facet.where}", head, rows)
+    return Chart(facet.ident, title, caption, desc, svg, table)
 
 
 def _word(point: Point, slo_terms: Mapping[str, float], facet: Facet) -> str:
