@@ -199,6 +199,8 @@ class _Search:
             self._needed = self._missing(recording, slots)
             assert world.traffic.rate is not None, "only a closed loop has no rate"
             found = _served(recording) / (world.traffic.rate / multiple)
+            if not found:  # all at one time have no rate
+                return None
             if found < multiple / 4:
                 self._read_buckets(world, recording, world.traffic.rate / multiple)
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))

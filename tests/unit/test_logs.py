@@ -12,6 +12,7 @@ import pytest
 import trace_samples as samples
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import LogColumns, Trace
@@ -139,6 +140,84 @@ def test_one_column_may_be_used_for_two_things(tmp_path: Path) -> None:
     line = '{"ts": 1741078800, "model": "a", "prompt_tokens": 5, "completion_tokens": 7}\n'
     data = read(tmp_path, line + line, columns={"session": "model"})
     assert rows(data) == 2 * [(0.0, "a", 5, 7)]
+
+
+FAILURES = ("503", "503.0", "HTTP 429", "500 Internal Server Error", "-1", "UNAVAILABLE", "False", "rate_limited")
+SUCCESSES = ("200", "200.0", "201", "0", "info", "ok", "", "true", "stop")
+
+
+@pytest.mark.parametrize(("said", "failed"), [*((s, True) for s in FAILURES), *((s, False) for s in SUCCESSES)])
+def test_what_a_status_says_of_a_request(tmp_path: Path, said: str, failed: bool) -> None:
+    header = HEADER.replace("\n", ",status,http_status_code\n")
+    data = read(tmp_path, f"{header}1741078800,a,5,7,info,{said}\n1741078801,b,5,7,info,200\n")
+    assert data.names == (("b",) if failed else ("a", "b")), "codes of HTTP come before a level of logging"
+
+
+@pytest.mark.parametrize("column", ["lora_name", "lora_path", "adapter"])
+def test_a_tenant_is_an_adapter_only_where_nothing_else_is(tmp_path: Path, column: str) -> None:
+    names = read(
+        tmp_path, f"ts,tenant_id,model,{column},prompt_tokens,completion_tokens\n1,acme,llama,mail,5,7\n"
+    ).names
+    assert names == ("mail",)
+    data = read(tmp_path, "ts,tenant_id,prompt_tokens,completion_tokens\n1,acme,5,7\n")
+    assert data.names == ("acme",)
+    assert "Guessed: time, adapter, " in data.notes[0]
+
+
+def test_a_word_for_nothing_is_said_to_be_taken_for_an_adapter(tmp_path: Path) -> None:
+    rest = "looks like the base model, but counts as {}"
+    data = read(tmp_path, f"{HEADER}1741078800,mail,5,7\n1741078801,NULL,5,7\n")
+    assert data.notes[-1].endswith(
+        f"NULL {rest.format('an adapter')}; --base-model NULL makes its rows requests to the base model"
+    )
+    data = read(tmp_path, f"{HEADER}1741078800,Qwen/Qwen3-8B,5,7\n")
+    assert data.notes[-1].endswith(f"{rest.format('the only adapter')}; --columns adapter=COLUMN names another column")
+
+
+def test_units_in_the_names_of_columns(tmp_path: Path) -> None:
+    data = read(tmp_path, f"{HEADER.replace('ts', 'timestamp_ms', 1)}0,a,5,7\n1500,b,5,7\n")
+    assert data.arrival_s.tolist() == [0, 1.5]
+    ended = f"{HEADER.replace('ts', 'end_time', 1)[:-1]},took_us\n10,a,5,7,2000000\n11,b,5,7,500000\n"
+    data = read(tmp_path, ended, columns={"duration": "took_us"})
+    assert data.arrival_s.tolist() == [0, 2.5]
+    assert "duration = took_us in us" in data.notes[0]
+
+
+def test_a_date_without_dashes_is_no_time(tmp_path: Path) -> None:
+    said = error_of(tmp_path, f"{HEADER}20250304090001,a,5,7\n")
+    assert said.startswith("t:2: ts: not a usable time (got 20250304090001")
+    assert "dates are written 2025-03-04 09:00:01" in said
+
+
+def test_thousands_may_be_set_apart_by_commas(tmp_path: Path) -> None:
+    assert rows(read(tmp_path, f'{HEADER}1741078800,a,"1,623",7\n')) == [(0.0, "a", 1623, 7)]
+    assert "not a usable number" in error_of(tmp_path, f'{HEADER}1741078800,a,"16,23",7\n')
+
+
+@pytest.mark.parametrize("before", ["/x.py:12: FutureWarning: y\n", "vllm-1  | ", "[pod/vllm-0/vllm] ", "\x1b[1;36m"])
+def test_a_log_of_vllm_behind_what_others_write(tmp_path: Path, before: str) -> None:
+    lines = samples.LOGS["vllm"].decode().splitlines(keepends=True)
+    each = "" if before.endswith("\n") else before
+    content = "".join(each + line for line in lines)
+    assert rows(read(tmp_path, content if each else before + content)) == rows(read(tmp_path, samples.LOGS["vllm"]))
+
+
+def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 7}
+    record = {"ts": 1741078800, "model": "a", "trace_id": "t", "usage": usage}
+    lines = [json.dumps({**record, "type": kind}) for kind in ("AGENT", "GENERATION", "completion")]
+    assert len(rows(read(tmp_path, "\n".join(lines) + "\n"))) == 2
+
+
+def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(f"{HEADER}1741078800,a,5,7\n")
+    with pytest.raises(ValidationError, match="the same file twice"):
+        Trace.model_validate({"file": [str(tmp_path / "t")] * 2})
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"BZh9"])
+def test_a_packed_table_is_to_be_unpacked(tmp_path: Path, start: bytes) -> None:
+    assert error_of(tmp_path, start + b"x") == "t: a packed file, or one of Excel; unpack it, or save it as CSV"
 
 
 def test_a_request_without_output_tokens_has_failed(tmp_path: Path) -> None:

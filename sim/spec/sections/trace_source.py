@@ -142,6 +142,8 @@ class Trace(Strict):
                 yield located(key, "only a log has this", got=f"format {self.format}", allowed="format log or auto")
         if not self.files or (len(self.files) > 1 and self.format not in ("auto", "log")):
             yield located("file", "only a log has several files", got=f"format {self.format}", allowed="one file")
+        if twice := next((file for file in self.files if self.files.count(file) > 1), None):
+            yield located("file", "the same file twice", got=twice)
 
     @checks
     def _lengths_of_windows(self) -> Errors:

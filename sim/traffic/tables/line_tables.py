@@ -32,8 +32,13 @@ _ENVOY_REST = (
 ACCESS_LINE = re.compile(rb'^(\[\d{4}-\d\d-\d\dT[^\]]*\] "|\S+ \S+ [^\[\n]*\[\d\d/[A-Z][a-z]{2}/\d{4}:[^\]]*\])')
 """What an access log begins with."""
 _VLLM = r"(?:INFO|DEBUG|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d "
-VLLM_LINE = re.compile(rb"^(\d{4}-\d\d-\d\dT\S+ )?(\([^)]*\) )?" + _VLLM.encode())
-"""What a log of vLLM begins with, perhaps behind the time that kubectl logs --timestamps writes."""
+_COLOUR = r"(?:\x1b\[[\d;]*m)*"
+_BEFORE = (
+    rf"(?:\[pod/\S+\] |[\w.-]+ +\| )?(?:(?P<iso>\d{{4}}-\d\d-\d\dT\S+) )?{_COLOUR}(?:\([^)]*\){_COLOUR} )?{_COLOUR}"
+)
+"""What kubectl logs --prefix, docker compose, kubectl logs --timestamps and processes of the engine write first."""
+VLLM_LINE = re.compile(f"^{_BEFORE}{_VLLM}".encode())
+"""What a line of vLLM's log begins with."""
 
 
 class AccessTable(RecordTable):
@@ -111,7 +116,7 @@ class _VllmRequests:
     """The requests of a log of vLLM, collected line by line: three lines speak of each."""
 
     _LINE = re.compile(
-        rf"^(?:(?P<iso>\d{{4}}-\d\d-\d\dT\S+) )?(?:\([^)]*\) )?(?P<clock>{_VLLM})\S+ "
+        rf"^{_BEFORE}(?P<clock>{_VLLM}){_COLOUR}\S+ "
         r"(?P<what>Received request|Request|Generated response) (?P<id>[^\s:]+)(?P<rest>.*)"
     )
     _LORA = re.compile(r"lora_request: LoRARequest\(lora_name='((?:[^'\\]|\\.)*)'")

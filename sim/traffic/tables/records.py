@@ -19,6 +19,12 @@ from sim.traffic.tables.blocks import BadRows, RowBlock, TextColumn, text_of
 MAX_DEPTH = 8
 """Levels of a record whose keys can be columns; below them, a table is one cell."""
 _PIECE = 1 << 20
+_GENERATIONS = ("chat", "text_completion", "generate_content")
+"""Operations of spans that are requests; agents around them sum their tokens, and embeddings use no adapter."""
+_NO_GENERATIONS = frozenset(
+    {"SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL"}
+)
+"""Observations of Langfuse besides generations."""
 _WRAPPINGS = ("data", "observations", "results", "logs")
 """Keys of an object that holds nothing but a page of records: answers of the web interfaces of Langfuse and LiteLLM."""
 
@@ -155,7 +161,8 @@ def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
 
 def _one(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
     """Yield a record; an observation of Langfuse is a request only if it is a generation."""
-    if "traceId" in record and str(record.get("type", "GENERATION")).upper() != "GENERATION":
+    of_trace = "traceId" in record or "trace_id" in record
+    if of_trace and str(record.get("type", "")).upper() in _NO_GENERATIONS:
         yield Found(line, None, left_out="observations that are no generation")
     else:
         yield Found(line, record)
@@ -171,10 +178,11 @@ def _spans(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
                     for each in _tables(span.get("attributes"))
                     if "key" in each and isinstance(each.get("value"), dict)
                 }
-                if any(name.startswith("gen_ai.usage.") for name in attributes):
+                generates = attributes.get("gen_ai.operation.name", "chat") in _GENERATIONS
+                if generates and any(name.startswith("gen_ai.usage.") for name in attributes):
                     yield Found(line, {**span, "attributes": attributes})
                 else:
-                    yield Found(line, None, left_out="spans without gen_ai.usage attributes")
+                    yield Found(line, None, left_out="spans that are no generation, or have no gen_ai.usage")
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:

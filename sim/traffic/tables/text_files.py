@@ -110,7 +110,10 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
         raise TraceError("the trace is empty", file=file)
     if start.startswith((b"# HELP ", b"# TYPE ")):
         raise TraceError("a page of metrics, and no log of requests", file=file, hint="loraplan observe reads it")
-    is_csv = not (start[:1] in (b"{", b"[") or ACCESS_LINE.match(start) or VLLM_LINE.match(start))
+    if start.startswith((b"PK\x03\x04", b"BZh")):
+        raise TraceError("a packed file, or one of Excel", file=file, hint="unpack it, or save it as CSV")
+    is_vllm = any(map(VLLM_LINE.match, start.split(b"\n")))  # lines of other programs may come first
+    is_csv = not (is_vllm or start[:1] in (b"{", b"[") or ACCESS_LINE.match(start))
     # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
     bounded = Bounded(raw, lambda: _too_long(file), rows=True)  # type: ignore[arg-type]  # a GzipFile is read like a file
     newline = "" if is_csv else "\n"
@@ -119,10 +122,10 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
         header = re.split(rb"[\r\n]", start, maxsplit=1)[0]
         delimiter = next((mark for mark in ",;\t|" if mark.encode() in header), ",")
         return CsvTable(file, text, bounded, delimiter)
+    if is_vllm:
+        return VllmTable(text, bounded, file)
     if ACCESS_LINE.match(start):
         return AccessTable(text, bounded)
-    if VLLM_LINE.match(start):
-        return VllmTable(text, bounded, file)
     if start[:1] == b"[" or start.split(b"\n")[0].strip() == b"{":
         return _json_table(file, records_of_document(text, bounded, file), bounded)
     return _json_table(file, records_by_line(text, bounded), bounded)

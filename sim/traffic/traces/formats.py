@@ -22,9 +22,9 @@ from sim.traffic.traces.log_columns import (
     UNITS,
     LogRules,
     TimeStyle,
-    is_milliseconds,
     numbers,
     style_of,
+    unit_of,
 )
 from sim.traffic.traces.rows import MAX_BYTES, Names, Rows, TimeOrder, hashes, kept
 from sim.traffic.traces.text_columns import TEXT_COLUMNS, GrowingArray, TextReader, text_columns
@@ -234,7 +234,7 @@ class _Reader:
         if layout.minus is not None:
             allowed = "seconds, 0 or more"
             duration = rows.numbers(layout.minus, least=0, most=1e9, allowed=allowed)
-            seconds = seconds - duration / (1e3 if layout.log is not None and is_milliseconds(layout.minus) else 1)
+            seconds = seconds - duration / UNITS[(layout.log and unit_of(layout.minus)) or "s"]
         return seconds
 
     def _dates(self, rows: Rows, column: str, style: TimeStyle) -> Floats:

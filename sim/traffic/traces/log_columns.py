@@ -83,16 +83,31 @@ def style_of(cells: Sequence[str]) -> TimeStyle | None:
 _PLAIN = {"time": "timestamp_s", "adapter": "adapter_id", "input": "input_tokens", "output": "output_tokens"}
 """Our own names, which are no guesses, by role."""
 
-_ENDS = ("endtime", "endtimeunixnano", "completedat", "timelocal", "timeiso8601", "msec")
+_ENDS = ("endtime", "endtimeunixnano", "completedat", "finishedat", "endedat", "timelocal", "timeiso8601", "msec")
 """Names of times at which a request has ended: nginx writes its line then."""
 _NAMES = {
     "time": (
-        *("timestamps", "starttime", "starttimeunixnano", "arrivaltime", "arrivaltimestamp", "requesttimestamp"),
-        *("timestamp", "time", "ts", "datetime", "date", "createdat", "created", "receivedat"),
+        *(
+            "startedat",
+            "timestamps",
+            "starttime",
+            "start",
+            "startts",
+            "starttimestamp",
+            "startutc",
+            "requeststart",
+            "starttimeunixnano",
+            "arrivaltime",
+            "arrivaltimestamp",
+            "requesttimestamp",
+        ),
+        *("timestamp", "time", "ts", "datetime", "date", "createdat", "created", "receivedat", "requestcreatedat"),
+        *("timestampms", "tsms", "timems"),
         *_ENDS,
     ),
     "adapter": (
-        *("adapterid", "adapter", "adaptername", "loraadapter", "loraname", "lora", "loraid"),
+        *("adapterid", "adapter", "adaptername", "loraadapter", "loraname", "lora", "loraid", "lorapath", "loramodel"),
+        *("lorarequest", "loraadapterid", "loraadaptername", "adapterpath", "peftadapter"),
         *("genai.request.model", "requestmodel", "model", "modelname", "providedmodelname", "modelid"),
         *("tenantid", "tenant", "customerid", "customer"),
     ),
@@ -107,13 +122,26 @@ _NAMES = {
         *("tokensout", "outputtokencount", "completiontokencount", "usagedetails.output", "usage.output"),
     ),
     "session": ("sessionid", "conversationid", "genai.conversation.id"),
-    "status": ("status", "statuscode", "responsecode", "httpstatus", "responsestatus"),
+    "status": (
+        *("statuscode", "httpstatuscode", "responsestatuscode", "httpstatus", "httpresponsecode", "httpcode"),
+        *("responsecode", "responsestatus", "scstatus", "elbstatuscode", "downstreamstatus", "status"),
+    ),
     "duration": ("requesttime", "durationms", "latencyms", "responsetimems", "durationseconds", "latencyseconds"),
 }
 """Names of columns by role, in lower case, without underscores and dashes; the first that a header has is taken."""
 
-_FAILED = re.compile(r"^[13-5]\d\d$|fail|error|cancel|timed? ?-?_?out|abort|reject", re.IGNORECASE)
+_FAILED = re.compile(
+    r"^(http\S* )?[13-5]\d\d(\.0+)?\b|^-\d|^(false|ko|err)$|fail|error|exception|cancel|timed? ?-?_?out|abort|reject|"
+    r"unavailable|exceeded|throttled|incomplete|rate.?limit",
+    re.IGNORECASE,
+)
 """Status codes of HTTP other than 2xx, and words for what went wrong."""
+_UNIT = re.compile(
+    r"(?P<ms>ms|millis|milliseconds)$|(?P<us>[_.-]us|micros|microseconds)$|(?P<ns>[_.-]ns|nanos|nanoseconds)$",
+    re.IGNORECASE,
+)
+_NOTHING = frozenset({"null", "\\n", "none", "nan", "n/a", "(null)", "-", "undefined"})
+"""What databases and programs write where there is nothing."""
 
 _FAMILIES = re.compile(r"llama|qwen|mistral|mixtral|gemma|phi|deepseek|gpt-oss|falcon|granite|olmo")
 _TUNED = ("instruct", "chat", "it", "base", "hf", "fp8", "awq", "gptq", "int4", "int8")
@@ -187,7 +215,8 @@ class LogRules:
         """
         guessed = (*self.guessed, "unit") if style is not None and style.unit and not self.unit else self.guessed
         if guessed:
-            said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
+            units = {"duration": f" in {unit_of(self.columns.get('duration', '')) or 's'}"}
+            said = ", ".join(f"{role} = {shown(name)}{units.get(role, '')}" for role, name in self.columns.items())
             how = f"; times are {style.words}" if style is not None else ""
             yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
         time = self.columns.get("time", "")
@@ -201,12 +230,14 @@ class LogRules:
                 near = did_you_mean(self.base_model, names)
                 yield f"{file}: no row is for the base model {shown(self.base_model)}" + (f"; {near}" if near else "")
             return
-        bases = [name for name in names if _is_base(name)]
-        if bases and len(bases) < len(names):
-            yield (
-                f"{file}: {listed(bases)} looks like the base model, but counts as an adapter; "
-                f"--base-model {shown(bases[0])} makes its rows requests to the base model"
-            )
+        bases = [name for name in names if _is_base(name) or name.lower() in _NOTHING]
+        if bases:
+            alone = len(bases) == len(names)
+            mend = "--columns adapter=COLUMN names another column"
+            if not alone:
+                mend = f"--base-model {shown(bases[0])} makes its rows requests to the base model"
+            which = "the only adapter" if alone else "an adapter"
+            yield f"{file}: {listed(bases)} looks like the base model, but counts as {which}; {mend}"
 
 
 def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
@@ -215,8 +246,9 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
     :raises TraceError: where a role has no column, or could have several.
     """
     given = {} if ask.columns is None else ask.columns.model_dump(exclude_none=True, exclude={"unit"})
-    optional = {"session", "status", "duration", *(("time",) if ask.adapters_only else ())}
-    roles = ("time", "duration", "adapter", *(() if ask.adapters_only else ("input", "output", "session")), "status")
+    optional = {"session", "status", "duration", *(("time", "output") if ask.adapters_only else ())}
+    lengths = ("output",) if ask.adapters_only else ("input", "output", "session")
+    roles = ("time", "duration", "adapter", *lengths, "status")
     columns: dict[str, str] = {}
     guessed, drawn, missing = [], [], []
     for role in roles:
@@ -229,7 +261,7 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
             continue  # the time is that of the beginning
         elif (found := _guess(role, header, ask.file)) is not None:
             columns[role] = found
-            if found not in (_PLAIN.get(role), "tenant_id", "session_id"):
+            if found not in (_PLAIN.get(role), "session_id"):
                 guessed.append(role)
         elif role not in optional:
             missing.append(role)
@@ -237,14 +269,15 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
         raise _missing(missing, header, ask)
     if ask.adapter_from is not None and "adapter" not in columns:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
-    unit = "" if ask.columns is None else ask.columns.unit or ""
+    unit = (None if ask.columns is None else ask.columns.unit) or unit_of(columns.get("time", ""))
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
     return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern)
 
 
-def is_milliseconds(column: str) -> bool:
-    """Return whether a duration is in milliseconds, by its name."""
-    return _bare(column).endswith("ms")
+def unit_of(column: str) -> str:
+    """Return the unit that a column's name ends in, such as ``ms``; empty where it names none."""
+    found = _UNIT.search(column)
+    return "" if found is None or found.lastgroup is None else found.lastgroup
 
 
 def _guess(role: str, header: Sequence[str], file: str) -> str | None:
@@ -252,10 +285,8 @@ def _guess(role: str, header: Sequence[str], file: str) -> str | None:
 
     :raises TraceError: for several.
     """
-    plain = ("adapter_id", "tenant_id") if role == "adapter" else (_PLAIN.get(role),)
-    for name in plain:
-        if name is not None and name in header:
-            return name
+    if (plain := _PLAIN.get(role)) in header:
+        return plain
     for wanted in _NAMES[role]:
         bare = {column: _bare(column) for column in dict.fromkeys(header)}
         alone = [column for column, name in bare.items() if name == wanted]
