@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from naive_async import AsyncFleet
 from strategies import GRID, ODD, build, scenarios, write_file, write_profile, write_trace
 from test_leaping import compare, tell
-from test_tenant_twins import with_tenants
+from test_tenant_laws import with_tenants
 
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from integrity import assert_sums_agree_at_every_boundary
-from recordings import ends_of, marked, run, tables
+from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, run, tables
 from strategies import SPEED, crashes, designs, faulty_scenarios, fixed_time, may_fail, seconds, storage_faults, with_
 
 import sim.world.replication

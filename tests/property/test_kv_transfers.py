@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integrity import simulate_checked
 from naive_pairs import PairFleet
+from recordings import simulate_checked
 from strategies import build, write_profile, write_trace
 
 from sim.policies.transfer_scheduler import TransferScheduler

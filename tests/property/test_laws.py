@@ -9,8 +9,7 @@ import pytest
 from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from integrity import assert_sums_agree_at_every_boundary
-from recordings import ends_of, run, tables
+from recordings import assert_sums_agree_at_every_boundary, ends_of, run, tables
 from strategies import engine_scenarios, scenarios
 
 from sim.results.point_summary import summarise

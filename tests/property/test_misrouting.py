@@ -9,8 +9,7 @@ import pytest
 from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from integrity import assert_sums_agree_at_every_boundary
-from recordings import ends_of, marked, run, tables
+from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, run, tables
 from strategies import MISTAKES, designs, engine_scenarios, misrouting_scenarios, mistakes, scenarios, with_
 
 from sim.results.records import (

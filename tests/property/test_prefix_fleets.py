@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integrity import simulate_checked
+from recordings import simulate_checked
 
 from sim.results.records import COMPLETED, REFUSED, UNFINISHED
 from sim.spec.scenario import Scenario

