@@ -21,11 +21,14 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from sim.errors import ScenarioError
+from sim.results.records import Recording
 from sim.spec.engines import ENGINES
 from sim.spec.policies import FILTERS, SCORERS
 from sim.spec.policies import ROUTERS as ROUTER_POLICIES
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
+from sim.world.replication import simulate
+from sim.world.world import World
 
 T = TypeVar("T")
 _made: dict[str, st.SearchStrategy[Any]] = {}
@@ -160,6 +163,19 @@ def services(rows: Sequence[tuple[float, int]], seconds: float = 1.0, **sections
     fleet = {"engine": "fixed", "service": fixed_time(seconds), **sections.pop("fleet", {})}
     trace = write_trace([(second, adapter, 1, 1) for second, adapter in rows])
     return build(workload={"trace": {"file": trace}}, fleet=fleet, **(given | sections))
+
+
+def poisson(
+    requests: int, rate: str, prompt: int | None = None, output: int | None = None, **more: Any
+) -> dict[str, Any]:
+    """Return a workload of so many requests that come at random; prompts and answers have this length if given."""
+    lengths = {} if prompt is None else {"tokens": {"prompt": prompt, "output": output}}
+    return {"requests": requests, "arrivals": {"process": "poisson", "rate": rate}, **lengths, **more}
+
+
+def run(given: Scenario | World, replication: int = 0, sections: int = 1) -> Recording:
+    """Simulate one replication of a scenario, or of the world that was built of it."""
+    return simulate(given if isinstance(given, World) else build_world(given), replication, sections)
 
 
 def sampled_from(values: Sequence[T]) -> st.SearchStrategy[T]:

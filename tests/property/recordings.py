@@ -17,10 +17,6 @@ from sim.world.replication import simulate
 from sim.world.world import World
 
 
-def run(scenario: Scenario, replication: int = 0) -> Recording:
-    return simulate(build_world(scenario), replication, 1)
-
-
 def tables(recording: Recording) -> dict[str, bytes]:
     """Return everything that is recorded of requests, loads and time."""
     columns = {**recording.requests, **{f"load {name}": column for name, column in recording.loads.items()}}

@@ -11,13 +11,12 @@ from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_async import AsyncFleet
-from strategies import GRID, ODD, build, scenarios, write_file, write_profile, write_trace
+from strategies import GRID, ODD, build, run, scenarios, write_file, write_profile, write_trace
 from test_leaping import compare, tell
 from test_tenant_laws import with_tenants
 
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 pytestmark = pytest.mark.interpreted
 
@@ -74,7 +73,7 @@ def test_leaps_equal_steps_ahead_with_prefix_caching(scenario: Scenario) -> None
     world = build_world(scenario)
     twin = AsyncFleet(world)
     twin.run()
-    requests = simulate(world, 0, 1).requests
+    requests = run(world).requests
     found = dict(zip(requests["index"].tolist(), requests["cached_tokens"].tolist(), strict=True))
     assert {index: found[index] for index in twin.cached} == twin.cached
 
@@ -102,7 +101,7 @@ def times_of(stop: float, gpu: int, host: int, **fleet: Any) -> tuple[list[float
             **fleet,
         },
     )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    requests = run(scenario).requests
     return (requests["first_token_s"] / GRID).tolist(), (requests["finished_s"] / GRID).tolist()
 
 

@@ -11,8 +11,7 @@ from examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
-from recordings import run
-from strategies import GRID, VLLM, build, engine_scenarios, fixed_time, scenarios, seconds
+from strategies import GRID, VLLM, build, engine_scenarios, fixed_time, run, scenarios, seconds
 from test_leaping import compare, tell
 
 from sim.results.records import COMPLETED, FAILED, REFUSED, UNFINISHED, Recording

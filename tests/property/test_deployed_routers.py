@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prefix_traffic import Coming, Traffic
-from strategies import build
+from strategies import build, run
 
 from sim.policies.placement import Demand, Placement, PlacerContext, make_placer
 from sim.policies.routing import RouterContext, View
@@ -22,7 +22,7 @@ from sim.results.records import COMPLETED, FAILED
 from sim.spec.policies import ROUTERS
 from sim.spec.sections.control_plane import Router as RouterSpec
 from sim.world.build import build_world
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 FLEETS = 200
 DEPLOYED = [name for name in ROUTERS.names if name.startswith(("dynamo", "aibrix", "sglang", "production"))]
@@ -265,7 +265,7 @@ def test_every_request_ends_once_and_the_routers_counts_are_empty_then(policy: s
     if isinstance(router, Dynamo):
         assert all((each.blocks, each.requests) == (0, 0) for each in router._active)
         assert not any(router._prefilling)
-    again = simulate(world, 0, 2)
+    again = run(world, sections=2)
     assert again.requests["replica"].tobytes() == recording.requests["replica"].tobytes()
 
 
@@ -275,7 +275,7 @@ def test_without_text_in_common_routers_by_text_are_the_least_loaded() -> None:
     worlds = (
         build_world(build(**fleet(it, workload=plain, faults=[]))) for it in ("sglang-cache-aware", "least-loaded")
     )
-    ours, least = (simulate(world, 0, 2).requests for world in worlds)
+    ours, least = (run(world, sections=2).requests for world in worlds)
     assert ours["replica"].tobytes() == least["replica"].tobytes()
 
 

@@ -11,14 +11,13 @@ from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
-from strategies import PRESETS, engine_scenarios, scenarios
+from strategies import PRESETS, engine_scenarios, run, scenarios
 from test_leaping import compare, tell
 
 from sim.policies.scheduler import Scheduler
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.replica.continuous import BatchServer
-from sim.world.replication import simulate
 
 
 @pytest.mark.parametrize("engine", PRESETS)
@@ -68,10 +67,10 @@ def rules_that_meet(draw: st.DrawFn) -> Scenario:
 def test_leaps_equal_single_steps(scenario: Scenario) -> None:
     tell(scenario)
     world = build_world(scenario)
-    leaping = simulate(world, 0, 1)
+    leaping = run(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Scheduler, "_equal_steps", lambda self: 1)
-        stepping = simulate(world, 0, 1)
+        stepping = run(world)
     assert len(stepping.requests["index"]) == len(leaping.requests["index"])
     for name, column in leaping.requests.items():
         np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-12, err_msg=name)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import TwinFleet
 from naive_eviction import NAIVE, Naive
-from strategies import GRID, build, fixed_time, write_profile, write_trace
+from strategies import GRID, build, fixed_time, run, write_profile, write_trace
 from test_leaping import compare
 
 from sim.policies.adapter_cache import ABSENT, LOADING, RESIDENT, GpuCache
@@ -21,9 +21,7 @@ from sim.rng import stream
 from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import HIT, MISS, Request
-from sim.world.build import build_world
 from sim.world.foresight import ArrivalOracle, ReplicaOracle
-from sim.world.replication import simulate
 
 pytestmark = pytest.mark.twice
 
@@ -294,7 +292,7 @@ def bursts(seed: int, eviction: str, *, load_at: str | None, seats: int, count: 
 def test_nobody_misses_less_on_bursts(seed: int, load_at: str | None) -> None:
     def missed(eviction: str) -> tuple[int, int]:
         scenario = bursts(seed, eviction, load_at=load_at, seats=4)
-        outcome = simulate(build_world(scenario), 0, 1).requests["outcome"]
+        outcome = run(scenario).requests["outcome"]
         return int((outcome == MISS).sum()), int((outcome != HIT).sum())
 
     misses, others = missed("belady"), [missed(eviction) for eviction in ("lru", "fifo", "lfu", "sieve")]

@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, run, tables
-from strategies import SPEED, crashes, designs, faulty_scenarios, fixed_time, may_fail, seconds, storage_faults, with_
+from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, tables
+from strategies import (
+    SPEED,
+    crashes,
+    designs,
+    faulty_scenarios,
+    fixed_time,
+    may_fail,
+    run,
+    seconds,
+    storage_faults,
+    with_,
+)
 
 import sim.world.replication
 from sim.policies.adapter_cache import ABSENT

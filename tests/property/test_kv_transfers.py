@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from naive_pairs import PairFleet
 from recordings import simulate_checked
-from strategies import build, write_profile, write_trace
+from strategies import build, run, write_profile, write_trace
 
 from sim.policies.transfer_scheduler import TransferScheduler
 from sim.results.point_summary import summarise
@@ -18,7 +18,6 @@ from sim.rng import stream_key, uniform_draw
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 FLEETS = 60
 
@@ -175,7 +174,7 @@ def assert_stages_add_up(scenario: Scenario, recording: Recording, read: Any) ->
 
 
 def _simulated(workload: dict[str, Any], rest: dict[str, Any], fleet: dict[str, Any]) -> Recording:
-    return simulate(build_world(build(workload=workload, **rest, fleet=fleet)), 0, 1)
+    return run(build(workload=workload, **rest, fleet=fleet))
 
 
 def test_each_side_has_its_own_load_times_and_limits() -> None:
@@ -213,10 +212,10 @@ def test_leaps_beside_copies_equal_single_steps(number: int) -> None:
         sections = fleet_of(random, prefix_caching=True, kv_offload=offload)
     sections["fleet"] |= {"profile": no_ties(), "async_scheduling": random.random() < 0.7}
     world = build_world(build(**sections))
-    leaping = simulate(world, 0, 1)
+    leaping = run(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransferScheduler, "_equal_steps", lambda self: 1)
-        stepping = simulate(world, 0, 1)
+        stepping = run(world)
     for name, column in leaping.requests.items():
         np.testing.assert_allclose(column, stepping.requests[name], rtol=1e-9, atol=1e-9, err_msg=f"{name}, {number}")
 
@@ -243,7 +242,7 @@ def test_slots_on_both_sides_equal_a_naive_twin(number: int) -> None:
         pools.append({"name": role[0], "role": role, "max_num_seqs": random.randint(1, 6), "cache": cache})
     sections["fleet"]["pools"] = pools
     world = build_world(build(**sections))
-    recording = simulate(world, 0, 1)
+    recording = run(world)
     twin = PairFleet(world)
     result = twin.run()
     requests, rows = recording.requests, recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]

@@ -9,15 +9,14 @@ import pytest
 from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from recordings import assert_sums_agree_at_every_boundary, ends_of, run, tables
-from strategies import engine_scenarios, scenarios
+from recordings import assert_sums_agree_at_every_boundary, ends_of, tables
+from strategies import engine_scenarios, run, scenarios
 
 from sim.results.point_summary import summarise
 from sim.results.records import COMPLETED, REFUSED
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 pytestmark = pytest.mark.twice
 
@@ -110,7 +109,7 @@ def test_nothing_happens_before_its_cause(scenario: Scenario) -> None:
 @given(st.one_of(anything, engine_scenarios(engine="tensorrt-llm")), st.floats(0, 0.5))
 def test_the_breakdown_adds_up(scenario: Scenario, warmup: float) -> None:
     world = build_world(with_(scenario, "run", warmup=warmup))
-    recording = simulate(world, 0, 2)
+    recording = run(world, sections=2)
     point = summarise([recording], facts_of(world), {}, [])
     assume(point.breakdown)
     done = (recording.section_of >= 0) & (recording.requests["status"] == COMPLETED)

@@ -13,13 +13,12 @@ from examples import examples
 from hypothesis import given, note
 from hypothesis import strategies as st
 from naive import Job, Result, TwinFleet
-from strategies import GRID, VLLM, build, fixed_time, scenarios, write_profile, write_trace
+from strategies import GRID, VLLM, build, fixed_time, run, scenarios, write_profile, write_trace
 
 from sim.results.recording.leaps import GAP_BINS, GAP_STEP, gap_bin_edges
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 EXACT = {
     "index": "index",
@@ -97,7 +96,7 @@ def compare(scenario: Scenario, twins: type[TwinFleet] = TwinFleet) -> None:
     scenario = scenario.model_copy(update={"run": scenario.run.model_copy(update={"warmup": WARMUP})})
     world = build_world(scenario)
     closed = world.traffic.closed_loop is not None
-    recording, twin = simulate(world, 0, SECTIONS), twins(world).run()
+    recording, twin = run(world, sections=SECTIONS), twins(world).run()
     compare_requests(recording, twin.jobs, exact_arrivals=not closed)
     compare_loads(recording, twin.loads)
     assert recording.evictions == twin.evictions
@@ -182,7 +181,7 @@ def test_a_leap_is_cut_for_an_older_request_than_the_one_that_lacks_kv_blocks() 
 def test_a_load_that_ends_on_a_boundary_is_there_for_it() -> None:
     scenario = ticking([(0, 0, 10, 25), (1, 1, 2, 2)], kv_tokens=400)
     compare(scenario)
-    admitted_s = simulate(build_world(scenario), 0, 1).requests["admitted_s"]
+    admitted_s = run(scenario).requests["admitted_s"]
     assert admitted_s.tolist() == [6 * GRID, 12 * GRID], "the loads end at 6 and 12 ticks, both of them boundaries"
 
 
@@ -196,7 +195,7 @@ def test_a_preempted_request_goes_first_and_computes_its_tokens_again() -> None:
     # 40 blocks of one token: two of 10 + 30 tokens can't both go to the end.
     scenario = ticking([(0, 0, 10, 30), (0, 0, 10, 30), (1, 0, 1, 1)])
     compare(scenario)
-    requests = simulate(build_world(scenario), 0, 1).requests
+    requests = run(scenario).requests
     assert requests["preemptions"].tolist() == [0, 1, 0]
 
 
@@ -204,7 +203,7 @@ def test_nothing_of_the_last_instant_happens() -> None:
     # The end is a control event: it comes before the arrival, the load end and the boundary of its instant.
     scenario = ticking([(0, 0, 2, 2), (8, 0, 2, 2)])
     workload = scenario.workload.model_copy(update={"duration": 8 * GRID})
-    requests = simulate(build_world(scenario.model_copy(update={"workload": workload})), 0, 1).requests
+    requests = run(scenario.model_copy(update={"workload": workload})).requests
     assert requests["index"].tolist() == [0]
     assert requests["first_token_s"].tolist() == [7 * GRID]
     assert requests["finished_s"].tolist() == [-1.0], "its last token would come at the end itself"

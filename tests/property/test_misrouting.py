@@ -9,8 +9,8 @@ import pytest
 from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, run, tables
-from strategies import MISTAKES, designs, engine_scenarios, misrouting_scenarios, mistakes, scenarios, with_
+from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, tables
+from strategies import MISTAKES, designs, engine_scenarios, misrouting_scenarios, mistakes, run, scenarios, with_
 
 from sim.results.records import (
     COMPLETED,
@@ -30,7 +30,6 @@ from sim.spec.scenario import Scenario
 from sim.traffic.request import MISS, Request
 from sim.world.build import build_world
 from sim.world.replica.server import Server
-from sim.world.replication import simulate
 
 
 def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
@@ -50,7 +49,7 @@ def answers(scenario: Scenario) -> tuple[Recording, list[tuple[int, int, int]]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Server, "_leave", watched)
-        recording = simulate(world, 0, 1)
+        recording = run(world)
     return recording, seen
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import tables
-from strategies import faulty_scenarios, rollout_scenarios
+from strategies import faulty_scenarios, rollout_scenarios, run
 from test_pool_laws import scenario
 
 from sim.errors import InputError
@@ -18,7 +18,6 @@ from sim.results.records import COMPLETED, FAILED, REFUSED
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.pools.pool_times import PoolTimes, token_limits
-from sim.world.replication import simulate
 
 CRASH = {"kind": "crash", "replica": 1, "at": "1 s", "down": "2 s", "detected": "100 ms"}
 
@@ -33,8 +32,8 @@ def in_pools(one: Scenario, cut: int) -> Scenario:
 
 
 def same_everything(one: Scenario, cut: int) -> None:
-    plain = simulate(build_world(one), 0, 3)
-    pooled = simulate(build_world(in_pools(one, cut)), 0, 3)
+    plain = run(one, sections=3)
+    pooled = run(in_pools(one, cut), sections=3)
     assert tables(pooled) == tables(plain)
     assert repr(pooled.facts) == repr(plain.facts), "as text: no nan equals another"
     assert pooled.events == plain.events
@@ -91,7 +90,7 @@ def test_crashes_in_unequal_pools_lose_no_request(specs: list[dict[str, Any]], d
         run={"seed": data.draw(st.integers(0, 9)), "warmup": 0},
     )
     world = build_world(one)
-    recording = simulate(world, 0, 2)
+    recording = run(world, sections=2)
     requests = recording.requests
     assert len(set(requests["index"].tolist())) == len(requests["index"]) == 200
     assert set(requests["status"].tolist()) <= {COMPLETED, REFUSED, FAILED}
@@ -116,7 +115,7 @@ def test_rollouts_go_through_pools_that_differ_in_size(strategy: str) -> None:
     ]
     rollout = {"strategy": strategy, "at": "1 s", "dwell": "100 ms"}
     one = scenario({"pools": named, "kv_tokens": 65536}, requests=400, rollouts=[rollout])
-    requests = simulate(build_world(one), 0, 1).requests
+    requests = run(one).requests
     assert set(requests["status"].tolist()) <= ({COMPLETED, REFUSED} if strategy == "unload-then-load" else {COMPLETED})
     assert (requests["status"] == COMPLETED).sum() > 350
     late = (requests["arrival_s"] > 6) & (requests["adapter"] >= 0) & (requests["status"] == COMPLETED)
@@ -131,7 +130,7 @@ def test_requests_wait_where_all_replicas_that_take_them_are_down() -> None:
     named = [{"name": "base", "replicas": 1, "serves": "base"}, {"name": "rest", "replicas": 2, "serves": "adapters"}]
     crash = {"kind": "crash", "replica": 0, "at": "1 s", "down": "2 s"}
     one = scenario({"pools": named, "kv_tokens": 65536}, requests=200, faults=[crash])
-    requests = simulate(build_world(one), 0, 1).requests
+    requests = run(one).requests
     base = requests["adapter"] < 0
     during = (requests["arrival_s"] > 1) & (requests["arrival_s"] < 3)
     assert (base & during).any()
@@ -163,7 +162,7 @@ def test_requests_sent_to_other_adapters_reach_pools_that_take_those(
     named = [{"name": f"p{i}", **spec} for i, spec in enumerate(specs)] + [{"name": "rest", "replicas": 1}]
     parts: dict[str, Any] = {"faults": faults, "rollouts": rollouts, "run": {"seed": seed, "warmup": 0}}
     world = build_world(scenario({"pools": named, "kv_tokens": 65536}, requests=200, **parts))
-    recording = simulate(world, 0, 2)
+    recording = run(world, sections=2)
     requests = recording.requests
     assert len(set(requests["index"].tolist())) == len(requests["index"]) == 200
     assert set(requests["status"].tolist()) <= {COMPLETED, REFUSED, FAILED}
@@ -185,9 +184,9 @@ def test_pools_that_only_count_as_different_are_one_fleet(strategy: str, faults:
     """With more room for KV than is ever used, requests get their times by pool, and these are the same."""
     parts: dict[str, Any] = {"faults": faults, "rollouts": [{"strategy": strategy, "at": "1 s"}], "requests": 300}
     even = {"adapters": {"count": 40, "rank": 8}}
-    one = simulate(build_world(scenario({"replicas": 3, "kv_tokens": 65536}, **parts, **even)), 0, 3)
+    one = run(scenario({"replicas": 3, "kv_tokens": 65536}, **parts, **even), sections=3)
     named = [{"name": "a", "replicas": 2}, {"name": "b", "kv_tokens": 131072}]
-    pooled = simulate(build_world(scenario({"pools": named, "kv_tokens": 65536}, **parts, **even)), 0, 3)
+    pooled = run(scenario({"pools": named, "kv_tokens": 65536}, **parts, **even), sections=3)
     for name in ("replica", "arrival_s", "admitted_s", "first_token_s", "finished_s", "version"):
         assert pooled.requests[name].tolist() == one.requests[name].tolist(), name
     assert pooled.events == one.events
@@ -209,7 +208,7 @@ def test_loads_take_the_time_of_the_pool_where_they_are(changes: dict[str, Any])
         {"name": f"of{ms}ms", "replicas": 2, "storage": {"load": {"law": "fixed", "value": f"{ms} ms"}}}
         for ms in (40, 10)
     ]
-    loads = simulate(build_world(scenario({"pools": named, "kv_tokens": 65536}, requests=300, **changes)), 0, 1).loads
+    loads = run(scenario({"pools": named, "kv_tokens": 65536}, requests=300, **changes)).loads
     seconds = np.round(loads["ended_s"] - loads["started_s"], 9)
     of_pool = Counter(zip((loads["replica"] < 2).tolist(), seconds.tolist(), strict=True))
     whole = [(True, 0.04), (False, 0.01)]
@@ -236,7 +235,7 @@ def test_a_rollout_reaches_each_pool_that_takes_its_adapters() -> None:
         max(pool.population.slot_bytes for pool in raised.pools)
     ] * 2, "slots of both are padded to the new rank"
     assert plain.pools[0].population.slot_bytes < plain.pools[1].population.slot_bytes
-    requests = simulate(raised, 0, 1).requests
+    requests = run(raised).requests
     late = (requests["arrival_s"] > 10) & (requests["adapter"] >= 0)
     assert (requests["status"] == COMPLETED).all()
     assert set(requests["version"][late].tolist()) == {2}
@@ -247,7 +246,7 @@ def test_a_request_too_long_for_its_pool_is_refused_there() -> None:
     named = [{"name": "large", "replicas": 2, "kv_tokens": 65536}, {"name": "small", "replicas": 2, "kv_tokens": 1024}]
     tokens = {"prompt": {"law": "fixed", "value": 1000}, "output": {"law": "fixed", "value": 100}}
     workload = {"requests": 100, "arrivals": {"process": "poisson", "rate": "20/s"}, "tokens": tokens}
-    requests = simulate(build_world(scenario({"pools": named}, workload=workload)), 0, 1).requests
+    requests = run(scenario({"pools": named}, workload=workload)).requests
     assert set(requests["status"].tolist()) == {COMPLETED, REFUSED}
     assert set(requests["replica"][requests["status"] == COMPLETED].tolist()) == {0, 1}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import tables
-from strategies import ODD, build, seconds, write_profile
+from strategies import ODD, build, run, seconds, write_profile
 from test_full_model_laws import alone
 
 from sim.policies.routing import View
@@ -21,7 +21,7 @@ from sim.spec.policies import ROUTERS
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import evaluate_scenario
 from sim.world.build import build_world
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 POLICIES = [entry.name for entry in ROUTERS if not entry.places_adapters and not entry.reads_text]
 ENGINES = ("continuous", "vllm-0.8", "vllm-0.32", "sglang", "lorax", "s-lora", "fixed")
@@ -48,7 +48,7 @@ def test_a_pool_may_know_the_future_beside_one_that_does_not() -> None:
     one = scenario({"replicas": 4}, requests=600, cache=future)
     split = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 2}]
     pooled = scenario({"pools": split}, requests=600, cache=future)
-    assert tables(simulate(build_world(pooled), 0, 4)) == tables(simulate(build_world(one), 0, 4))
+    assert tables(run(pooled, sections=4)) == tables(run(one, sections=4))
     calm = {"requests": 2000, "arrivals": {"process": "poisson", "rate": "1/s"}, "popularity": {"law": "uniform"}}
     loads = []
     for eviction in ("belady", "lru"):
@@ -58,7 +58,7 @@ def test_a_pool_may_know_the_future_beside_one_that_does_not() -> None:
             {"name": "base", "serves": "base"},
         ]
         mixed = scenario({"pools": own}, workload=calm)
-        loads.append(np.bincount(simulate(build_world(mixed), 0, 1).loads["replica"].astype(int)).tolist())
+        loads.append(np.bincount(run(mixed).loads["replica"].astype(int)).tolist())
     (foreseen, other), (recent, same) = loads
     assert foreseen < 0.9 * recent
     assert other == same
@@ -74,7 +74,7 @@ def test_pools_of_equal_cards_are_one_fleet_to_the_byte(policy: str, engine: str
     one = scenario({"replicas": 5}, engine, router=router, **more)
     split = [{"name": "a", "replicas": 2}, {"name": "b", "replicas": 0}, {"name": "c", "replicas": 3}]
     pooled = scenario({"pools": split}, engine, router=router, **more)
-    assert tables(simulate(build_world(pooled), 0, 4)) == tables(simulate(build_world(one), 0, 4))
+    assert tables(run(pooled, sections=4)) == tables(run(one, sections=4))
 
 
 def test_equal_pools_give_the_same_point_with_calibration_and_in_a_closed_loop() -> None:
@@ -128,7 +128,7 @@ def test_every_request_ends_in_one_pool_that_takes_it(
     workload = {"requests": 120, "arrivals": {"process": "poisson", "rate": "60/s"}, "tokens": tokens}
     one = scenario(fleet, workload=workload, router=router, run={"seed": seed, "warmup": 0, "replications": 2})
     world = build_world(one)
-    recording = simulate(world, 0, 1)
+    recording = run(world)
     requests = recording.requests
     assert len(set(requests["index"].tolist())) == 120
     assert set(requests["status"].tolist()) <= {COMPLETED, REFUSED}
@@ -195,7 +195,7 @@ def test_a_request_draws_the_same_pool_whatever_the_fleet() -> None:
     def pools_of(count: int) -> list[int]:
         split = [{"name": "a", "weight": 1, "replicas": count}, {"name": "b", "weight": 3}]
         world = build_world(scenario({"pools": split}, router={"policy": "least-loaded", "pools": "weight"}))
-        replicas = simulate(world, 0, 1).requests["replica"]
+        replicas = run(world).requests["replica"]
         return [int(replica >= count) for replica in replicas.tolist()]
 
     assert pools_of(1) == pools_of(4)
@@ -234,7 +234,7 @@ def test_a_pool_spills_only_when_it_is_full(spill: str | int) -> None:
 def test_without_spill_the_other_pool_gets_nothing() -> None:
     weighed = [{"name": "a", "weight": 1e-9}, {"name": "b", "weight": 1}]
     world = build_world(scenario({"pools": weighed}, router={"policy": "least-loaded", "pools": "weight"}))
-    assert set(simulate(world, 0, 1).requests["replica"].tolist()) == {1}
+    assert set(run(world).requests["replica"].tolist()) == {1}
 
 
 def test_a_pool_is_as_fast_as_a_fleet_of_its_own() -> None:
@@ -249,7 +249,7 @@ def test_a_pool_is_as_fast_as_a_fleet_of_its_own() -> None:
     ]
     parts: dict[str, Any] = {"adapters": {"count": 25, "mix": mix}, "cache": {"gpu": {"size": "600 MB"}}}
     together = build_world(scenario({"pools": split}, **parts))
-    requests = simulate(together, 0, 1).requests
+    requests = run(together).requests
     kind = together.traffic.population.kind[requests["adapter"]]
     for i, law in enumerate((fast, slow)):
         mine = kind == i

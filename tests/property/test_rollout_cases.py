@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from naive_rollouts import Seen
-from recordings import marked, run
-from strategies import GRID, build, fixed_time, rollout_scenarios, seconds, with_, write_profile, write_trace
+from recordings import marked
+from strategies import GRID, build, fixed_time, rollout_scenarios, run, seconds, with_, write_profile, write_trace
 from test_rollout_laws import EXAMPLES
 
 from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, Recording

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_rollouts import Seen
-from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, run, tables
-from strategies import DRAINING, STRATEGIES, rollout_designs, rollout_scenarios, with_
+from recordings import assert_sums_agree_at_every_boundary, ends_of, marked, tables
+from strategies import DRAINING, STRATEGIES, rollout_designs, rollout_scenarios, run, with_
 
 from sim.policies.adapter_cache import GpuCache
 from sim.results.records import COMPLETED, GATED, MIXED, REFUSED, STALE, UNFINISHED
@@ -21,7 +21,6 @@ from sim.world.build import build_world
 from sim.world.memory.replica_caches import ReplicaCacheListener
 from sim.world.replica.modes.protected import OverlappedLoads
 from sim.world.replica.server import Server
-from sim.world.replication import simulate
 from sim.world.world import World
 
 EXAMPLES = 60
@@ -260,7 +259,7 @@ def test_extra_bytes_are_those_of_old_versions_beside_the_newest(scenario: Scena
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReplicaCacheListener, "placed", placed)
         patch.setattr(ReplicaCacheListener, "left", left)
-        recording = simulate(world, 0, 1)
+        recording = run(world)
     assert recording.facts["extra_resident_bytes_peak"] == peak
 
 

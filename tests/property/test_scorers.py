@@ -12,6 +12,7 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import run
 from test_routing_laws import ADAPTERS, contexts_of
 
 from sim.policies.routing import RouterContext, make_router
@@ -22,7 +23,7 @@ from sim.spec.sections.control_plane import Router as RouterSpec
 from sim.traffic.request import MISS, Request
 from sim.world.build import build_world
 from sim.world.pools.autoscaler import kv_usage
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 SIZE = 64
 
@@ -267,7 +268,7 @@ def test_a_scrape_misses_what_the_router_has_sent_and_its_own_counts_do_not() ->
     for name in ("running-requests", "active-request"):
         router = {"policy": "scorers", "staleness": "5 s", "scorers": [{"name": name}]}
         loaded = load_scenario("which-router", ["workload.requests=1500"]).with_values({"router": router})
-        replica = np.asarray(simulate(build_world(loaded.scenario), 0, 1).requests["replica"])
+        replica = np.asarray(run(loaded.scenario).requests["replica"])
         windows = [np.bincount(each, minlength=4).max() for each in np.array_split(replica, 15)]
         skew[name] = float(np.mean(windows)) / 25
     assert skew["running-requests"] > 2, "all requests between two readings go to one replica"
@@ -280,7 +281,7 @@ def test_the_orders_that_the_page_states_show_in_short_runs() -> None:
     routers = load_scenario("which-router").data["sweep"]["router"]
     misses = []
     for router in (routers[0], *routers[5:]):
-        recording = simulate(build_world(loaded.with_values({"router": router}).scenario), 0, 1)
+        recording = run(loaded.with_values({"router": router}).scenario)
         misses.append(float(np.mean(np.asarray(recording.requests["outcome"]) == MISS)))
     round_robin, default, affinity, load_state = misses
     assert default > 0.9 * round_robin
@@ -292,7 +293,7 @@ def test_the_benchmark_of_llm_d_comes_out_as_published() -> None:
     loaded = load_scenario("llm-d-shared-prefix")
     routers, found = loaded.scenario.sweep["router"], []
     for router in (routers[0], *routers[2:]):
-        rows = simulate(build_world(loaded.with_values({"router": router}).scenario), 0, 1).requests
+        rows = run(loaded.with_values({"router": router}).scenario).requests
         ttft = np.asarray(rows["first_token_s"]) - np.asarray(rows["arrival_s"])
         found.append(float(np.percentile(ttft[len(ttft) // 2 :], 90)))
     assert found == pytest.approx([0.60, 77.7, 70.3], rel=1 / 3)

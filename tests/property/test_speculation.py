@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from drafting_fleets import HOST_S, STEP, twin_sections
 from recordings import simulate_checked
-from strategies import build, write_profile, write_trace
+from strategies import build, run, write_profile, write_trace
 from test_kv_transfers import fleet_of
 
 from sim.policies.costs import StepCosts
@@ -26,7 +26,6 @@ from sim.spec.scenario_file import load_scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import BASE_MODEL, Request
 from sim.world.build import build_world
-from sim.world.replication import simulate
 from sim.world.world import World
 
 TWINS, FLEETS = 120, 40
@@ -324,7 +323,7 @@ def jobs_of(world: World, recording: Recording) -> list[Job]:
 @pytest.mark.parametrize("number", range(TWINS))
 def test_every_step_is_that_of_the_naive_twin(number: int, ahead: bool) -> None:
     world = build_world(build(**twin_sections(Random(number), ahead=ahead)))
-    recording = simulate(world, 0, 1)
+    recording = run(world)
     twin = TwinAhead(world) if ahead else Twin(world)
     jobs = jobs_of(world, recording)
     twin.run(jobs)
@@ -341,7 +340,7 @@ def test_every_step_is_that_of_the_naive_twin(number: int, ahead: bool) -> None:
 
 def test_the_twins_preempt_and_draft_less_at_the_end_of_the_context() -> None:
     worlds = [build_world(build(**twin_sections(Random(number)))) for number in range(TWINS)]
-    recordings = [simulate(world, 0, 1) for world in worlds]
+    recordings = [run(world) for world in worlds]
     assert sum(int(np.sum(recording.requests["preemptions"]) > 0) for recording in recordings) > 10
     cut = [
         recording.facts["drafted_tokens"] < recording.facts["drafts_verified"] * world.scenario.fleet.speculation.tokens
@@ -401,7 +400,7 @@ def steps_needed(reached: list[float], longest: int) -> tuple[list[float], list[
 def test_accepted_tokens_and_steps_are_those_of_the_closed_form(
     tokens: int, acceptance: list[float], ahead: bool
 ) -> None:
-    recording = simulate(light({"tokens": tokens, "acceptance": acceptance, "draft": 0.05}, ahead=ahead), 0, 1)
+    recording = run(light({"tokens": tokens, "acceptance": acceptance, "draft": 0.05}, ahead=ahead))
     steps, accepted = recording.facts["drafts_verified"], recording.facts["accepted_tokens"]
     reached = [float(np.prod([*acceptance, *[acceptance[-1]] * tokens][: i + 1])) for i in range(tokens)]
     mean = sum(reached)
@@ -423,11 +422,11 @@ def test_base_model_and_kinds_of_adapters_have_their_own_acceptance() -> None:
         adapters = {"count": 4, "mix": alone if kind else [alone[0]]}
         world = light({"tokens": 2, "acceptance": 0.9, "draft": 0.05}, adapters=adapters)
         assert world.pools[0].accept_length == pytest.approx(1 + given + given**2)
-        facts = simulate(world, 0, 1).facts
+        facts = run(world).facts
         mean = 1 + facts["accepted_tokens"] / facts["drafts_verified"]
         assert mean == pytest.approx(1 + given + given**2, abs=4 * 0.9 / sqrt(facts["drafts_verified"]))
     mixed = light({"tokens": 2, "acceptance": 0.9, "draft": 0.05}, adapters={"count": 400, "mix": kinds})
-    facts = simulate(mixed, 0, 1).facts
+    facts = run(mixed).facts
     assert mixed.pools[0].accept_length == pytest.approx(
         1 + facts["accepted_tokens"] / facts["drafts_verified"], rel=0.1
     )
@@ -442,7 +441,7 @@ def test_where_all_requests_are_for_full_models_the_base_models_acceptance_is_to
 
 @pytest.mark.parametrize("section", [None, {"tokens": 0, "acceptance": 0.7, "draft": 0.05}])
 def test_no_drafts_change_nothing(section: dict[str, Any] | None) -> None:
-    plain, other = simulate(light(None), 0, 4), simulate(light(section), 0, 4)
+    plain, other = run(light(None), sections=4), run(light(section), sections=4)
     assert plain.facts == other.facts
     for name, column in plain.requests.items():
         assert column.tobytes() == other.requests[name].tobytes(), name
@@ -455,8 +454,8 @@ def test_free_drafts_that_are_never_accepted_cost_their_verification_alone() -> 
     """One request at a time: each of its steps is as long as one without drafts, and 3 more tokens."""
     outputs = {"prompt": {"law": "fixed", "value": 10}, "output": {"law": "fixed", "value": 50}}
     one: dict[str, Any] = {"requests": 20, "arrivals": {"process": "poisson", "rate": "1/min"}, "tokens": outputs}
-    plain = simulate(light(None, **one), 0, 1)
-    drafted = simulate(light({"tokens": 3, "acceptance": 0.0, "draft": 0.0}, **one), 0, 1)
+    plain = run(light(None, **one))
+    drafted = run(light({"tokens": 3, "acceptance": 0.0, "draft": 0.0}, **one))
     longer = drafted.requests["finished_s"] - plain.requests["finished_s"]
     np.testing.assert_allclose(longer, 49 * 3 * (1e-4 + 3e-6), rtol=1e-6)
 
@@ -466,7 +465,7 @@ def test_ahead_the_host_is_waited_for_once_and_not_in_every_step(acceptance: flo
     """One request at a time: the GPU computes a step while the host prepares the next."""
     one: dict[str, Any] = {"requests": 20, "arrivals": {"process": "poisson", "rate": "1/min"}}
     drafts = {"tokens": 3, "acceptance": acceptance, "draft": 0.1}
-    by_step, ahead = (simulate(light(drafts, ahead=each, host_s=HOST_S, **one), 0, 1) for each in (False, True))
+    by_step, ahead = (run(light(drafts, ahead=each, host_s=HOST_S, **one)) for each in (False, True))
     steps = by_step.facts["drafts_verified"]
     assert steps == ahead.facts["drafts_verified"] > 0
     np.testing.assert_allclose(ahead.requests["first_token_s"], by_step.requests["first_token_s"], rtol=1e-12)
@@ -513,7 +512,7 @@ def test_measured_accept_lengths_lie_inside_the_interval_with_their_acceptance(n
         given = acceptance_for(length, tokens)
         answers = {"prompt": {"law": "fixed", "value": 40}, "output": {"law": "fixed", "value": 20}}
         world = light({"tokens": tokens, "acceptance": given, "draft": 0.05}, requests=96, tokens=answers)
-        runs = [simulate(world, replication, 1).facts for replication in range(10)]
+        runs = [run(world, replication).facts for replication in range(10)]
         means = [1 + facts["accepted_tokens"] / facts["drafts_verified"] for facts in runs]
         half = 2.26 * float(np.std(means, ddof=1))  # of one run of 96 prompts, t with 9 degrees of freedom
         lengths.append((float(np.mean(means)), half))
@@ -594,7 +593,7 @@ def test_a_run_without_room_for_any_draft_has_no_metrics_of_drafts() -> None:
     cache = {"gpu": {"slots": 1}, "host": {"slots": 1}}
     sections = {"workload": {"trace": {"file": write_trace(rows)}}, "adapters": {"count": 1, "rank": 8}}
     world = build_world(build(**sections, cache=cache, fleet=fleet))
-    recording = simulate(world, 0, 1)
+    recording = run(world)
     assert (recording.requests["status"] == COMPLETED).all()
     assert "drafts_wasted" not in summarise([recording], facts_of(world), {}, []).metrics
 

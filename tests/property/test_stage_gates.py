@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_rollouts import Seen
-from recordings import run
-from strategies import GATES, ODD, STAGES, rollout_designs, seconds, with_
+from strategies import GATES, ODD, STAGES, rollout_designs, run, seconds, with_
 from test_rollout_cases import crowd
 from test_rollout_laws import EXAMPLES
 

@@ -12,7 +12,7 @@ from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_tenants import CodeFleet, TenantFleet
-from strategies import VLLM, build, engine_scenarios, scenarios
+from strategies import VLLM, build, engine_scenarios, run, scenarios
 from test_leaping import compare, tell
 
 from sim.policies.queues.fair_queue import INPUT_WEIGHT, OUTPUT_WEIGHT
@@ -200,9 +200,7 @@ def test_with_one_tenant_every_policy_is_first_come_first_served(
 ) -> None:
     """To the last bit. With a seat for every adapter, requests join in the order in which they come."""
     tenants = [{"name": "all", "adapters": 12, "priority": 3, "weight": 2.0}]
-    one, other = (
-        simulate(build_world(shared(engine, each, tenants, fleet=fleet)), 0, 3) for each in (scheduling, "fcfs")
-    )
+    one, other = (run(shared(engine, each, tenants, fleet=fleet), sections=3) for each in (scheduling, "fcfs"))
     same(one, other)
 
 

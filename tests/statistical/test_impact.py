@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from strategies import run
 
 from sim.results.baseline_impact import usual_impact, with_impact
 from sim.results.intervals import student
@@ -20,7 +21,6 @@ from sim.studies.design import baseline_of, make_design
 from sim.studies.evaluate import EvaluationOptions, evaluate_scenario, facts_of
 from sim.studies.execution import Execution
 from sim.studies.sweep import run_study
-from sim.world.replication import simulate
 
 FLEET = ["workload.duration=30 s", "rollouts=null", "run.replications=1", "run.warmup=10%"]
 QUEUE = [
@@ -50,7 +50,7 @@ def scenario(name: str, settings: list[str]) -> Scenario:
 def test_the_baseline_is_the_same_world_until_something_changes(change: str) -> None:
     design = make_design(scenario("rollout-blue-green", [*FLEET, change]))
     assert design.baseline is not None
-    one, other = (simulate(world, 0, 20) for world in (design.world, design.baseline))
+    one, other = (run(world, sections=20) for world in (design.world, design.baseline))
     over = (one.requests["finished_s"] >= 0) & (one.requests["finished_s"] < 15)
     assert over.sum() > 150
     for name, column in one.requests.items():
@@ -85,8 +85,8 @@ def test_the_impact_is_the_same_for_one_four_and_eight_replications() -> None:
     design = make_design(scenario("cache-thrash", [*QUEUE, STALL, "run.replications=8"]))
     assert design.baseline is not None
     facts = facts_of(design.world)
-    changed = [simulate(design.world, place, 20) for place in range(13)]
-    usual = [usual_impact(simulate(design.baseline, place, 20), facts) for place in range(13)]
+    changed = [run(design.world, place, 20) for place in range(13)]
+    usual = [usual_impact(run(design.baseline, place, 20), facts) for place in range(13)]
 
     def of(*places: int) -> Point:
         some: list[Recording] = [changed[place] for place in places]

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from replicate import assert_meets, replicate
 from scipy.optimize import brentq
-from strategies import build, fixed_time, seconds, write_profile
+from strategies import build, fixed_time, run, seconds, write_profile
 
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 REPLICATIONS = 10
 SERVICE_S = 0.01
@@ -252,7 +251,7 @@ def test_each_stage_of_prefill_and_decode_is_an_mg1_queue(stage: str) -> None:
     )
     world, waits = build_world(scenario), []
     for replication in range(REPLICATIONS):
-        recording = simulate(world, replication, 1)
+        recording = run(world, replication)
         columns = recording.requests
         rows = recording.hand_overs[np.argsort(recording.hand_overs[:, 0])]
         through_s = {"prefill": rows[:, 1] - columns["arrival_s"], "read": rows[:, 3] - rows[:, 1]}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import strategies
-from strategies import build, fixed_time
+from strategies import build, fixed_time, run
 
 from sim.errors import ScenarioError
 from sim.results.records import COMPLETED, Recording
@@ -17,7 +17,7 @@ from sim.spec.scenario import Fleet, Scenario
 from sim.traffic.request import FROM_HOST
 from sim.world.build import build_world
 from sim.world.pools.autoscaler import mean_cold_start_s
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 ROUTERS = ("round-robin", "random", "least-loaded", "power-of-two", "hash", "affinity-residency", "affinity-activity")
 WAVES = {"process": "diurnal", "rate": "10/s", "swing": 0.9, "period": "2 min", "peak_at": "30 s"}
@@ -45,10 +45,6 @@ def waves(autoscale: dict[str, Any], **sections: Any) -> Scenario:
 
 def services(rows: list[tuple[float, int]], autoscale: dict[str, Any], **sections: Any) -> Scenario:
     return strategies.services(rows, fleet={"autoscale": autoscale, **sections.pop("fleet", {})}, **sections)
-
-
-def run(scenario: Scenario, replication: int = 0) -> Recording:
-    return simulate(build_world(scenario), replication, 2)
 
 
 def counts(recording: Recording) -> list[tuple[float, int, int]]:

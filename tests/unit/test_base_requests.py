@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from strategies import GRID, build, fixed_time, write_file, write_profile, write_trace
+from strategies import GRID, build, fixed_time, run, write_file, write_profile, write_trace
 
 from calibrate.serve.client import plan_requests
 from reports.tables.metric_tables import traffic_sentence, traffic_table
@@ -43,7 +43,6 @@ from sim.traffic.traces.data import TraceData
 from sim.traffic.traces.export import write_plain
 from sim.traffic.traces.read import read_adapter_sequence, read_trace
 from sim.world.build import build_world
-from sim.world.replication import simulate
 from sim.world.world import World
 
 BASE = {"share": 0.3, "kind": "base"}
@@ -61,10 +60,6 @@ def scenario(**sections: Any) -> Scenario:
     given = {"workload": WORKLOAD, "adapters": ADAPTERS, "cache": {"gpu": {"slots": 4}}}
     storage = {"load": fixed_time(GRID / 8), **sections.pop("storage", {})}
     return build(**{**given, **sections}, fleet=fleet, storage=storage)
-
-
-def run(one: Scenario | World) -> Recording:
-    return simulate(build_world(one) if isinstance(one, Scenario) else one, 0, 1)
 
 
 def columns(recording: Recording) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time
+from strategies import build, fixed_time, run
 
 from sim.spec.scenario import Scenario
 from sim.studies.plan.what_if import _traffic as traffic_changes
 from sim.studies.run.method import assumed
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 VLLM = {"tool": "vllm-bench", "num_prompts": 12, "input_len": 40, "output_len": 30}
 SGLANG = VLLM | {"tool": "sglang-bench", "range_ratio": 0.25, "request_rate": "8/s", "seed": 3}
@@ -115,7 +114,7 @@ def test_beyond_the_limit_a_request_waits_at_the_client_in_order(
     client = SGLANG | {"num_prompts": 300, "request_rate": rate, "max_concurrency": cap, "output_len": 300}
     (free,) = build_world(scenario_of(client | {"max_concurrency": None})).traffic.chunks(0)
     due_s = np.maximum(free.arrival_s, 0.0)
-    recording = simulate(build_world(scenario_of(client, fleet=fleet)), 0, 1)
+    recording = run(scenario_of(client, fleet=fleet))
     sent_s, answered_s = (recording.requests[name].astype(float) for name in ("arrival_s", "finished_s"))
     ends: list[float] = []
     for due, sent, answered in zip(due_s, sent_s, answered_s, strict=True):

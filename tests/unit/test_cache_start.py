@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import GRID, build, fixed_time, write_profile, write_trace
+from strategies import GRID, build, fixed_time, run, write_profile, write_trace
 
 from sim.errors import ScenarioError
 from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache
@@ -18,7 +18,7 @@ from sim.spec.policies import EVICTIONS
 from sim.spec.scenario import Scenario
 from sim.traffic.request import DELAYED_HIT, FROM_HOST, HIT, MISS
 from sim.world.build import build_world
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 POLICIES = [name for name in EVICTIONS.names if name != "vllm-lru"]  # which is a whole cache
 
@@ -34,10 +34,6 @@ def ticking(rows: list[tuple[int, int, int]], cache: dict[str, Any], slots: int 
         storage={"load": fixed_time(6 * GRID)} | more.pop("storage", {}),
         fleet=fleet | more,
     )
-
-
-def run(scenario: Scenario) -> Recording:
-    return simulate(build_world(scenario), 0, 1)
 
 
 def outcomes(recording: Recording) -> list[int]:

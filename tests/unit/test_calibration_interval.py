@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from profiles_with_draws import write_profile
+from strategies import run
 
 from sim.results.calibration import ReplicationValues, bounds, with_calibration
 from sim.results.metrics import measure
@@ -22,7 +23,6 @@ from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import load_scenario
 from sim.studies.design import MAX_DRAWS, make_design
 from sim.studies.evaluate import DRAW, Part, evaluate_scenario, facts_of, simulate_part
-from sim.world.replication import simulate
 
 COUNTS = ("completed", "unfinished", "refused", "failed", "preemptions", "evictions")
 
@@ -80,9 +80,9 @@ def test_the_interval_holds_what_the_drawn_profiles_give(tmp_path: Path) -> None
 def test_a_draw_sees_the_traffic_that_it_is_compared_on(tmp_path: Path) -> None:
     design = make_design(scenario(write_profile(tmp_path / "p.json", [(1.0, 1.0), (1.0, 1.3), (1.2, 1.0)])))
     world = design.world
-    own = [simulate(world, replication, 10) for replication in range(2)]
+    own = [run(world, replication, 10) for replication in range(2)]
     for place in range(3):
-        drawn = simulate(world.with_costs(world.pools[0].profile.draws[place]), place % 2, 10)  # type: ignore[union-attr]
+        drawn = run(world.with_costs(world.pools[0].profile.draws[place]), place % 2, 10)  # type: ignore[union-attr]
         for column in ("arrival_s", "adapter", "prompt_tokens", "output_tokens"):
             assert (drawn.requests[column] == own[place % 2].requests[column]).all()
     slow, same = (simulate_part(design, Part(DRAW, place)).values["itl_mean_s"] for place in (2, 0))
@@ -197,7 +197,7 @@ def test_the_interval_is_never_narrower_than_the_draws() -> None:
 @pytest.mark.parametrize("name", ["quickstart", "noisy-neighbour", "prefix-sharing"])
 def test_what_is_only_compared_has_the_same_values_and_no_interval(name: str) -> None:
     world = make_design(load_scenario(name, ["workload.requests=1200"]).scenario).world
-    recording, facts = simulate(world, 0, 10), facts_of(world)
+    recording, facts = run(world, sections=10), facts_of(world)
     whole, _ = measure([recording], facts, MIN_SECTION_P99)
     alone, _, _ = measure_alone(recording, facts)
     assert {key: each.value for key, each in alone.items()} == {key: each.value for key, each in whole.items()}

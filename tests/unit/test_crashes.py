@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import strategies
-from strategies import build, fixed_time, write_trace
+from strategies import build, fixed_time, run, write_trace
 
 from sim.results.capacity import _offered_to_loaders
 from sim.results.metrics import measure
-from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED, Recording
+from sim.results.records import COMPLETED, FAILED, LOAD_FAILED, LOST, REROUTED, UNFINISHED
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.traffic.request import MISS
 from sim.world.build import build_world
 from sim.world.faults.storage_faults import LONGEST_PAUSE_S, Failures, StorageFaults, StorageSpeed
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 
 def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sections: Any) -> Scenario:
@@ -26,10 +26,6 @@ def services(rows: list[tuple[float, int]], faults: list[dict[str, Any]], **sect
     given = {"storage": {"load": fixed_time(0.5)}, "router": {"policy": "round-robin"}, "faults": faults}
     given["cache"] = {"gpu": {"slots": 4}, "warm": 4}
     return strategies.services(rows, fleet={"replicas": 2, **sections.pop("fleet", {})}, **(given | sections))
-
-
-def run(scenario: Scenario) -> Recording:
-    return simulate(build_world(scenario), 0, 1)
 
 
 CRASH = {"kind": "crash", "replica": 0, "at": "0.5 s", "down": "4 s", "detected": "1 s"}

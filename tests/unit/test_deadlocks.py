@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time, write_profile, write_trace
+from strategies import build, fixed_time, run, write_profile, write_trace
 
 from sim.errors import LoraplanError
 from sim.results.records import COMPLETED, REFUSED
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
 from sim.world.fleet import Fleet
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 
 SEEDS = range(20)
 
@@ -118,10 +118,10 @@ def test_a_stand_still_is_an_error_and_no_result(monkeypatch: pytest.MonkeyPatch
     scenario = build(
         workload={"trace": {"file": write_trace(rows)}}, adapters={"size": "1 MB"}, cache={"gpu": {"slots": 1}}
     )
-    assert np.all(simulate(build_world(scenario), 0, 1).requests["status"] == COMPLETED)
+    assert np.all(run(scenario).requests["status"] == COMPLETED)
     monkeypatch.setattr("sim.policies.adapter_cache.GpuCache.reserve", lambda cache, adapter: False)
     with pytest.raises(
         LoraplanError, match="stands still at 1 s with requests inside: replica 0 has 2 inside"
     ) as raised:
-        simulate(build_world(scenario), 0, 1)
+        run(scenario)
     assert raised.value.exit_code == 3

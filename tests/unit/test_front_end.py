@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from strategies import build
+from strategies import build, run
 
 from sim.policies.front_end import FrontEnd, FrontEndCosts
 from sim.results.point_summary import summarise
@@ -12,7 +12,7 @@ from sim.spec.profile import load_profile
 from sim.spec.profile_choice import FRONT_END_S, front_end_s
 from sim.studies.evaluate import facts_of
 from sim.world.build import build_world
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 from sim.world.world import World
 
 COSTS = FrontEndCosts(
@@ -98,7 +98,7 @@ FEW = {"workload": {"requests": 10, "arrivals": {"process": "poisson", "rate": "
 def recorded(**fleet: object) -> tuple[World, Recording]:
     workload = {"requests": 300, "arrivals": {"process": "poisson", "rate": "6/s"}}
     world = build_world(build(workload=workload, adapters={"count": 20}, fleet={"engine": "vllm-0.12", **fleet}))
-    return world, simulate(world, 0, 1)
+    return world, run(world)
 
 
 def test_the_time_in_the_front_end_comes_on_top_and_changes_nothing_else() -> None:
@@ -118,11 +118,7 @@ def test_clients_of_a_closed_loop_send_later_by_the_time_in_the_front_end() -> N
     def loop(think: str, front_end: str) -> Recording:
         arrivals = {"process": "closed", "concurrency": 3, "think": think}
         fleet = {"engine": "vllm-0.12", "front_end_time": front_end}
-        return simulate(
-            build_world(build(workload={"requests": 200, "arrivals": arrivals}, adapters={"count": 20}, fleet=fleet)),
-            0,
-            1,
-        )
+        return run(build(workload={"requests": 200, "arrivals": arrivals}, adapters={"count": 20}, fleet=fleet))
 
     thinking, behind = loop("300 ms", "0 s"), loop("100 ms", "200 ms")
     assert behind.requests["arrival_s"] == pytest.approx(thinking.requests["arrival_s"])

@@ -7,13 +7,14 @@ from typing import Any
 from weakref import ref
 
 import pytest
+from strategies import run
 
 from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.traffic import generate
 from sim.world.build import build_world
 from sim.world.fleet import Fleet
-from sim.world.replication import collector_paused, simulate
+from sim.world.replication import collector_paused
 from sim.world.world import World
 
 
@@ -59,7 +60,7 @@ def test_a_simulation_leaves_nothing_in_cycles_while_it_runs(
     world = _world(more)
     gc.collect()
     with collector_paused():
-        recording = simulate(world, 0, 20)
+        recording = run(world, sections=20)
     assert len(recording.loads["started_s"]) > 200, "without loads it would show nothing"
     assert len(found) == 1
     assert found[0] <= most
@@ -76,7 +77,7 @@ def test_the_fleet_of_a_replication_is_freed_at_its_end(monkeypatch: pytest.Monk
         return close(fleet)
 
     monkeypatch.setattr(Fleet, "_close", remember)
-    simulate(_world({}), 0, 20)
+    run(_world({}), sections=20)
     assert [fleet() for fleet in fleets] == [None]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build
+from strategies import build, run
 
 from reports.answers.limits import limits
 from reports.text.headroom_text import headroom_sentences
@@ -37,7 +37,6 @@ from sim.studies.evaluate import evaluate_scenario, facts_of
 from sim.studies.headroom import FINE, LEAST, NARROW, Strains, find_edge, find_headroom
 from sim.studies.run.answer import Answer, answer
 from sim.studies.short_runs import MOST, WARMUP, Traffic
-from sim.world.replication import simulate
 from validation.benches.bench_headroom import compared, random_scenario
 
 SERVICE_S = 0.01
@@ -341,7 +340,7 @@ def test_the_search_ends_where_whole_periods_become_too_many_requests() -> None:
 def test_short_runs_leave_out_their_first_fifth() -> None:
     """In it, queues and batches fill."""
     world = Traffic.of(one_server("exponential", {})).world(2.0, 1000)
-    assert (simulate(world, 0, 20).section_of < 0).tolist() == [True] * 200 + [False] * 800
+    assert (run(world, sections=20).section_of < 0).tolist() == [True] * 200 + [False] * 800
 
 
 @pytest.mark.parametrize("slo", [{}, {"e2e_p99": "1 h"}])
@@ -394,7 +393,7 @@ def test_what_a_short_run_has_too_little_of_is_made_up_for() -> None:
     large too: it is within 40 ms where the short runs have 33 ms, at 100 − 1 / 0.0333 = 70 requests/s."""
     scenario = one_server("exponential", {"e2e_mean": "40 ms"})
     world = Traffic.of(scenario).world(1.0, FINE)
-    short = summarise([simulate(world, 0, 20)], facts_of(world), {}, [])
+    short = summarise([run(world, sections=20)], facts_of(world), {}, [])
     mean = replace(short.metrics["e2e_mean_s"], value=1.2 * (short.metrics["e2e_mean_s"].value or 0.0))
     many = replace(short.metrics["completed"], value=FINE)
     found = find_headroom(scenario, replace(short, metrics={**short.metrics, "e2e_mean_s": mean, "completed": many}))

@@ -1,4 +1,4 @@
-"""Leaps that cross the bounds of sections, from rows whose parts can be counted on paper."""
+"""What leaps, loads and requests leave in each section or instant of a run, from rows that can be counted on paper."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import GRID, build, fixed_time, write_profile, write_trace
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import GRID, build, fixed_time, run, write_profile, write_trace
 
 from sim.results.recording.leaps import Leaps, gap_bins
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
+from sim.results.sample_data import _overlap
+from sim.results.timeline import _passed
 from sim.spec.scenario import Scenario
-from sim.world.build import build_world
-from sim.world.replication import simulate
 
 Leap = tuple[float, float, float, float, int, int, int, int, int]
 """Arguments of ``Recorder.record_leap``."""
@@ -98,7 +100,7 @@ def timed(arrivals: list[float], end_s: float, **sections: Any) -> Scenario:
 def test_a_server_that_never_rests_is_busy_all_the_time() -> None:
     fleet = {"engine": "fixed", "service": fixed_time(3.0)}
     # Served from 0 to 3, from 3 to 6, and from 6 on.
-    recording = simulate(build_world(timed([0.0, 2.0, 4.0, 6.0], 8.0, fleet=fleet)), 0, 3)
+    recording = run(timed([0.0, 2.0, 4.0, 6.0], 8.0, fleet=fleet), sections=3)
     assert recording.bounds.tolist() == [2.0, 4.0, 6.0, 8.0]
     assert recording.busy_s.tolist() == [2.0, 2.0, 2.0]
     assert recording.busy_by_replica.tolist() == [6.0]
@@ -106,7 +108,7 @@ def test_a_server_that_never_rests_is_busy_all_the_time() -> None:
 
 def test_one_service_that_outlasts_the_run_is_all_of_it() -> None:
     fleet = {"engine": "fixed", "service": fixed_time(100.0)}
-    recording = simulate(build_world(timed([0.0, 2.0, 5.0], 8.0, fleet=fleet)), 0, 2)
+    recording = run(timed([0.0, 2.0, 5.0], 8.0, fleet=fleet), sections=2)
     assert recording.bounds.tolist() == [2.0, 5.0, 8.0]
     assert recording.busy_s.tolist() == [3.0, 3.0]
     assert recording.running_area == 8.0
@@ -117,9 +119,46 @@ def test_a_step_under_way_at_the_end_keeps_the_gpu_busy(ticks: int, expected: li
     # One request decodes from the start on, and the batch has no place for the others.
     profile = write_profile({"fixed_s": ticks * GRID})
     fleet = {"profile": profile, "kv_tokens": 64, "block_size": 1, "max_num_seqs": 1}
-    recording = simulate(build_world(timed([0.0, 4.25 * GRID, 8.5 * GRID], 12.75 * GRID, fleet=fleet)), 0, 2)
+    recording = run(timed([0.0, 4.25 * GRID, 8.5 * GRID], 12.75 * GRID, fleet=fleet), sections=2)
     assert (recording.bounds / GRID).tolist() == [4.25, 8.5, 12.75]
     assert (recording.busy_s / GRID).tolist() == [4.25, 4.25]
     assert recording.running_area == 12.75 * GRID
     # Tokens end the steps that start at 5 to 8 and at 9 to 11; of steps of four ticks, the one that starts at 8.
     assert recording.gap_counts.sum(axis=1).tolist() == expected
+
+
+# Seconds that loads spend in each section
+
+
+def test_loads_are_cut_at_the_bounds_of_sections() -> None:
+    found = _overlap(np.array([0.5, 1.5]), np.array([2.5, 1.75]), np.array([0.0, 1.0, 2.0, 3.0, 4.0]))
+    assert found == pytest.approx([0.5, 1.25, 0.5, 0.0])
+
+
+def test_a_section_without_loads_is_not_below_zero_by_rounding() -> None:
+    rng = np.random.default_rng(1)
+    start = rng.uniform(0, 100, 50)
+    held = _overlap(start, start + 1e-3, np.linspace(0, 4000, 41))
+    assert held.min() == 0.0
+    assert held.sum() == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_short_section_keeps_its_digits_late_in_a_long_run() -> None:
+    # Arrivals in bursts leave sections of nanoseconds between others of hours.
+    start = np.arange(0.1, 40000.0, 7.3)
+    bounds = np.array([0.0, 30000.0, 30000.0 + 2e-9, 40000.0])
+    held = _overlap(start, start + 7.0, bounds)
+    assert held[1] == bounds[2] - bounds[1], "a load runs over all of it"
+
+
+# What has come by each instant of a timeline
+
+
+@given(st.data(), st.integers(1, 60), st.floats(1e-6, 1e9))
+def test_what_has_come_by_each_instant(data: st.DataObject, parts: int, end: float) -> None:
+    at = (np.arange(parts) + 0.5) * end / parts
+    near = [float(x) for instant in at for x in (np.nextafter(instant, 0), instant, np.nextafter(instant, np.inf))]
+    time = st.just(-1.0) | st.floats(0, end) | st.sampled_from([*near, end, end * 2, float("inf")])
+    stamps = np.array(data.draw(st.lists(time, max_size=80)), dtype=np.float64)
+    known = np.sort(stamps[stamps >= 0])
+    assert _passed(stamps, at, end).tolist() == np.searchsorted(known, at, side="right").tolist()

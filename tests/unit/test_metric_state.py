@@ -1,14 +1,20 @@
-"""States of metrics: files keep them, and every one has words."""
+"""States of metrics: files keep them, every one has words, and results are frozen."""
 
 from __future__ import annotations
+
+import dataclasses
+import inspect
+from types import ModuleType
 
 import pytest
 from strategies import build
 
 from reports.text.metric_text import remark, unsettled, why
+from sim.results import calibration, metric_state, model, point
 from sim.results.metric_state import SETTLED, Cause, State
 from sim.results.model import from_plain
 from sim.results.point import Metric, Point
+from sim.results.run_directory import headroom_record, study_records
 from sim.studies.evaluate import evaluate_scenario
 
 
@@ -80,3 +86,24 @@ def test_what_happens_once_in_a_run_needs_more_of_them() -> None:
     once = evaluate_scenario(build(**sections, faults=faults)).point.metrics["throughput_rps"].state
     assert (once.once, once.requests) == (True, None)
     assert not evaluate_scenario(build(**sections)).point.metrics["throughput_rps"].state.once
+
+
+# What a point or a run directory says can't be changed in passing
+
+
+def types_of(module: ModuleType) -> list[type]:
+    return [
+        kind
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and kind.__module__ == module.__name__ and dataclasses.is_dataclass(kind)
+    ]
+
+
+@pytest.mark.parametrize(
+    "module", [model, headroom_record, study_records, point, metric_state, calibration], ids=lambda m: m.__name__
+)
+def test_every_result_is_frozen(module: ModuleType) -> None:
+    kinds = types_of(module)
+    assert kinds, "the module has results"
+    for kind in kinds:
+        assert kind.__dataclass_params__.frozen, kind.__name__  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import strategies as parts
 from hypothesis import given
 from hypothesis import strategies as st
 from scenario_samples import base
+from strategies import run
 
 from sim.policies.changes import PopularityChoice, UniformChoice, exchanged
 from sim.results.change_metrics import sessions_of_both
@@ -30,7 +31,7 @@ from sim.results.records import (
 from sim.spec.scenario import Scenario
 from sim.traffic.request import Request
 from sim.world.build import build_world
-from sim.world.replication import assemble, simulate
+from sim.world.replication import assemble
 from sim.world.routing.router_state import RouterInstances
 
 __all__ = ["base"]  # a fixture, used by its name
@@ -102,7 +103,7 @@ def quick(requests: int, rate: str, *, workload: dict[str, Any] | None = None, *
 
 
 def requests_of(scenario: Scenario) -> dict[str, np.ndarray]:
-    return simulate(build_world(scenario), 0, 1).requests
+    return run(scenario).requests
 
 
 def small(
@@ -110,7 +111,7 @@ def small(
 ) -> tuple[Recording, dict[str, Any]]:
     """Run a few requests, one at a time unless ``fleet`` says otherwise; loads take four steps."""
     given = {"cache": {"gpu": {"slots": 2}}, "storage": {"load": parts.fixed_time(4 * GRID)}, "faults": faults}
-    recording = simulate(build_world(replayed(rows, fleet={"max_num_seqs": 1, **fleet}, **given)), 0, 1)
+    recording = run(replayed(rows, fleet={"max_num_seqs": 1, **fleet}, **given))
     return recording, {name: column.tolist() for name, column in recording.requests.items()}
 
 
@@ -157,7 +158,7 @@ def test_a_retry_that_had_not_come_again_is_unfinished() -> None:
         storage={"load": parts.fixed_time(0.01)},
         faults=[fault],
     )
-    requests = simulate(build_world(scenario), 0, 1).requests
+    requests = run(scenario).requests
     assert len(requests["index"])
     assert set(requests["status"].tolist()) == {1}
     assert requests["detected"][:-1].min() == 1
@@ -216,7 +217,7 @@ def test_each_router_follows_the_old_map_until_it_hears_of_the_new_one() -> None
         "propagation": {"law": "uniform", "low": "5 s", "high": "60 s"},
     }
     scenario = quick(2000, "20/s", router={"instances": 4}, faults=[fault])
-    recording = simulate(build_world(scenario), 0, 1)
+    recording = run(scenario)
     requests = recording.requests
     routers = RouterInstances(4, scenario.run.seed, 0)
     plain = [Request(index, 0.0, 0, 1, 1) for index in range(2000)]
@@ -333,7 +334,7 @@ def test_old_prefixes_grow_old_from_the_last_answer_of_the_old_version() -> None
 def test_a_fault_that_never_happens_changes_nothing(fault: dict[str, object]) -> None:
     rows = [(float(second), second % 3, 1, 2) for second in range(12)]
     given = {"adapters": {"count": 3, "size": "1 MiB"}, "cache": {"gpu": {"slots": 1}}}
-    healthy, broken = (simulate(build_world(replayed(rows, **given, faults=faults)), 0, 1) for faults in ([], [fault]))
+    healthy, broken = (run(replayed(rows, **given, faults=faults)) for faults in ([], [fault]))
     assert broken.events == []
     for name in ("finished_s", "load_wait_s", "marks", "status"):
         assert broken.requests[name].tolist() == healthy.requests[name].tolist()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from catalogue_names import ALWAYS_THERE, needing
-from strategies import build, fixed_time, services
+from strategies import build, fixed_time, run, services
 
 from sim.policies.adapter_cache import ABSENT
 from sim.policies.routing import RouterContext, View
@@ -56,10 +56,6 @@ def two_of_one_slot(rows: list[tuple[float, int]], load_s: float, controller: di
     """Two replicas with one slot each; rows are arrivals and adapters."""
     given = {"cache": {"gpu": {"slots": 1}}, "storage": {"load": fixed_time(load_s)}}
     return services(rows, 0.1, fleet={"replicas": 2}, router={"policy": "placement", "controller": controller}, **given)
-
-
-def run(scenario: Scenario, replication: int = 0) -> Recording:
-    return simulate(build_world(scenario), replication, 2)
 
 
 def homes_at(recording: Recording, time: float) -> dict[int, set[int]]:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from catalogue_names import ALWAYS_THERE
+from strategies import run
 
 from sim.policies.routing import RouterContext, View, make_router
 from sim.results.metrics import measure
-from sim.results.records import COMPLETED, OLD_PREFIX, Recording
+from sim.results.records import COMPLETED, OLD_PREFIX
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import facts_of
 from sim.studies.plan.what_if import Change, changes
@@ -56,10 +57,6 @@ def world(workload: dict[str, Any], requests: int = 1500, rate: str = "4/s", **s
         **sections,
     }
     return build_world(Scenario.model_validate(data))
-
-
-def run(built: World) -> Recording:
-    return simulate(built, 0, 1)
 
 
 def counted_by_hand(built: World) -> list[int]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from strategies import build, write_profile
+from strategies import build, run, write_profile
 
 from sim.spec.scenario import Scenario
 from sim.studies.plan.screen import screen
 from sim.traffic.request import FROM_HOST
 from sim.world.build import build_world
-from sim.world.replication import simulate
 
 FIXED = {"law": "fixed"}
 
@@ -34,7 +33,7 @@ def scenario(cache: dict[str, Any], engine: str = "continuous", **storage: Any) 
 
 def busy_share(given: Scenario) -> float:
     """Return the share of the time that the loaders with most to do were busy; within steps, those of both tiers."""
-    loads = simulate(build_world(given), 0, 1).loads
+    loads = run(given).loads
     seconds = loads["ended_s"] - loads["started_s"]
     from_host = loads["tier"] == FROM_HOST
     by_tier = [float(seconds[from_host].sum()), float(seconds[~from_host].sum())]

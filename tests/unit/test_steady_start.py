@@ -6,13 +6,12 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from strategies import build, fixed_time, write_profile, write_trace
+from strategies import build, fixed_time, run, write_profile, write_trace
 
 from sim.policies.adapter_cache import ABSENT
-from sim.results.records import Recording
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.replication import SteadyStart, assemble, simulate
+from sim.world.replication import SteadyStart, assemble
 from sim.world.times import ReplicaDraws
 
 SKEWED = {"law": "zipf", "exponent": 1.0}
@@ -47,10 +46,6 @@ def copies(scenario: Scenario) -> list[int]:
     server = assemble(build_world(scenario), 0, 1).fleet.servers[0]
     tiers = [server.cache, server.intake.host]
     return [adapter for adapter in range(ADAPTERS) if any(tier.holds(adapter) for tier in tiers)]
-
-
-def run(scenario: Scenario) -> Recording:
-    return simulate(build_world(scenario), 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Queues of requests over the adapter limit, against the lists of vLLM's scheduler, step by step."""
+"""Queues: requests over the adapter limit, those whose adapter is there, fair shares, and sequences that end."""
 
 from __future__ import annotations
 
+import random
 from random import Random
 
 import pytest
@@ -9,7 +10,9 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.policies.admission import WaitingQueue
+from sim.policies.admission import ReadyQueue, WaitingQueue
+from sim.policies.decode_ends import NEVER, DecodeEnds
+from sim.policies.queues.fair_queue import INPUT_WEIGHT, OUTPUT_WEIGHT, FairQueue
 from sim.policies.queues.passed_requests import PassedRequests, vllm_queue
 from sim.policies.vllm_lru import SetOrder, VllmLruCache
 from sim.traffic.request import Request
@@ -148,3 +151,90 @@ def test_the_order_after_one_step_and_after_two(rule: PassedRequests, orders: tu
             if queue.deferred:
                 queue.end_steps(2)
         assert left == order
+
+
+# Requests whose adapter is there: whatever the order in which they come, the lowest key goes first
+
+
+def test_the_lowest_key_goes_first_whenever_requests_come() -> None:
+    for seed in range(200):
+        rng = random.Random(seed)
+        queue, waiting = ReadyQueue(), list[Request]()
+        to_come = [Request(index, 0.0, 0, 1, 1) for index in range(60)]
+        while to_come or waiting:
+            if to_come and rng.random() < 0.6:
+                # Mostly the next one, but some come late, as after a load.
+                request = to_come.pop(0 if rng.random() < 0.5 else rng.randrange(len(to_come)))
+                waiting.append(request)
+                queue.push(request)
+            elif waiting:
+                first = min(waiting, key=lambda one: one.key)
+                assert queue.ready[0] is queue.next_candidate() is first, f"seed {seed}"
+                waiting.remove(first)
+                queue.take(first)
+                if rng.random() < 0.2:  # preempted: it goes before all others
+                    queue.push_front(first)
+                    waiting.append(first)
+            assert queue.size() == len(queue.all_requests()) == len(waiting), f"seed {seed}"
+            assert bool(queue.ready) == bool(waiting), f"seed {seed}"
+
+
+# The virtual token counter, by hand
+
+
+def request(number: int, tenant: int, prompt: int = 100) -> Request:
+    made = Request(number, 0.0, 0, prompt, 10, 0.0, 0.0, 0.0)
+    made.tenant = tenant
+    return made
+
+
+def test_a_pause_earns_no_credit() -> None:
+    queue = FairQueue([1.0, 1.0], None)
+    for number in range(6):
+        queue.push(request(number, 0))
+    for _ in range(5):
+        candidate = queue.next_candidate()
+        assert candidate is not None
+        queue.take(candidate)
+    served = 5 * 100 * INPUT_WEIGHT
+    assert queue.counters == [served, 0]
+    queue.push(request(6, 1))
+    assert queue.counters == [served, served], "it starts where the others are"
+
+
+def test_answers_count_over_the_weight() -> None:
+    queue = FairQueue([1.0, 4.0], None)
+    queue.push(request(0, 0))
+    queue.push(request(1, 1))
+    queue.charge(0, 8)
+    queue.charge(1, 8)
+    assert queue.counters == [8 * OUTPUT_WEIGHT, 2 * OUTPUT_WEIGHT]
+    assert queue.next_candidate() is queue.deferred[1][0]
+
+
+# Sequences end at their last step, in the order of their index
+
+
+LENGTHS = st.sampled_from([1, 2, 3, 4, 256, 257, 258, 259, 600, 5000])
+PAUSES = st.sampled_from([0, 0, 0, 1, 2, 255, 300])
+
+
+@given(st.lists(st.tuples(LENGTHS, PAUSES, st.booleans()), min_size=10, max_size=40))
+def test_sequences_end_as_in_a_sorted_list(arrivals: list[tuple[int, int, bool]]) -> None:
+    ends, decoding, step = DecodeEnds(), list[Request](), 0
+    for number, (tokens, pause, preempted) in enumerate(arrivals):
+        request = Request(number ^ 3, 0.0, 0, 1, tokens)  # those that start later often have the lower index
+        ended = ends.start([request], step)
+        assert request.last_step == step + tokens - 1
+        assert ended == ([request] if tokens == 1 else [])
+        decoding += [request] if tokens > 1 else []
+        if preempted and decoding:
+            ends.remove(decoding.pop(len(decoding) // 2))
+        until = step + pause
+        while (due := min((r.last_step for r in decoding), default=NEVER)) <= until:
+            assert ends.next_step == due
+            expected = sorted((r for r in decoding if r.last_step == due), key=lambda r: r.index)
+            assert ends.pop_next() == expected
+            decoding = [r for r in decoding if r.last_step != due]
+        step = until
+    assert ends.next_step == min((r.last_step for r in decoding), default=NEVER)
