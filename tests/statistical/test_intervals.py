@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import loraplan as api
+from sim.results.calibration import bounds
 from sim.results.pairs import difference_of
+from sim.results.point import Metric
 from sim.results.statistics import Sampled, ratio, sections_of_cycles, sections_per_replication
 from sim.spec.scenario import Scenario
 from sim.studies.evaluate import evaluate_scenario
@@ -157,3 +160,44 @@ def test_a_ratio_weighs_sections_by_their_size() -> None:
     assert metric.value == 0.5
     assert metric.lo == 0.0
     assert metric.hi == 1.0
+
+
+Result = Callable[[np.ndarray], np.ndarray]
+
+RUNS = 2000
+
+
+# Calibration intervals: a cost is fitted with an error, and the draws spread around the fit as the fit spreads around
+# the truth, which is what the bootstrap promises. Counted is how often the interval of the fit holds the true result.
+
+
+def proportional(cost: np.ndarray) -> np.ndarray:
+    return cost
+
+
+def queueing(cost: np.ndarray) -> np.ndarray:
+    """Service, and a wait as in M/M/1 at 80 % load."""
+    return cost / (1 - np.minimum(0.8 * cost, 0.995))
+
+
+def share(result: Result, spread: float, draws: int) -> float:
+    rng = np.random.default_rng(7)
+    fitted = 1 + rng.normal(0, spread, RUNS)
+    drawn = fitted[:, None] + rng.normal(0, spread, (RUNS, draws))
+    true = float(result(np.array([1.0]))[0])
+    values, results = result(fitted), result(drawn)
+    found = [
+        bounds("e2e_p99_s", Metric(float(v), unit="s"), [(float(v), float(r)) for r in row])
+        for v, row in zip(values, results, strict=True)
+    ]
+    return sum(low <= true <= high for low, high in found) / RUNS
+
+
+@pytest.mark.parametrize("draws", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("result", "spread"),
+    [(proportional, 0.02), (proportional, 0.1), (queueing, 0.02), (queueing, 0.05), (queueing, 0.1)],
+)
+def test_intervals_hold_in_95_of_100_cases(result: Result, spread: float, draws: int) -> None:
+    # Three standard errors of a share of .95 over 2,000 runs are .015.
+    assert share(result, spread, draws) == pytest.approx(0.95, abs=0.015)

@@ -13,6 +13,7 @@ import trace_samples as samples
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from traffic_samples import error_of, read
 
 from sim.errors import TraceError
 from sim.spec.sections.trace_source import LogColumns, Trace
@@ -24,18 +25,6 @@ COLUMNS = (
     *("usage.prompt_tokens", "completion_tokens", "output_len", "status", "session_id", "x"),
 )
 HEADER = "ts,model,prompt_tokens,completion_tokens\n"
-
-
-def read(folder: Path, content: bytes | str, **settings: object) -> TraceData:
-    file = folder / "t"
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_trace(Trace.model_validate({"file": str(file), **settings}))
-
-
-def error_of(folder: Path, content: bytes | str, **settings: object) -> str:
-    with pytest.raises(TraceError) as raised:
-        read(folder, content, **settings)
-    return str(raised.value).removeprefix(f"{folder}/")
 
 
 def rows(data: TraceData) -> list[tuple[float, str, int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stuck_adapter import write_adapter
+from log_samples import write_adapter
 
 from reports.render.html import page
 from sim.policies.replica_memory import slots_bytes

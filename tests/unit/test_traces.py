@@ -1,11 +1,11 @@
-"""Each format of traces is read as its authors meant it, and recognised by its columns."""
+"""Each format of traces is read as its authors meant it, recognised by its columns, and read once."""
 
 from __future__ import annotations
 
 import copy
 import gzip
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,18 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trace_samples as samples
+from traffic_samples import read
 
-from sim.errors import TraceError
+from sim.errors import InputError, TraceError
 from sim.spec.sections.trace_source import TRACE_FORMATS, Trace
-from sim.traffic.tables.text_files import open_table
-from sim.traffic.traces.data import ReadOptions
-from sim.traffic.traces.read import TraceData, format_of, read_trace
-
-
-def read(folder: Path, content: bytes, limit: int | None = None, **settings: object) -> TraceData:
-    file = folder / "t"
-    file.write_bytes(content)
-    return read_trace(Trace.model_validate({"file": str(file), **settings}), limit)
+from sim.traffic.tables.blocks import BadRows, RowBlock
+from sim.traffic.tables.text_files import CsvTable, open_table
+from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions
+from sim.traffic.traces.read import TraceData, format_of, read_adapter_sequence, read_trace
+from sim.traffic.traces.rows import MAX_BYTES
 
 
 @pytest.mark.parametrize("name", samples.SAMPLES)
@@ -190,3 +187,129 @@ def test_gzip_that_ends_early_is_damaged(tmp_path: Path) -> None:
     packed = gzip.compress(b"timestamp_s,adapter_id,input_tokens,output_tokens\n" + b"1,a,1,1\n" * 5000)
     with pytest.raises(TraceError, match="t: the compressed file is damaged"):
         read(tmp_path, packed[:-20])
+
+
+# A trace is read once while its file and what is asked of the reader stay the same
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    assert len(read(tmp_path, samples.CSV)) == 4
+    assert len(read(tmp_path, samples.CSV + b"99.0,mail,1,1,1,,eu\n")) == 5
+    assert read(tmp_path, samples.CSV) is read_trace(Trace(file=str(tmp_path / "t")))
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each block that is read of a text file."""
+    reads: list[str] = []
+    block_of = CsvTable.read
+
+    def counted(table: CsvTable, columns: Sequence[str], count: int, bad_rows: BadRows) -> RowBlock | None:
+        reads.append(bad_rows.file)
+        return block_of(table, columns, count, bad_rows)
+
+    monkeypatch.setattr(CsvTable, "read", counted)
+    return reads
+
+
+def test_a_file_of_requests_is_read_once_whatever_its_scales_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = count_reads(monkeypatch)
+    plain = read(tmp_path, samples.CSV)
+    once = len(reads)
+    assert once > 0
+    trace = Trace(file=str(tmp_path / "t"))
+    assert read_trace(trace, seed=7) is plain
+    fast = read_trace(trace.model_copy(update={"time_scale": 2.0}), seed=8)
+    assert fast.arrival_s.tolist() == [0, 0, 0.375, 1.25]
+    assert fast.adapter is plain.adapter
+    twice = [
+        read_trace(trace.model_copy(update={"population_scale": 2.0}), limit, seed=seed)
+        for limit, seed in ((None, 1), (None, 2), (5, 1), (3, 1))
+    ]
+    assert [len(data) for data in twice] == [8, 8, 5, 3]
+    assert twice[0].arrival_s.tolist() != twice[1].arrival_s.tolist()
+    assert len(reads) == once
+    assert len(read_trace(trace, 2)) == 2  # this limit ends the reading, so it's another read
+    assert len(reads) > once
+
+
+def test_rates_are_read_anew_for_a_seed_but_not_for_a_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = count_reads(monkeypatch)
+    plain = read(tmp_path, samples.WINDOWS)
+    once = len(reads)
+    trace = Trace(file=str(tmp_path / "t"))
+    fast = read_trace(trace.model_copy(update={"time_scale": 2.0}))
+    assert np.array_equal(fast.arrival_s, plain.arrival_s / 2)
+    assert len(reads) == once
+    assert read_trace(trace, seed=2).arrival_s.tolist() != plain.arrival_s.tolist()
+    more = read_trace(trace.model_copy(update={"population_scale": 2.0}))
+    assert len(more) > 1.5 * len(plain)
+
+
+def test_a_lengths_file_that_changed_is_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(samples.WINDOWS)
+    trace = Trace(file=str(tmp_path / "t"), lengths_file=str(tmp_path / "l"))
+    means = []
+    for content in (samples.LENGTHS, samples.LENGTHS.replace(b"322.1,269,331,1218", b"3221,2690,3310,12180")):
+        (tmp_path / "l").write_bytes(content)
+        data = read_trace(trace)
+        means.append(data.prompt_tokens.mean())
+    assert means[1] > 5 * means[0]
+
+
+# Adapters without the rest, as loraplan cache reads them
+
+
+def test_objects_need_only_names(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("adapter_id,adapter_bytes\nb,5\na,7\nb,5\n")
+    objects = read_adapter_sequence(Trace(file=str(file)))
+    assert (objects.adapter.tolist(), objects.names) == ([0, 1, 0], ("b", "a"))
+    assert objects.size_bytes.tolist() == [5, 7]
+    assert objects.notes == ()
+    given = read_adapter_sequence(Trace(file=str(file)), adapter_size=9)
+    assert (given.adapter.tolist(), given.size_bytes.tolist()) == ([0, 1, 0], [9, 9])
+    file.write_text("tenant_id\nx\n\ny\n")
+    assert read_adapter_sequence(Trace(file=str(file))).size_bytes is None
+    assert read_adapter_sequence(Trace(file=str(file))).names == ("x", "y")
+
+
+@pytest.mark.parametrize("name", samples.SAMPLES)
+def test_objects_are_those_of_the_trace_or_there_are_none(tmp_path: Path, name: str) -> None:
+    data = read(tmp_path, samples.SAMPLES[name])
+    if data.adapter is None:
+        with pytest.raises(TraceError, match="this format names no adapters"):
+            read_adapter_sequence(Trace(file=str(tmp_path / "t")))
+        return
+    objects = read_adapter_sequence(Trace(file=str(tmp_path / "t")))
+    assert objects.adapter.tolist() == data.adapter.tolist()
+    assert objects.names == data.names
+
+
+def test_an_error_lists_the_formats_that_name_adapters(tmp_path: Path) -> None:
+    named = [name for name in TRACE_FORMATS.names[1:] if read(tmp_path, samples.SAMPLES[name]).adapter is not None]
+    (tmp_path / "t").write_bytes(samples.AZURE_LLM)
+    with pytest.raises(TraceError) as raised:
+        read_adapter_sequence(Trace(file=str(tmp_path / "t")))
+    assert raised.value.allowed == ", ".join(named)
+
+
+def test_objects_of_a_format_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(samples.CSV)
+    with pytest.raises(TraceError, match=r"format: not a Parquet file \(got parquet"):
+        read_adapter_sequence(Trace(file=str(tmp_path / "t"), format="parquet"))
+
+
+def test_bytes_of_all_requests_fit_in_64_bits(tmp_path: Path) -> None:
+    assert MAX_REQUESTS * MAX_BYTES < 2**63
+    file = tmp_path / "t.csv"
+    file.write_text(f"adapter_id,adapter_bytes\na,{MAX_BYTES}\nb,{MAX_BYTES + 1}\n")
+    with pytest.raises(
+        TraceError, match=r"t\.csv:3: adapter_bytes: not a size in bytes \(got 100000000001, .* 1 to 100"
+    ):
+        read_adapter_sequence(Trace(file=str(file)))
+    sizes = read_adapter_sequence(Trace(file=str(file), skip_bad=True)).size_bytes
+    assert sizes.tolist() == [MAX_BYTES]
+    with pytest.raises(InputError, match=r"--adapter-size: no size of an adapter \(got 100000000001"):
+        read_adapter_sequence(Trace(file=str(file), skip_bad=True), adapter_size=MAX_BYTES + 1)

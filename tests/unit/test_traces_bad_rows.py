@@ -8,32 +8,17 @@ from pathlib import Path
 
 import pytest
 import trace_samples as samples
+from traffic_samples import error_of, read
 
 from sim.errors import TraceError
 from sim.spec.sections.laws import EmpiricalTokens
 from sim.spec.sections.trace_source import Trace
 from sim.traffic.lengths import read_counts
 from sim.traffic.popularity import read_weights
-from sim.traffic.traces.read import TraceData, read_adapter_sequence, read_trace
+from sim.traffic.traces.read import read_adapter_sequence, read_trace
 
 HEADER = b"timestamp_s,adapter_id,input_tokens,output_tokens\n"
 GOOD = b"1,a,5,5\n2,b,5,5\n"
-
-
-def read(folder: Path, content: bytes, **settings: object) -> TraceData:
-    file = folder / "t"
-    file.write_bytes(content)
-    return read_trace(Trace.model_validate({"file": str(file), **settings}))
-
-
-def error_of(folder: Path, content: bytes, **settings: object) -> str:
-    with pytest.raises(TraceError) as raised:
-        read(folder, content, **settings)
-    text = str(raised.value)
-    text.encode()  # can be printed
-    assert "\n" not in text
-    assert text.startswith(f"{folder}/t")
-    return text.removeprefix(f"{folder}/")
 
 
 BAD = {

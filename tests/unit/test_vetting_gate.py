@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from log_samples import LEARNED, write_adapter
 from scenario_samples import refusal, write
-from stuck_adapter import LEARNED, write_adapter
 
 from reports.render.html import page
 from sim.errors import InputError
