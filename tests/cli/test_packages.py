@@ -107,14 +107,9 @@ def test_a_wheel_from_the_source_archive_runs_in_an_empty_folder_with_the_core_d
     assert (empty / "runs" / "quickstart" / "report.html").stat().st_size > 50_000
 
 
-def container_lines() -> list[list[str]]:
-    """Return the words of each instruction of the Containerfile."""
-    text = (ROOT / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-
-
 def test_the_image_gets_what_the_wheel_is_built_from_and_runs_without_root() -> None:
-    lines = container_lines()
+    text = (ROOT / "Containerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
     copied = [word for first, *rest in lines if first == "COPY" and not rest[0].startswith("--") for word in rest[:-1]]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]

@@ -135,13 +135,9 @@ def test_a_trace_without_adapters_gives_arrivals_and_lengths(loraplan: CommandLi
     assert found["fit"]["chosen"] == "independent"
 
 
-def log_of(file: str, count: int = 300) -> None:
-    rows = [f"{1741078800 + 3 * n},{('base', 'a', 'b')[n % 3]},{10 + n % 7},{20 + n % 5}" for n in range(count)]
-    Path(file).write_text("\n".join(["ts,model,n_in,n_out", *rows, ""]))
-
-
 def test_a_log_is_read_and_the_replay_reads_it_without_guessing(loraplan: CommandLine) -> None:
-    log_of("gateway.csv")
+    rows = [f"{1741078800 + 3 * n},{('base', 'a', 'b')[n % 3]},{10 + n % 7},{20 + n % 5}" for n in range(300)]
+    Path("gateway.csv").write_text("\n".join(["ts,model,n_in,n_out", *rows, ""]))
     columns = ("--columns", "input=n_in,output=n_out", "--base-model", "base")
     ended = loraplan.succeeds("trace", "gateway.csv", *columns)
     said = " ".join(ended.err.split())

@@ -137,7 +137,8 @@ def _number(text: str) -> float | int | str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in _LINK.findall(_without_code(page.read_text(encoding="utf-8"))):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in _LINK.findall(re.sub(r"`[^`\n]*`", "", text)):
         if target.startswith(("https://", "http://")):
             continue
         name, _, anchor = target.partition("#")
@@ -149,14 +150,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
     index = ROOT / "docs" / "index.md"
-    reached = {page for start in (ROOT / "README.md", index) for page in _linked(start)}
+    reached = {
+        (start.parent / target.partition("#")[0]).resolve()
+        for start in (ROOT / "README.md", index)
+        for target in _LINK.findall(start.read_text(encoding="utf-8"))
+    }
     assert index in reached
     assert set(PAGES) - {ROOT / "README.md"} <= reached
-
-
-def _linked(page: Path) -> set[Path]:
-    targets = (target.partition("#")[0] for target in _LINK.findall(page.read_text(encoding="utf-8")))
-    return {(page.parent / target).resolve() for target in targets if target}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
@@ -313,10 +313,6 @@ def test_pages_name_the_default_engine_and_the_lengths_of_the_runs_for_headroom(
     headroom = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     assert f"Simulations of {COARSE:,} requests bracket" in headroom
     assert f"Simulations of {FINE:,} requests narrow" in headroom
-
-
-def _without_code(text: str) -> str:
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
 
 
 def _anchors(page: Path) -> set[str]:

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_async import AsyncFleet
 from strategies import GRID, ODD, build, run, scenarios, write_file, write_profile, write_trace
-from test_leaping import compare, tell
+from test_leaping import tell_and_compare
 from test_tenant_laws import with_tenants
 
 from sim.spec.scenario import Scenario
@@ -61,15 +61,13 @@ def with_host_times(profile: str, host_s: float, per_sequence_s: float) -> str:
 @examples(300)
 @given(ahead())
 def test_leaps_equal_steps_ahead(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario, AsyncFleet)
+    tell_and_compare(scenario, AsyncFleet)
 
 
 @examples(150)
 @given(ahead(shares_text=True))
 def test_leaps_equal_steps_ahead_with_prefix_caching(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario, AsyncFleet)
+    tell_and_compare(scenario, AsyncFleet)
     world = build_world(scenario)
     twin = AsyncFleet(world)
     twin.run()
@@ -82,8 +80,7 @@ def test_leaps_equal_steps_ahead_with_prefix_caching(scenario: Scenario) -> None
 @given(data=st.data())
 def test_leaps_equal_steps_ahead_with_priorities(data: st.DataObject) -> None:
     scenario = with_tenants(data, data.draw(ahead()), scheduling="priority", engine="vllm-0.32")
-    tell(scenario)
-    compare(scenario, AsyncFleet)
+    tell_and_compare(scenario, AsyncFleet)
 
 
 def times_of(stop: float, gpu: int, host: int, **fleet: Any) -> tuple[list[float], list[float]]:

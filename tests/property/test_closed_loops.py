@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
 from strategies import GRID, VLLM, build, engine_scenarios, fixed_time, run, scenarios, seconds
-from test_leaping import compare, tell
+from test_leaping import tell_and_compare
 
 from sim.results.records import COMPLETED, FAILED, REFUSED, UNFINISHED, Recording
 from sim.spec.scenario import Scenario
@@ -45,22 +45,19 @@ def closed(draw: st.DrawFn, open_: st.SearchStrategy[Scenario], *, on_grid: bool
 @examples(300)
 @given(closed(st.one_of(scenarios(grid=False), scenarios(grid=False), scenarios(engine=VLLM[-1], grid=False))))
 def test_leaps_equal_steps(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 @examples(200)
 @given(closed(scenarios(grid=True), on_grid=True))
 def test_leaps_equal_steps_where_much_happens_at_one_instant(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 @examples(150)
 @given(closed(engine_scenarios(grid=False)))
 def test_leaps_equal_steps_of_engines(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario, EngineFleet)
+    tell_and_compare(scenario, EngineFleet)
 
 
 def loop_of(clients: int, think: Any = "0 s", requests: int = 2000, **sections: Any) -> Scenario:

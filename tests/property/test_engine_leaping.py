@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from naive_engines import EngineFleet
 from strategies import PRESETS, engine_scenarios, run, scenarios
-from test_leaping import compare, tell
+from test_leaping import tell, tell_and_compare
 
 from sim.policies.scheduler import Scheduler
 from sim.spec.scenario import Scenario
@@ -25,16 +25,14 @@ from sim.world.replica.continuous import BatchServer
 @given(data=st.data())
 def test_leaps_equal_steps_of_engines(engine: str, data: st.DataObject) -> None:
     scenario = data.draw(engine_scenarios(engine=engine))
-    tell(scenario)
-    compare(scenario, EngineFleet)
+    tell_and_compare(scenario, EngineFleet)
 
 
 @pytest.mark.slow
 @examples(400)
 @given(engine_scenarios(engine="continuous"))
 def test_leaps_equal_steps_whatever_rules_meet(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario, EngineFleet)
+    tell_and_compare(scenario, EngineFleet)
 
 
 # Combinations of rules that the naive twins don't know: against the same simulator taking single steps

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from naive_swap import Job, Swapping
-from strategies import ODD, build, fixed_time, seconds, write_profile, write_trace
+from strategies import ODD, build, fixed_time, poisson, seconds, write_profile, write_trace
 
 from sim.results.records import COMPLETED, Recording
 from sim.spec.scenario import Scenario
@@ -274,11 +274,7 @@ def test_dedicated_replicas_are_a_plain_fleet_without_lora(trace: Rows, replicas
 @pytest.mark.parametrize("engine", ["continuous", "vllm-0.8", "lorax"])
 def test_a_mix_without_full_models_is_as_if_nobody_had_thought_of_them(full: dict[str, Any], engine: str) -> None:
     parts: dict[str, Any] = {
-        "workload": {
-            "requests": 400,
-            "arrivals": {"process": "poisson", "rate": "30/s"},
-            "popularity": {"law": "zipf", "exponent": 0.9},
-        },
+        "workload": poisson(400, "30/s", popularity={"law": "zipf", "exponent": 0.9}),
         "cache": {"gpu": {"slots": 6}},
         "router": {"policy": "affinity-residency"},
         "run": {"seed": 3, "warmup": 0},

@@ -173,10 +173,6 @@ def assert_stages_add_up(scenario: Scenario, recording: Recording, read: Any) ->
     assert stages["prefill_s"] == pytest.approx((prompt_s + again_s + alone_s) / count, abs=1e-9)
 
 
-def _simulated(workload: dict[str, Any], rest: dict[str, Any], fleet: dict[str, Any]) -> Recording:
-    return run(build(workload=workload, **rest, fleet=fleet))
-
-
 def test_each_side_has_its_own_load_times_and_limits() -> None:
     rows = [(float(second), second % 3, 50, 60 if second == 4 else 5) for second in range(8)]
     fleet = {"engine": "vllm", "profile": write_profile(step={"fixed_s": 0.01}), "kv_tokens": 4096}
@@ -186,7 +182,7 @@ def test_each_side_has_its_own_load_times_and_limits() -> None:
         {"name": "d", "role": "decode", "max_model_len": 100, "storage": {"load": law, "host_load": law}},
     ]
     rest = {"adapters": {"rank": 8}, "cache": {"gpu": {"slots": 3}, "host": {"slots": 3}}}
-    recording = _simulated({"trace": {"file": write_trace(rows)}}, rest, {**fleet, "pools": pools})
+    recording = run(build(workload={"trace": {"file": write_trace(rows)}}, **rest, fleet={**fleet, "pools": pools}))
     seconds = recording.loads["ended_s"] - recording.loads["started_s"]
     assert seconds[recording.loads["replica"] == 1] == pytest.approx(2.0)
     assert np.all(seconds[recording.loads["replica"] == 0] < 0.1)

@@ -120,25 +120,27 @@ def tell(scenario: Scenario) -> None:
     note(json.dumps(scenario.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
 
 
+def tell_and_compare(scenario: Scenario, twins: type[TwinFleet] = TwinFleet) -> None:
+    tell(scenario)
+    compare(scenario, twins)
+
+
 @examples(500)
 @given(scenarios(engine="continuous", grid=False))
 def test_leaps_equal_steps(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 @examples(300)
 @given(scenarios(engine="continuous", grid=True))
 def test_leaps_equal_steps_where_much_happens_at_one_instant(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 @examples(400)
 @given(scenarios(engine="continuous", prefetch=True))
 def test_leaps_equal_steps_where_loads_come_ahead_of_time(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 @pytest.mark.parametrize("engine", VLLM)
@@ -146,15 +148,13 @@ def test_leaps_equal_steps_where_loads_come_ahead_of_time(scenario: Scenario) ->
 @given(data=st.data())
 def test_leaps_equal_steps_of_vllm(engine: str, data: st.DataObject) -> None:
     scenario = data.draw(scenarios(engine=engine))
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 @examples(150)
 @given(scenarios(engine="fixed"))
 def test_the_engine_without_batches_agrees_with_its_twin(scenario: Scenario) -> None:
-    tell(scenario)
-    compare(scenario)
+    tell_and_compare(scenario)
 
 
 # Corners that random scenarios meet seldom: steps of one tick, two adapters, loads of six ticks.

@@ -122,7 +122,8 @@ def differences(counted: dict[str, Counted], metrics: dict[str, Metric]) -> Iter
             if ours.value is not None or not (ours.state.kind is Kind.NOT_APPLICABLE or ours.state.cause in LACKING):
                 yield f"{name}: {ours.value} ({ours.note}), not counted"
             continue
-        if not same_value(name, theirs.value, ours.value):
+        same = in_bin if name in GAPS_IN_BINS else near
+        if not same(theirs.value, ours.value):
             yield f"{name}: {ours.value}, counted {theirs.value} ({ours.note})"
             continue
         # A value can be unsettled for another reason after its effective sample size was found to be enough.
@@ -179,12 +180,6 @@ def decided_by_size(name: str, counted: Counted, metric: Metric) -> bool:
 def is_small(metric: Metric) -> bool:
     """Whether a metric is unsettled for its effective sample size, which isn't counted here."""
     return metric.state.cause is Cause.FEW_EFFECTIVE
-
-
-def same_value(name: str, exact: float | None, value: float | None) -> bool:
-    if name in GAPS_IN_BINS:
-        return in_bin(exact, value)
-    return near(exact, value)
 
 
 def parts_agree(name: str, parts: list[float | None], counted: Counted) -> bool:

@@ -106,12 +106,8 @@ def test_what_nobody_can_meet_goes_back_for_good(scenario: Scenario) -> None:
         late = late[recording.requests["adapter"][late] != BASE_MODEL]
         assert all(seen.asked[index] < world.traffic.places for index in late), "to the old version"
         if scenario.workload.duration is None and recording.stopped_s > heard_s:
-            assert changes_done(seen), "the new version is dropped like an old one"
-
-
-def changes_done(seen: Seen) -> bool:
-    rollouts = seen.rollouts
-    return not (rollouts._progress.draining or rollouts._progress.in_transition or rollouts._progress.shifting)
+            left = seen.rollouts._progress
+            assert not [*left.draining, *left.in_transition, *left.shifting], "the new version goes as an old one does"
 
 
 def test_a_gate_that_all_meet_lets_the_rollout_complete() -> None:

@@ -39,14 +39,10 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def a_point() -> Point:
-    return Point({}, {name: Metric(1.0, 0.9, 1.1, unit) for name, unit in UNITS.items()})
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     with RunStore.create(tmp_path / "run", MANIFEST) as store:
-        store.finish({"k1": a_point()})
+        store.finish({"k1": Point({}, {name: Metric(1.0, 0.9, 1.1, unit) for name, unit in UNITS.items()})})
     return tmp_path / "run"
 
 

@@ -17,18 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from replicate import replicate
-from strategies import build
+from strategies import build, poisson
 
 from sim.spec.scenario import Scenario
 
 
 def thrash(rate: float, requests: int, slots: int | None = None) -> Scenario:
     return build(
-        workload={
-            "requests": requests,
-            "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
-            "tokens": {"prompt": {"law": "fixed", "value": 1}, "output": {"law": "fixed", "value": 1}},
-        },
+        workload=poisson(requests, f"{rate}/s", 1, 1),
         adapters={"count": 1000, "size": "50 MB"},
         cache={"gpu": {"size": "10 GB"} if slots is None else {"slots": slots}},
         storage={"load": {"law": "uniform", "low": "20 ms", "high": "50 ms"}},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from replicate import assert_meets, replicate
 from scipy.optimize import brentq
-from strategies import build, fixed_time, run, seconds, write_profile
+from strategies import build, fixed_time, poisson, run, seconds, write_profile
 
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
@@ -44,12 +44,7 @@ def one_by_one(requests: int, rate: float, service: dict[str, Any], load: dict[s
     popularity = sections.pop("popularity", {"law": "uniform"})
     sections = {"adapters": {"count": 1, "size": "1 MB"}, "cache": {"gpu": {"slots": 1}}} | sections
     return build(
-        workload={
-            "requests": requests,
-            "arrivals": {"process": "poisson", "rate": f"{rate!r}/s"},
-            "popularity": popularity,
-            "tokens": {"prompt": {"law": "fixed", "value": 1}, "output": {"law": "fixed", "value": 1}},
-        },
+        workload=poisson(requests, f"{rate!r}/s", 1, 1, popularity=popularity),
         fleet={"engine": "fixed", "service": service},
         storage={"load": load} | sections.pop("storage", {}),
         **sections,
@@ -134,11 +129,11 @@ def test_batching_is_a_birth_death_chain(oracles: dict[str, list[list[float]]], 
     chain = oracles["batching_lam_a_b_B_tok_N_Ws_Wqs_Pwait"][index]
     rate, a, b, batch_slots, mean_tokens, running, sojourn_s, wait_s, _ = chain
     scenario = build(
-        workload={
-            "requests": requests,
-            "arrivals": {"process": "poisson", "rate": f"{rate}/s"},
-            "tokens": {"prompt": {"law": "fixed", "value": 1}, "output": {"law": "geometric", "mean": mean_tokens}},
-        },
+        workload=poisson(
+            requests,
+            f"{rate}/s",
+            tokens={"prompt": {"law": "fixed", "value": 1}, "output": {"law": "geometric", "mean": mean_tokens}},
+        ),
         adapters={"count": 1, "size": "1 MB"},
         cache={"gpu": {"slots": 1}},
         storage={"load": fixed_time(0.0)},
@@ -235,7 +230,7 @@ def test_each_stage_of_prefill_and_decode_is_an_mg1_queue(stage: str) -> None:
     tokens = {"prompt": one, "output": law} if stage == "decode" else {"prompt": law, "output": one}
     rate = 0.6 / float(np.mean(seconds))
     scenario = build(
-        workload={"requests": 3000, "arrivals": {"process": "poisson", "rate": f"{rate!r}/s"}, "tokens": tokens},
+        workload=poisson(3000, f"{rate!r}/s", tokens=tokens),
         adapters={"count": 1, "rank": 8},
         cache={"gpu": {"slots": 1}, "warm": 1},
         fleet={

@@ -118,15 +118,11 @@ def test_order_repetition_and_pace_change_nothing(fixture: Path, tmp_path: Path)
     assert findings(tmp_path, state | {"log_history": shuffled}, config) == expected
     assert findings(tmp_path, state | {"log_history": rows + rows[: len(rows) // 2]}, config) == expected
     for pace in (7, 1000):  # steps and batches in an epoch alike: as many steps, each with fewer examples
-        slower = [row | {"step": pace * row["step"]} | _speeds(row, pace) for row in rows]
+        faster = ("step", "train_steps_per_second")
+        slower = [row | {key: pace * row[key] for key in faster if row.get(key) is not None} for row in rows]
         whole = state | {"log_history": slower, "global_step": pace * state["global_step"]}
         whole |= {
             "best_global_step": pace * (state.get("best_global_step") or 0),
             "max_steps": pace * state["max_steps"],
         }
         assert findings(tmp_path, whole, config) == expected
-
-
-def _speeds(row: dict[str, Any], pace: int) -> dict[str, Any]:
-    speed = row.get("train_steps_per_second")
-    return {} if speed is None else {"train_steps_per_second": pace * speed}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, fixed_time, run, write_profile, write_trace
+from strategies import build, fixed_time, poisson, run, write_profile, write_trace
 
 from sim.errors import LoraplanError
 from sim.results.records import COMPLETED, REFUSED
@@ -25,12 +25,7 @@ def fleet_of(scenario: Scenario) -> tuple[Fleet, np.ndarray]:
     return fleet, fleet.run(world.traffic.chunks(0)).requests["status"]
 
 
-def poisson(requests: int, rate: str, **law: Any) -> dict[str, Any]:
-    return {
-        "requests": requests,
-        "arrivals": {"process": "poisson", "rate": rate},
-        "popularity": law or {"law": "uniform"},
-    }
+UNIFORM = {"law": "uniform"}
 
 
 @pytest.mark.parametrize("crash", [False, True])
@@ -43,7 +38,7 @@ def test_a_request_with_its_last_token_keeps_no_swap_waiting(crash: bool) -> Non
     faults = [{"kind": "crash", "replica": 0, "at": "0.4 s", "down": "0.15 s"}] if crash else []
     for seed in range(60):
         scenario = build(
-            workload=poisson(80, "20/s"),
+            workload=poisson(80, "20/s", popularity=UNIFORM),
             adapters={"count": 6, "size": "1 MB"},
             cache={"gpu": {"slots": 2}},
             fleet={"engine": "fixed", "service": fixed_time(0.04)},
@@ -60,8 +55,7 @@ def test_a_request_with_its_last_token_keeps_no_swap_waiting(crash: bool) -> Non
 def test_held_requests_come_in_behind_one_that_has_the_only_place(slots: int) -> None:
     for seed in SEEDS:
         scenario = build(
-            workload=poisson(300, "15/s")
-            | {"tokens": {"prompt": {"law": "fixed", "value": 100}, "output": {"law": "fixed", "value": 20}}},
+            workload=poisson(300, "15/s", 100, 20, popularity=UNIFORM),
             adapters={"count": 3 * slots, "size": "1 MB"},
             cache={"gpu": {"slots": slots}},
             fleet={"admission": "stop", "load_at": "admission"},
@@ -80,14 +74,14 @@ def small(**fleet: Any) -> dict[str, Any]:
 
 
 PROMPT, OUTPUT = ({"law": "uniform", "low": 1, "high": high} for high in (8, 40))
-TOKENS = {"tokens": {"prompt": PROMPT, "output": OUTPUT}}
+TOKENS = {"prompt": PROMPT, "output": OUTPUT}
 
 
 def test_who_was_loaded_for_goes_before_older_ones_that_came_to_the_queue_later() -> None:
     """Host memory fills at arrival, so a request may reach a queue that stops after a younger one."""
     for seed in SEEDS:
         scenario = build(
-            workload=poisson(60, "20/s", law="cyclic") | TOKENS,
+            workload=poisson(60, "20/s", popularity={"law": "cyclic"}, tokens=TOKENS),
             adapters={"count": 6, "size": "1 MiB"},
             fleet=small(kv_tokens=48, admission="stop", load_at="admission"),
             cache={"gpu": {"slots": 1}, "host": {"fill": "arrival"}, "prefetch": "queued"},
@@ -102,7 +96,7 @@ def test_a_large_adapter_gets_its_turn_though_several_small_ones_must_go() -> No
     mix = [{"share": "50%", "rank": 4, "size": "2 MiB"}, {"share": "50%", "rank": 4, "size": "1 MiB"}]
     for seed in SEEDS:
         scenario = build(
-            workload=poisson(30, "20/s") | TOKENS,
+            workload=poisson(30, "20/s", popularity=UNIFORM, tokens=TOKENS),
             adapters={"count": 6, "mix": mix},
             fleet=small(kv_tokens=60, engine="lorax"),
             cache={"gpu": {"size": "3 MiB"}, "eviction": "cycle"},

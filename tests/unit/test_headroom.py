@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import build, run
+from strategies import build, poisson, run
 
 from reports.answers.limits import limits
 from reports.text.headroom_text import headroom_sentences
@@ -86,7 +86,7 @@ def one_server(service: str, slo: dict[str, str], **more: Any) -> Scenario:
     """Return one server whose adapter never leaves, with Poisson arrivals."""
     law: dict[str, Any] = {"law": service, ("value" if service == "fixed" else "mean"): f"{SERVICE_S} s"}
     return build(
-        workload={"requests": 5000, "arrivals": {"process": "poisson", "rate": f"{RATE}/s"}},
+        workload=poisson(5000, f"{RATE}/s"),
         adapters={"count": 1, "size": "1 MB"},
         fleet={"engine": "fixed", "service": law},
         cache={"gpu": {"slots": 1}},
@@ -156,11 +156,7 @@ def with_bucket(full: str, slo: dict[str, str] | None = None, counts: str = "tok
     rate, burst = ("3000/s", 100) if counts == "tokens" else ("30/s", 1)
     bucket = {"counts": counts, "rate": rate, "burst": burst, "full": full}
     return build(
-        workload={
-            "requests": 5000,
-            "arrivals": {"process": "poisson", "rate": f"{RATE}/s"},
-            "tokens": {"prompt": {"law": "fixed", "value": 80}, "output": {"law": "fixed", "value": 20}},
-        },
+        workload=poisson(5000, f"{RATE}/s", 80, 20),
         adapters={"count": 2, "size": "1 MB"},
         fleet=FLEET,
         cache={"gpu": {"slots": 2}},
@@ -207,7 +203,7 @@ def rare_bursts(requests: int = 5000, slo: str = "1 s") -> Scenario:
         {"name": "batch", "adapters": 1, "share": "50%", "steps": STEPS},
     ]
     return build(
-        workload={"requests": requests, "arrivals": {"process": "poisson", "rate": "20/s"}},
+        workload=poisson(requests, "20/s"),
         adapters={"count": 2, "size": "1 MB"},
         fleet=FLEET,
         cache={"gpu": {"slots": 2}},
@@ -286,12 +282,7 @@ def test_empty_caches_are_named_where_requests_pile_up_while_they_fill() -> None
 
     def found(rate: str) -> tuple[Point, Headroom, Answer]:
         scenario = build(
-            workload={
-                "requests": 300,
-                "tokens": {"prompt": 100, "output": 10},
-                "arrivals": {"process": "poisson", "rate": rate},
-                "popularity": {"law": "uniform"},
-            },
+            workload=poisson(300, rate, 100, 10, popularity={"law": "uniform"}),
             adapters={"count": 2000, "base_model": "llama-3.1-8b"},
             fleet={"engine": "vllm", "gpu": "h100-80gb", "max_num_seqs": 16},
             cache={"gpu": {"slots": 16}, "host": {"slots": 2000}},
@@ -317,7 +308,7 @@ def test_few_completions_do_not_say_how_many_times_as_much_comes() -> None:
     """5,000 requests arrive in 125 s, and 12 of them are answered by then."""
     point = evaluate_scenario(
         build(
-            workload={"requests": 5000, "arrivals": {"process": "poisson", "rate": f"{RATE}/s"}},
+            workload=poisson(5000, f"{RATE}/s"),
             adapters={"count": 1, "size": "1 MB"},
             fleet={"engine": "fixed", "service": {"law": "fixed", "value": "10 s"}},
             cache={"gpu": {"slots": 1}},

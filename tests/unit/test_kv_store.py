@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sim.policies.admission import ReadyQueue
 from sim.policies.costs import StepCosts
-from sim.policies.kv.kv_store import CountingStore, KvStore, held_tokens
+from sim.policies.kv.kv_store import CountingStore, held_tokens
 from sim.policies.scheduler import Limits, Scheduler
 from sim.spec.profile import StepCost
 from sim.spec.scenario_file import load_scenario
@@ -17,17 +17,13 @@ from sim.traffic.request import Request
 from sim.world.build import build_world
 
 
-def scheduler_with(kv: KvStore, budget: int = 64) -> Scheduler:
-    costs = StepCosts(StepCost(), 4, budget)
-    return Scheduler(Limits(8, budget), kv, ReadyQueue(), [8] * 4, costs)
-
-
 @given(st.data())
 def test_counting_agrees_with_a_walk_over_all_sequences(data: st.DataObject) -> None:
     """Whatever joins, is cut, grows, is preempted and ends: ``check_integrity`` counts again after each step."""
     size, total = data.draw(st.integers(1, 7)), data.draw(st.integers(12, 60))
     kv = CountingStore(total, size)
-    scheduler = scheduler_with(kv, budget=data.draw(st.integers(8, 64)))
+    budget = data.draw(st.integers(8, 64))
+    scheduler = Scheduler(Limits(8, budget), kv, ReadyQueue(), [8] * 4, StepCosts(StepCost(), 4, budget))
     most = total * size // 2
     for index in range(data.draw(st.integers(1, 12))):
         prompt = data.draw(st.integers(1, most))

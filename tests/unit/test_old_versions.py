@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from strategies import build, fixed_time
+from strategies import build, fixed_time, poisson
 
 from sim.policies.adapter_cache import ABSENT, RESIDENT
 from sim.results.records import COMPLETED, Recording
@@ -19,12 +19,7 @@ COUNT = 20
 
 
 def new_names(rollout: dict[str, Any] | None = None, **sections: Any) -> Scenario:
-    workload = {
-        "requests": 1500,
-        "arrivals": {"process": "poisson", "rate": "20/s"},
-        "popularity": {"law": "uniform"},
-        "tokens": {"prompt": {"law": "fixed", "value": 100}, "output": {"law": "fixed", "value": 20}},
-    }
+    workload = poisson(1500, "20/s", 100, 20, popularity={"law": "uniform"})
     return build(
         workload=workload,
         adapters={"count": COUNT, "size": "1 MB"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from strategies import build, run, write_profile
+from strategies import build, poisson, run, write_profile
 
 from sim.spec.scenario import Scenario
 from sim.studies.plan.screen import screen
@@ -19,12 +19,12 @@ def scenario(cache: dict[str, Any], engine: str = "continuous", **storage: Any) 
     """Return 100 adapters with 10 slots, at a load that is far from the largest."""
     return build(
         fleet={"engine": engine},
-        workload={
-            "requests": 12_000,
-            "arrivals": {"process": "poisson", "rate": "2/s"},
-            "popularity": {"law": "zipf", "exponent": 0.8},
-            "tokens": {"prompt": {**FIXED, "value": 50}, "output": {**FIXED, "value": 2}},
-        },
+        workload=poisson(
+            12_000,
+            "2/s",
+            popularity={"law": "zipf", "exponent": 0.8},
+            tokens={"prompt": {**FIXED, "value": 50}, "output": {**FIXED, "value": 2}},
+        ),
         adapters={"count": 100, "rank": 16},
         cache={"gpu": {"slots": 10}, **cache},
         storage={"load": {**FIXED, "value": "200 ms"}, "host_load": {**FIXED, "value": "20 ms"}, **storage},
@@ -71,11 +71,7 @@ def drafting(tokens: int, draft: float, acceptance: float = 1.0) -> float:
             "max_num_seqs": 64,
             "speculation": {"tokens": tokens, "acceptance": acceptance, "draft": draft},
         },
-        workload={
-            "requests": 2000,
-            "arrivals": {"process": "poisson", "rate": "2/s"},
-            "tokens": {"prompt": {**FIXED, "value": 50}, "output": {**FIXED, "value": 200}},
-        },
+        workload=poisson(2000, "2/s", tokens={"prompt": {**FIXED, "value": 50}, "output": {**FIXED, "value": 200}}),
         adapters={"count": 4, "rank": 16},
         cache={"gpu": {"slots": 4}, "host": {"slots": 4}, "warm": 4},
     )

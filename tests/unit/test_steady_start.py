@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from strategies import build, fixed_time, run, write_profile, write_trace
+from strategies import build, fixed_time, poisson, run, write_profile, write_trace
 
 from sim.policies.adapter_cache import ABSENT
 from sim.spec.scenario import Scenario
@@ -21,13 +21,7 @@ SLOTS, COPIES, ADAPTERS = 4, 9, 20
 def steady(cache: dict[str, Any] | None = None, fleet: dict[str, Any] | None = None, **sections: Any) -> Scenario:
     profile = write_profile({"fixed_s": 0.001})
     return build(
-        workload={
-            "requests": 200,
-            "arrivals": {"process": "poisson", "rate": "5/s"},
-            "popularity": SKEWED,
-            "tokens": {"prompt": {"law": "fixed", "value": 4}, "output": {"law": "fixed", "value": 4}},
-        }
-        | sections.pop("workload", {}),
+        workload=poisson(200, "5/s", 4, 4, popularity=SKEWED) | sections.pop("workload", {}),
         adapters={"count": ADAPTERS, "size": "1 MiB"} | sections.pop("adapters", {}),
         cache={"gpu": {"slots": SLOTS}, "warm": "steady"} | (cache or {}),
         storage={"load": fixed_time(0.01), "host_load": fixed_time(0.005)} | sections.pop("storage", {}),

@@ -38,14 +38,10 @@ tenants:
 """
 
 
-def written(folder: Path, text: str) -> str:
+def load(folder: Path, text: str, *overrides: str):
     file = folder / "shared.yaml"
     file.write_text(text, encoding="utf-8")
-    return str(file)
-
-
-def load(folder: Path, text: str, *overrides: str):
-    return load_scenario(written(folder, text), overrides).scenario
+    return load_scenario(str(file), overrides).scenario
 
 
 def point_of(folder: Path, text: str, *overrides: str) -> Point:
