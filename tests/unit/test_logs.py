@@ -198,6 +198,17 @@ def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
     assert len(rows(read(tmp_path, "\n".join(lines) + "\n"))) == 2
 
 
+def test_rows_without_an_adapter_are_counted(tmp_path: Path) -> None:
+    content = f"{HEADER}1741078800,a,5,7\n1741078801,,5,7\n"
+    said = "1 of 2 rows name no adapter, and count as requests to the base model"
+    assert read(tmp_path, content).notes[-1].endswith(said)
+
+
+def test_an_error_lists_likely_columns_first(tmp_path: Path) -> None:
+    header = ",".join([*"abcdefgh", "n_tokens", "model", "i"])
+    assert "(got n_tokens, model, a, b, c, d, e, f and 3 more)" in error_of(tmp_path, f"{header}\n1\n")
+
+
 def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t").write_text(f"{HEADER}1741078800,a,5,7\n")
     with pytest.raises(ValidationError, match="the same file twice"):

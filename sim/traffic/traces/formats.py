@@ -304,6 +304,10 @@ class _Reader:
         style, log = self._style, layout.log
         if log is not None:
             notes += log.notes(ask.file, style, names)
+            empty = 0 if adapter is None else int(np.count_nonzero(adapter == BASE_MODEL))
+            if empty and log.base_model is None and not ask.adapters_only:
+                some = f"{empty:,} of {len(arrival):,} rows name no adapter"
+                notes.append(f"{ask.file}: {some}, and count as requests to the base model")
         elif layout.per_second == "any" and style is not None and style.unit != "s":
             notes.append(f"{ask.file}: times are {style.words}")
         if self._resized:

@@ -140,6 +140,8 @@ _UNIT = re.compile(
     r"(?P<ms>ms|millis|milliseconds)$|(?P<us>[_.-]us|micros|microseconds)$|(?P<ns>[_.-]ns|nanos|nanoseconds)$",
     re.IGNORECASE,
 )
+_LIKELY = re.compile(r"token|usage|prompt|model|lora|adapter|time|date|start|^ts$", re.IGNORECASE)
+"""What may be in the name of a column that a trace needs."""
 _NOTHING = frozenset({"null", "\\n", "none", "nan", "n/a", "(null)", "-", "undefined"})
 """What databases and programs write where there is nothing."""
 
@@ -322,8 +324,9 @@ def _missing(roles: Sequence[str], header: Sequence[str], ask: ReadOptions) -> T
         hints.append(f"--columns adapter={NO_COLUMN} draws adapters from workload.popularity")
     if "input" in roles or "output" in roles:
         hints.append(f"--columns input={NO_COLUMN},output={NO_COLUMN} draws lengths from workload.tokens")
+    likely = sorted(header, key=lambda name: _LIKELY.search(name) is None)  # there may be more than are listed
     problem = f"column {names[0]} is missing" if len(names) == 1 else f"columns are missing: {', '.join(names)}"
-    return TraceError(problem, file=ask.file, line=1, got=listed(list(header)), hint="; ".join(hints))
+    return TraceError(problem, file=ask.file, line=1, got=listed(likely), hint="; ".join(hints))
 
 
 def _is_base(name: str) -> bool:
