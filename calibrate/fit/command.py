@@ -82,16 +82,12 @@ def fitted_to_samples(folder: Path, model: str | None, out: Path) -> Report:
 
 
 def _fitted_to_benchmarks(files: BenchFiles, out: Path) -> Report:
-    from calibrate.fit.load_correction import MeasuredLoad
+    from calibrate.fit.load_correction import benchmark_load
     from calibrate.fit.report import correction_report
-    from sim.studies.fidelity.bench_prediction import bench_world
 
     base, runs = files.base(), files.runs()
     files.check_repeats()
-    loads = [
-        MeasuredLoad(run.name, bench_world(run, base, files.profile), run.measured, run.errors, run.lost)
-        for run in runs
-    ]
+    loads = [benchmark_load(run, base, files.profile) for run in runs]
     for load in loads:
         if len(load.targets) < 2:
             raise InputError(

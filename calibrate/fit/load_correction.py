@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from reports.formatting import measured_value, measured_words
+from reports.formatting import measured_value, measured_words, percent
 from sim.arrays import Floats
 from sim.errors import InputError
 from sim.results.run_directory.result_files import digest_file
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
+from sim.spec.scenario_file import LoadedScenario
+from sim.studies.fidelity.bench_prediction import bench_world, notes_on_load
+from sim.studies.fidelity.bench_run import BenchRun
 from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
 
@@ -58,14 +61,14 @@ class MeasuredLoad:
     :ivar world: the simulated one, with the costs of the profile that is corrected.
     :ivar measured: by metric such as ``tpot_mean_s``, in seconds; ``half_widths`` of their 95 % intervals, as far as
         they are known. 0 is an exact value.
-    :ivar lost: share of its requests that failed.
+    :ivar notes: on what was measured.
     """
 
     name: str
     world: World
     measured: Mapping[str, float]
     half_widths: Mapping[str, float | None]
-    lost: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -86,6 +89,18 @@ class MeasuredLoad:
         Without a known error of the measurement it is the simulation's alone, which serves to weight values.
         """
         return math.hypot((self.half_width(name) or 0.0) / NORMAL / self.measured[name], MODEL_ERROR)
+
+
+def benchmark_load(run: BenchRun, base: LoadedScenario | None, profile: str | None) -> MeasuredLoad:
+    """Return a benchmark's run as a load.
+
+    :param base, profile: as ``bench_world`` takes them.
+    """
+    notes = list(notes_on_load(run))
+    if run.lost:
+        few = f"{run.name}: {percent(run.lost)} of its requests failed"
+        notes.append(f"{few}; the rest may not show how a healthy server performs")
+    return MeasuredLoad(run.name, bench_world(run, base, profile), run.measured, run.errors, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from calibrate.fit.load_correction import (
 )
 from calibrate.fit.sample_terms import ADDITIVE, MULTIPLICATIVE
 from reports.document import Report
-from reports.formatting import measured_value, measured_words, percent
+from reports.formatting import measured_value, measured_words
 from reports.table import Table
 from sim.results.run_directory.result_files import write_json, write_text
 from sim.spec.profile import HoldOut, Profile
@@ -139,7 +139,7 @@ def correction_report(loads: Sequence[MeasuredLoad], files: Sequence[Path], out:
         },
         terminal=[*_corrected(correction), "", _before_and_after(correction.checked), "", f"profile  {out}"],
         notes=[
-            *_failures(loads),
+            *(note for load in loads for note in load.notes),
             *([_NO_INTERVAL] if correction.factor.half_width is None else []),
             *_unexplained(correction.checked),
         ],
@@ -195,7 +195,7 @@ def anchor_report(
             *(["", f"TPOT of 32 sequences with 16 adapters: {widths}"] if widths else []),
             *("", f"profile  {out}"),
         ],
-        notes=[*_failures(loads), *notes, *_unexplained(anchored.checked)],
+        notes=[*(note for load in loads for note in load.notes), *notes, *_unexplained(anchored.checked)],
     )
 
 
@@ -235,14 +235,6 @@ def _milliseconds(number: FittedNumber) -> str:
     if width_s is None:
         return value
     return f"{value} ± {width_s * 1e3:{'.2g' if width_s < 0.0995 else ',.0f'}}"
-
-
-def _failures(loads: Sequence[MeasuredLoad]) -> list[str]:
-    return [
-        f"{load.name}: {percent(load.lost)} of its requests failed; the rest may not show how a healthy server performs"
-        for load in loads
-        if load.lost
-    ]
 
 
 def _unexplained(checked: Sequence[CheckedTarget]) -> list[str]:

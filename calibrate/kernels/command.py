@@ -278,10 +278,9 @@ def adjust_profile(
     from calibrate.fit.anchor import SUFFIX
     from calibrate.fit.anchor import anchor as anchor_on
     from calibrate.fit.command import check_profile_target
-    from calibrate.fit.load_correction import MeasuredLoad
+    from calibrate.fit.load_correction import benchmark_load
     from calibrate.fit.report import anchor_report
     from sim.studies.fidelity.bench_files import is_bench_file
-    from sim.studies.fidelity.bench_prediction import bench_world
 
     before, _ = _named(name)
     files = [Path(each) for each in anchor if is_bench_file(Path(each))]
@@ -289,9 +288,7 @@ def adjust_profile(
     bench = BenchFiles(files, scenario, name, set_ or (), stated, "--anchor")
     bench.check_repeats()
     base = bench.base()
-    loads = [
-        MeasuredLoad(run.name, bench_world(run, base, name), run.measured, run.errors, run.lost) for run in bench.runs()
-    ]
+    loads = [benchmark_load(run, base, name) for run in bench.runs()]
     file = out or Path("profiles") / f"{before.name.removesuffix(SUFFIX)}{SUFFIX}.json"
     anchored = anchor_on(before, loads)
     check_profile_target(file)

@@ -19,7 +19,8 @@ from sim.errors import InputError
 from sim.spec.profile import Draw, load_profile
 from sim.spec.scenario_file import load_scenario
 from sim.studies.fidelity.bench_files import read_bench
-from sim.studies.fidelity.bench_prediction import bench_scenario, bench_world
+from sim.studies.fidelity.bench_prediction import bench_scenario, bench_world, simulated_load
+from sim.studies.fidelity.bench_run import ClosedLoad, OpenLoad
 from sim.studies.predicted_service import predict_service, predicted_values
 
 
@@ -45,6 +46,34 @@ def test_a_run_of_another_base_model_is_refused_and_a_name_of_ones_own_is_not(sa
         InputError, match=r"this run is of another base model \(got Qwen/Qwen2.5-7B-Instruct, allowed: tiny"
     ):
         bench_world(replace(run, model="Qwen/Qwen2.5-7B-Instruct"), load_scenario("serve-tiny"), None)
+
+
+def changed(samples: Path, file: str, **change: object) -> None:
+    data = json.loads((samples / "vllm-closed-12.json").read_text(encoding="utf-8"))
+    Path(file).write_text(json.dumps(data | change), encoding="utf-8")
+
+
+def test_a_rate_with_a_limit_is_the_loop_that_it_came_to(loraplan: CommandLine, samples: Path) -> None:
+    """vLLM's client sends at its rate, but no more than ``--max-concurrency`` at a time: here 11 were in flight."""
+    changed(samples, "closed.json")
+    changed(samples, "bound.json", request_rate=100.0)
+    changed(samples, "free.json", request_rate=7.5, max_concurrency=60)
+    changed(samples, "between.json", request_rate=7.5, max_concurrency=16)
+    assert simulated_load(read_bench(Path("bound.json"))[0]) == ClosedLoad(12)
+    assert simulated_load(read_bench(Path("free.json"))[0]) == OpenLoad(7.5, 1.0, 60)
+    server, said = ("--scenario", "serve-tiny"), "the client's limit held the others back: simulated as a closed"
+    factors = {}
+    for name in ("closed", "bound", "free"):
+        fit = ("calibrate", "fit", "--from-bench", f"{name}.json", *server, "--out", "p.json")
+        factors[name] = loraplan.data(*fit)["factor"]["value"]
+        for command in (fit, ("fidelity", f"{name}.json", *server)):
+            assert (said in loraplan.succeeds(*command).err) == (name == "bound")
+    assert factors["bound"] == factors["closed"] != factors["free"]
+    adjust = ("profiles", "adjust", "cpu/tiny/vllm-0.32", *server, "--out", "p.json", "--anchor")
+    for command in (("fidelity", *server), ("calibrate", "fit", *server, "--out", "p.json", "--from-bench"), adjust):
+        assert "between.json: the client's limit may have held requests back" in loraplan.refused(
+            *command, "between.json"
+        )
 
 
 def test_an_open_loop_is_replayed(samples: Path) -> None:

@@ -76,12 +76,9 @@ def _refuse_contradictions(run: BenchRun, file: str) -> None:
         if rising != sorted(rising):
             got = ", ".join(f"{seconds:g} s" for seconds in rising)
             raise InputError("a higher quantile can't be smaller", file=file, key=f"p50 to p99 {kind.upper()}", got=got)
-    latency_s, words = found.get("e2e_mean_s"), "mean E2E"
+    latency_s, words = run.latency_s, "mean E2E" if "e2e_mean_s" in found else "(mean TTFT + gaps)"
     if latency_s is None:
-        gap_s, words = found.get("tpot_mean_s"), "(mean TTFT + gaps)"  # ITL may be one of several tokens
-        if gap_s is None or "ttft_mean_s" not in found:
-            return
-        latency_s = found["ttft_mean_s"] + gap_s * max(run.output.mean - 1, 0.0)
+        return
     least, most = 0.0, float(run.completed + run.failed)
     if isinstance(run.load, ClosedLoad):  # fewer are in flight at start and end, which may be all of the run
         clients = min(run.load.concurrency, most)

@@ -34,6 +34,8 @@ _ALONE: dict[str, Any] = {
 _LEFT_OUT = ("workload", "run", "sweep", "slo", "plan", "rollouts", "faults", "extends")
 """Sections of the user's scenario that a benchmark's run doesn't have, or has of its own."""
 _ANY_LOAD: dict[str, Any] = {"workload": {"requests": 1, "arrivals": {"process": "closed", "concurrency": 1}}}
+_AT_LIMIT = 0.9
+"""Share of a client's limit that is in flight on average where it is a closed loop; less only at start and end."""
 _SET_HERE = "sweep"
 """Where ``LoadedScenario.with_values`` says that values were written."""
 _ALIKE = 1.05
@@ -103,7 +105,8 @@ def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool)
     :param alone: whether all requests are for the base model; then nothing is replayed, since a trace has adapters.
     """
     kept = {key: base[key] for key in ("popularity",) if key in base}
-    if run.rows is not None and isinstance(run.load, OpenLoad) and not alone:
+    load = simulated_load(run)
+    if run.rows is not None and isinstance(load, OpenLoad) and not alone:
         write_text(folder / "requests.csv", _table(run.rows, with_times=True))
         none = dict.fromkeys(("adapter", "session", "status"), "none")
         columns = {"time": "timestamp_s", "unit": "s", "input": "input_tokens", "output": "output_tokens", **none}
@@ -111,9 +114,43 @@ def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool)
     return {
         **kept,
         "requests": run.completed,
-        "arrivals": _arrivals(run.load),
+        "arrivals": _arrivals(load),
         "tokens": _tokens(run, folder),
     }
+
+
+def simulated_load(run: BenchRun) -> ClosedLoad | OpenLoad:
+    """Return the load that stands for a run: at its limit, a client that sends at a rate is a closed loop.
+
+    :raises InputError: where the limit held some requests back, so that neither loop is what the client sent.
+    """
+    load = run.load
+    if isinstance(load, ClosedLoad) or load.cap is None or load.cap >= run.completed + run.failed:
+        return load
+    latency_s = math.inf if run.latency_s is None else run.latency_s
+    answered_rps = run.measured["requests_per_s"]
+    in_flight, unlimited = latency_s * answered_rps, latency_s * load.rate_rps
+    if _AT_LIMIT * load.cap <= in_flight < math.inf and load.rate_rps >= _AT_LIMIT * answered_rps:
+        return ClosedLoad(load.cap)
+    if unlimited + 4 * math.sqrt(unlimited / min(load.shape, 1.0)) <= load.cap:
+        return load
+    shown = "no latency" if run.latency_s is None else f"{in_flight:,.3g} in flight on average"
+    raise InputError(
+        "the client's limit may have held requests back, so this run is neither an open nor a closed loop",
+        file=run.name,
+        got=f"{load.words}: {shown}",
+        allowed=f"{_AT_LIMIT * load.cap:,.3g} or more in flight, or so few that the limit is never reached",
+        hint="measure without a rate (vllm bench serve --request-rate inf), or without the limit",
+    )
+
+
+def notes_on_load(run: BenchRun) -> Iterator[str]:
+    """Yield where the load that is simulated is another one than the client's options say."""
+    if isinstance(run.load, OpenLoad) and isinstance(load := simulated_load(run), ClosedLoad):
+        yield (
+            f"{run.name}: {run.measured['requests_per_s']:.3g} requests/s were answered at a rate of "
+            f"{run.load.rate_rps:.4g}/s, because the client's limit held the others back: simulated as a {load.words}"
+        )
 
 
 def _arrivals(load: ClosedLoad | OpenLoad) -> dict[str, Any]:
@@ -255,8 +292,7 @@ def _gaps_of(run: BenchRun) -> Iterator[str]:
         )
     elif "ttft_p99_s" not in run.errors:
         yield f"{run.name}: {run.completed:,} requests are too few for an interval of p99, which takes 381"
-    if isinstance(run.load, OpenLoad) and run.load.cap is not None:
-        yield f"the client's limit of {run.load.cap:,} requests at a time is not simulated"
+    yield from notes_on_load(run)
     if run.failed:
         yield f"{run.failed:,} requests failed; they are left out"
     if run.cut_short:

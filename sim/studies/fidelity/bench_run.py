@@ -216,6 +216,16 @@ class BenchRun:
     cut_short: bool = False
 
     @property
+    def latency_s(self) -> float | None:
+        """Mean E2E, or TTFT and the gaps after it; None where neither was measured."""
+        found = self.measured
+        if "e2e_mean_s" in found:
+            return found["e2e_mean_s"]
+        if not {"ttft_mean_s", "tpot_mean_s"} <= found.keys():  # ITL may be one of several tokens
+            return None
+        return found["ttft_mean_s"] + found["tpot_mean_s"] * max(self.output.mean - 1, 0.0)
+
+    @property
     def lost(self) -> float:
         """The share of its requests that failed."""
         return self.failed / max(self.failed + self.completed, 1)
