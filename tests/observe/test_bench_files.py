@@ -171,6 +171,7 @@ def test_a_missing_field_is_named(samples: Path, tmp_path: Path, change: dict[st
         ("vllm-closed-12.json", {"mean_tpot_ms": 38e3}, ["(mean TTFT + gaps) × requests/s", "allowed: 1.2 to 24 ("]),
         ("vllm-open.json", {"ttfts": [1e3] * 60}, ["1000 s × 2.81111/s", "allowed: 0 to 60 ("]),
         ("vllm-open.json", {"duration": -1}, ["duration", "got -1, allowed: 0 to"]),
+        ("vllm-closed-12.json", {"ramp_up_strategy": "linear"}, ["ramp_up_strategy: a rate that ramps up is no"]),
     ],
 )
 def test_a_result_that_contradicts_itself_is_refused(

@@ -244,6 +244,14 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
 
 def _vllm_load(fields: JsonFields, completed: int) -> ClosedLoad | OpenLoad:
     """Return the load: a rate ``inf`` sends everything at once, up to the concurrency."""
+    if fields.has("ramp_up_strategy"):
+        raise InputError(
+            "a rate that ramps up is no steady load",
+            file=fields.file,
+            key="ramp_up_strategy",
+            got=fields.data["ramp_up_strategy"],
+            hint="measure at a fixed --request-rate, or with --request-rate inf and --max-concurrency",
+        )
     cap, rate = fields.maybe("max_concurrency"), fields.data.get("request_rate")
     if rate == "inf" or (isinstance(rate, float) and math.isinf(rate)) or (rate is None and cap is not None):
         total = fields.maybe("num_prompts") or completed
