@@ -100,7 +100,7 @@ def benchmark_load(run: BenchRun, base: LoadedScenario | None, profile: str | No
     if run.lost:
         few = f"{run.name}: {percent(run.lost)} of its requests failed"
         notes.append(f"{few}; the rest may not show how a healthy server performs")
-    return MeasuredLoad(run.name, bench_world(run, base, profile), run.measured, run.errors, tuple(notes))
+    return MeasuredLoad(run.name, bench_world(run, base, profile), run.comparable, run.errors, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,10 @@ def test_what_failed_is_said(loraplan: CommandLine, samples: Path) -> None:
     Path("some.json").write_text(json.dumps(data), encoding="utf-8")
     fit = ("calibrate", "fit", "--from-bench", "some.json", "--scenario", "serve-tiny", "--out", "p.json")
     assert "some.json: 75 % of its requests failed" in loraplan.succeeds(*fit).err
+    (run,) = loraplan.data("fidelity", "some.json", "--scenario", "serve-tiny")["runs"]
+    assert {"requests_per_s", "output_tokens_per_s"}.isdisjoint(run["metrics"])  # answers over the whole time
+    left_out = "some.json: 180 requests failed; they are left out, and so are rates, which count answers alone"
+    assert left_out in run["notes"]
 
 
 def corrected(world: Any, measured: dict[str, float], half_widths: dict[str, float]) -> Any:

@@ -267,7 +267,7 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
                 "error": value / measured - 1 if measured else None,
             }
             for name, value in predicted.items()
-            if name in run.measured and math.isfinite(value)  # answers of one token have no gaps
+            if name in run.comparable and math.isfinite(value)  # answers of one token have no gaps
         },
         notes=(*_gaps_of(run), *_on_fleet(world)),
     )
@@ -294,6 +294,7 @@ def _gaps_of(run: BenchRun) -> Iterator[str]:
         yield f"{run.name}: {run.completed:,} requests are too few for an interval of p99, which takes 381"
     yield from notes_on_load(run)
     if run.failed:
-        yield f"{run.failed:,} requests failed; they are left out"
+        rates = "" if run.comparable.keys() == run.measured.keys() else ", and so are rates, which count answers alone"
+        yield f"{run.name}: {run.failed:,} requests failed; they are left out{rates}"
     if run.cut_short:
         yield f"{run.name} was stopped before its end; requests that were under way are left out"

@@ -231,6 +231,12 @@ class BenchRun:
         return self.failed / max(self.failed + self.completed, 1)
 
     @property
+    def comparable(self) -> Mapping[str, float]:
+        """What was measured of all requests: clients count answers alone, so rates are left out where 1 % failed."""
+        kept = self.lost < 0.01
+        return {name: value for name, value in self.measured.items() if kept or not name.endswith("_per_s")}
+
+    @property
     def words(self) -> str:
         """The run in a few words."""
         return f"{self.tool}, {self.load.words}, {self.completed:,} requests"
