@@ -33,7 +33,8 @@ def test_a_closed_loop_stays_one(samples: Path, tmp_path: Path) -> None:
     assert scenario.workload.arrivals.process == "closed"
     assert scenario.workload.arrivals.concurrency == 4
     assert scenario.workload.requests == 60
-    assert scenario.workload.popularity.law == "zipf"  # the scenario's: no result names adapters
+    assert scenario.workload.popularity.law == "uniform"  # no result names adapters, and vLLM's client draws them so
+    assert load_of(samples / "guidellm.json", tmp_path).workload.popularity.law == "zipf"  # the scenario's
     assert scenario.cache.gpu.slots == 8
     world = bench_world(read_bench(samples / "vllm-closed.json")[0], load_scenario("serve-tiny"), None)
     assert world.pools[0].front_end_s == load_profile("cpu/tiny/vllm-0.32")[0].front_end_s > 0
@@ -98,6 +99,8 @@ def test_predicted_beside_measured(loraplan: CommandLine, samples: Path) -> None
     ended = loraplan("fidelity", *files, "--scenario", "serve-tiny", "--json")
     runs = json.loads(ended.out)["runs"]
     assert [run["tool"] for run in runs] == ["vllm bench serve", "inference-perf", "GuideLLM"]
+    assert any("from 24 adapters" in note and "all equally popular" in note for note in runs[0]["notes"])
+    assert any("from 24 adapters" in note and "popularity (zipf)" in note for note in runs[2]["notes"])
     row = runs[0]["metrics"]["ttft_p50_s"]
     assert row["error"] == pytest.approx(row["predicted"] / row["measured"] - 1)
     # in a closed loop the rate follows from the latency: Little's law

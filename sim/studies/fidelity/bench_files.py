@@ -20,6 +20,7 @@ from sim.reading import brackets_fit, read_regular
 from sim.studies.fidelity.bench_run import (
     KINDS,
     QUANTILES,
+    VLLM,
     BenchRequests,
     BenchRun,
     ClosedLoad,
@@ -228,7 +229,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
     if fields.has("output_throughput"):
         found.measured["output_tokens_per_s"] = fields.number("output_throughput")
     yield BenchRun(
-        tool="vllm bench serve",
+        tool=VLLM,
         name=name,
         model=fields.text("model_id"),
         load=_vllm_load(fields, completed),

@@ -16,7 +16,7 @@ from sim.spec.profile import Profile
 from sim.spec.profile_choice import BASE_MODELS, is_model
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.fidelity.bench_run import BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
+from sim.studies.fidelity.bench_run import VLLM, BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
 from sim.studies.predicted_service import predict_service, predicted_values
 from sim.traffic.fits.describe import correlation
 from sim.world.build import build_world
@@ -70,8 +70,9 @@ def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | No
             )
         )
     data = {key: value for key, value in base.data.items() if key not in _LEFT_OUT}
+    alone, numbered = base.scenario.adapters.base_alone, base.scenario.adapters.count is not None
     values: dict[str, Any] = {
-        "workload": _workload(run, base.data.get("workload", {}), folder, alone=base.scenario.adapters.base_alone),
+        "workload": _workload(run, base.data.get("workload", {}), folder, alone=alone, numbered=numbered),
         "run": {"seed": base.scenario.run.seed, "replications": 1, "warmup": 0},
     }
     if profile is not None:
@@ -99,12 +100,15 @@ def moved_to_run(error: InputError, run: BenchRun, folder: Path) -> InputError:
     return moved
 
 
-def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool) -> dict[str, Any]:
+def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool, numbered: bool) -> dict[str, Any]:
     """Return the traffic; what a client sent in an open loop is replayed, if the file has every request.
 
     :param alone: whether all requests are for the base model; then nothing is replayed, since a trace has adapters.
+        ``numbered``: whether the scenario says how many adapters there are.
     """
     kept = {key: base[key] for key in ("popularity",) if key in base}
+    if run.tool == VLLM and numbered:
+        kept = {"popularity": {"law": "uniform"}}  # --lora-assignment: random or round-robin
     load = simulated_load(run)
     if run.rows is not None and isinstance(load, OpenLoad) and not alone:
         write_text(folder / "requests.csv", _table(run.rows, with_times=True))
@@ -269,17 +273,19 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
             for name, value in predicted.items()
             if name in run.comparable and math.isfinite(value)  # answers of one token have no gaps
         },
-        notes=(*_gaps_of(run), *_on_fleet(world)),
+        notes=(*_gaps_of(run), *_on_fleet(run, world)),
     )
 
 
-def _on_fleet(world: World) -> Iterator[str]:
+def _on_fleet(run: BenchRun, world: World) -> Iterator[str]:
     """Yield the simulator's notes, but those on how the file in between was read."""
     if not world.scenario.adapters.base_alone:
-        count = len(world.traffic.population)
+        count, law = len(world.traffic.population), world.scenario.workload.popularity.law
+        evenly = run.tool == VLLM and law == "uniform"
+        how = "all equally popular, as this client takes them" if evenly else f"by the scenario's popularity ({law})"
         yield (
-            "a result doesn't say which adapter a request was for: the scenario's popularity draws it from "
-            f"{count:,} {'adapter' if count == 1 else 'adapters'} (--set adapters.count=N, if the client used others)"
+            f"a result of {run.tool} doesn't say which adapter a request was for: it is drawn from {count:,} "
+            f"{'adapter' if count == 1 else 'adapters'} (--set adapters.count=N, if the client used others), {how}"
         )
     yield from (note for note in world.notes if "requests.csv" not in note)
 

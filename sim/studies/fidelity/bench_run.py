@@ -120,6 +120,8 @@ class JsonFields:
         return f"{self.where}.{path}" if self.where else path
 
 
+VLLM = "vllm bench serve"
+
 Kind = Literal["ttft", "tpot", "itl", "e2e"]
 KINDS: tuple[Kind, ...] = ("ttft", "tpot", "itl", "e2e")
 QUANTILES = (50, 90, 99)
