@@ -77,6 +77,18 @@ def test_a_rate_with_a_limit_is_the_loop_that_it_came_to(loraplan: CommandLine, 
         )
 
 
+def test_a_run_with_drafts_needs_them_in_the_scenario(samples: Path, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = read_bench(samples / "vllm-closed-12.json")[0]
+    changed(samples, "drafts.json", spec_decode_acceptance_rate=71.0, spec_decode_acceptance_length=2.4)
+    (drafts,) = read_bench(Path("drafts.json"))
+    with pytest.raises(InputError, match=r"drafts.json: fleet.speculation: .* \(got 2.4 tokens a step\); give"):
+        bench_world(drafts, load_scenario("serve-tiny"), None)
+    with_drafts = ["fleet.speculation={tokens: 2, acceptance: 70%, draft: 5%}"]
+    assert bench_world(drafts, load_scenario("serve-tiny", with_drafts), None).scenario.fleet.speculation is not None
+    bench_world(run, load_scenario("serve-tiny"), None)
+
+
 def test_an_open_loop_is_replayed(samples: Path) -> None:
     run = read_bench(samples / "vllm-open.json")[0]
     world = bench_world(run, load_scenario("serve-tiny"), None)

@@ -240,6 +240,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
         measured=found.measured,
         errors=found.errors,
         rows=rows,
+        accepted=fields.maybe("spec_decode_acceptance_length", "accept_length"),
     )
 
 

@@ -232,12 +232,20 @@ def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None)
                 raise loaded.locate(error) from None
         except InputError as error:
             raise moved_to_run(error, run, Path(folder)) from None
-    _check_model(run, world.pools[0].profile)
+    _check_server(run, world.scenario, world.pools[0].profile)
     return world
 
 
-def _check_model(run: BenchRun, profile: Profile | None) -> None:
-    """Refuse a run whose client names another base model; a name of one's own says nothing."""
+def _check_server(run: BenchRun, scenario: Scenario, profile: Profile | None) -> None:
+    """Refuse a run of another base model, or with drafts; a model's name of one's own says nothing."""
+    if run.accepted is not None and scenario.fleet.speculation is None:
+        raise InputError(
+            "the server that was measured had speculative decoding, and the scenario has none",
+            file=run.name,
+            key="fleet.speculation",
+            got=f"{run.accepted:.3g} tokens a step",
+            hint="give --scenario with fleet.speculation as on the server (docs/speculation.md)",
+        )
     known = next((each for each in BASE_MODELS if run.model and is_model(run.model, each)), None)
     if known is not None and profile is not None and known != profile.model:
         raise InputError(

@@ -202,6 +202,7 @@ class BenchRun:
     :ivar errors: half-widths of 95 % intervals of these, as far as the file has what they need.
     :ivar rows: every request; None where the file has summaries only.
     :ivar cut_short: whether the client was stopped before the end.
+    :ivar accepted: mean tokens of a step with speculative decoding; None without.
     """
 
     tool: str
@@ -216,6 +217,7 @@ class BenchRun:
     errors: Mapping[str, float] = field(default_factory=dict)
     rows: BenchRequests | None = None
     cut_short: bool = False
+    accepted: float | None = None
 
     @property
     def latency_s(self) -> float | None:
