@@ -25,7 +25,7 @@ from sim.results.run_directory.result_files import digest_file
 from sim.rng import stream
 from sim.spec.profile import ANCHORED, FRONT_END, Draw, Profile, Provenance, StepCost
 from sim.spec.scenario_file import LoadedScenario
-from sim.studies.fidelity.bench_prediction import bench_world, notes_on_load
+from sim.studies.fidelity.bench_prediction import bench_world, notes_on_run
 from sim.studies.fidelity.bench_run import BenchRun
 from sim.studies.predicted_service import predict_service, predicted_values
 from sim.world.world import World
@@ -96,11 +96,12 @@ def benchmark_load(run: BenchRun, base: LoadedScenario | None, profile: str | No
 
     :param base, profile: as ``bench_world`` takes them.
     """
-    notes = list(notes_on_load(run))
+    world = bench_world(run, base, profile)
+    notes = list(notes_on_run(run, world.scenario.fleet.engine))
     if run.lost:
         few = f"{run.name}: {percent(run.lost)} of its requests failed"
         notes.append(f"{few}; the rest may not show how a healthy server performs")
-    return MeasuredLoad(run.name, bench_world(run, base, profile), run.comparable, run.errors, tuple(notes))
+    return MeasuredLoad(run.name, world, run.comparable, run.errors, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)

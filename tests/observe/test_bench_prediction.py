@@ -89,6 +89,17 @@ def test_a_run_with_drafts_needs_them_in_the_scenario(samples: Path, monkeypatch
     bench_world(run, load_scenario("serve-tiny"), None)
 
 
+def test_sglangs_client_is_named_and_has_sglangs_rules(loraplan: CommandLine, samples: Path) -> None:
+    changed(samples, "sg.jsonl", backend="sglang", total_output_tokens_retokenized=2500, request_rate=math.inf)
+    (alone,) = loraplan.data("fidelity", "sg.jsonl", "--profile", "h100-80gb/llama-3.1-8b/vllm-0.24.0")["runs"]
+    (fleet,) = loraplan.data("fidelity", "sg.jsonl", "--scenario", "serve-tiny")["runs"]
+    assert alone["tool"] == "sglang.bench_serving"
+    assert (alone["engine"], fleet["engine"]) == ("sglang", "vllm-0.32")
+    note = "sg.jsonl: sglang was measured, and the rules are of vllm-0.32 (--set fleet.engine=sglang)"
+    assert note in fleet["notes"]
+    assert note not in alone["notes"]
+
+
 def test_an_open_loop_is_replayed(samples: Path) -> None:
     run = read_bench(samples / "vllm-open.json")[0]
     world = bench_world(run, load_scenario("serve-tiny"), None)

@@ -35,9 +35,10 @@ BENCH_BYTES = 64 << 20
 """Bytes of a result, at most. With every gap between tokens, 1,000 requests of 250 tokens have 5 MB."""
 
 KNOWN = (
-    "vllm bench serve --save-result (completed, request_throughput), GuideLLM's benchmarks.json (benchmarks), "
-    "profile_export_aiperf.json or profile_export_genai_perf.json (request_throughput.avg, input_config), "
-    "inference-perf's stage_N_lifecycle_metrics.json (load_summary, successes) or per_request_lifecycle_metrics.json "
+    "vllm bench serve --save-result and sglang.bench_serving (completed, request_throughput), "
+    "GuideLLM's benchmarks.json (benchmarks), profile_export_aiperf.json or "
+    "profile_export_genai_perf.json (request_throughput.avg, input_config), inference-perf's "
+    "stage_N_lifecycle_metrics.json (load_summary, successes) or per_request_lifecycle_metrics.json "
     "(start_time, end_time)"
 )
 """The forms, and by which fields each is recognised."""
@@ -200,7 +201,7 @@ def _open(rate_rps: float, shape: float = 1.0, cap: float | None = None) -> Open
 
 
 # vllm bench serve --save-result, with --save-detailed every request (vllm/benchmarks/serve.py); --append-result puts
-# several results into one file, one a line.
+# several results into one file, one a line. SGLang's bench_serving, made from it, writes the same fields and some more.
 
 _VLLM_TAGS: dict[Kind, tuple[str, ...]] = {
     "ttft": ("ttft",),
@@ -212,6 +213,10 @@ _VLLM_TAGS: dict[Kind, tuple[str, ...]] = {
 
 def _is_vllm(data: object) -> bool:
     return isinstance(data, dict) and "completed" in data and isinstance(data.get("request_throughput"), int | float)
+
+
+def _is_sglang(data: object) -> bool:
+    return isinstance(data, dict) and _is_vllm(data) and "total_output_tokens_retokenized" in data
 
 
 def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
@@ -229,7 +234,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
     if fields.has("output_throughput"):
         found.measured["output_tokens_per_s"] = fields.number("output_throughput")
     yield BenchRun(
-        tool=VLLM,
+        tool="sglang.bench_serving" if _is_sglang(fields.data) else VLLM,
         name=name,
         model=fields.text("model_id"),
         load=_vllm_load(fields, completed),
@@ -240,6 +245,7 @@ def _read_vllm(fields: JsonFields, name: str) -> Iterator[BenchRun]:
         measured=found.measured,
         errors=found.errors,
         rows=rows,
+        engine="sglang" if (fields.text("backend") or "").startswith("sglang") else None,
         accepted=fields.maybe("spec_decode_acceptance_length", "accept_length"),
     )
 
@@ -549,6 +555,7 @@ _FORMS: tuple[tuple[str, Callable[[object], bool], Callable[[JsonFields, str], I
     ("a report of GuideLLM", _is_guidellm, _read_guidellm),
     ("an export of AIPerf or GenAI-Perf", _is_perf, _read_perf),
     ("a report of inference-perf", _is_inference_perf, _read_inference_perf),
+    ("a result of sglang.bench_serving", _is_sglang, _read_vllm),
     ("a result of vllm bench serve", _is_vllm, _read_vllm),
 )
 """What a file is called in errors, how it is recognised, and what reads it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
+from sim.spec.engines import is_same_engine
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import BASE_MODELS, is_model
 from sim.spec.scenario import Scenario
@@ -58,6 +59,7 @@ def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | No
             key="--scenario",
             hint="give --scenario with the server's fleet and adapters, or --profile for a server without adapters",
         )
+    engine = {} if base is not None or run.engine is None else {"fleet.engine": run.engine}
     if base is None:
         base = LoadedScenario(Scenario.model_validate(_ALONE | _ANY_LOAD), _ALONE, {}, run.name)
     elif base.scenario.fleet.engine == "fixed":
@@ -74,6 +76,7 @@ def bench_scenario(run: BenchRun, base: LoadedScenario | None, profile: str | No
     values: dict[str, Any] = {
         "workload": _workload(run, base.data.get("workload", {}), folder, alone=alone, numbered=numbered),
         "run": {"seed": base.scenario.run.seed, "replications": 1, "warmup": 0},
+        **engine,
     }
     if profile is not None:
         values |= {"fleet.gpu": None, "adapters.base_model": None, "fleet.profile": profile}
@@ -148,8 +151,10 @@ def simulated_load(run: BenchRun) -> ClosedLoad | OpenLoad:
     )
 
 
-def notes_on_load(run: BenchRun) -> Iterator[str]:
-    """Yield where the load that is simulated is another one than the client's options say."""
+def notes_on_run(run: BenchRun, engine: str) -> Iterator[str]:
+    """Yield where load or engine that are simulated are others than the client says."""
+    if run.engine is not None and not is_same_engine(run.engine, engine):
+        yield f"{run.name}: {run.engine} was measured, and the rules are of {engine} (--set fleet.engine={run.engine})"
     if isinstance(run.load, OpenLoad) and isinstance(load := simulated_load(run), ClosedLoad):
         yield (
             f"{run.name}: {run.measured['requests_per_s']:.3g} requests/s were answered at a rate of "
@@ -281,7 +286,11 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
             for name, value in predicted.items()
             if name in run.comparable and math.isfinite(value)  # answers of one token have no gaps
         },
-        notes=(*_gaps_of(run), *_on_fleet(run, world)),
+        notes=(
+            *_gaps_of(run),
+            *notes_on_run(run, world.scenario.fleet.engine),
+            *_on_fleet(run, world),
+        ),
     )
 
 
@@ -306,7 +315,6 @@ def _gaps_of(run: BenchRun) -> Iterator[str]:
         )
     elif "ttft_p99_s" not in run.errors:
         yield f"{run.name}: {run.completed:,} requests are too few for an interval of p99, which takes 381"
-    yield from notes_on_load(run)
     if run.failed:
         rates = "" if run.comparable.keys() == run.measured.keys() else ", and so are rates, which count answers alone"
         yield f"{run.name}: {run.failed:,} requests failed; they are left out{rates}"

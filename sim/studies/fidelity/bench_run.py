@@ -202,6 +202,7 @@ class BenchRun:
     :ivar errors: half-widths of 95 % intervals of these, as far as the file has what they need.
     :ivar rows: every request; None where the file has summaries only.
     :ivar cut_short: whether the client was stopped before the end.
+    :ivar engine: that the client says it measured, if it does: ``sglang``.
     :ivar accepted: mean tokens of a step with speculative decoding; None without.
     """
 
@@ -217,6 +218,7 @@ class BenchRun:
     errors: Mapping[str, float] = field(default_factory=dict)
     rows: BenchRequests | None = None
     cut_short: bool = False
+    engine: str | None = None
     accepted: float | None = None
 
     @property
