@@ -94,13 +94,16 @@ def test_guidellm(samples: Path, tmp_path: Path) -> None:
     old = copy.deepcopy(sampled)
     old["args"] = {"strategy": {"type_": "constant", "rate": 2.0}}
     del old["config"]
-    runs = read_bench(written(tmp_path, {**data, "benchmarks": [benchmark, sampled, old]}))
-    assert [each.load for each in runs] == [ClosedLoad(3), OpenLoad(2.5), OpenLoad(2.0, math.inf)]
+    at_once = copy.deepcopy(sampled)
+    at_once["config"]["strategy"] = {"type_": "throughput", "max_concurrency": None}
+    at_once["metrics"]["request_concurrency"] = {"successful": {"mean": 2.8, "median": 3}}
+    runs = read_bench(written(tmp_path, {**data, "benchmarks": [benchmark, sampled, old, at_once]}))
+    assert [each.load for each in runs] == [ClosedLoad(3), OpenLoad(2.5), OpenLoad(2.0, math.inf), ClosedLoad(3)]
     assert runs[1].rows is None
     assert runs[1].measured["ttft_p90_s"] == pytest.approx(
         metrics["time_to_first_token_ms"]["successful"]["percentiles"]["p90"] / 1e3
     )
-    assert runs[2].name == "result.json, run 3 of 3"
+    assert runs[2].name == "result.json, run 3 of 4"
 
 
 def test_aiperf_and_genai_perf(samples: Path, tmp_path: Path) -> None:

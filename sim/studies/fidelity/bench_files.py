@@ -345,7 +345,7 @@ def _guidellm_load(run: JsonFields, completed: int) -> ClosedLoad | OpenLoad:
     if kind == "concurrent":
         return _closed(strategy.number("streams"))
     if kind == "throughput":
-        return _closed(cap or completed)
+        return _closed(cap or run.maybe("metrics.request_concurrency.successful.median") or completed)
     if kind in ("constant", "poisson"):
         return _open(strategy.number("rate"), 1.0 if kind == "poisson" else math.inf, cap)
     raise strategy.wrong("type_", kind, "synchronous, concurrent, throughput, constant or poisson")
