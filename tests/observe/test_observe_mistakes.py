@@ -17,6 +17,8 @@ from metric_pages import START_S, answer, counted, lora, page
 from calibrate.serve.server_metrics import parse_page
 from sim.errors import InputError
 from sim.rng import stream
+from sim.spec.scenario_file import load_scenario
+from sim.spec.sections.traffic_laws import GroupsPopularity
 from sim.studies.observe.draft import without_prefix
 from sim.studies.observe.engine_metrics import read_metrics
 from sim.studies.observe.readings import readings_of
@@ -266,3 +268,55 @@ def test_of_two_names_for_one_metric_the_first_counts() -> None:
     usage = "vllm:kv_cache_usage_perc 0.5\nvllm:gpu_cache_usage_perc 0.5\n"
     found = parse_page(usage + "sglang:num_running_reqs 2\nsglang:num_running_reqs 3\n", 0.0)
     assert found.values == {"kv_usage": 0.5, "running": 5.0}
+
+
+def few_of_many(readings: int = 40) -> str:
+    """A query in which a always runs, and b, c and d once each; e and f are only named by a series of an hour ago."""
+    pages = {}
+    for number in range(readings):
+        at_s = START_S + 15 * number
+        running = "a," + "bcd"[number // 10] if number % 10 == 5 and number < 30 else "a"
+        pages[at_s] = counted(10 * number, 1.0) + lora(running, at_s) + lora("e,f", at_s - 3600)
+    return answer(pages)
+
+
+@pytest.mark.parametrize(("own", "count"), [(None, 6), (5, 6), (50, 50)])
+def test_adapters_that_no_reading_shows_are_there_all_the_same(
+    loraplan: CommandLine, own: int | None, count: int
+) -> None:
+    """Only those that ran in a reading were counted, in place of those that the metrics name and of the base's."""
+    Path("q.json").write_text(few_of_many(), encoding="utf-8")
+    arguments = ()
+    if own is not None:
+        Path("base.yaml").write_text(f"extends: quickstart\nadapters: {{count: {own}}}\n", encoding="utf-8")
+        arguments = ("--base", "base.yaml")
+    ended = loraplan.succeeds("observe", "--prometheus", "q.json", *arguments)
+    scenario = load_scenario("observed.yaml").scenario
+    law = scenario.workload.popularity
+    assert isinstance(law, GroupsPopularity)
+    assert (scenario.adapters.count, len(law.weights(count))) == (count, count)
+    assert law.weights(count)[4:].sum() == pytest.approx(3 / 43, rel=1e-4)  # 3 of 43 in one reading only
+    assert law.weights(count).sum() == pytest.approx(1, rel=1e-4)
+    assert ("adapters.count of base.yaml is" in ended.err) == (own is not None)
+
+
+def test_the_note_on_further_adapters_can_be_followed(loraplan: CommandLine) -> None:
+    Path("q.json").write_text(few_of_many(), encoding="utf-8")
+    ended = loraplan.succeeds("observe", "--prometheus", "q.json")
+    assert "raise adapters.count if there are more, and add a group for these to workload.popularity.groups" in (
+        " ".join(ended.err.split())
+    )
+    text = Path("observed.yaml").read_text(encoding="utf-8")
+    more = text.replace("count: 6 ", "count: 9 ").replace("groups: [", "groups: [{adapters: 3, weight: 0.1}, ")
+    Path("more.yaml").write_text(more, encoding="utf-8")
+    assert load_scenario("more.yaml").scenario.adapters.count == 9
+
+
+def test_tenants_of_the_base_keep_its_adapters_and_their_popularity(loraplan: CommandLine) -> None:
+    tenants = "[{name: a, adapters: 3, share: 50%}, {name: b, adapters: 2, share: 50%}]"
+    base = f"extends: quickstart\nadapters: {{count: 5}}\ntenants: {tenants}\n"
+    Path("base.yaml").write_text(base, encoding="utf-8")
+    Path("q.json").write_text(few_of_many(), encoding="utf-8")
+    ended = loraplan.succeeds("observe", "--prometheus", "q.json", "--base", "base.yaml")
+    assert load_scenario("observed.yaml").scenario.adapters.count == 5
+    assert "The metrics name 6 adapters; adapters.count of base.yaml is 5." in ended.err

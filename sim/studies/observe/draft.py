@@ -85,10 +85,12 @@ def write_observed(
     draft.made_by = "loraplan observe"
     draft.comments.insert(0, source_of(readings))
     draft.comments += _late_servers(readings)
-    draft.add([*_traffic(service, base), *_lengths(service, lengths_file(path))])
+    count = _count(service, base)
+    draft.add([*_traffic(service, base, count), *_lengths(service, lengths_file(path))])
     if base is None:
-        draft.add([*_count(service)])
-        if not service.adapters.names:
+        if service.adapters.names:
+            draft.add([Setting("adapters.count", count, "measured: names of adapters; assumed: there are no others")])
+        else:
             draft.add([Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")])
         measured = [*_fleet(service)]
         for setting in measured:
@@ -102,9 +104,8 @@ def write_observed(
         draft.extends = base.source
         if (source := Path(base.source)).is_file():
             draft.extends = os.path.relpath(source.resolve(), path.parent.resolve())
-        adapters = base.scenario.adapters
-        if (service.adapters.shares or adapters.count is None) and not adapters.base_alone:
-            draft.add([*_count(service)])  # measured weights fix the count, or the base has none
+        if count != (base.scenario.adapters.count or 0):
+            draft.add([Setting("adapters.count", count, f"measured: names of adapters, more than {base.source} has")])
         draft.comments += _differences(service, base)
         if rates := _scaled_rates(service, base):
             draft.lines["tenants"] = [
@@ -135,7 +136,17 @@ def _late_servers(readings: Readings) -> Iterator[str]:
             yield f"{server} is missing from the first reading: its counters count from its own first one."
 
 
-def _traffic(service: ObservedService, base: LoadedScenario | None) -> Iterator[Setting]:
+def _count(service: ObservedService, base: LoadedScenario | None) -> int:
+    """Return how many adapters the scenario has: all that metrics name, or the base's, if more or fixed otherwise."""
+    named = len(service.adapters.names)
+    if base is None:
+        return named
+    scenario, own = base.scenario, base.scenario.adapters.count or 0
+    fixed = scenario.workload.popularity.fixes_count and not service.adapters.shares
+    return own if fixed or scenario.tenants or scenario.adapters.base_alone else max(named, own)
+
+
+def _traffic(service: ObservedService, base: LoadedScenario | None, count: int) -> Iterator[Setting]:
     for source in ("trace", "client"):
         if base is not None and getattr(base.scenario.workload, source) is not None:
             yield Setting(f"workload.{source}", None, f"the traffic below replaces the {source}")
@@ -149,11 +160,15 @@ def _traffic(service: ObservedService, base: LoadedScenario | None) -> Iterator[
     comment = f"measured: {ended}; assumed: independent users{full}"
     rate = sum(_scaled_rates(service, base)) or float(f"{service.offered_rps:.6g}")
     yield Setting("workload.arrivals", {"process": "poisson", "rate": f"{rate:.9g}/s"}, comment)
-    shares = service.adapters.shares
-    if shares:
+    shares, others = service.adapters.shares, count - len(service.adapters.shares)
+    if shares and others >= 0 and not (base is not None and base.scenario.tenants):
         always = len(service.adapters.always)
         larger = f"; {always} had one in every reading, and may have a larger share" if always else ""
-        groups = [{"adapters": 1, "weight": float(share)} for share in sorted(shares.values(), reverse=True)]
+        unseen = service.adapters.unseen if others else 0.0
+        groups = [{"adapters": 1, "weight": (1 - unseen) * share} for share in sorted(shares.values(), reverse=True)]
+        if others:
+            groups.append({"adapters": others, "weight": unseen / others})
+            larger += f"; assumed: the other {others} have {unseen:.1%} together, by how many were in one reading only"
         yield Setting(
             "workload.popularity",
             {"law": "groups", "groups": groups},
@@ -224,15 +239,6 @@ def _assumed_lengths(service: ObservedService) -> Iterator[Setting]:
             )
 
 
-def _count(service: ObservedService) -> Iterator[Setting]:
-    names = service.adapters.names
-    if service.adapters.shares:
-        comment = "measured: adapters with a request when the metrics were read; assumed: there are no others"
-        yield Setting("adapters.count", len(service.adapters.shares), comment)
-    elif names:
-        yield Setting("adapters.count", len(names), "measured: names of adapters; assumed: there are no others")
-
-
 def _fleet(service: ObservedService) -> Iterator[Setting]:
     yield Setting("fleet.engine", service.engine, "measured: whose metrics these are; assumed: the newest version")
     yield Setting("fleet.gpu", DEFAULT_GPU, "assumed: metrics don't name the GPU (--gpu)")
@@ -257,7 +263,7 @@ _OF_SERVER = ("fleet.kv_tokens", "fleet.block_size", "fleet.prefix_caching", "ca
 def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str]:
     scenario = base.scenario
     slots, names, count = service.adapters.slots, len(service.adapters.names), scenario.adapters.count
-    if names and count is not None and names != count and not service.adapters.shares:
+    if names and count is not None and names != count:
         yield f"The metrics name {names} adapters; adapters.count of {base.source} is {count}."
     if slots is not None and scenario.cache.gpu.slots != slots:
         yield f"The server has max_lora {slots}; cache.gpu.slots of {base.source} is {scenario.cache.gpu.slots}."

@@ -65,10 +65,12 @@ def compare_observed(service: ObservedService, scenario: Scenario) -> tuple[list
     and E2E.
     """
     world = observed_world(scenario)
-    seen = len(service.adapters.shares or service.adapters.names)
+    seen = len(service.adapters.names)
     notes = world.notes
     if seen and seen >= len(world.traffic.population):
-        more = f"metrics name only adapters that have requests, {seen} of them: raise adapters.count if there are more"
+        more = f"metrics name only adapters that had requests, {seen} of them: raise adapters.count if there are more"
+        if scenario.workload.popularity.law == "groups":
+            more += ", and add a group for these to workload.popularity.groups"
         notes = (more, *notes)
     return list(_rows(service, predict_service(world, REPLICATIONS))), notes
 

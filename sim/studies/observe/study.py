@@ -144,14 +144,17 @@ _MOST_SLOTS = 10**9
 class ObservedAdapters:
     """Adapters, as ``vllm:lora_requests_info`` names them.
 
-    :ivar names: those that were seen with a request, sorted.
-    :ivar shares: of the requests, by adapter; empty where there are too few readings.
+    :ivar names: those that had a request at any time, sorted.
+    :ivar shares: of the requests, by adapter with a running request in a reading; empty where there are too few
+        readings.
+    :ivar unseen: share of the requests that are for all other adapters together.
     :ivar always: adapters with a running request in every reading of a server, whose share may be larger.
     :ivar slots: ``max_lora``.
     """
 
     names: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    unseen: float = 0.0
     always: tuple[str, ...] = ()
     slots: int | None = None
 
@@ -349,14 +352,17 @@ def _adapters(readings: Readings) -> ObservedAdapters:
         at_a_time = _split(dict(labels).get("running_lora_adapters", ""))
         starved = _split(dict(labels).get("waiting_lora_adapters", "")) - ever  # counted, though none was seen to run
         running.setdefault(server, []).append(at_a_time | starved)
-    enough = len(current) >= ENOUGH_READINGS and sum(len(each) for each in chain(*running.values())) >= ENOUGH_READINGS
+    seen = Counter(chain(*chain(*running.values())))
+    enough = len(current) >= ENOUGH_READINGS and seen.total() >= ENOUGH_READINGS
     shares, always = _shares(running) if enough else ({}, ())
+    # Good and Turing: the next reading is of an adapter without any as often as readings were of one with no other.
+    unseen = sum(count == 1 for count in seen.values()) / seen.total() if enough else 0.0
     most = max((slot for slot in slots if slot > 0), default=None)
-    return ObservedAdapters(tuple(sorted(names)), shares, always, most)
+    return ObservedAdapters(tuple(sorted(names)), shares, unseen, always, most)
 
 
 def _shares(running: Mapping[Labels, list[set[str]]]) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Return each adapter's share of the requests, and the adapters that had one in every reading of a server.
+    """Return shares of the requests for adapters that were running, and those that were in every reading of a server.
 
     If requests of an adapter come independently, m of them on average at a time, none is running in a share exp(-m) of
     the readings: m is -ln(1 - share), while the share itself saturates at 1. In n readings an m beyond ln(2n) looks
