@@ -529,6 +529,11 @@ def is_model(given: str, known: str) -> bool:
     return plain_name(given) == plain_name(known)
 
 
+def known_model(given: str) -> str | None:
+    """Return which of ``BASE_MODELS`` a name is of; None for a name of one's own."""
+    return next((known for known in BASE_MODELS if is_model(given.strip(), known)), None)
+
+
 def plain_name(name: str) -> str:
     """Return a model's name without its owner, and without the endings that leave its layers as they are."""
     last = name.rstrip("/").rpartition("/")[2].lower().replace("_", "-").removeprefix("meta-")

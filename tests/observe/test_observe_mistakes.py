@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,43 @@ def test_tenants_of_the_base_keep_its_adapters_and_their_popularity(loraplan: Co
     ended = loraplan.succeeds("observe", "--prometheus", "q.json", "--base", "base.yaml")
     assert load_scenario("observed.yaml").scenario.adapters.count == 5
     assert "The metrics name 6 adapters; adapters.count of base.yaml is 5." in ended.err
+
+
+LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_the_model_that_the_metrics_name_is_simulated(loraplan: CommandLine) -> None:
+    Path("m.txt").write_text(counted(100, 1.0).replace('"m"', f'"{QWEN}"'), encoding="utf-8")
+    command = ("observe", "--prometheus", "m.txt", "--window", "50 s")
+    loraplan.succeeds(*command, "--gpu", "h100")
+    assert load_scenario("observed.yaml").scenario.adapters.base_model == QWEN
+    assert "measured: model_name" in Path("observed.yaml").read_text(encoding="utf-8")
+    Path("base.yaml").write_text("extends: quickstart\n", encoding="utf-8")
+    for other, words in (
+        (("--from-vllm", f"vllm serve {LLAMA} --enable-lora"), f"--from-vllm: the metrics are .* \\(got {LLAMA}, "),
+        (("--base", "base.yaml"), r"base.yaml: adapters.base_model: the metrics are .* \(got llama-3.1-8b, "),
+    ):
+        said = loraplan.refused(*command, *other, "--out", "o.yaml")
+        assert re.search(f"{words}allowed: {QWEN}", said)
+        assert not Path("o.yaml").exists()
+    command_line = "vllm serve /data/served --enable-lora --served-model-name ours"  # a path says nothing
+    loraplan.succeeds(*command, "--from-vllm", command_line, "--out", "path.yaml")
+    assert load_scenario("path.yaml").scenario.adapters.base_model == QWEN
+
+
+def test_metrics_of_several_base_models_are_refused_with_the_query_for_one() -> None:
+    def rows(labels: str) -> dict[float, str]:
+        finished = FINISHED.replace("pod=", f"{labels},pod=")
+        pods = (("a", LLAMA, 3), ("b", LLAMA, 3), ("c", QWEN, 1), ("d", "sql", 1))
+        return {
+            START_S + 15 * number: "".join(
+                finished.format(pod=pod, value=each * number, model=model) for pod, model, each in pods
+            )
+            + lora("sql", START_S)
+            for number in range(5)
+        }
+
+    with pytest.raises(InputError, match="several base models") as refused:
+        of_answer(rows('model_name="{model}"'))
+    assert str(refused.value).endswith('{__name__=~"vllm:.*", pod=~"a|b"}')
+    assert of_answer(rows('model="{model}"')).finished == 32

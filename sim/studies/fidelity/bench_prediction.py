@@ -14,7 +14,7 @@ from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engines import is_same_engine
 from sim.spec.profile import Profile
-from sim.spec.profile_choice import BASE_MODELS, is_model
+from sim.spec.profile_choice import known_model
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.fidelity.bench_run import VLLM, BenchRequests, BenchRun, ClosedLoad, OpenLoad, TokenSummary
@@ -251,7 +251,7 @@ def _check_server(run: BenchRun, scenario: Scenario, profile: Profile | None) ->
             got=f"{run.accepted:.3g} tokens a step",
             hint="give --scenario with fleet.speculation as on the server (docs/speculation.md)",
         )
-    known = next((each for each in BASE_MODELS if run.model and is_model(run.model, each)), None)
+    known = known_model(run.model or "")
     if known is not None and profile is not None and known != profile.model:
         raise InputError(
             "this run is of another base model",

@@ -18,7 +18,7 @@ from sim.results.point_summary import measure_alone
 from sim.results.records import COMPLETED
 from sim.spec.engines import ENGINES
 from sim.spec.gpus import GPUS, gpu_named
-from sim.spec.profile_choice import BASE_MODELS, is_model
+from sim.spec.profile_choice import BASE_MODELS, known_model
 from sim.spec.scenario import Scenario
 from sim.studies.backends.pool import unordered
 from sim.studies.evaluate import facts_of
@@ -161,7 +161,7 @@ def _stage(cells: RunCells) -> Stage:
     if closed and not row.get("clients"):
         raise cells.error("a closed loop has clients", "clients", "nothing", "a whole number, 1 or more")
     gpu = cells.named("gpu", gpu_named, ", ".join(GPUS)).name
-    model = cells.named("model", _model, ", ".join(BASE_MODELS))
+    model = cells.named("model", known_model, ", ".join(BASE_MODELS))
     version = cells.named("version", lambda text: _VERSION.match(text.strip()), "a version, such as 0.15.1")[1]
     engine = f"{row.get('engine') or 'vllm'}-{version}"
     if ENGINES.get(engine) is None:
@@ -199,10 +199,6 @@ def _measured(cells: RunCells) -> dict[str, float]:
     if not found:
         raise cells.error("nothing was measured", "ttft_mean_ms", "nothing", "at least one time")
     return found
-
-
-def _model(text: str) -> str | None:
-    return next((each for each in BASE_MODELS if is_model(text.strip(), each)), None)
 
 
 def _rate(text: str) -> float:

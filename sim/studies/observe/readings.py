@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,6 +22,7 @@ from sim.studies.observe.engine_metrics import (
     Key,
     Labels,
     MetricSample,
+    engine_of,
     is_of_interest,
     read_metrics,
 )
@@ -31,7 +32,8 @@ from sim.studies.observe.engine_metrics import (
 Point = tuple[float, float]
 """When (seconds since 1970), and the value."""
 
-_PROCESS = ("instance", "pod")
+_FLEET = ("namespace", "job")
+_PROCESS = ("pod", "instance")
 _SERVER = (*_PROCESS, "engine", "tp_rank", "dp_rank")
 _ENDING = re.compile(r"_(?:total|bucket|sum|count)$")
 
@@ -135,6 +137,15 @@ class Readings:
             for at_s, _ in self.series[name, labels]:
                 found.setdefault(at_s, set()).add(server_of(labels))
         return math.ceil(median(map(len, found.values()))) if found else 1
+
+    def query_of(self, some: Collection[Labels], others: Collection[Labels]) -> str:
+        """Return the query for the metrics of some servers without those of others, by the first label that differs."""
+        engine = engine_of(self.names)
+        for name in (*_FLEET, *_PROCESS, "model_name"):
+            own, rest = ({dict(labels).get(name, "") for labels in each} for each in (some, others))
+            if not own & rest:
+                break
+        return f'{{__name__=~"{engine}:.*", {name}=~"{"|".join(sorted(own))}"}}'
 
     def last(self, key: Key) -> float:
         """Return the last value of a series."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
@@ -13,6 +13,7 @@ import numpy as np
 
 from sim.arrays import Floats
 from sim.errors import InputError
+from sim.spec.profile_choice import known_model
 from sim.studies.observe.engine_metrics import (
     CACHE_CONFIG,
     LORA_INFO,
@@ -165,6 +166,7 @@ class ObservedService:
 
     :ivar engine: ``vllm`` or ``sglang``.
     :ivar servers: engines whose metrics these are.
+    :ivar model: the base model, as ``model_name`` has it; empty without.
     :ivar seconds: the time that counts refer to.
     :ivar finished: requests that ended with an answer; ``aborted``: that did not.
     :ivar offered: requests that came in that time: those that ended either way, and by how much more are in flight now.
@@ -179,6 +181,7 @@ class ObservedService:
 
     engine: str
     servers: int
+    model: str
     seconds: float
     finished: float
     aborted: float
@@ -243,12 +246,14 @@ def observed_service(readings: Readings) -> ObservedService:
     if finished < 1:
         raise InputError("no request ended in this time", key=finished_name, got=finished, allowed="1 and more")
     histograms = dict(_histograms(readings))
+    adapters = _adapters(readings)
     queries, hits = (_growth(readings, role) for role in ("prefix_queries", "prefix_hits"))
     e2e_s = histograms["e2e"].total if "e2e" in histograms else None
     enough = len(readings.times) >= ENOUGH_READINGS
     return ObservedService(
         engine=engine,
         servers=readings.servers(gauge_name("running", names) or finished_name),
+        model=_model(readings, finished_name, adapters.names),
         seconds=readings.seconds,
         finished=finished,
         aborted=aborted,
@@ -260,9 +265,35 @@ def observed_service(readings: Readings) -> ObservedService:
         output_total=_growth(readings, "output_total"),
         histograms=histograms,
         prefix_hits=min(hits / queries, 1.0) if queries and hits is not None else None,
-        adapters=_adapters(readings),
+        adapters=adapters,
         cache=_cache_config(readings),
     )
+
+
+def _model(readings: Readings, finished: str, adapters: Collection[str]) -> str:
+    """Return the base model's name; empty without.
+
+    :raises InputError: where servers of several base models have finished requests.
+    """
+    of_model: dict[str, list[Labels]] = {}
+    names: dict[str, str] = {}
+    for labels in readings.labels_of(finished):
+        name = dict(labels).get("model_name", "")
+        if name and name not in adapters:
+            model = known_model(name) or name
+            of_model.setdefault(model, []).append(labels)
+            names[model] = name
+    if len(of_model) > 1:
+        most = max(of_model, key=lambda each: sum(readings.growth((finished, labels)) for labels in of_model[each]))
+        others = [labels for each in of_model.keys() - {most} for labels in of_model[each]]
+        raise InputError(
+            "these metrics are of several base models",
+            key="model_name",
+            got=", ".join(sorted(names.values())),
+            allowed="the servers of one",
+            hint=f"query those of one model: {readings.query_of(of_model[most], others)}",
+        )
+    return next(iter(names.values()), "")
 
 
 def _growth(readings: Readings, role: Role) -> float | None:
