@@ -361,3 +361,32 @@ def test_metrics_of_several_base_models_are_refused_with_the_query_for_one() -> 
         of_answer(rows('model_name="{model}"'))
     assert str(refused.value).endswith('{__name__=~"vllm:.*", pod=~"a|b"}')
     assert of_answer(rows('model="{model}"')).finished == 32
+
+
+def test_only_what_finished_requests_is_a_server(loraplan: CommandLine) -> None:
+    """A router, whose gauges have the engine's names, and an idle server in another namespace counted as replicas."""
+    pages = {}
+    for number in range(30):
+        at_s = START_S + 15 * number
+        running = "vllm:num_requests_running"
+        pages[at_s] = FINISHED.format(pod="a", value=10 * number) + f'{running}{{pod="a"}} 3\n'
+        pages[at_s] += FINISHED.format(pod="idle", value=7) + f'{running}{{pod="idle"}} 0\n'
+        pages[at_s] += f'{running}{{pod="router",server="a"}} 3\n' + lora("sql", at_s).replace("{", '{pod="idle",')
+    found = of_answer(pages)
+    assert (found.servers, found.finished, found.running, found.adapters.names) == (1, 290, 3, ())
+    Path("q.json").write_text(answer(pages), encoding="utf-8")
+    ended = loraplan.succeeds("observe", "--prometheus", "q.json")
+    assert "no request ended there: pod idle; pod router. If it is a replica without traffic" in ended.err
+
+
+def test_several_namespaces_are_named_with_the_query_for_one(loraplan: CommandLine) -> None:
+    pages = {}
+    for number in range(5):
+        prod, stage = (f'vllm:request_success_total{{namespace="{name}",pod="{name}"}}' for name in ("prod", "stage"))
+        pages[START_S + 15 * number] = f"{prod} {100 * number}\n{stage} {number}\n"
+    Path("q.json").write_text(answer(pages), encoding="utf-8")
+    ended = loraplan.succeeds("observe", "--prometheus", "q.json")
+    assert (
+        'several namespaces (prod, stage) count as one fleet; one alone: {__name__=~"vllm:.*", namespace=~"prod"}'
+        in ended.err
+    )

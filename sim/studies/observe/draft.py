@@ -20,7 +20,7 @@ from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import human_seconds
 from sim.studies.init.draft import Draft, write_draft
-from sim.studies.observe.engine_metrics import counter_name
+from sim.studies.observe.engine_metrics import Labels, counter_name
 from sim.studies.observe.readings import Readings, server_of
 from sim.studies.observe.study import BucketHistogram, ObservedService
 
@@ -84,7 +84,7 @@ def write_observed(
     """
     draft.made_by = "loraplan observe"
     draft.comments.insert(0, source_of(readings))
-    draft.comments += _late_servers(readings)
+    draft.comments += [*_late_servers(readings), *_fleets(readings)]
     count = _count(service, base)
     draft.add([*_traffic(service, base, count), *_lengths(service, lengths_file(path))])
     if base is None:
@@ -129,11 +129,33 @@ def source_of(readings: Readings) -> str:
 def _late_servers(readings: Readings) -> Iterator[str]:
     name = counter_name("finished", readings.names)
     for labels in () if name is None or readings.since_start else readings.late_servers(name):
-        server = ", ".join(f"{key} {value}" for key, value in server_of(labels)) or "The server"
+        server = _words(server_of(labels)) or "The server"
         if readings.began((name or "", labels)):
             yield f"{server} began after the first reading: its counters count from 0."
         else:
             yield f"{server} is missing from the first reading: its counters count from its own first one."
+
+
+def _fleets(readings: Readings) -> Iterator[str]:
+    """Yield notes on servers that may not be of one fleet."""
+    if idle := "; ".join(map(_words, readings.idle)):
+        yield f"Left out, for no request ended there: {idle}. If it is a replica without traffic, raise fleet.replicas."
+    name = counter_name("finished", readings.names) or ""
+    rows = list(readings.labels_of(name))
+    for label in ("namespace", "job"):
+        grown: dict[str, float] = {}
+        for row in rows:
+            value = dict(row).get(label, "")
+            grown[value] = grown.get(value, 0.0) + readings.growth((name, row))
+        if len(grown) > 1:
+            most = max(grown, key=grown.__getitem__)
+            some = [row for row in rows if dict(row).get(label, "") == most]
+            query = readings.query_of(some, [row for row in rows if row not in some])
+            yield f"Servers of several {label}s ({', '.join(sorted(grown))}) count as one fleet; one alone: {query}"
+
+
+def _words(server: Labels) -> str:
+    return ", ".join(f"{key} {value}" for key, value in server)
 
 
 def _count(service: ObservedService, base: LoadedScenario | None) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from sim.studies.observe.engine_metrics import (
     Key,
     Labels,
     MetricSample,
+    counter_name,
     engine_of,
     is_of_interest,
     read_metrics,
@@ -33,7 +34,7 @@ Point = tuple[float, float]
 """When (seconds since 1970), and the value."""
 
 _FLEET = ("namespace", "job")
-_PROCESS = ("pod", "instance")
+_PROCESS = ("pod", "instance", "kubernetes_pod_name")
 _SERVER = (*_PROCESS, "engine", "tp_rank", "dp_rank")
 _ENDING = re.compile(r"_(?:total|bucket|sum|count)$")
 
@@ -53,6 +54,7 @@ class Readings:
     :ivar timing: how that time is known, in words such as ``as --window says``.
     :ivar source: where the readings come from, in words.
     :ivar whole: whether each reading is a whole page, so that a series that it lacks did not exist.
+    :ivar idle: what has metrics of an engine, but finished no request in this time; its series are left out.
     """
 
     series: Mapping[Key, tuple[Point, ...]]
@@ -61,6 +63,7 @@ class Readings:
     timing: str
     source: str
     whole: bool = False
+    idle: tuple[Labels, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
@@ -274,11 +277,23 @@ def readings_of(pages: Sequence[MetricPage], window_s: float | None = None) -> R
         raise InputError(
             "text and JSON don't go together", key=OPTION, got=", ".join(page.name for page in pages), allowed=FORMATS
         )
-    found = _from_answers(pages, window_s) if all(is_json) else _from_text(pages, window_s)
+    found = _serving(_from_answers(pages, window_s) if all(is_json) else _from_text(pages, window_s))
     if not any(name != PROCESS_START for name in found.names):
         first = pages[0].content.decode("utf-8", errors="replace").strip().split("\n", 1)[0]
         raise InputError("has no metrics of vLLM or SGLang", file=pages[0].name, got=first, allowed=FORMATS)
     return found
+
+
+def _serving(readings: Readings) -> Readings:
+    """Return the readings without those of what finished no request: a router, or a server that has no traffic."""
+    name = counter_name("finished", readings.names) or ""
+    busy = {_process_of(labels) for labels in readings.labels_of(name) if readings.growth((name, labels)) > 0}
+    if not busy or () in busy:  # all idle, or no labels that tell them apart
+        return readings
+    of_engine = {_process_of(labels) for metric, labels in readings.series if metric != PROCESS_START}
+    idle = of_engine - busy - {()}
+    kept = {key: points for key, points in readings.series.items() if _process_of(key[1]) not in idle}
+    return replace(readings, series=kept, idle=tuple(sorted(idle)))
 
 
 def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
