@@ -390,3 +390,21 @@ def test_several_namespaces_are_named_with_the_query_for_one(loraplan: CommandLi
         'several namespaces (prod, stage) count as one fleet; one alone: {__name__=~"vllm:.*", namespace=~"prod"}'
         in ended.err
     )
+
+
+@pytest.mark.parametrize("arguments", [(), ("--window", "10min")])
+def test_pages_of_two_servers_are_no_before_and_after(loraplan: CommandLine, arguments: tuple[str, ...]) -> None:
+    """Their difference was taken for traffic, at whatever rate the times of the files gave."""
+    began = "process_start_time_seconds "
+    created = 'vllm:request_success_created{finished_reason="stop"} '
+    of_two = "these readings are not of one server (got before.txt, after.txt); of several servers take a range query"
+    for extra in (
+        (f"{began}{START_S - 7200}\n", f"{began}{START_S - 3600}\n"),
+        (f"{created}{START_S - 7200}\n", f"{created}{START_S - 3600}\n"),
+        ("vllm:prompt_tokens_total 9\n", "vllm:prompt_tokens_total 8\n"),  # a counter never falls alone
+    ):
+        ended = two_files(loraplan, *arguments, swapped=False, extra=extra)
+        assert (ended.code, of_two in ended.err) == (2, True), ended.err
+    began = 'process_start_time_seconds{pod="a"} '  # where a label says that it is the same pod, it was restarted
+    ended = two_files(loraplan, *arguments, swapped=False, extra=(f"{began}{START_S - 9}\n", f"{began}{START_S - 5}\n"))
+    assert ended.code == 0, ended.err

@@ -17,7 +17,9 @@ from sim.errors import InputError
 from sim.reading import MANIFEST_BYTES, brackets_fit, read_regular
 from sim.spec.units import human_seconds
 from sim.studies.observe.engine_metrics import (
+    COUNTERS,
     CREATED,
+    HISTOGRAMS,
     PROCESS_START,
     Key,
     Labels,
@@ -183,6 +185,7 @@ def gathered(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[Point,
 # In what order pages of the same server were read, which a copied file doesn't show.
 
 _COUNTS = ("_total", "_bucket", "_count")
+_COUNTERS = tuple(name for names in (*COUNTERS.values(), *HISTOGRAMS.values()) for name in names)
 _MOST_FALL = 0.9
 
 
@@ -203,16 +206,18 @@ def placed(times: Sequence[float], seconds: float, *, as_given: bool) -> list[fl
     return found
 
 
-def check_order(names: Sequence[str], pages: Sequence[Mapping[Key, float]], option: str) -> None:
-    """Refuse pages in the wrong order.
+def check_order(pages: Sequence[tuple[str, Mapping[Key, float], float]], option: str) -> None:
+    """Refuse pages in the wrong order, or of several servers.
 
     Counters of one server fall when it restarts. Then its process is younger than before; where no metric shows that,
-    pages are more often swapped than servers restart.
+    pages are more often swapped than servers restart. Pages without labels of their servers are of several where the
+    processes differ though both began before the first page, or where some counters fall while others rise.
 
-    :param names: of the pages, in the order of their times.
-    :raises InputError: naming two pages between which nearly every counter falls, or the process gets older.
+    :param pages: their names, values and times, in the order of these.
+    :raises InputError: naming two pages between which nearly every counter falls, or the process gets older; or that
+        are of two servers.
     """
-    for (before, earlier), (after, later) in pairwise(zip(names, pages, strict=True)):
+    for (before, earlier, at_s), (after, later, _) in pairwise(pages):
         starts = [later[key] - earlier[key] for key in earlier if key[0] in (PROCESS_START, *CREATED) and key in later]
         changed = [later[key] - earlier[key] for key in earlier if key[0].endswith(_COUNTS) and key in later]
         fell, rose = (sum(sign * change > 0 for change in changed) for sign in (-1, 1))
@@ -224,6 +229,17 @@ def check_order(names: Sequence[str], pages: Sequence[Mapping[Key, float]], opti
                 got=f"{before}, {after}",
                 hint="give the earlier one first, and how far they are apart: --window 10min; if the server was "
                 "restarted, give the later one alone",
+            )
+        own = [key for key in earlier if key in later and not _process_of(key[1])]
+        other = any(earlier[key] < later[key] <= at_s for key in own if key[0] in (PROCESS_START, *CREATED))
+        counters = [key for key in own if key[0].startswith(_COUNTERS) and key[0].endswith(_COUNTS)]
+        if other or (not restarted and any(later[key] < earlier[key] for key in counters)):
+            raise InputError(
+                "these readings are not of one server",
+                key=option,
+                got=f"{before}, {after}",
+                hint="of several servers take a range query of Prometheus, or its /federate; if the server was "
+                "restarted, give the later reading alone",
             )
 
 
@@ -325,8 +341,9 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
     seconds = max(times) - min(times) if window_s is None else window_s
     at = placed(times, seconds, as_given=window_s is not None and not stamped)
     order = sorted(range(len(pages)), key=at.__getitem__)
-    check_order([pages[place].name for place in order], [values[place] for place in order], OPTION)
-    rows = [(key, at[place], value) for place in order for key, value in values[place].items()]
+    read = [(pages[place].name, values[place], at[place]) for place in order]
+    check_order(read, OPTION)
+    rows = [(key, at_s, value) for _, page, at_s in read for key, value in page.items()]
     timing = _timing(window_s, "the time stamps in the readings" if stamped else None, guessed=guessed)
     source = f"{len(pages)} readings and what happened in between"
     return Readings(gathered(rows), False, seconds, timing, source, whole=True)
