@@ -93,7 +93,10 @@ def test_growth_is_between_two_pages_and_survives_a_restart() -> None:
     began = "process_start_time_seconds "
     old = page(counted(100, 1.0) + f"{began}{START_S - 900}\n", name="a")
     new = page(counted(40, 1.0) + f"{began}{START_S + 5}\n", START_S + 20, "b")
-    assert observed_service(readings_of([old, new])).finished == 40
+    for window_s in (None, 20):  # the time since it was restarted, not since the first page
+        again = readings_of([old, new], window_s)
+        assert (observed_service(again).finished, again.seconds) == (40, 15)
+        assert "b alone: totals since the server was restarted after a" in again.source
     alone = readings_of([first], window_s=50)
     assert observed_service(alone).offered_rps == 2
 

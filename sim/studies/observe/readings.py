@@ -231,7 +231,7 @@ def check_order(pages: Sequence[tuple[str, Mapping[Key, float], float]], option:
                 "restarted, give the later one alone",
             )
         own = [key for key in earlier if key in later and not _process_of(key[1])]
-        other = any(earlier[key] < later[key] <= at_s for key in own if key[0] in (PROCESS_START, *CREATED))
+        other = any(value <= at_s for value in _began_later(earlier, later))
         counters = [key for key in own if key[0].startswith(_COUNTERS) and key[0].endswith(_COUNTS)]
         if other or (not restarted and any(later[key] < earlier[key] for key in counters)):
             raise InputError(
@@ -241,6 +241,12 @@ def check_order(pages: Sequence[tuple[str, Mapping[Key, float], float]], option:
                 hint="of several servers take a range query of Prometheus, or its /federate; if the server was "
                 "restarted, give the later reading alone",
             )
+
+
+def _began_later(earlier: Mapping[Key, float], later: Mapping[Key, float]) -> list[float]:
+    """Return when what has no label of its server began, if that is later than in an earlier page."""
+    keys = (key for key in earlier if key[0] in (PROCESS_START, *CREATED) and not _process_of(key[1]))
+    return [later[key] for key in keys if later.get(key, 0.0) > earlier[key]]
 
 
 # Pages of text, or JSON.
@@ -330,7 +336,8 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
     guessed = any(page.is_file for page in pages) and not stamped
     if len(pages) == 1:
         rows = [(key, times[0], value) for key, value in values[0].items()]
-        return _since_start(pages[0], rows, times[0], window_s, guessed=guessed)
+        source = f"one reading, {Path(pages[0].name).name}: totals since the server's start"
+        return _since_start(source, rows, times[0], window_s, guessed=guessed)
     if window_s is None and max(times) <= min(times):
         raise InputError(
             "both readings have the same time",
@@ -343,6 +350,12 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
     order = sorted(range(len(pages)), key=at.__getitem__)
     read = [(pages[place].name, values[place], at[place]) for place in order]
     check_order(read, OPTION)
+    restarts = [before for (before, earlier, _), (_, later, _) in pairwise(read) if _began_later(earlier, later)]
+    if restarts:  # how much it counted before is lost
+        name, last, at_s = read[-1]
+        source = f"{Path(name).name} alone: totals since the server was restarted after {Path(restarts[-1]).name}"
+        rows = [(key, at_s, value) for key, value in last.items()]
+        return _since_start(source, rows, at_s, None, guessed=guessed and window_s is None)
     rows = [(key, at_s, value) for _, page, at_s in read for key, value in page.items()]
     timing = _timing(window_s, "the time stamps in the readings" if stamped else None, guessed=guessed)
     source = f"{len(pages)} readings and what happened in between"
@@ -350,14 +363,13 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
 
 
 def _since_start(
-    page: MetricPage, rows: list[tuple[Key, float, float]], at_s: float, window_s: float | None, *, guessed: bool
+    source: str, rows: list[tuple[Key, float, float]], at_s: float, window_s: float | None, *, guessed: bool
 ) -> Readings:
     began = _beginnings(rows, CREATED, at_s) or _beginnings(rows, (PROCESS_START,), at_s)
     seconds = window_s
     if seconds is None and began:
         seconds = at_s - min(began)
     timing = _timing(window_s, "when its counters began" if began and not guessed else None, guessed=guessed)
-    source = f"one reading, {Path(page.name).name}: totals since the server's start"
     return Readings(gathered(rows), True, seconds, timing, source)
 
 
