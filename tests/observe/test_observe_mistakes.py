@@ -408,3 +408,19 @@ def test_pages_of_two_servers_are_no_before_and_after(loraplan: CommandLine, arg
     began = 'process_start_time_seconds{pod="a"} '  # where a label says that it is the same pod, it was restarted
     ended = two_files(loraplan, *arguments, swapped=False, extra=(f"{began}{START_S - 9}\n", f"{began}{START_S - 5}\n"))
     assert ended.code == 0, ended.err
+
+
+def test_one_point_counts_since_the_servers_began(loraplan: CommandLine) -> None:
+    """A query without a range was refused with the advice to have what it had."""
+
+    def text(second_s: float) -> str:
+        rows = [("a", START_S), ("b", START_S + second_s)]
+        began = (f'process_start_time_seconds{{pod="{pod}"}} {at_s}\n' for pod, at_s in rows)
+        return "".join([*began, *(FINISHED.format(pod=pod, value=300) for pod, _ in rows)])
+
+    for second_s, words in ((0, "its counters began."), (300, "others began later, so the rate is too low.")):
+        Path("q.json").write_text(answer({START_S + 600: text(second_s)}), encoding="utf-8")
+        out = f"o{second_s}.yaml"
+        ended = loraplan.succeeds("observe", "--prometheus", "q.json", "--out", out)
+        assert "600 requests in 10 min, 1/s, from 2 servers" in ended.out
+        assert words in " ".join(ended.out.split())

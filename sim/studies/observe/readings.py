@@ -184,6 +184,8 @@ def gathered(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[Point,
 
 # In what order pages of the same server were read, which a copied file doesn't show.
 
+_APART = 0.1
+"""Part of the time since the first server's start that others may have started later."""
 _COUNTS = ("_total", "_bucket", "_count")
 _COUNTERS = tuple(name for names in (*COUNTERS.values(), *HISTOGRAMS.values()) for name in names)
 _MOST_FALL = 0.9
@@ -369,7 +371,10 @@ def _since_start(
     seconds = window_s
     if seconds is None and began:
         seconds = at_s - min(began)
-    timing = _timing(window_s, "when its counters began" if began and not guessed else None, guessed=guessed)
+    known = "when its counters began" if began and not guessed else None
+    if seconds and began and max(began) - min(began) > _APART * seconds:
+        known = "when the first server began; others began later, so the rate is too low"
+    timing = _timing(window_s, known, guessed=guessed)
     return Readings(gathered(rows), True, seconds, timing, source)
 
 
@@ -398,9 +403,11 @@ def _from_answers(pages: Sequence[MetricPage], window_s: float | None) -> Readin
             allowed=human_seconds(span),
             hint="leave it out, or ask Prometheus for less",
         )
-    seconds = window_s if window_s is not None else span or None
-    source = f"{len(times):,} points of Prometheus" + (f" over {human_seconds(span)}" if span else "")
-    return Readings(gathered(rows), len(times) == 1, seconds, _timing(window_s, "its times", guessed=False), source)
+    if len(times) == 1:
+        source = "1 point of Prometheus: totals since the servers' start"
+        return _since_start(source, rows, times.pop(), window_s, guessed=False)
+    source = f"{len(times):,} points of Prometheus over {human_seconds(span)}"
+    return Readings(gathered(rows), False, span or None, _timing(None, "its times", guessed=False), source)
 
 
 def _samples_of(page: MetricPage) -> Iterator[MetricSample]:
