@@ -299,18 +299,12 @@ def test_adapters_that_no_reading_shows_are_there_all_the_same(
     assert law.weights(count)[4:].sum() == pytest.approx(3 / 43, rel=1e-4)  # 3 of 43 in one reading only
     assert law.weights(count).sum() == pytest.approx(1, rel=1e-4)
     assert ("adapters.count of base.yaml is" in ended.err) == (own is not None)
-
-
-def test_the_note_on_further_adapters_can_be_followed(loraplan: CommandLine) -> None:
-    Path("q.json").write_text(few_of_many(), encoding="utf-8")
-    ended = loraplan.succeeds("observe", "--prometheus", "q.json")
-    assert "raise adapters.count if there are more, and add a group for these to workload.popularity.groups" in (
-        " ".join(ended.err.split())
-    )
-    text = Path("observed.yaml").read_text(encoding="utf-8")
-    more = text.replace("count: 6 ", "count: 9 ").replace("groups: [", "groups: [{adapters: 3, weight: 0.1}, ")
-    Path("more.yaml").write_text(more, encoding="utf-8")
-    assert load_scenario("more.yaml").scenario.adapters.count == 9
+    note = "raise adapters.count if there are more, and add a group for these to workload.popularity.groups"
+    assert (note in ended.err) == (count == 6)
+    text = Path("observed.yaml").read_text(encoding="utf-8")  # the note can be followed
+    text = text.replace("count: 6 ", "count: 9 ").replace("groups: [", "groups: [{adapters: 3, weight: 0.1}, ")
+    Path("more.yaml").write_text(text, encoding="utf-8")
+    assert count != 6 or load_scenario("more.yaml").scenario.adapters.count == 9
 
 
 def test_tenants_of_the_base_keep_its_adapters_and_their_popularity(loraplan: CommandLine) -> None:
@@ -397,7 +391,7 @@ def test_pages_of_two_servers_are_no_before_and_after(loraplan: CommandLine, arg
     """Their difference was taken for traffic, at whatever rate the times of the files gave."""
     began = "process_start_time_seconds "
     created = 'vllm:request_success_created{finished_reason="stop"} '
-    of_two = "these readings are not of one server (got before.txt, after.txt); of several servers take a range query"
+    of_two = "these readings are not of one server (got before.txt, after.txt)"
     for extra in (
         (f"{began}{START_S - 7200}\n", f"{began}{START_S - 3600}\n"),
         (f"{created}{START_S - 7200}\n", f"{created}{START_S - 3600}\n"),
@@ -416,6 +410,7 @@ def test_one_point_counts_since_the_servers_began(loraplan: CommandLine) -> None
     def text(second_s: float) -> str:
         rows = [("a", START_S), ("b", START_S + second_s)]
         began = (f'process_start_time_seconds{{pod="{pod}"}} {at_s}\n' for pod, at_s in rows)
+        began = (*began, "process_start_time_seconds 1000\n")  # of another program
         return "".join([*began, *(FINISHED.format(pod=pod, value=300) for pod, _ in rows)])
 
     for second_s, words in ((0, "its counters began."), (300, "others began later, so the rate is too low.")):

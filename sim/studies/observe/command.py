@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,7 +117,7 @@ def observe(
     if fit_profile is not None:
         _check_fit(service, loaded, fit_profile)
     if loaded is not None:
-        _check_base(service, loaded)
+        _check_model(service, _models_of(loaded), "adapters.base_model", loaded.source)
     watching = {} if dashboard is None else dashboard_files(dashboard, readings, service)
     for note in write_observed(out, service, readings, loaded, _draft(out, service, gpu, command)):
         message(f"note: {note}", quiet)
@@ -244,59 +245,58 @@ def _fetched(url: str) -> MetricPage:
     return MetricPage(name, content, time.time(), is_file=False)
 
 
-def _check_base(service: ObservedService, base: LoadedScenario) -> None:
-    """Refuse a base scenario that has another base model; one that can't be simulated is written, and says so."""
-    from sim.spec.profile_choice import profile_of
-
-    for pool in base.scenario.pools or (base.scenario,):
-        with suppress(ScenarioError):
-            profile, _ = profile_of(pool)
-            if profile is not None:
-                _check_model(service, profile.model, "--base", base.source)
-
-
-def _check_model(service: ObservedService, model: str, option: str, file: str | None = None) -> None:
+def _check_model(service: ObservedService, given: Iterable[str], key: str, file: str | None = None) -> None:
     """Refuse another base model than the metrics name; a name of one's own says nothing."""
     from sim.spec.profile_choice import known_model
 
-    measured, given = known_model(service.model), known_model(model)
-    if measured is not None and given is not None and measured != given:
-        raise InputError(
-            "the metrics are of another base model",
-            file=file,
-            key=option if file is None else "adapters.base_model",
-            got=model,
-            allowed=f"{service.model} (model_name of the metrics)",
-            hint=f"give {option} of these servers",
-        )
+    measured = known_model(service.model)
+    for model in given:
+        if known_model(model) not in (None, measured or known_model(model)):
+            raise InputError(
+                "the metrics are of another base model",
+                file=file,
+                key=key,
+                got=model,
+                allowed=f"{service.model} (model_name of the metrics)",
+                hint="say what these servers are",
+            )
 
 
-def _draft(
-    out: Path, service: ObservedService, gpu: str | None, command: str | None, fitted: Path | None = None
-) -> Draft:
+def _models_of(base: LoadedScenario) -> Iterator[str]:
+    from sim.spec.profile_choice import profile_of
+
+    for pool in base.scenario.pools or (base.scenario,):
+        with suppress(ScenarioError):  # what can't be simulated is written, and says so
+            profile, _ = profile_of(pool)
+            if profile is not None:
+                yield profile.model
+
+
+def _draft(out: Path, service: ObservedService, gpu: str | None, command: str | None, fit: Path | None = None) -> Draft:
     """Return a draft with what the user says of the servers, and with their model, if the metrics name one.
 
-    :param fitted: the corrected profile, once it is there.
+    :param fit: the corrected profile, once it is there.
     """
     from sim.spec.engine_flags.command_lines import Setting, read_command
     from sim.spec.profile_choice import known_model
     from sim.studies.init.draft import Draft
 
     draft = Draft(re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "observed")
-    if fitted is not None:
-        path = os.path.relpath(fitted.resolve(), out.parent.resolve())
+    if fit is not None:
+        path = os.path.relpath(fit.resolve(), out.parent.resolve())
         path = path if os.sep in path else f".{os.sep}{path}"
         draft.add([Setting("fleet.profile", path, "corrected by these metrics")])
     if gpu is not None:
         draft.add([gpu_setting(gpu)])
+    model = Setting("adapters.base_model", service.model, "measured: model_name")
     if known_model(service.model) is not None:
-        draft.add([Setting("adapters.base_model", service.model, "measured: model_name")])
+        draft.add([model])
     if command is not None:
         read = read_command(command)
-        _check_model(service, read.model or "", "--from-vllm")
+        _check_model(service, [read.model], "--from-vllm")
         draft.add_command(read)
     if "/" in service.model:  # a repository: it is not simulated, and a note says so
-        draft.add([Setting("adapters.base_model", service.model, "measured: model_name")])
+        draft.add([model])
     return draft
 
 

@@ -21,7 +21,7 @@ from sim.spec.sections.laws import MAX_TOKENS
 from sim.spec.units import human_seconds
 from sim.studies.init.draft import Draft, write_draft
 from sim.studies.observe.engine_metrics import Labels, counter_name
-from sim.studies.observe.readings import Readings, server_of
+from sim.studies.observe.readings import FLEET, Readings, server_of
 from sim.studies.observe.study import BucketHistogram, ObservedService
 
 # Laws of prompt and output lengths from histograms of tokens, or from their mean.
@@ -88,10 +88,9 @@ def write_observed(
     count = _count(service, base)
     draft.add([*_traffic(service, base, count), *_lengths(service, lengths_file(path))])
     if base is None:
-        if service.adapters.names:
-            draft.add([Setting("adapters.count", count, "measured: names of adapters; assumed: there are no others")])
-        else:
-            draft.add([Setting("adapters.count", _ASSUMED_ADAPTERS, "assumed: the metrics name no adapter")])
+        said = "measured: names of adapters; assumed: there are no others"
+        said = said if count else "assumed: the metrics name no adapter"
+        draft.add([Setting("adapters.count", count or _ASSUMED_ADAPTERS, said)])
         measured = [*_fleet(service)]
         for setting in measured:
             given = draft.settings.get(setting.key)
@@ -141,17 +140,10 @@ def _fleets(readings: Readings) -> Iterator[str]:
     if idle := "; ".join(map(_words, readings.idle)):
         yield f"Left out, for no request ended there: {idle}. If it is a replica without traffic, raise fleet.replicas."
     name = counter_name("finished", readings.names) or ""
-    rows = list(readings.labels_of(name))
-    for label in ("namespace", "job"):
-        grown: dict[str, float] = {}
-        for row in rows:
-            value = dict(row).get(label, "")
-            grown[value] = grown.get(value, 0.0) + readings.growth((name, row))
-        if len(grown) > 1:
-            most = max(grown, key=grown.__getitem__)
-            some = [row for row in rows if dict(row).get(label, "") == most]
-            query = readings.query_of(some, [row for row in rows if row not in some])
-            yield f"Servers of several {label}s ({', '.join(sorted(grown))}) count as one fleet; one alone: {query}"
+    for label in FLEET:
+        values, query = readings.parts(name, label)
+        if len(values) > 1:
+            yield f"Servers of several {label}s ({', '.join(values)}) count as one fleet; one alone: {query}"
 
 
 def _words(server: Labels) -> str:

@@ -35,7 +35,7 @@ from sim.studies.observe.engine_metrics import (
 Point = tuple[float, float]
 """When (seconds since 1970), and the value."""
 
-_FLEET = ("namespace", "job")
+FLEET = ("namespace", "job")
 _PROCESS = ("pod", "instance", "kubernetes_pod_name")
 _SERVER = (*_PROCESS, "engine", "tp_rank", "dp_rank")
 _ENDING = re.compile(r"_(?:total|bucket|sum|count)$")
@@ -143,14 +143,22 @@ class Readings:
                 found.setdefault(at_s, set()).add(server_of(labels))
         return math.ceil(median(map(len, found.values()))) if found else 1
 
-    def query_of(self, some: Collection[Labels], others: Collection[Labels]) -> str:
-        """Return the query for the metrics of some servers without those of others, by the first label that differs."""
-        engine = engine_of(self.names)
-        for name in (*_FLEET, *_PROCESS, "model_name"):
-            own, rest = ({dict(labels).get(name, "") for labels in each} for each in (some, others))
+    def parts(self, counter: str, label: str, without: Collection[str] = ()) -> tuple[list[str], str]:
+        """Return the values of a label of a counter, and the query for the servers of that with most growth."""
+        found: dict[str, list[dict[str, str]]] = {}
+        grown: dict[str, float] = {}
+        for labels in self.labels_of(counter):
+            row = dict(labels)
+            if (value := row.get(label, "")) and value not in without:
+                found.setdefault(value, []).append(row)
+                grown[value] = grown.get(value, 0.0) + self.growth((counter, labels))
+        most = max(grown, key=grown.__getitem__, default="")
+        sides = [[row for each in found for row in found[each] if (each == most) is own] for own in (True, False)]
+        for name in (*FLEET, *_PROCESS, label):  # the first in which these servers differ from all others
+            own, rest = ({row.get(name, "") for row in rows} for rows in sides)
             if not own & rest:
                 break
-        return f'{{__name__=~"{engine}:.*", {name}=~"{"|".join(sorted(own))}"}}'
+        return sorted(found), f'{{__name__=~"{engine_of(self.names)}:.*", {name}=~"{"|".join(sorted(own))}"}}'
 
     def last(self, key: Key) -> float:
         """Return the last value of a series."""
@@ -187,7 +195,7 @@ def gathered(rows: Iterable[tuple[Key, float, float]]) -> dict[Key, tuple[Point,
 _APART = 0.1
 """Part of the time since the first server's start that others may have started later."""
 _COUNTS = ("_total", "_bucket", "_count")
-_COUNTERS = tuple(name for names in (*COUNTERS.values(), *HISTOGRAMS.values()) for name in names)
+_COUNTERS = {name + end for names in (COUNTERS | HISTOGRAMS).values() for name in names for end in _COUNTS}
 _MOST_FALL = 0.9
 
 
@@ -216,32 +224,27 @@ def check_order(pages: Sequence[tuple[str, Mapping[Key, float], float]], option:
     processes differ though both began before the first page, or where some counters fall while others rise.
 
     :param pages: their names, values and times, in the order of these.
-    :raises InputError: naming two pages between which nearly every counter falls, or the process gets older; or that
-        are of two servers.
+    :raises InputError: naming two pages that are in the wrong order, or of two servers.
     """
     for (before, earlier, at_s), (after, later, _) in pairwise(pages):
-        starts = [later[key] - earlier[key] for key in earlier if key[0] in (PROCESS_START, *CREATED) and key in later]
-        changed = [later[key] - earlier[key] for key in earlier if key[0].endswith(_COUNTS) and key in later]
-        fell, rose = (sum(sign * change > 0 for change in changed) for sign in (-1, 1))
+        change = {key: later[key] - earlier[key] for key in earlier if key in later}
+        starts = [change[key] for key in change if key[0] in (PROCESS_START, *CREATED)]
+        counted = [change[key] for key in change if key[0].endswith(_COUNTS)]
+        fell, rose = (sum(sign * each > 0 for each in counted) for sign in (-1, 1))
         restarted = any(start > 0 for start in starts)
+        falls = any(change[key] < 0 for key in change if key[0] in _COUNTERS and not _process_of(key[1]))
+        problem = ""
         if any(start < 0 for start in starts) or (fell and not restarted and fell >= _MOST_FALL * (fell + rose)):
+            problem = "counters fall from the first of these readings to the second"
+        elif (falls and not restarted) or any(began_s <= at_s for began_s in _began_later(earlier, later)):
+            problem = "these readings are not of one server"
+        if problem:
             raise InputError(
-                "counters fall from the first of these readings to the second",
+                problem,
                 key=option,
                 got=f"{before}, {after}",
                 hint="give the earlier one first, and how far they are apart: --window 10min; if the server was "
-                "restarted, give the later one alone",
-            )
-        own = [key for key in earlier if key in later and not _process_of(key[1])]
-        other = any(value <= at_s for value in _began_later(earlier, later))
-        counters = [key for key in own if key[0].startswith(_COUNTERS) and key[0].endswith(_COUNTS)]
-        if other or (not restarted and any(later[key] < earlier[key] for key in counters)):
-            raise InputError(
-                "these readings are not of one server",
-                key=option,
-                got=f"{before}, {after}",
-                hint="of several servers take a range query of Prometheus, or its /federate; if the server was "
-                "restarted, give the later reading alone",
+                "restarted, give the later one alone; of several servers take a range query of Prometheus",
             )
 
 
@@ -314,8 +317,7 @@ def _serving(readings: Readings) -> Readings:
     busy = {_process_of(labels) for labels in readings.labels_of(name) if readings.growth((name, labels)) > 0}
     if not busy or () in busy:  # all idle, or no labels that tell them apart
         return readings
-    of_engine = {_process_of(labels) for metric, labels in readings.series if metric != PROCESS_START}
-    idle = of_engine - busy - {()}
+    idle = {_process_of(labels) for metric, labels in readings.series if metric != PROCESS_START} - busy - {()}
     kept = {key: points for key, points in readings.series.items() if _process_of(key[1]) not in idle}
     return replace(readings, series=kept, idle=tuple(sorted(idle)))
 
@@ -379,7 +381,9 @@ def _since_start(
 
 
 def _beginnings(rows: list[tuple[Key, float, float]], names: tuple[str, ...], at_s: float) -> list[float]:
-    return [value for (name, _), _, value in rows if name in names and 0 < value < at_s]
+    engines = {_process_of(labels) for (name, labels), _, _ in rows if name != PROCESS_START}  # not other programs
+    found = (value for (name, labels), _, value in rows if name in names and _process_of(labels) in engines)
+    return [value for value in found if 0 < value < at_s]
 
 
 def _timing(window_s: float | None, known: str | None, *, guessed: bool) -> str:

@@ -275,25 +275,16 @@ def _model(readings: Readings, finished: str, adapters: Collection[str]) -> str:
 
     :raises InputError: where servers of several base models have finished requests.
     """
-    of_model: dict[str, list[Labels]] = {}
-    names: dict[str, str] = {}
-    for labels in readings.labels_of(finished):
-        name = dict(labels).get("model_name", "")
-        if name and name not in adapters:
-            model = known_model(name) or name
-            of_model.setdefault(model, []).append(labels)
-            names[model] = name
-    if len(of_model) > 1:
-        most = max(of_model, key=lambda each: sum(readings.growth((finished, labels)) for labels in of_model[each]))
-        others = [labels for each in of_model.keys() - {most} for labels in of_model[each]]
+    names, query = readings.parts(finished, "model_name", adapters)
+    if len({known_model(name) or name for name in names}) > 1:
         raise InputError(
             "these metrics are of several base models",
             key="model_name",
-            got=", ".join(sorted(names.values())),
+            got=", ".join(names),
             allowed="the servers of one",
-            hint=f"query those of one model: {readings.query_of(of_model[most], others)}",
+            hint=f"query those of one model: {query}",
         )
-    return next(iter(names.values()), "")
+    return names[0] if names else ""
 
 
 def _growth(readings: Readings, role: Role) -> float | None:
@@ -386,7 +377,7 @@ def _adapters(readings: Readings) -> ObservedAdapters:
     seen = Counter(chain(*chain(*running.values())))
     enough = len(current) >= ENOUGH_READINGS and seen.total() >= ENOUGH_READINGS
     shares, always = _shares(running) if enough else ({}, ())
-    # Good and Turing: the next reading is of an adapter without any as often as readings were of one with no other.
+    # Good-Turing: adapters in no reading get, together, the share of those in exactly one.
     unseen = sum(count == 1 for count in seen.values()) / seen.total() if enough else 0.0
     most = max((slot for slot in slots if slot > 0), default=None)
     return ObservedAdapters(tuple(sorted(names)), shares, unseen, always, most)
