@@ -72,7 +72,9 @@ def compare_observed(service: ObservedService, scenario: Scenario) -> tuple[list
         if scenario.workload.popularity.law == "groups":
             more += ", and add a group for these to workload.popularity.groups"
         notes = (more, *notes)
-    return list(_rows(service, predict_service(world, REPLICATIONS))), notes
+    used = [pool.profile for pool in world.pools if pool.profile is not None]
+    simulated = dict.fromkeys(f"simulated: {each.model} on {each.device}, profile {each.name}" for each in used)
+    return list(_rows(service, predict_service(world, REPLICATIONS))), (*simulated, *notes)
 
 
 def _rows(service: ObservedService, predicted: PredictedService) -> Iterator[ComparedMetric]:

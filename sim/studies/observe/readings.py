@@ -233,19 +233,16 @@ def check_order(pages: Sequence[tuple[str, Mapping[Key, float], float]], option:
         fell, rose = (sum(sign * each > 0 for each in counted) for sign in (-1, 1))
         restarted = any(start > 0 for start in starts)
         falls = any(change[key] < 0 for key in change if key[0] in _COUNTERS and not _process_of(key[1]))
-        problem = ""
         if any(start < 0 for start in starts) or (fell and not restarted and fell >= _MOST_FALL * (fell + rose)):
             problem = "counters fall from the first of these readings to the second"
+            hint = "give the earlier one first, and how far they are apart: --window 10min"
         elif (falls and not restarted) or any(began_s <= at_s for began_s in _began_later(earlier, later)):
             problem = "these readings are not of one server"
-        if problem:
-            raise InputError(
-                problem,
-                key=option,
-                got=f"{before}, {after}",
-                hint="give the earlier one first, and how far they are apart: --window 10min; if the server was "
-                "restarted, give the later one alone; of several servers take a range query of Prometheus",
-            )
+            hint = "of several servers take a range query of Prometheus, or its /federate"
+        else:
+            continue
+        hint += "; if the server was restarted, give the later one alone"
+        raise InputError(problem, key=option, got=f"{before}, {after}", hint=hint)
 
 
 def _began_later(earlier: Mapping[Key, float], later: Mapping[Key, float]) -> list[float]:
