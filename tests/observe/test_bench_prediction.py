@@ -62,6 +62,9 @@ def test_a_rate_with_a_limit_is_the_loop_that_it_came_to(loraplan: CommandLine, 
     changed(samples, "between.json", request_rate=7.5, max_concurrency=16)
     assert simulated_load(read_bench(Path("bound.json"))[0]) == ClosedLoad(12)
     assert simulated_load(read_bench(Path("free.json"))[0]) == OpenLoad(7.5, 1.0, 60)
+    changed(samples, "full.json", request_rate=read_bench(Path("bound.json"))[0].measured["requests_per_s"])
+    with pytest.raises(InputError, match="neither an open nor a closed loop"):  # its rate bound it, too
+        simulated_load(read_bench(Path("full.json"))[0])
     server, said = ("--scenario", "serve-tiny"), "the client's limit held the others back: simulated as a closed"
     factors = {}
     for name in ("closed", "bound", "free"):

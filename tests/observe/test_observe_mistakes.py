@@ -367,7 +367,7 @@ def test_only_what_finished_requests_is_a_server(loraplan: CommandLine) -> None:
     assert (found.servers, found.finished, found.running, found.adapters.names) == (1, 290, 3, ())
     Path("q.json").write_text(answer(pages), encoding="utf-8")
     ended = loraplan.succeeds("observe", "--prometheus", "q.json")
-    assert "no request ended there: pod idle; pod router. If it is a replica without traffic" in ended.err
+    assert "no request finished there: pod idle; pod router. If it is a replica without traffic" in ended.err
 
 
 def test_several_namespaces_are_named_with_the_query_for_one(loraplan: CommandLine) -> None:
@@ -384,7 +384,9 @@ def test_pages_of_two_servers_are_no_before_and_after(loraplan: CommandLine, arg
     """Their difference was taken for traffic, at whatever rate the times of the files gave."""
     began = "process_start_time_seconds "
     created = 'vllm:request_success_created{finished_reason="stop"} '
-    of_two = "these readings are not of one server (got before.txt, after.txt); of several servers take a range query"
+    of_two = (
+        "these pages come from different servers (got before.txt, after.txt); for several servers, use a range query"
+    )
     for extra in (
         (f"{began}{START_S - 7200}\n", f"{began}{START_S - 3600}\n"),
         (f"{created}{START_S - 7200}\n", f"{created}{START_S - 3600}\n"),
@@ -406,7 +408,7 @@ def test_one_point_counts_since_the_servers_began(loraplan: CommandLine) -> None
         began = (*began, "process_start_time_seconds 1000\n")  # of another program
         return "".join([*began, *(FINISHED.format(pod=pod, value=300) for pod, _ in rows)])
 
-    for second_s, words in ((0, "its counters began."), (300, "others began later, so the rate is too low.")):
+    for second_s, words in ((0, "its counters began."), (300, "others started later, so the rate is too low.")):
         Path("q.json").write_text(answer({START_S + 600: text(second_s)}), encoding="utf-8")
         out = f"o{second_s}.yaml"
         ended = loraplan.succeeds("observe", "--prometheus", "q.json", "--out", out)

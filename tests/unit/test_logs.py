@@ -131,8 +131,32 @@ def test_one_column_may_be_used_for_two_things(tmp_path: Path) -> None:
     assert rows(data) == 2 * [(0.0, "a", 5, 7)]
 
 
-FAILURES = ("503", "503.0", "HTTP 429", "500 Internal Server Error", "-1", "UNAVAILABLE", "False", "rate_limited")
-SUCCESSES = ("200", "200.0", "201", "0", "info", "ok", "", "true", "stop")
+FAILURES = (
+    "503",
+    "503.0",
+    "HTTP 429",
+    "500 Internal Server Error",
+    "-1",
+    "UNAVAILABLE",
+    "False",
+    "rate_limited",
+    "deadline_exceeded",
+)
+SUCCESSES = (
+    "200",
+    "200.0",
+    "201",
+    "0",
+    "info",
+    "ok",
+    "",
+    "true",
+    "stop",
+    "incomplete",
+    "no exception",
+    "300 ms",
+    "100%",
+)
 
 
 @pytest.mark.parametrize(("said", "failed"), [*((s, True) for s in FAILURES), *((s, False) for s in SUCCESSES)])
@@ -154,13 +178,13 @@ def test_a_tenant_is_an_adapter_only_where_nothing_else_is(tmp_path: Path, colum
 
 
 def test_a_word_for_nothing_is_said_to_be_taken_for_an_adapter(tmp_path: Path) -> None:
-    rest = "looks like the base model, but counts as {}"
-    data = read(tmp_path, f"{HEADER}1741078800,mail,5,7\n1741078801,NULL,5,7\n")
-    assert data.notes[-1].endswith(
-        f"NULL {rest.format('an adapter')}; --base-model NULL makes its rows requests to the base model"
+    said = read(tmp_path, f"{HEADER}1741078800,mail,5,7\n1741078801,NULL,5,7\n").notes[-1]
+    mended = "--base-model NULL makes its rows requests to the base model"
+    assert said.endswith(f"NULL looks like no name, but counts as an adapter; {mended}")
+    said = read(tmp_path, f"{HEADER}1741078800,Qwen/Qwen3-8B,5,7\n").notes[-1]
+    assert said.endswith(
+        "looks like the base model, but counts as an adapter; --columns adapter=COLUMN names another column"
     )
-    data = read(tmp_path, f"{HEADER}1741078800,Qwen/Qwen3-8B,5,7\n")
-    assert data.notes[-1].endswith(f"{rest.format('the only adapter')}; --columns adapter=COLUMN names another column")
 
 
 def test_units_in_the_names_of_columns(tmp_path: Path) -> None:
@@ -169,18 +193,33 @@ def test_units_in_the_names_of_columns(tmp_path: Path) -> None:
     ended = f"{HEADER.replace('ts', 'end_time', 1)[:-1]},took_us\n10,a,5,7,2000000\n11,b,5,7,500000\n"
     data = read(tmp_path, ended, columns={"duration": "took_us"})
     assert data.arrival_s.tolist() == [0, 2.5]
-    assert "duration = took_us in us" in data.notes[0]
+    assert "(in us); times" in data.notes[0]
 
 
 def test_a_date_without_dashes_is_no_time(tmp_path: Path) -> None:
     said = error_of(tmp_path, f"{HEADER}20250304090001,a,5,7\n")
     assert said.startswith("t:2: ts: not a usable time (got 20250304090001")
-    assert "dates are written 2025-03-04 09:00:01" in said
+    assert "Dates are written 2025-03-04 09:00:01" in said
 
 
-def test_thousands_may_be_set_apart_by_commas(tmp_path: Path) -> None:
-    assert rows(read(tmp_path, f'{HEADER}1741078800,a,"1,623",7\n')) == [(0.0, "a", 1623, 7)]
-    assert "not a usable number" in error_of(tmp_path, f'{HEADER}1741078800,a,"16,23",7\n')
+def test_what_stands_at_the_top_comes_before_what_is_nested(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 7}
+    record = {"timestamp": 1741078800, "model": "a", "usage": usage, "status": "failed"}
+    nested = {"container": {"started_at": 1}, "upstream": {"status_code": 200}, "cache": {"status_code": 200}}
+    good = {**record, **nested, "status": "ok", "timestamp": 1741078801}
+    data = read(tmp_path, f"{json.dumps({**record, **nested})}\n{json.dumps(good)}\n{json.dumps(good)}\n")
+    assert len(rows(data)) == 2, "the first failed"
+    assert "time = timestamp, " in data.notes[-1]
+
+
+def test_a_name_with_a_unit_may_hold_dates(tmp_path: Path) -> None:
+    content = f"{HEADER.replace('ts', 'event_ms', 1)}2025-03-04T09:00:00Z,a,5,7\n2025-03-04T09:00:01Z,a,5,7\n"
+    assert read(tmp_path, content, columns={"time": "event_ms"}).arrival_s.tolist() == [0, 1]
+
+
+def test_a_plain_trace_with_a_base_model_keeps_its_tenants(tmp_path: Path) -> None:
+    content = "timestamp_s,tenant_id,model,input_tokens,output_tokens\n1,acme,llama,5,7\n"
+    assert read(tmp_path, content, base_model="none").names == ("acme",)
 
 
 @pytest.mark.parametrize("before", ["/x.py:12: FutureWarning: y\n", "vllm-1  | ", "[pod/vllm-0/vllm] ", "\x1b[1;36m"])
@@ -194,7 +233,8 @@ def test_a_log_of_vllm_behind_what_others_write(tmp_path: Path, before: str) -> 
 def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 7}
     record = {"ts": 1741078800, "model": "a", "trace_id": "t", "usage": usage}
-    lines = [json.dumps({**record, "type": kind}) for kind in ("AGENT", "GENERATION", "completion")]
+    lines = [json.dumps({**record, "usage_details": {}, "type": kind}) for kind in ("AGENT", "GENERATION")]
+    lines.append(json.dumps({**record, "type": "event"}))  # a structured log, not one of Langfuse
     assert len(rows(read(tmp_path, "\n".join(lines) + "\n"))) == 2
 
 
@@ -217,7 +257,7 @@ def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04", b"BZh9"])
 def test_a_packed_table_is_to_be_unpacked(tmp_path: Path, start: bytes) -> None:
-    assert error_of(tmp_path, start + b"x") == "t: a packed file, or one of Excel; unpack it, or save it as CSV"
+    assert error_of(tmp_path, start + b"x") == "t: a compressed archive or an Excel file; unpack it, or save it as CSV"
 
 
 def test_a_request_without_output_tokens_has_failed(tmp_path: Path) -> None:

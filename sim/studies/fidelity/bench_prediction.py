@@ -134,18 +134,19 @@ def simulated_load(run: BenchRun) -> ClosedLoad | OpenLoad:
     load = run.load
     if isinstance(load, ClosedLoad) or load.cap is None or load.cap >= run.completed + run.failed:
         return load
-    latency_s = math.inf if run.latency_s is None else run.latency_s
+    latency_s = run.latency_s
+    if latency_s is None:
+        return load
     answered_rps = run.measured["requests_per_s"]
     in_flight, unlimited = latency_s * answered_rps, latency_s * load.rate_rps
-    if _AT_LIMIT * load.cap <= in_flight < math.inf and load.rate_rps >= _AT_LIMIT * answered_rps:
+    if _AT_LIMIT * load.cap <= in_flight and answered_rps < _AT_LIMIT * load.rate_rps:
         return ClosedLoad(load.cap)
     if unlimited + 4 * math.sqrt(unlimited / min(load.shape, 1.0)) <= load.cap:
         return load
-    shown = "no latency" if run.latency_s is None else f"{in_flight:,.3g} in flight on average"
     raise InputError(
         "the client's limit may have held requests back, so this run is neither an open nor a closed loop",
         file=run.name,
-        got=f"{load.words}: {shown}",
+        got=f"{load.words}: {in_flight:,.3g} in flight on average",
         allowed=f"{_AT_LIMIT * load.cap:,.3g} or more in flight, or so few that the limit is never reached",
         hint="measure without a rate (vllm bench serve --request-rate inf), or without the limit",
     )
@@ -243,7 +244,7 @@ def bench_world(run: BenchRun, base: LoadedScenario | None, profile: str | None)
 
 def _check_server(run: BenchRun, scenario: Scenario, profile: Profile | None) -> None:
     """Refuse a run of another base model, or with drafts; a model's name of one's own says nothing."""
-    if run.accepted is not None and scenario.fleet.speculation is None:
+    if (run.accepted or 1.0) > 1.0 and scenario.fleet.speculation is None:
         raise InputError(
             "the server that was measured had speculative decoding, and the scenario has none",
             file=run.name,
@@ -299,7 +300,7 @@ def _on_fleet(run: BenchRun, world: World) -> Iterator[str]:
     if not world.scenario.adapters.base_alone:
         count, law = len(world.traffic.population), world.scenario.workload.popularity.law
         evenly = run.tool == VLLM and law == "uniform"
-        how = "all equally popular, as this client takes them" if evenly else f"by the scenario's popularity ({law})"
+        how = "all equally popular, as this client picks them" if evenly else f"by the scenario's popularity ({law})"
         yield (
             f"a result of {run.tool} doesn't say which adapter a request was for: it is drawn from {count:,} "
             f"{'adapter' if count == 1 else 'adapters'} (--set adapters.count=N, if the client used others), {how}"

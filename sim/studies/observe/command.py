@@ -251,14 +251,15 @@ def _check_model(service: ObservedService, given: Iterable[str], key: str, file:
 
     measured = known_model(service.model)
     for model in given:
-        if known_model(model) not in (None, measured or known_model(model)):
+        known = known_model(model)
+        if known and measured and known != measured:
             raise InputError(
                 "the metrics are of another base model",
                 file=file,
                 key=key,
                 got=model,
                 allowed=f"{service.model} (model_name of the metrics)",
-                hint="say what these servers are",
+                hint="give the --base or --from-vllm of these servers",
             )
 
 

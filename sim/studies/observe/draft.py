@@ -138,12 +138,13 @@ def _late_servers(readings: Readings) -> Iterator[str]:
 def _fleets(readings: Readings) -> Iterator[str]:
     """Yield notes on servers that may not be of one fleet."""
     if idle := "; ".join(map(_words, readings.idle)):
-        yield f"Left out, for no request ended there: {idle}. If it is a replica without traffic, raise fleet.replicas."
+        left_out = f"Left out, because no request finished there: {idle}."
+        yield f"{left_out} If it is a replica without traffic, raise fleet.replicas."
     name = counter_name("finished", readings.names) or ""
     for label in FLEET:
         values, query = readings.parts(name, label)
         if len(values) > 1:
-            yield f"Servers of several {label}s ({', '.join(values)}) count as one fleet; one alone: {query}"
+            yield f"Servers of several {label}s ({', '.join(values)}) count as one fleet; to read only one: {query}"
 
 
 def _words(server: Labels) -> str:
@@ -178,7 +179,7 @@ def _traffic(service: ObservedService, base: LoadedScenario | None, count: int) 
     if shares and others >= 0 and not (base is not None and base.scenario.tenants):
         always = len(service.adapters.always)
         larger = f"; {always} had one in every reading, and may have a larger share" if always else ""
-        unseen = service.adapters.unseen if others else 0.0
+        unseen = min(service.adapters.unseen, others / count) if others else 0.0  # none above the average
         groups = [{"adapters": 1, "weight": (1 - unseen) * share} for share in sorted(shares.values(), reverse=True)]
         if others:
             groups.append({"adapters": others, "weight": unseen / others})

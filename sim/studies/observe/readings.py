@@ -26,6 +26,7 @@ from sim.studies.observe.engine_metrics import (
     MetricSample,
     counter_name,
     engine_of,
+    gauge_name,
     is_of_interest,
     read_metrics,
 )
@@ -237,8 +238,8 @@ def check_order(pages: Sequence[tuple[str, Mapping[Key, float], float]], option:
             problem = "counters fall from the first of these readings to the second"
             hint = "give the earlier one first, and how far they are apart: --window 10min"
         elif (falls and not restarted) or any(began_s <= at_s for began_s in _began_later(earlier, later)):
-            problem = "these readings are not of one server"
-            hint = "of several servers take a range query of Prometheus, or its /federate"
+            problem = "these pages come from different servers"
+            hint = "for several servers, use a range query of Prometheus, or its /federate"
         else:
             continue
         hint += "; if the server was restarted, give the later one alone"
@@ -312,6 +313,10 @@ def _serving(readings: Readings) -> Readings:
     """Return the readings without those of what finished no request: a router, or a server that has no traffic."""
     name = counter_name("finished", readings.names) or ""
     busy = {_process_of(labels) for labels in readings.labels_of(name) if readings.growth((name, labels)) > 0}
+    for role in ("running", "waiting"):  # a server at work finishes its requests later; a router names each server
+        gauge = gauge_name(role, readings.names) or ""
+        own = (labels for labels in readings.labels_of(gauge) if "server" not in dict(labels))
+        busy |= {_process_of(labels) for labels in own if any(value for _, value in readings.series[gauge, labels])}
     if not busy or () in busy:  # all idle, or no labels that tell them apart
         return readings
     idle = {_process_of(labels) for metric, labels in readings.series if metric != PROCESS_START} - busy - {()}
@@ -356,7 +361,7 @@ def _from_text(pages: Sequence[MetricPage], window_s: float | None) -> Readings:
         name, last, at_s = read[-1]
         source = f"{Path(name).name} alone: totals since the server was restarted after {Path(restarts[-1]).name}"
         rows = [(key, at_s, value) for key, value in last.items()]
-        return _since_start(source, rows, at_s, None, guessed=guessed and window_s is None)
+        return _since_start(source, rows, at_s, None, guessed=guessed)
     rows = [(key, at_s, value) for _, page, at_s in read for key, value in page.items()]
     timing = _timing(window_s, "the time stamps in the readings" if stamped else None, guessed=guessed)
     source = f"{len(pages)} readings and what happened in between"
@@ -372,7 +377,7 @@ def _since_start(
         seconds = at_s - min(began)
     known = "when its counters began" if began and not guessed else None
     if seconds and began and max(began) - min(began) > _APART * seconds:
-        known = "when the first server began; others began later, so the rate is too low"
+        known = "when the first server started; others started later, so the rate is too low"
     timing = _timing(window_s, known, guessed=guessed)
     return Readings(gathered(rows), True, seconds, timing, source)
 

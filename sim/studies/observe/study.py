@@ -276,7 +276,7 @@ def _model(readings: Readings, finished: str, adapters: Collection[str]) -> str:
     :raises InputError: where servers of several base models have finished requests.
     """
     names, query = readings.parts(finished, "model_name", adapters)
-    if len({known_model(name) or name for name in names}) > 1:
+    if len({known_model(name) for name in names} - {None}) > 1:  # a name of one's own may be another of the same
         raise InputError(
             "these metrics are of several base models",
             key="model_name",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,12 +165,7 @@ def text_of(value: object) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-_THOUSANDS = re.compile(r"[0-9]{1,3}(,[0-9]{3})+")
-
-
 def _number(cell: str) -> float:
-    if _THOUSANDS.fullmatch(cell.strip()):
-        cell = cell.replace(",", "")
     try:
         return float(cell) if cell.isascii() and "_" not in cell else float("nan")
     except ValueError:

@@ -19,8 +19,8 @@ from sim.traffic.tables.blocks import BadRows, RowBlock, TextColumn, text_of
 MAX_DEPTH = 8
 """Levels of a record whose keys can be columns; below them, a table is one cell."""
 _PIECE = 1 << 20
-_GENERATIONS = ("chat", "text_completion", "generate_content")
-"""Operations of spans that are requests; agents around them sum their tokens, and embeddings use no adapter."""
+_NO_REQUESTS = frozenset({"embeddings", "invoke_agent", "create_agent", "invoke_workflow", "execute_tool", "retrieval"})
+"""Operations of spans with usage that are no requests: agents sum those in them, and embeddings use no adapter."""
 _NO_GENERATIONS = frozenset(
     {"SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL"}
 )
@@ -161,7 +161,7 @@ def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
 
 def _one(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
     """Yield a record; an observation of Langfuse is a request only if it is a generation."""
-    of_trace = "traceId" in record or "trace_id" in record
+    of_trace = "traceId" in record or {"trace_id", "usage_details"} <= record.keys()
     if of_trace and str(record.get("type", "")).upper() in _NO_GENERATIONS:
         yield Found(line, None, left_out="observations that are no generation")
     else:
@@ -178,11 +178,13 @@ def _spans(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
                     for each in _tables(span.get("attributes"))
                     if "key" in each and isinstance(each.get("value"), dict)
                 }
-                generates = attributes.get("gen_ai.operation.name", "chat") in _GENERATIONS
+                generates = str(attributes.get("gen_ai.operation.name", "")).lower() not in _NO_REQUESTS
                 if generates and any(name.startswith("gen_ai.usage.") for name in attributes):
                     yield Found(line, {**span, "attributes": attributes})
                 else:
-                    yield Found(line, None, left_out="spans that are no generation, or have no gen_ai.usage")
+                    yield Found(
+                        line, None, left_out="spans that are no LLM requests, or have no gen_ai.usage attributes"
+                    )
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:

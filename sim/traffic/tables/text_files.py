@@ -111,8 +111,9 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
     if start.startswith((b"# HELP ", b"# TYPE ")):
         raise TraceError("a page of metrics, and no log of requests", file=file, hint="loraplan observe reads it")
     if start.startswith((b"PK\x03\x04", b"BZh")):
-        raise TraceError("a packed file, or one of Excel", file=file, hint="unpack it, or save it as CSV")
-    is_vllm = any(map(VLLM_LINE.match, start.split(b"\n")))  # lines of other programs may come first
+        raise TraceError("a compressed archive or an Excel file", file=file, hint="unpack it, or save it as CSV")
+    lines = [line for line in start.split(b"\n") if line.strip()]  # those of other programs may come first
+    is_vllm = 2 * sum(VLLM_LINE.match(line) is not None for line in lines) >= len(lines)
     is_csv = not (is_vllm or start[:1] in (b"{", b"[") or ACCESS_LINE.match(start))
     # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
     bounded = Bounded(raw, lambda: _too_long(file), rows=True)  # type: ignore[arg-type]  # a GzipFile is read like a file

@@ -222,7 +222,9 @@ class _Reader:
         assert layout.time is not None
         if self._style is None and layout.per_second == "any":
             unit = "" if layout.log is None else layout.log.unit
-            self._style = numbers(unit) if unit else style_of(rows.texts(layout.time))
+            self._style = style_of(rows.texts(layout.time))
+            if unit and (self._style is None or self._style.unit):
+                self._style = numbers(unit)
         style = self._style
         if style is None and layout.log is not None:
             style = ISO  # whose error says what times can be
@@ -232,9 +234,9 @@ class _Reader:
             fixed = 1.0 if isinstance(layout.per_second, str) else layout.per_second
             seconds = rows.seconds(layout.time, fixed if style is None else UNITS[style.unit])
         if layout.minus is not None:
-            allowed = "seconds, 0 or more"
-            duration = rows.numbers(layout.minus, least=0, most=1e9, allowed=allowed)
-            seconds = seconds - duration / UNITS[(layout.log and unit_of(layout.minus)) or "s"]
+            unit = (layout.log and unit_of(layout.minus)) or "s"
+            most, needed = 1e9 * UNITS[unit], None if layout.log is None else np.zeros(len(rows.good), np.bool_)
+            seconds = seconds - rows.numbers(layout.minus, 0, most, f"{unit}, 0 or more", needed) / UNITS[unit]
         return seconds
 
     def _dates(self, rows: Rows, column: str, style: TimeStyle) -> Floats:

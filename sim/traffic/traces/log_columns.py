@@ -87,27 +87,15 @@ _ENDS = ("endtime", "endtimeunixnano", "completedat", "finishedat", "endedat", "
 """Names of times at which a request has ended: nginx writes its line then."""
 _NAMES = {
     "time": (
-        *(
-            "startedat",
-            "timestamps",
-            "starttime",
-            "start",
-            "startts",
-            "starttimestamp",
-            "startutc",
-            "requeststart",
-            "starttimeunixnano",
-            "arrivaltime",
-            "arrivaltimestamp",
-            "requesttimestamp",
-        ),
+        *("startedat", "timestamps", "starttime", "startts", "starttimestamp", "startutc", "starttimeunixnano"),
+        *("arrivaltime", "arrivaltimestamp", "requeststart", "requesttimestamp"),
         *("timestamp", "time", "ts", "datetime", "date", "createdat", "created", "receivedat", "requestcreatedat"),
-        *("timestampms", "tsms", "timems"),
+        *("timestampms", "tsms", "timems", "start"),
         *_ENDS,
     ),
     "adapter": (
         *("adapterid", "adapter", "adaptername", "loraadapter", "loraname", "lora", "loraid", "lorapath", "loramodel"),
-        *("lorarequest", "loraadapterid", "loraadaptername", "adapterpath", "peftadapter"),
+        *("loraadapterid", "loraadaptername", "adapterpath", "peftadapter"),
         *("genai.request.model", "requestmodel", "model", "modelname", "providedmodelname", "modelid"),
         *("tenantid", "tenant", "customerid", "customer"),
     ),
@@ -124,15 +112,15 @@ _NAMES = {
     "session": ("sessionid", "conversationid", "genai.conversation.id"),
     "status": (
         *("statuscode", "httpstatuscode", "responsestatuscode", "httpstatus", "httpresponsecode", "httpcode"),
-        *("responsecode", "responsestatus", "scstatus", "elbstatuscode", "downstreamstatus", "status"),
+        *("responsecode", "scstatus", "elbstatuscode", "downstreamstatus", "status", "responsestatus"),
     ),
     "duration": ("requesttime", "durationms", "latencyms", "responsetimems", "durationseconds", "latencyseconds"),
 }
 """Names of columns by role, in lower case, without underscores and dashes; the first that a header has is taken."""
 
 _FAILED = re.compile(
-    r"^(http\S* )?[13-5]\d\d(\.0+)?\b|^-\d|^(false|ko|err)$|fail|error|exception|cancel|timed? ?-?_?out|abort|reject|"
-    r"unavailable|exceeded|throttled|incomplete|rate.?limit",
+    r"^(http\S* )?[13-5]\d\d(\.0+)?(?=\s[a-z]{3}|$)|^-\d|^(false|ko|err)$|fail|error|(?<!no[ _])exception|cancel|"
+    r"timed? ?-?_?out|abort|reject|unavailable|deadline.?exceeded|throttled|rate.?limit",
     re.IGNORECASE,
 )
 """Status codes of HTTP other than 2xx, and words for what went wrong."""
@@ -217,8 +205,9 @@ class LogRules:
         """
         guessed = (*self.guessed, "unit") if style is not None and style.unit and not self.unit else self.guessed
         if guessed:
-            units = {"duration": f" in {unit_of(self.columns.get('duration', '')) or 's'}"}
-            said = ", ".join(f"{role} = {shown(name)}{units.get(role, '')}" for role, name in self.columns.items())
+            said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
+            if "duration" in self.columns:
+                said += f" (in {unit_of(self.columns['duration']) or 's'})"
             how = f"; times are {style.words}" if style is not None else ""
             yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
         time = self.columns.get("time", "")
@@ -232,14 +221,15 @@ class LogRules:
                 near = did_you_mean(self.base_model, names)
                 yield f"{file}: no row is for the base model {shown(self.base_model)}" + (f"; {near}" if near else "")
             return
-        bases = [name for name in names if _is_base(name) or name.lower() in _NOTHING]
-        if bases:
-            alone = len(bases) == len(names)
-            mend = "--columns adapter=COLUMN names another column"
-            if not alone:
-                mend = f"--base-model {shown(bases[0])} makes its rows requests to the base model"
-            which = "the only adapter" if alone else "an adapter"
-            yield f"{file}: {listed(bases)} looks like the base model, but counts as {which}; {mend}"
+        bases = [name for name in names if _is_base(name)]
+        for found, like in ((bases, "the base model"), ([n for n in names if n.lower() in _NOTHING], "no name")):
+            mend = f"--base-model {shown(found[0])} makes its rows requests to the base model" if found else ""
+            if found and len(found) == len(names):
+                mend = "--columns adapter=COLUMN names another column"
+            if len(found) == 1:
+                yield f"{file}: {shown(found[0])} looks like {like}, but counts as an adapter; {mend}"
+            elif found:
+                yield f"{file}: {listed(found)} look like {like}, but count as adapters; {mend}"
 
 
 def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
@@ -248,9 +238,8 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
     :raises TraceError: where a role has no column, or could have several.
     """
     given = {} if ask.columns is None else ask.columns.model_dump(exclude_none=True, exclude={"unit"})
-    optional = {"session", "status", "duration", *(("time", "output") if ask.adapters_only else ())}
-    lengths = ("output",) if ask.adapters_only else ("input", "output", "session")
-    roles = ("time", "duration", "adapter", *lengths, "status")
+    optional = {"session", "status", "duration", *(("time",) if ask.adapters_only else ())}
+    roles = ("time", "duration", "adapter", *(() if ask.adapters_only else ("input", "output", "session")), "status")
     columns: dict[str, str] = {}
     guessed, drawn, missing = [], [], []
     for role in roles:
@@ -289,15 +278,17 @@ def _guess(role: str, header: Sequence[str], file: str) -> str | None:
     """
     if (plain := _PLAIN.get(role)) in header:
         return plain
-    for wanted in _NAMES[role]:
-        bare = {column: _bare(column) for column in dict.fromkeys(header)}
-        alone = [column for column, name in bare.items() if name == wanted]
-        found = alone or [column for column, name in bare.items() if name.endswith(f".{wanted}")]
-        if len(found) > 1:
-            hint = f"choose one: --columns {role}={shown(found[0])}"
-            raise TraceError(f"several columns may hold the {role}", file=file, got=listed(found), hint=hint)
-        if found:
-            return found[0]
+    if role == "adapter" and {"tenant_id", "timestamp_s", "input_tokens", "output_tokens"} <= set(header):
+        return "tenant_id"  # a plain trace, whose adapters these are
+    bare = {column: _bare(column) for column in dict.fromkeys(header)}
+    for is_nested in (False, True):
+        for wanted in _NAMES[role]:
+            found = [c for c, name in bare.items() if (name.endswith(f".{wanted}") if is_nested else name == wanted)]
+            if len(found) > 1 and role not in ("session", "status", "duration"):  # which a log may lack
+                hint = f"choose one: --columns {role}={shown(found[0])}"
+                raise TraceError(f"several columns may hold the {role}", file=file, got=listed(found), hint=hint)
+            if found:
+                return found[0] if len(found) == 1 else None
     return None
 
 

@@ -18,9 +18,9 @@ Rename = Callable[[Sequence[str]], Mapping[str, str | None]]
 MAX_BYTES = 10**11
 """Bytes of an adapter: none has 100 GB, and the bytes of 50 million requests add up in int64 (5e18 of 9.2e18)."""
 
-MAX_SECONDS = 1e11
 YEAR_2200_S = 7.26e9
 """Since 1970: 20250304090001 ms would be later."""
+MAX_SECONDS = 1e11
 """3,170 years. Times since 1970 in milliseconds or smaller units exceed it, which reveals the wrong unit."""
 
 MAX_NAME_BYTES = 1024
@@ -128,7 +128,7 @@ class Rows:
     def seconds(self, column: str, per_second: float = 1) -> Floats:
         """Return a column of times in seconds, from a column that counts ``per_second`` units per second."""
         numbers, most = self.numbers(column), (MAX_SECONDS if per_second == 1 else YEAR_2200_S) * per_second
-        hint = "dates are written 2025-03-04 09:00:01"
+        hint = "is the unit right (--columns unit=us)? Dates are written 2025-03-04 09:00:01"
         if per_second == 1:
             hint = "times in ms, µs or ns must be converted, or named: --columns unit=ms"
         self.refuse(np.abs(numbers) > most, column, "not a usable time", f"up to {most:g}", hint)
