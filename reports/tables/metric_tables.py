@@ -294,9 +294,8 @@ def _amount(values: Mapping[str, float | None]) -> str:
     for key in ("loaders", "slots", "tokens", "limit", "replicas"):
         value = values.get(key)
         if value is not None:
-            return f"{value:,.0f} {'batch slots' if key == 'limit' else key}".replace("1 loaders", "1 loader").replace(
-                "1 replicas", "1 replica"
-            )
+            words = "batch slots" if key == "limit" else key
+            return f"{value:,.0f} {words.removesuffix('s') if round(value) == 1 else words}"
     return "–"
 
 

@@ -13,7 +13,7 @@ from reports.charts.axis_ticks import nice_linear, nice_log
 from reports.charts.svg import place_labels
 from reports.formatting import number, percent, popular_words, read_terms, show
 from reports.render.html import tied
-from reports.tables.metric_tables import traffic_sentence
+from reports.tables.metric_tables import capacity_table, traffic_sentence
 from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, TenantResult
@@ -171,3 +171,12 @@ def test_one_adapter_has_no_hottest_part(base_share: float, said: str) -> None:
 )
 def test_a_sentence_starts_with_a_capital_unless_it_starts_with_a_name(start: str, sentence: str) -> None:
     assert capital(start) == sentence
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 loader"), (11, "11 loaders")])
+def test_one_of_what_could_limit_a_point_is_singular(count: int, said: str) -> None:
+    point = samples.single().points[0]
+    loader = replace(point.capacity.loader, loaders=count)
+    table = capacity_table(replace(point, capacity=replace(point.capacity, loader=loader)))
+    assert table is not None
+    assert said in {row[-1] for row in table.rows}
