@@ -67,7 +67,7 @@ def trace_source(
         place = [str(part) for part in first["loc"]][:2] or [str(context.get("key", "file"))]
         raise InputError(
             str(context.get("problem", "can't be used")),
-            key=f"--{place[0].replace('_', '-')}",
+            key="FILE" if place[0] == "file" else f"--{place[0].replace('_', '-')}",
             got=context.get("got", first["input"]) if len(place) < 2 else f"{place[1]}={first['input']}",
             allowed=context.get("allowed") or context.get("expected"),
         ) from None

@@ -287,11 +287,7 @@ def predict_bench(run: BenchRun, base: LoadedScenario | None, profile: str | Non
             for name, value in predicted.items()
             if name in run.comparable and math.isfinite(value)  # answers of one token have no gaps
         },
-        notes=(
-            *_gaps_of(run),
-            *notes_on_run(run, world.scenario.fleet.engine),
-            *_on_fleet(run, world),
-        ),
+        notes=(*_gaps_of(run), *notes_on_run(run, world.scenario.fleet.engine), *_on_fleet(run, world)),
     )
 
 

@@ -159,7 +159,8 @@ class Readings:
             own, rest = ({row.get(name, "") for row in rows} for rows in sides)
             if not own & rest:
                 break
-        return sorted(found), f'{{__name__=~"{engine_of(self.names)}:.*", {name}=~"{"|".join(sorted(own))}"}}'
+        which = f'{name}{"=~" if len(own) > 1 else "="}"{"|".join(sorted(own))}"'
+        return sorted(found), f'{{__name__=~"{engine_of(self.names)}:.*", {which}}}'
 
     def last(self, key: Key) -> float:
         """Return the last value of a series."""
@@ -257,7 +258,7 @@ def _began_later(earlier: Mapping[Key, float], later: Mapping[Key, float]) -> li
 PAGE_BYTES = MANIFEST_BYTES
 """Bytes of a page, at most. One of vLLM has 50 kB; a day of it every 15 s has some 50 MB of JSON."""
 
-FORMATS = "the text of /metrics, or the JSON of Prometheus' /api/v1/query_range"
+FORMATS = "the text of /metrics, or the JSON of Prometheus' /api/v1/query_range or /api/v1/query"
 OPTION = "--prometheus"
 
 

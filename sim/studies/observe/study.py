@@ -276,7 +276,9 @@ def _model(readings: Readings, finished: str, adapters: Collection[str]) -> str:
     :raises InputError: where servers of several base models have finished requests.
     """
     names, query = readings.parts(finished, "model_name", adapters)
-    if len({known_model(name) for name in names} - {None}) > 1:  # a name of one's own may be another of the same
+    # Names of one's own may be of one model; repositories are not.
+    models = {known_model(name) or (name if "/" in name else None) for name in names} - {None}
+    if len(models) > 1:
         raise InputError(
             "these metrics are of several base models",
             key="model_name",
@@ -284,7 +286,7 @@ def _model(readings: Readings, finished: str, adapters: Collection[str]) -> str:
             allowed="the servers of one",
             hint=f"query those of one model: {query}",
         )
-    return names[0] if names else ""
+    return max(names, key=lambda name: (known_model(name) is not None, "/" in name), default="")
 
 
 def _growth(readings: Readings, role: Role) -> float | None:

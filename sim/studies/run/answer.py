@@ -341,12 +341,10 @@ def _for_the_rollout(point: Point, remedy: str) -> str:
 
 def _numbered(said: str, point: Point) -> str:
     """Return what to set for a rollout with its number, if it is known which one did not come to its end."""
-    by_kind: dict[str, list[int]] = {}
-    for event in point.events:
-        if "rollout" in event:
-            by_kind.setdefault(event["kind"], []).append(event["rollout"])
-    every = {number for numbers in by_kind.values() for number in numbers}
-    which = by_kind.get("rollback") or by_kind.get("end") or (list(every) if len(every) == 1 else [])
+    events = [(event["kind"], event["rollout"]) for event in point.events if "rollout" in event]
+    every = list({number for _, number in events})
+    held = [number for wanted in ("rollback", "end") for kind, number in events if kind == wanted]
+    which = held or (every if len(every) == 1 else [])
     return said.replace("rollouts.N", f"rollouts.{which[0]}") if which else said
 
 

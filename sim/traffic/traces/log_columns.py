@@ -223,13 +223,15 @@ class LogRules:
             return
         bases = [name for name in names if _is_base(name)]
         for found, like in ((bases, "the base model"), ([n for n in names if n.lower() in _NOTHING], "no name")):
-            mend = f"--base-model {shown(found[0])} makes its rows requests to the base model" if found else ""
-            if found and len(found) == len(names):
+            if not found:
+                continue
+            mend = f"--base-model {shown(found[0])} makes its rows requests to the base model"
+            if len(found) == len(names):
                 mend = "--columns adapter=COLUMN names another column"
-            if len(found) == 1:
-                yield f"{file}: {shown(found[0])} looks like {like}, but counts as an adapter; {mend}"
-            elif found:
-                yield f"{file}: {listed(found)} look like {like}, but count as adapters; {mend}"
+            looks = f"looks like {like}, but counts as an adapter"
+            if len(found) > 1:
+                looks = f"look like {like}, but count as adapters"
+            yield f"{file}: {listed(found)} {looks}; {mend}"
 
 
 def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
