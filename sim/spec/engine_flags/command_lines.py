@@ -32,12 +32,6 @@ _STARTS = (
 _SERVES = re.compile(r"^serve$|vllm\.entrypoints|vllm-openai|launch_server|lmsysorg/sglang|(^|/)(ba|da|z)?sh$")
 """Words of a command that serves, or whose script may."""
 _VERSION = re.compile(r":v?(\d+\.\d+(?:\.\d+)?)")
-_SERVING = re.compile(
-    r"host|port|served-model-name|api-key|log|uvicorn|download-dir|load-format|trust-remote-code|chat-template|seed|"
-    r"tokenizer|ssl|cors|root-path|allowed|disable-log|enable-log|enable-auto-tool-choice|tool-call|reasoning-parser|"
-    r"metric|uds|middleware|revision|hf-"
-)
-"""Options of a server that are not about what it can serve, or how fast."""
 _SWITCHES = re.compile(r"(enable|disable)-.*|trust-remote-code|skip-tokenizer-init|allow-credentials")
 """Options outside the tables that take no value: the word behind one of them may be the model."""
 _DETAIL = re.compile(r"\..*|(?<=^o)\d$")
@@ -217,7 +211,7 @@ def _read(table: EngineFlags, engine: str, words: list[str]) -> ReadCommand:
     for name, values in given.items():
         flag = flags.get(name) or flags.get(name.removeprefix("no-")) or flags.get(_DETAIL.sub("", name))
         if flag is None:
-            place = of_server if _SERVING.match(name) else unknown
+            place = of_server if name.removeprefix("no-").startswith(table.of_server) else unknown
             near = None if place is of_server else did_you_mean(f"--{name}", [each.name for each in table.flags])
             place.append(_without_secrets(said[name]) + (f" ({near})" if near else ""))
             continue

@@ -81,9 +81,11 @@ class EngineFlags(Entry):
     """The options of one engine, in the order in which command lines have them.
 
     :ivar command: how its command line begins; empty: none is written.
+    :ivar of_server: what options begin with that are about neither speed nor memory.
     """
 
     flags: Registry[Flag]
+    of_server: tuple[str, ...]
     command: str = ""
 
 
@@ -348,12 +350,12 @@ def _flag(name: str, row: Mapping[str, Any], sentences: Mapping[str, str]) -> Fl
 def flag_tables() -> Registry[EngineFlags]:
     """Return the options of all engines; read on first use, as most commands have no need of them."""
     table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    sentences = table.pop("sentences")
+    sentences, of_server = table.pop("sentences"), tuple(table.pop("of_server")["begin"].split())
     engines = []
     for engine, facts in table.items():
         flags = tuple(_flag(name, row, sentences) for name, row in facts["options"].items())
         registry = Registry(f"option of {engine}", flags)
-        engines.append(EngineFlags(engine, flags=registry, command=facts.get("command", "")))
+        engines.append(EngineFlags(engine, flags=registry, of_server=of_server, command=facts.get("command", "")))
     return Registry("engine with options", tuple(engines))
 
 

@@ -86,7 +86,7 @@ def open_pool(
     :param on_note: called with notes for the user.
     :raises InputError: if the package is missing, or nothing answers at the address.
     """
-    if jobs < 1 and jobs != -1:
+    if not isinstance(jobs, int) or (jobs < 1 and jobs != -1):
         raise InputError("not a number of workers", key="--jobs", got=jobs, allowed="-1, or 1 and more")
     if where.backend == "local":
         yield Local(jobs)
