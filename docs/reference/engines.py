@@ -70,8 +70,11 @@ def option_tables() -> str:
         without: list[str] = []
         for flag in engine.flags:
             names = [f"`{name}`" for name in _spellings(flag)]
-            key = ", ".join(f"`{setting}`" for setting in flag.sets)
-            (options.setdefault((key, flag.about), []) if key else without).extend(names)
+            if flag.sets:
+                key = ", ".join(f"`{setting}`" for setting in flag.sets)
+                options.setdefault((key, flag.about), []).extend(names)
+            else:
+                without.append(names[0])
         rows = [[", ".join(names), *rest] for rest, names in options.items()]
         parts.append(f"### {engine.name}\n\n{table(['option', 'key', ''], rows)}\n\nNo key: {', '.join(without)}.")
     return "\n" + "\n\n".join(parts) + "\n"
