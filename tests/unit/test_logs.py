@@ -164,6 +164,8 @@ def test_what_a_status_says_of_a_request(tmp_path: Path, said: str, failed: bool
     header = HEADER.replace("\n", ",status,http_status_code\n")
     data = read(tmp_path, f"{header}1741078800,a,5,7,info,{said}\n1741078801,b,5,7,info,200\n")
     assert data.names == (("b",) if failed else ("a", "b")), "codes of HTTP come before a level of logging"
+    data = read(tmp_path, f"{header}1741078800,a,5,7,{said},-\n1741078801,b,5,7,failed,200\n1741078802,c,5,7,failed,\n")
+    assert data.names == (("b",) if failed else ("a", "b")), "without a code, the word counts"
 
 
 @pytest.mark.parametrize("column", ["lora_name", "lora_path", "adapter"])

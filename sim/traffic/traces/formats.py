@@ -72,8 +72,8 @@ class Layout:
 
     def used(self, header: Sequence[str]) -> tuple[str, ...]:
         """Return the columns that are read from a file with this header."""
-        status = None if self.log is None else self.log.columns.get("status")
-        optional = (self.size, self.session, status, *(TEXT_COLUMNS if self.texts else ()))
+        statuses = () if self.log is None else self.log.statuses
+        optional = (self.size, self.session, *statuses, *(TEXT_COLUMNS if self.texts else ()))
         found = (column for column in optional if column is not None and column in header)
         return tuple(dict.fromkeys((*self.needed(), *found)))  # one column may be used for two things
 

@@ -146,12 +146,14 @@ class LogRules:
     :ivar guessed: roles whose column was found by its name.
     :ivar drawn: roles that the log has no column for.
     :ivar unit: of times that are numbers; empty: the first one decides.
+    :ivar statuses: columns that say whether a request failed, the second where the first is empty.
     """
 
     columns: dict[str, str]
     guessed: tuple[str, ...]
     drawn: tuple[str, ...]
     unit: str
+    statuses: tuple[str, ...]
     base_model: str | None
     pattern: re.Pattern[str] | None
     _reasons: dict[str, str] = field(default_factory=dict)
@@ -159,11 +161,13 @@ class LogRules:
 
     def leave_out(self, rows: Rows) -> None:
         """Leave out rows of failed requests, and rows in which the pattern finds no adapter."""
-        if status := self.columns.get("status"):
+        for status, before in zip(self.statuses, (None, *self.statuses), strict=False):
             cells = rows.texts(status)
             failed = {cell for cell in set(cells) if _FAILED.search(cell.strip()[:100])}
             if failed:
                 mask = np.fromiter((cell in failed for cell in cells), np.bool_, len(cells))
+                if before is not None:
+                    mask &= [(cell.strip().lower() or "-") in _NOTHING for cell in rows.texts(before)]
                 self._drop(rows, mask, status, "failed requests")
         if self.pattern is not None:
             column = self.columns["adapter"]
@@ -264,7 +268,10 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
     unit = (None if ask.columns is None else ask.columns.unit) or unit_of(columns.get("time", ""))
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
-    return LogRules(columns, tuple(guessed), tuple(drawn), unit, ask.base_model, pattern)
+    statuses = [columns[role] for role in ("status",) if role in columns]
+    if statuses and (word := _guess("status", [n for n in header if "." not in n and n not in statuses], ask.file)):
+        statuses.append(word)
+    return LogRules(columns, tuple(guessed), tuple(drawn), unit, tuple(statuses), ask.base_model, pattern)
 
 
 def unit_of(column: str) -> str:
