@@ -12,13 +12,7 @@ import numpy as np
 from sim.arrays import Floats, Ints
 from sim.errors import ScenarioError, TraceError
 from sim.reading import open_text
-from sim.spec.sections.laws import (
-    MAX_TOKENS,
-    EmpiricalTokens,
-    HistogramTokens,
-    LognormalTokens,
-    TokenLaw,
-)
+from sim.spec.sections.laws import MAX_TOKENS, EmpiricalTokens, HistogramTokens, LognormalTokens, TokenLaw
 from sim.spec.sections.workload import SharedPrefix
 from sim.traffic.tables.blocks import listed
 

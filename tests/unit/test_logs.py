@@ -127,8 +127,7 @@ def test_a_column_without_a_name_is_an_index(tmp_path: Path) -> None:
 
 def test_one_column_may_be_used_for_two_things(tmp_path: Path) -> None:
     line = '{"ts": 1741078800, "model": "a", "prompt_tokens": 5, "completion_tokens": 7}\n'
-    data = read(tmp_path, line + line, columns={"session": "model"})
-    assert rows(data) == 2 * [(0.0, "a", 5, 7)]
+    assert rows(read(tmp_path, line + line, columns={"session": "model"})) == 2 * [(0.0, "a", 5, 7)]
 
 
 FAILURES = (
@@ -238,6 +237,12 @@ def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
     lines = [json.dumps({**record, "usage_details": {}, "type": kind}) for kind in ("AGENT", "GENERATION")]
     lines.append(json.dumps({**record, "type": "event"}))  # a structured log, not one of Langfuse
     assert len(rows(read(tmp_path, "\n".join(lines) + "\n"))) == 2
+
+
+def test_a_request_logged_twice_is_read_once(tmp_path: Path) -> None:
+    data = read(tmp_path, f"x-request-id,{HEADER}r,2,a,5,7\nr,1,a,5,7\n-,1,a,5,7\n-,1,a,5,7\nr,2,a,5,7\n")
+    assert [int(row[0]) for row in rows(data)] == [0, 0, 0, 1]
+    assert "2 rows repeat the x-request-id of another row; left out 1 with the same time," in data.notes[0]
 
 
 def test_rows_without_an_adapter_are_counted(tmp_path: Path) -> None:

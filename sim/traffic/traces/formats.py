@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.arrays import Floats, Ints, Ints32
+from sim.arrays import Floats, Ints, Ints32, Mask
 from sim.errors import TraceError
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.tables.blocks import BLOCK_CELLS, BLOCK_ROWS, BadRows, TraceTable, listed, shown
@@ -19,6 +19,7 @@ from sim.traffic.traces.log_columns import (
     EXAMPLES,
     ISO,
     ISO_WITHOUT_ZONE,
+    NOTHING,
     UNITS,
     LogRules,
     TimeStyle,
@@ -46,7 +47,7 @@ class Layout:
     :ivar no_output: what an output of 0 tokens means.
     :ivar log: what a log says beyond its columns.
     :ivar unsorted: whether rows may come in any order.
-    :ivar size, session: columns that a file may have.
+    :ivar size, session, request: columns that a file may have.
     :ivar texts: whether it may have columns that say what requests share (``text_columns.py``).
     :ivar others: columns of the format that hold nothing for us; not worth a note.
     """
@@ -61,6 +62,7 @@ class Layout:
     unsorted: bool = False
     size: str | None = None
     session: str | None = None
+    request: str | None = None
     texts: bool = False
     others: tuple[str, ...] = ()
     log: LogRules | None = None
@@ -73,7 +75,7 @@ class Layout:
     def used(self, header: Sequence[str]) -> tuple[str, ...]:
         """Return the columns that are read from a file with this header."""
         statuses = () if self.log is None else self.log.statuses
-        optional = (self.size, self.session, *statuses, *(TEXT_COLUMNS if self.texts else ()))
+        optional = (self.size, self.session, self.request, *statuses, *(TEXT_COLUMNS if self.texts else ()))
         found = (column for column in optional if column is not None and column in header)
         return tuple(dict.fromkeys((*self.needed(), *found)))  # one column may be used for two things
 
@@ -127,7 +129,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.arrival, self.session = GrowingArray(np.float64), GrowingArray(np.uint64)
+        self.arrival, self.session, self.request = map(GrowingArray, (np.float64, np.uint64, np.uint64))
         self.prompt, self.output, self.adapter = GrowingArray(np.int32), GrowingArray(np.int32), GrowingArray(np.int32)
 
 
@@ -209,13 +211,12 @@ class _Reader:
             if sizes is not None:
                 named = codes != BASE_MODEL
                 self._resize(codes[named], sizes[good][named])
-        if layout.session is not None and layout.session in self._columns:
-            # A request without a session is one of its own.
-            sessions = [
-                cell or f"\0row {row}"
-                for cell, row in zip(rows.texts(layout.session), rows.lines.tolist(), strict=True)
-            ]
-            parts.session.append(hashes(sessions)[good])
+        for part, column in ((parts.session, layout.session), (parts.request, layout.request)):
+            if column is not None and column in self._columns:
+                # A request without a session, or an id, is one of its own.
+                each = zip(rows.texts(column), rows.lines.tolist(), strict=True)
+                cells = [f"\0{parts.count} {row}" if (cell.lower() or "-") in NOTHING else cell for cell, row in each]
+                part.append(hashes(cells)[good])
 
     def _seconds(self, rows: Rows) -> Floats:
         layout = self._layout
@@ -288,10 +289,19 @@ class _Reader:
         names = self._names.all()
         text = None if self._texts is None else self._texts.finish()
         if layout.unsorted and len(arrival):
-            order = np.argsort(arrival, kind="stable")[: ask.limit]
+            order = np.argsort(arrival, kind="stable")
+            if layout.request is not None:
+                told = [each for each in (arrival, prompt, output, adapter) if each is not None]
+                again, twice = _repeats(parts.request.take()[order], told, order)
+                order = order[~twice]
+                bad_rows.leave_out("logged twice", int(twice.sum()))
+                if again.any():
+                    some = f"{again.sum():,} rows repeat the {shown(layout.request)} of another row"
+                    rest = f"left out {twice.sum():,} with the same time, adapter and lengths, and counted any others"
+                    notes += [f"{ask.file}: {some}; {rest}"]
+            order = order[: ask.limit]
             arrival = arrival[order]
-            prompt = None if prompt is None else prompt[order]
-            output = None if output is None else output[order]
+            prompt, output = (None if each is None else each[order] for each in (prompt, output))
             session = None if session is None else _numbered(session[order])
             text = None if text is None else text.pick(order)
             if adapter is not None:
@@ -324,7 +334,7 @@ class _Reader:
             names=names,
             adapter_bytes=self._sizes if len(self._sizes) else None,
             notes=tuple(notes),
-            skipped=dict(bad_rows.skipped),
+            skipped=dict(+bad_rows.skipped),
             text=text,
             text_by_user=self._texts is not None and self._texts.by_user,
             columns={} if log is None else log.said(style),
@@ -355,6 +365,16 @@ def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, 
     return codes, tuple(names[index] for index in order.tolist())
 
 
+def _repeats(key: NDArray[np.uint64], told: list[NDArray[Any]], order: Ints) -> tuple[Mask, Mask]:
+    """Return, in this order, which keys came before, and which of them with all that is told."""
+    import pandas as pd
+
+    again = np.asarray(pd.Series(key).duplicated())
+    for values in told if again.any() else ():
+        key = pd.util.hash_array(key ^ values[order].astype(np.float64).view(np.uint64))
+    return again, again & pd.Series(key).duplicated()
+
+
 def _numbered(values: NDArray[Any]) -> Ints32:
     import pandas as pd
 
@@ -375,12 +395,7 @@ def check_columns(table: TraceTable, file: str, needed: Sequence[str], used: Seq
             named = next((name for name in header if near and name.lower() == near[0]), None)
             hint = f"the file has {shown(named)!r}: rename it" if named is not None else None
             raise TraceError(
-                f"column {wanted} is missing",
-                file=file,
-                line=1,
-                got=listed(header),
-                allowed=allowed,
-                hint=hint,
+                f"column {wanted} is missing", file=file, line=1, got=listed(header), allowed=allowed, hint=hint
             )
     for column in used:
         if header.count(column) > 1:

@@ -114,6 +114,7 @@ _NAMES = {
         *("statuscode", "httpstatuscode", "responsestatuscode", "httpstatus", "httpresponsecode", "httpcode"),
         *("responsecode", "scstatus", "elbstatuscode", "downstreamstatus", "status", "responsestatus"),
     ),
+    "request": ("requestid", "xrequestid", "reqid", "request.id", "genai.response.id", "spanid"),
     "duration": ("requesttime", "durationms", "latencyms", "responsetimems", "durationseconds", "latencyseconds"),
 }
 """Names of columns by role, in lower case, without underscores and dashes; the first that a header has is taken."""
@@ -130,7 +131,7 @@ _UNIT = re.compile(
 )
 _LIKELY = re.compile(r"token|usage|prompt|model|lora|adapter|time|date|start|^ts$", re.IGNORECASE)
 """What may be in the name of a column that a trace needs."""
-_NOTHING = frozenset({"null", "\\n", "none", "nan", "n/a", "(null)", "-", "undefined"})
+NOTHING = frozenset({"null", "\\n", "none", "nan", "n/a", "(null)", "-", "undefined"})
 """What databases and programs write where there is nothing."""
 
 _FAMILIES = re.compile(r"llama|qwen|mistral|mixtral|gemma|phi|deepseek|gpt-oss|falcon|granite|olmo")
@@ -167,7 +168,7 @@ class LogRules:
             if failed:
                 mask = np.fromiter((cell in failed for cell in cells), np.bool_, len(cells))
                 if before is not None:
-                    mask &= [(cell.strip().lower() or "-") in _NOTHING for cell in rows.texts(before)]
+                    mask &= [(cell.strip().lower() or "-") in NOTHING for cell in rows.texts(before)]
                 self._drop(rows, mask, status, "failed requests")
         if self.pattern is not None:
             column = self.columns["adapter"]
@@ -226,7 +227,7 @@ class LogRules:
                 yield f"{file}: no row is for the base model {shown(self.base_model)}" + (f"; {near}" if near else "")
             return
         bases = [name for name in names if _is_base(name)]
-        for found, like in ((bases, "the base model"), ([n for n in names if n.lower() in _NOTHING], "no name")):
+        for found, like in ((bases, "the base model"), ([n for n in names if n.lower() in NOTHING], "no name")):
             if not found:
                 continue
             mend = f"--base-model {shown(found[0])} makes its rows requests to the base model"
@@ -256,7 +257,7 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
             columns[role] = _there(column, header, ask.file, role)
         elif role == "duration" and _bare(columns.get("time", "")) not in _ENDS:
             continue  # the time is that of the beginning
-        elif (found := _guess(role, header, ask.file)) is not None:
+        elif (found := guess(role, header, ask.file)) is not None:
             columns[role] = found
             if found not in (_PLAIN.get(role), "session_id"):
                 guessed.append(role)
@@ -269,7 +270,7 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
     unit = (None if ask.columns is None else ask.columns.unit) or unit_of(columns.get("time", ""))
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
     statuses = [columns[role] for role in ("status",) if role in columns]
-    if statuses and (word := _guess("status", [n for n in header if "." not in n and n not in statuses], ask.file)):
+    if statuses and (word := guess("status", [n for n in header if "." not in n and n not in statuses], ask.file)):
         statuses.append(word)
     return LogRules(columns, tuple(guessed), tuple(drawn), unit, tuple(statuses), ask.base_model, pattern)
 
@@ -280,7 +281,7 @@ def unit_of(column: str) -> str:
     return "" if found is None or found.lastgroup is None else found.lastgroup
 
 
-def _guess(role: str, header: Sequence[str], file: str) -> str | None:
+def guess(role: str, header: Sequence[str], file: str) -> str | None:
     """Return the column whose name is the first in the list; one that stands alone before one in a table.
 
     :raises TraceError: for several.
@@ -293,7 +294,7 @@ def _guess(role: str, header: Sequence[str], file: str) -> str | None:
     for is_nested in (False, True):
         for wanted in _NAMES[role]:
             found = [c for c, name in bare.items() if (name.endswith(f".{wanted}") if is_nested else name == wanted)]
-            if len(found) > 1 and role not in ("session", "status", "duration"):  # which a log may lack
+            if len(found) > 1 and role not in ("session", "status", "request", "duration"):  # which a log may lack
                 hint = f"choose one: --columns {role}={shown(found[0])}"
                 raise TraceError(f"several columns may hold the {role}", file=file, got=listed(found), hint=hint)
             if found:
@@ -304,14 +305,9 @@ def _guess(role: str, header: Sequence[str], file: str) -> str | None:
 def _there(column: str, header: Sequence[str], file: str, role: str) -> str:
     if column in header:
         return column
+    key, near = f"columns.{role}", did_you_mean(column, header)
     raise TraceError(
-        "the file has no such column",
-        file=file,
-        line=1,
-        key=f"columns.{role}",
-        got=column,
-        allowed=listed(list(header)),
-        hint=did_you_mean(column, header),
+        "the file has no such column", file=file, line=1, key=key, got=column, allowed=listed(list(header)), hint=near
     )
 
 

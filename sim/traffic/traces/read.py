@@ -23,7 +23,7 @@ from sim.traffic.tables.parquet import ParquetTable
 from sim.traffic.tables.text_files import open_tables
 from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions, TraceData, too_many
 from sim.traffic.traces.formats import Layout, plain, read_rows
-from sim.traffic.traces.log_columns import find_columns
+from sim.traffic.traces.log_columns import find_columns, guess
 from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_columns import TEXT_COLUMNS, TEXTS
 from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
@@ -157,6 +157,7 @@ def _read_log(table: TraceTable, ask: ReadOptions) -> TraceData:
         no_output="failed",
         unsorted=True,
         session=column("session"),
+        request=guess("request", table.header, ask.file),
         texts=column("input") is not None and any(texts <= set(table.header) for texts in TEXTS),
         log=rules,
     )

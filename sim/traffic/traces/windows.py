@@ -337,11 +337,7 @@ def read_function_counts(table: TraceTable, ask: ReadOptions) -> TraceData:
     arrival, adapter = _collect(requests, ask)
     adapter, used = in_use(adapter, names.all())
     return TraceData(
-        arrival_s=arrival - arrival[0],
-        adapter=adapter,
-        names=used,
-        notes=notes,
-        skipped=dict(bad_rows.skipped),
+        arrival_s=arrival - arrival[0], adapter=adapter, names=used, notes=notes, skipped=dict(bad_rows.skipped)
     )
 
 
