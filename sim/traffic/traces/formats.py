@@ -297,7 +297,7 @@ class _Reader:
                 bad_rows.leave_out("logged twice", int(twice.sum()))
                 if again.any():
                     some = f"{again.sum():,} rows repeat the {shown(layout.request)} of another row"
-                    rest = f"left out {twice.sum():,} with the same time, adapter and lengths, and counted any others"
+                    rest = f"left out {twice.sum():,} that say the same, and counted any others"
                     notes += [f"{ask.file}: {some}; {rest}"]
             order = order[: ask.limit]
             arrival = arrival[order]
