@@ -240,9 +240,9 @@ def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_request_logged_twice_is_read_once(tmp_path: Path) -> None:
-    data = read(tmp_path, f"x-request-id,{HEADER}r,2,a,5,7\nr,1,a,5,7\n-,1,a,5,7\n-,1,a,5,7\nr,2,a,5,7\n")
-    assert [int(row[0]) for row in rows(data)] == [0, 0, 0, 1]
-    assert "2 rows repeat the x-request-id of another row; left out 1 that say the same," in data.notes[0]
+    data = read(tmp_path, f"x-request-id,{HEADER}r,2,a,5,7\nr,1,a,5,7\n-,1,a,5,7\n-,1,a,5,7\nr,2,a,5,7\nr,2,a,5,8\n")
+    assert [int(row[0]) for row in rows(data)] == [0, 0, 0, 1, 1]
+    assert "3 rows repeat the x-request-id of another row; left out 1 that say the same," in data.notes[0]
 
 
 def test_rows_without_an_adapter_are_counted(tmp_path: Path) -> None:

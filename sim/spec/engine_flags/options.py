@@ -81,7 +81,7 @@ class EngineFlags(Entry):
     """The options of one engine, in the order in which command lines have them.
 
     :ivar command: how its command line begins; empty: none is written.
-    :ivar of_server: what options begin with that are about neither speed nor memory.
+    :ivar of_server: beginnings of options that are about neither speed nor memory.
     """
 
     flags: Registry[Flag]

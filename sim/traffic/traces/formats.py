@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -291,8 +291,8 @@ class _Reader:
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")
             if layout.request is not None:
-                told = [each for each in (arrival, prompt, output, adapter) if each is not None]
-                again, twice = _repeats(parts.request.take()[order], told, order)
+                others = (each[order] for each in (arrival, prompt, output, adapter) if each is not None)
+                again, twice = _repeats(parts.request.take()[order], others)
                 order = order[~twice]
                 bad_rows.leave_out("logged twice", int(twice.sum()))
                 if again.any():
@@ -365,14 +365,14 @@ def in_use(adapter: Ints32, names: tuple[str, ...]) -> tuple[Ints32, tuple[str, 
     return codes, tuple(names[index] for index in order.tolist())
 
 
-def _repeats(key: NDArray[np.uint64], told: list[NDArray[Any]], order: Ints) -> tuple[Mask, Mask]:
-    """Return, in this order, which keys came before, and which of them with all that is told."""
+def _repeats(ids: NDArray[np.uint64], others: Iterable[NDArray[Any]]) -> tuple[Mask, Mask]:
+    """Return which rows repeat an earlier row's id, and which of these its other values, too."""
     import pandas as pd
 
-    again = np.asarray(pd.Series(key).duplicated())
-    for values in told if again.any() else ():
-        key = pd.util.hash_array(key ^ values[order].astype(np.float64).view(np.uint64))
-    return again, again & pd.Series(key).duplicated()
+    again = np.asarray(pd.Series(ids).duplicated())
+    for values in others if again.any() else ():
+        ids = pd.util.hash_array(ids ^ values.astype(np.float64).view(np.uint64))
+    return again, again & pd.Series(ids).duplicated()
 
 
 def _numbered(values: NDArray[Any]) -> Ints32:

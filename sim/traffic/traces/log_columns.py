@@ -269,7 +269,7 @@ def find_columns(header: Sequence[str], ask: ReadOptions) -> LogRules:
         raise TraceError("adapter_from needs a column to look in", file=ask.file, key="columns.adapter", got=NO_COLUMN)
     unit = (None if ask.columns is None else ask.columns.unit) or unit_of(columns.get("time", ""))
     pattern = None if ask.adapter_from is None else re.compile(ask.adapter_from)
-    statuses = [columns[role] for role in ("status",) if role in columns]
+    statuses = [columns["status"]] if "status" in columns else []
     if statuses and (word := guess("status", [n for n in header if "." not in n and n not in statuses], ask.file)):
         statuses.append(word)
     return LogRules(columns, tuple(guessed), tuple(drawn), unit, tuple(statuses), ask.base_model, pattern)
