@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,9 +117,7 @@ ORDERS = [(-1.5, -0.9, -0.5, -0.15, 0.15, 0.5, 0.9, 1.5), (0.5, -1.5, 0.9, -0.15
 def test_an_anchored_profile_predicts_its_runs_and_says_so(loraplan: CommandLine) -> None:
     bench = Path(__file__).parents[1] / "observe" / "samples" / "vllm-closed.json"
     other = "concurrency=4,prompt=512,output=128,tpot=27ms"
-    ended = loraplan("profiles", "adjust", L40S, "--anchor", str(bench), "--anchor", RUN, "--anchor", other, "--json")
-    assert ended.code == 0, ended.err
-    found = json.loads(ended.out)
+    found = loraplan.data("profiles", "adjust", L40S, "--anchor", str(bench), "--anchor", RUN, "--anchor", other)
     assert found["file"] == f"profiles/{L40S}-anchored.json"
     profile = load_profile(f"./{found['file']}")[0]
     assert (profile.name, profile.status) == (f"{L40S}-anchored", "derived")
@@ -129,17 +126,15 @@ def test_an_anchored_profile_predicts_its_runs_and_says_so(loraplan: CommandLine
     assert list(profile.provenance.data) == ["vllm-closed.json"]
     assert profile.sources["step"].endswith("by its anchor")
     assert len(profile.draws) == 8
-    again = loraplan("fidelity", str(bench), "--profile", f"./{found['file']}", "--json")
-    metrics = json.loads(again.out)["runs"][0]["metrics"]
+    metrics = loraplan.data("fidelity", str(bench), "--profile", f"./{found['file']}")["runs"][0]["metrics"]
     checked = [each for each in found["checked"] if each["run"] == "vllm-closed.json"]
     assert {each["metric"] for each in checked} == {"tpot_mean_s", "ttft_p50_s"}
     for each in checked:
         assert metrics[each["metric"]]["error"] == pytest.approx(each["error_after"], abs=0.02)
-    assert loraplan("check", "quickstart", "--set", f"fleet.profile=./{found['file']}").code == 0
+    loraplan.succeeds("check", "quickstart", "--set", f"fleet.profile=./{found['file']}")
     assert "anchored on vllm-closed.json" in loraplan("profiles", "show", f"./{found['file']}").out
     # anchored again, it is the same file's name, and what it was made of stays
-    once_more = loraplan("profiles", "adjust", f"./{found['file']}", "--anchor", RUN, "--json")
-    assert json.loads(once_more.out)["file"] == found["file"]
+    assert loraplan.data("profiles", "adjust", f"./{found['file']}", "--anchor", RUN)["file"] == found["file"]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_written_scenario_passes_check_with_true_sizes(
     loraplan: CommandLine, tmp_path: Path, engine: str | None
 ) -> None:
     chosen = () if engine is None else ("--engine", engine)
-    assert loraplan("adapters", "--example", "fleet", *chosen, "--write", "mine.yaml", "--quiet").code == 0
+    loraplan.succeeds("adapters", "--example", "fleet", *chosen, "--write", "mine.yaml", "--quiet")
     loraplan.succeeds("check", "mine.yaml")
     adapters = load_scenario("mine.yaml", []).scenario.adapters
     assert adapters.count == 15, "the one of another base model is left out"
@@ -77,7 +77,7 @@ def test_a_base_model_without_a_profile_is_said(loraplan: CommandLine, tmp_path:
     add(tmp_path, "fleet/a", base="someone/Strange-9B")
     ended = loraplan.succeeds("adapters", "fleet", "--write", "mine.yaml")
     assert "note: no bundled profile is of someone/Strange-9B" in ended.err
-    assert loraplan("check", "mine.yaml").code == 0
+    loraplan.succeeds("check", "mine.yaml")
 
 
 def test_strangers_folders_leave_no_traceback(loraplan: CommandLine, tmp_path: Path) -> None:

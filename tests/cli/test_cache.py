@@ -80,8 +80,8 @@ def test_defaults_are_four_policies_at_a_spread_of_sizes(loraplan: CommandLine) 
 
 
 def test_one_adapter_and_one_request_are_a_trace(loraplan: CommandLine) -> None:
-    assert loraplan("cache", write_trace("a"), "--adapter-size", "10MB").code == 0
-    assert loraplan("cache", write_trace("a")).code == 0
+    loraplan.succeeds("cache", write_trace("a"), "--adapter-size", "10MB")
+    loraplan.succeeds("cache", write_trace("a"))
 
 
 def test_files_hold_what_is_printed(loraplan: CommandLine) -> None:

@@ -56,9 +56,9 @@ def is_fitted_where_it_was_timed(backend: str, folder: Path, loraplan: CommandLi
     for file in (folder / "runs/cal").glob("loads.*"):
         shutil.copy(file, folder / "cal")
     loads = (folder / "cal/loads.jsonl").read_bytes()
-    assert loraplan("calibrate", "loads", *tiny).code == 0
+    loraplan.succeeds("calibrate", "loads", *tiny)
     assert (folder / "cal/loads.jsonl").read_bytes() == loads, "a finished run has nothing left to do"
-    assert loraplan("calibrate", "steps", *tiny, "--backend", backend, "--layers", "1").code == 0
+    loraplan.succeeds("calibrate", "steps", *tiny, "--backend", backend, "--layers", "1")
     loraplan.succeeds("calibrate", "fit", "cal", "--out", "cal/profile.json")
     profile = json.loads((folder / "cal/profile.json").read_text())
     assert profile["conditions"]["lora_backend"] == backend
@@ -133,7 +133,7 @@ def profile(tmp_path: Path) -> str:
 
 
 def test_a_run_has_both_intervals_side_by_side(loraplan: CommandLine, tmp_path: Path, profile: str) -> None:
-    assert loraplan("run", "quickstart", *FEW, "--set", profile, "--out", "out").code == 0
+    loraplan.succeeds("run", "quickstart", *FEW, "--set", profile, "--out", "out")
     metrics = json.loads((tmp_path / "out/summary.json").read_text())["points"][0]["metrics"]
     ttft = metrics["ttft_p99_s"]
     assert ttft["calibration_lo"] < ttft["value"] < ttft["calibration_hi"]
@@ -159,7 +159,7 @@ def test_one_seed_gives_the_same_intervals_with_any_number_of_workers(
 ) -> None:
     big = ("--set", "workload.requests=13000", "--set", "run.replications=2", "--set", profile, "--quiet")
     for out, jobs in (("a", "1"), ("b", "2"), ("c", "2")):  # five simulations: above what runs in one process
-        assert loraplan("run", "quickstart", *big, "--out", out, "--jobs", jobs).code == 0
+        loraplan.succeeds("run", "quickstart", *big, "--out", out, "--jobs", jobs)
     for name in ("summary.json", "points.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
@@ -167,7 +167,7 @@ def test_one_seed_gives_the_same_intervals_with_any_number_of_workers(
 
 def test_a_sweep_that_goes_on_keeps_them(loraplan: CommandLine, tmp_path: Path, profile: str) -> None:
     sweep = ("sweep", "quickstart", *FEW, "--set", profile, "--over", "cache.gpu.slots=16,64", "--out", "out")
-    assert loraplan(*sweep).code == 0
+    loraplan.succeeds(*sweep)
     tables = {name: (tmp_path / "out" / name).read_bytes() for name in ("summary.json", "points.csv", "report.html")}
     assert b"calibration_lo" in tables["points.csv"]
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
@@ -176,7 +176,7 @@ def test_a_sweep_that_goes_on_keeps_them(loraplan: CommandLine, tmp_path: Path, 
     assert "1 of 2 points come" in again.err
     for name in ("summary.json", "points.csv"):
         assert (tmp_path / "out" / name).read_bytes() == tables[name]
-    assert loraplan("report", "out").code == 0
+    loraplan.succeeds("report", "out")
     assert "Thin bars: calibration intervals." in (tmp_path / "out/report.html").read_text()
     assert "In square brackets: calibration intervals." in tables["report.html"].decode()
 

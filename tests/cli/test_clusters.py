@@ -36,7 +36,7 @@ def wait_for_points(process: subprocess.Popen[str], folder: Path, count: int) ->
 @pytest.mark.slow
 @pytest.mark.skipif(not THERE, reason="finds processes in /proc")
 def test_tables_are_the_same_with_a_worker_killed_midway(loraplan: CommandLine, tmp_path: Path, backend: str) -> None:
-    assert loraplan(*SWEEP, "--out", "here").code == 0
+    loraplan.succeeds(*SWEEP, "--out", "here")
     process = start(tmp_path, *SWEEP, "--backend", backend, "--json", "--out", "there")
     wait_for_points(process, tmp_path / "there", 4)
     os.kill(workers(process.pid)[0], signal.SIGKILL)

@@ -23,7 +23,7 @@ FEW = ("run", "quickstart", "--set", "workload.requests=300", "--out", "out")
 @pytest.fixture
 def finished(loraplan: CommandLine, tmp_path: Path) -> Path:
     """The folder of a run of ``FEW``."""
-    assert loraplan(*FEW).code == 0
+    loraplan.succeeds(*FEW)
     return tmp_path / "out"
 
 
@@ -64,7 +64,7 @@ def test_a_run_shows_the_base_model_beside_the_adapters(loraplan: CommandLine, t
 
 def test_one_seed_repeats_byte_for_byte_and_two_differ(loraplan: CommandLine, tmp_path: Path) -> None:
     for out, seed in (("a", "5"), ("b", "5"), ("c", "6")):
-        assert loraplan("run", "quickstart", *SMALL, "--seed", seed, "--out", out).code == 0
+        loraplan.succeeds("run", "quickstart", *SMALL, "--seed", seed, "--out", out)
     for name in ("summary.json", "points.csv", "requests.parquet"):
         first = (tmp_path / "a" / name).read_bytes()
         assert first == (tmp_path / "b" / name).read_bytes()
@@ -73,8 +73,8 @@ def test_one_seed_repeats_byte_for_byte_and_two_differ(loraplan: CommandLine, tm
 
 def test_worker_processes_change_nothing(loraplan: CommandLine, tmp_path: Path) -> None:
     big = ("--set", "workload.requests=35000", "--set", "run.replications=2")  # above what runs in one process
-    assert loraplan("run", "cache-thrash", *big, "--out", "one", "--jobs", "1").code == 0
-    assert loraplan("run", "cache-thrash", *big, "--out", "two", "--jobs", "2").code == 0
+    loraplan.succeeds("run", "cache-thrash", *big, "--out", "one", "--jobs", "1")
+    loraplan.succeeds("run", "cache-thrash", *big, "--out", "two", "--jobs", "2")
     assert (tmp_path / "one/points.csv").read_bytes() == (tmp_path / "two/points.csv").read_bytes()
     assert (tmp_path / "one/requests.parquet").read_bytes() == (tmp_path / "two/requests.parquet").read_bytes()
 
@@ -113,8 +113,8 @@ def test_check_says_ok_and_shows_where_values_come_from(loraplan: CommandLine) -
 
 
 def test_a_copy_of_a_scenario_finds_its_trace(loraplan: CommandLine) -> None:
-    assert loraplan("scenarios", "copy", "tenants-trace", "mine.yaml").code == 0
-    assert loraplan("check", "mine.yaml").code == 0
+    loraplan.succeeds("scenarios", "copy", "tenants-trace", "mine.yaml")
+    loraplan.succeeds("check", "mine.yaml")
 
 
 def test_requests_are_always_those_of_the_first_point(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -160,8 +160,7 @@ def test_another_grid_gets_a_folder_of_its_own_and_a_larger_one_goes_on(loraplan
 
 def test_a_run_is_doubled_until_its_interval_is_narrow(loraplan: CommandLine) -> None:
     few = ("--set", "workload.requests=1000", "--set", "run.replications=2", "--set", "run.half_width=8%")
-    ended = loraplan("run", "cache-thrash", *few, "--json")
-    found = json.loads(ended.out)
+    found = loraplan.data("run", "cache-thrash", *few)
     assert list(found["short_answer"]) == ["verdict", "headline", "set", "first_limit", "bill", "trust"]
     assert found["short_answer"]["verdict"] == "met"
     metrics = found["points"][0]["metrics"]
@@ -219,7 +218,7 @@ def test_a_finished_run_is_read_and_not_written_again(loraplan: CommandLine, fin
     assert again[0].out == again[1].out
     assert "come from an earlier run" in again[1].err
     assert files() == before
-    assert loraplan(*FEW, "--overwrite").code == 0
+    loraplan.succeeds(*FEW, "--overwrite")
     assert all(time > before[file] for file, time in files().items()), "all of it is simulated and written anew"
 
 
@@ -231,7 +230,7 @@ def test_a_finished_run_gets_back_what_was_deleted(loraplan: CommandLine, finish
     summary = finished / "summary.json"
     whole = summary.read_bytes()
     summary.write_bytes(whole[:-20])  # torn
-    assert loraplan(*FEW).code == 0
+    loraplan.succeeds(*FEW)
     assert summary.read_bytes() == whole
 
 

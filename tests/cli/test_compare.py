@@ -39,15 +39,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compared(loraplan: CommandLine, one: Path, other: Path, *options: str) -> dict[str, object]:
-    ended = loraplan("compare", str(one), str(other), "--json", *options)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("compare", str(one), str(other), "--json", *options)
     found: dict[str, object] = json.loads(ended.out)
     return found
 
 
 def test_more_slots_are_better_and_fewer_worse(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
-    ended = loraplan("compare", str(runs / "small"), str(runs / "large"), "--all")
-    assert ended.code == 0
+    ended = loraplan.succeeds("compare", str(runs / "small"), str(runs / "large"), "--all")
     assert "Better with 400 GPU slots instead of 200: p99 E2E" in ended.out
     assert re.search(r"cache\.gpu\.slots +200 +400", ended.out)
     assert re.search(r"p99 E2E, SLO 400 ms .* clearly better", ended.out)
@@ -96,8 +94,8 @@ def test_json_has_every_metric_and_stable_keys(loraplan: CommandLine, runs: Path
 
 def test_check_fails_only_where_an_slo_term_is_clearly_worse(loraplan: CommandLine, runs: Path) -> None:
     small, large = str(runs / "small"), str(runs / "large")
-    assert loraplan("compare", small, large, "--check", "--json").code == 0
-    assert loraplan("compare", small, small, "--check", "--json").code == 0
+    loraplan.succeeds("compare", small, large, "--check", "--json")
+    loraplan.succeeds("compare", small, small, "--check", "--json")
     worse = loraplan("compare", large, small, "--check", "--json")
     assert worse.code == 1
     assert json.loads(worse.out)["worse_slo_terms"] == ["e2e_p99_s"]
@@ -202,14 +200,13 @@ run: {replications: 1}
 def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(TENANTS)
     for out, slots in (("wide", 8), ("narrow", 1)):
-        ended = loraplan("run", "shared.yaml", "--set", f"fleet.max_num_seqs={slots}", "--jobs", "1", "--out", out)
-        assert ended.code == 0, ended.err
+        loraplan.succeeds("run", "shared.yaml", "--set", f"fleet.max_num_seqs={slots}", "--jobs", "1", "--out", out)
     worse = loraplan("compare", "wide", "narrow", "--check", "--json")
     assert worse.code == 1, worse.err
     found = json.loads(worse.out)
     assert found["worse_slo_terms"] == ["tenants.chat.ttft_p99_s"]
     assert found["answer"] == "clearly worse"
-    assert loraplan("compare", "narrow", "wide", "--check", "--json").code == 0
+    loraplan.succeeds("compare", "narrow", "wide", "--check", "--json")
     assert "\np99 TTFT of chat, SLO 2 s" in loraplan("compare", "wide", "narrow", "--all").out
     alone = loraplan("compare", str(runs / "aimless"), "wide", "--check")
     assert alone.code == 2

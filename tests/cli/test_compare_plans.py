@@ -48,8 +48,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(loraplan: CommandLine, plans: Path, one: str, other: str, *options: str) -> tuple[dict[str, Any], str]:
     """Return the JSON and the lines of a terminal."""
     folders = str(plans / one), str(plans / other)
-    ended = loraplan("compare", *folders, "--json", *options)
-    assert ended.code == 0, ended.err
+    ended = loraplan.succeeds("compare", *folders, "--json", *options)
     return json.loads(ended.out), loraplan("compare", *folders).out
 
 
@@ -120,8 +119,8 @@ def test_what_is_no_pair_of_plans_is_compared_by_what_they_recommend_or_refused(
     (unfinished / "points").mkdir(parents=True)
     (unfinished / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
     assert f"{unfinished}: this plan is not finished; plan again" in loraplan("compare", today, str(unfinished)).err
-    assert loraplan("run", f"{plans}/today/recommended.yaml", "--jobs", "1", "--out", "single").code == 0
-    data = json.loads(loraplan("compare", "single", today, "--json").out)
+    loraplan.succeeds("run", f"{plans}/today/recommended.yaml", "--jobs", "1", "--out", "single")
+    data = loraplan.data("compare", "single", today)
     assert "plans" not in data
     recommended = read_run(plans / "today").recommended
     assert recommended is not None

@@ -79,7 +79,7 @@ def test_every_manifest_is_valid_and_every_number_has_a_comment(emitted: Path) -
 
 
 def test_a_wrong_manifest_is_noticed(loraplan: CommandLine, tmp_path: Path) -> None:
-    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=k8s").code == 0
+    loraplan.succeeds("run", "quickstart", *QUICK, "--emit", "k8s=k8s")
     deployment, _ = documents(tmp_path / "k8s")
     deployment["spec"]["replicas"] = "two"
     deployment["spec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
@@ -150,7 +150,7 @@ def test_sglang_has_manifests_of_its_own(loraplan: CommandLine, tmp_path: Path) 
 
 
 def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path) -> None:
-    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=k8s").code == 0
+    loraplan.succeeds("run", "quickstart", *QUICK, "--emit", "k8s=k8s")
     loraplan.succeeds("init", "--out", "back.yaml", "--from-manifest", "k8s/deployment.yaml", "--gpu", "h100-64gb")
     back, given = load_scenario("back.yaml").scenario, load_scenario("quickstart").scenario
     assert (back.cache.gpu.slots, back.cache.host.slots) == (given.cache.gpu.slots, given.cache.host.slots)  # type: ignore[union-attr]
@@ -160,7 +160,7 @@ def test_init_reads_its_own_manifest_back(loraplan: CommandLine, tmp_path: Path)
 def test_a_plan_emits_its_answer_and_says_so(loraplan: CommandLine, tmp_path: Path) -> None:
     question = ("plan", "quickstart", *QUICK, "--minimize", "cache.gpu.slots=48..128:40")
     loose = ("--set", "slo.ttft_p99=60 s", "--set", "slo.e2e_p99=300 s", "--set", "slo.miss_ratio=100%")
-    assert loraplan(*question, *loose, "--emit", "k8s=k8s").code == 0
+    loraplan.succeeds(*question, *loose, "--emit", "k8s=k8s")
     digest = json.loads((tmp_path / "runs/quickstart-plan/manifest.json").read_text())["scenario_hash"]
     answer = f"--max-loras=48 # cache.gpu.slots; plan quickstart {digest}, SLO met"
     assert answer in (tmp_path / "k8s/deployment.yaml").read_text()
@@ -171,8 +171,8 @@ def test_a_plan_emits_its_answer_and_says_so(loraplan: CommandLine, tmp_path: Pa
 
 
 def test_a_second_emit_overwrites_its_own_files_only(loraplan: CommandLine, tmp_path: Path) -> None:
-    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out").code == 0
-    assert loraplan("run", "quickstart", *QUICK, "--emit", "k8s=out", "--set", "cache.gpu.slots=16").code == 0
+    loraplan.succeeds("run", "quickstart", *QUICK, "--emit", "k8s=out")
+    loraplan.succeeds("run", "quickstart", *QUICK, "--emit", "k8s=out", "--set", "cache.gpu.slots=16")
     assert "--max-loras=16" in (tmp_path / "out/deployment.yaml").read_text()
     kept = (tmp_path / "out/deployment.yaml").read_text()
     for name, kind in (("notes.txt", "k8s"), ("deployment.yaml", "k8s"), ("deployment.yaml", "llm-d")):
@@ -234,7 +234,7 @@ def test_a_dollar_in_an_argument_is_never_replaced(kind: str) -> None:
 def test_the_script_finds_the_adapters_beside_itself(loraplan: CommandLine, tmp_path: Path) -> None:
     add_adapters(tmp_path / "adapters")
     run = ("run", "quickstart", *QUICK, "--set", "adapters.count=3", "--adapters", "adapters", "--emit", "vllm=local")
-    assert loraplan(*run).code == 0
+    loraplan.succeeds(*run)
     (tmp_path / "adapters").rename(tmp_path / "local/adapters")
     words = started_by_script(tmp_path / "local/serve.sh", tmp_path)
     folders = [Path(word.partition("=")[2]) for word in words if word.startswith("tone-")]
@@ -254,7 +254,7 @@ def test_the_manifest_on_the_page_is_what_is_emitted(loraplan: CommandLine, tmp_
     shown = re.findall(r"```yaml\n( +image:.*?)```", page, re.DOTALL)[0].splitlines()
     model = "adapters.base_model=meta-llama/Llama-3.1-8B-Instruct"
     run = ("run", "quickstart", *QUICK, "--set", model, "--set", "cache.gpu.slots=24", "--set", "name=tone-adapters")
-    assert loraplan(*run, "--emit", "k8s=deploy").code == 0
+    loraplan.succeeds(*run, "--emit", "k8s=deploy")
     emitted = (tmp_path / "deploy/deployment.yaml").read_text(encoding="utf-8").splitlines()
 
     def without_run(line: str) -> str:

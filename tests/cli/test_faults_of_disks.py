@@ -56,7 +56,7 @@ def test_a_disk_that_fails_at_any_write_is_named_and_the_sweep_goes_on_later(
     assert words in ended.err
     whole(tmp_path / "out")
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/points").glob("*.json")}
-    assert loraplan(*SWEEP).code == 0
+    loraplan.succeeds(*SWEEP)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
@@ -78,7 +78,7 @@ def test_a_real_disk_that_is_full_is_named(loraplan: CommandLine, tmp_path: Path
 @pytest.mark.parametrize("line", [("run", "quickstart"), ("plan", "plan-cache-size"), ("compare", "run", "run")])
 def test_a_folder_that_cannot_be_written_is_named(loraplan: CommandLine, tmp_path: Path, line: tuple[str, ...]) -> None:
     if line[0] == "compare":
-        assert loraplan("run", "cache-thrash", *FEW, "--out", "run").code == 0
+        loraplan.succeeds("run", "cache-thrash", *FEW, "--out", "run")
     assert "/proc" in loraplan.refused(*line, "--out", "/proc/loraplan", "--quiet")
 
 
@@ -107,7 +107,7 @@ def test_a_clock_that_jumps_while_it_runs_changes_nothing(
 def test_a_folder_in_use_is_refused_and_left_alone(loraplan: CommandLine, tmp_path: Path) -> None:
     from sim.results.run_directory.store import RunStore
 
-    assert loraplan(*SWEEP).code == 0
+    loraplan.succeeds(*SWEEP)
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     with RunStore.create(tmp_path / "out", manifest):
         before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.json")}
@@ -130,7 +130,7 @@ def test_a_worker_that_is_killed_for_memory_is_one_error() -> None:
 def test_a_run_directory_that_was_changed_is_named(
     loraplan: CommandLine, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    assert loraplan(*SWEEP).code == 0
+    loraplan.succeeds(*SWEEP)
     for file in (tmp_path / "out/points").glob("*.json"):
         data = json.loads(file.read_text())
         data["point"]["metrics"] = {}
@@ -151,7 +151,7 @@ def test_a_value_of_a_wrong_type_is_simulated_again(
     file.write_text(json.dumps(data))
     assert f"{file.name}: this point is missing or damaged" in loraplan.refused("report", "out")
     assert loraplan(*SWEEP).out == first.out
-    assert loraplan("report", "out").code == 0
+    loraplan.succeeds("report", "out")
 
 
 def test_an_error_that_quotes_control_characters_is_one_printable_line(loraplan: CommandLine, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_what_was_predicted_before_is_not_simulated_again(
     calls = []
     simulate = study.predict_run
     monkeypatch.setattr(study, "predict_run", lambda *given: calls.append(given) or simulate(*given))
-    assert loraplan("fidelity", "runs.csv", "--jobs", "1").code == 0
+    loraplan.succeeds("fidelity", "runs.csv", "--jobs", "1")
     assert len(calls) == 1, "the row that was left is used again"
     assert _without_time(table.read_text(encoding="utf-8")) == _without_time(whole)
 

@@ -54,7 +54,7 @@ def test_a_command_line_becomes_a_scenario_that_runs(loraplan: CommandLine) -> N
     keys = ("cache.gpu.slots", "cache.host.slots", "adapters.rank", "fleet.max_model_len", "fleet.prefix_caching")
     assert [value_of(scenario, key) for key in keys] == [12, 64, 32, 8000, False]
     assert scenario.adapters.base_model == "meta-llama/Llama-3.1-8B-Instruct"
-    assert loraplan("run", "mine.yaml", "--set", "workload.requests=200", "--set", "run.replications=1").code == 0
+    loraplan.succeeds("run", "mine.yaml", "--set", "workload.requests=200", "--set", "run.replications=1")
 
 
 def test_what_cant_be_simulated_stays_as_a_comment(loraplan: CommandLine) -> None:
@@ -497,8 +497,8 @@ def test_the_configuration_of_an_endpoint_picker_comes_in_and_goes_out_again(lor
     assert "# Not translated: lruCapacityPerServer of prefix-cache-scorer: 100" in text
     assert "# Not translated: session-affinity-scorer: " in text
     short = ("--set", "workload.requests=200", "--set", "run.replications=1", "--no-headroom", "--quiet")
-    assert loraplan("run", "mine.yaml", *short, "--emit", "llm-d=out").code == 0
-    assert loraplan("init", "--from-epp", "out/endpoint-picker.yaml", "--out", "again.yaml").code == 0
+    loraplan.succeeds("run", "mine.yaml", *short, "--emit", "llm-d=out")
+    loraplan.succeeds("init", "--from-epp", "out/endpoint-picker.yaml", "--out", "again.yaml")
     assert load_scenario("again.yaml").scenario.router == router
     for wrong, problem in ((PICKER.replace("ef: kv", "ef: vk"), "unknown plugin"), ("kind: Pod", "no container")):
         Path("epp.yaml").write_text(wrong)
@@ -510,15 +510,15 @@ def test_the_configuration_of_an_endpoint_picker_comes_in_and_goes_out_again(lor
 def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
     rows = [f"{1741078800 + 3 * n},{'ab'[n % 2]},{10 + n % 7},{20 + n % 5}" for n in range(60)]
     Path("log.csv").write_text("\n".join(["ts,model,prompt_tokens,completion_tokens", *rows, ""]))
-    assert loraplan("adapters", "fleet", "--example").code == 0
+    loraplan.succeeds("adapters", "fleet", "--example")
     ended = loraplan.succeeds("init", "--out", "mine.yaml", "--from-trace", "log.csv", "--from-adapters", "fleet")
     assert "Guessed: time, adapter, input, output, unit" in ended.err
     assert "The log names 2 adapters, 0 of them in fleet. They get the ranks and sizes" in ended.err
     scenario = load_scenario("mine.yaml").scenario
     assert scenario.workload.trace.columns is not None
     assert len(scenario.adapters.mix) > 1
-    assert loraplan("check", "mine.yaml").code == 0
-    assert loraplan("run", "mine.yaml").code == 0
+    loraplan.succeeds("check", "mine.yaml")
+    loraplan.succeeds("run", "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_a_log_and_a_folder_of_adapters(loraplan: CommandLine) -> None:
 def test_a_folder_is_compared_with_the_largest_rank_of_its_server(
     loraplan: CommandLine, option: str, said: str | None
 ) -> None:
-    assert loraplan("adapters", "fleet", "--example").code == 0
+    loraplan.succeeds("adapters", "fleet", "--example")
     drafted(loraplan, "--from-adapters", "fleet", "--from-vllm", f"vllm serve llama-3.1-8b --enable-lora {option}")
     text = Path("mine.yaml").read_text(encoding="utf-8")
     assert said in text if said else "rank up to" not in text and "--max-lora-rank" not in text
@@ -676,8 +676,8 @@ def test_answers_on_standard_input_are_written_and_planned(
         "  e2e_p99: 20 s   # your answer",
     ):
         assert line in text
-    assert loraplan("check", "mine.yaml").code == 0
-    assert loraplan("run", "mine.yaml", "--set", "workload.requests=200").code == 0
+    loraplan.succeeds("check", "mine.yaml")
+    loraplan.succeeds("run", "mine.yaml", "--set", "workload.requests=200")
 
 
 def test_an_slo_may_be_of_other_terms_by_name(loraplan: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from sim.studies.design import Design
 from sim.studies.execution import Execution
 from sim.studies.plan import findings, levers
 from sim.studies.plan.findings import FOR_ADAPTERS, PlanReading, plan_answer
-from sim.studies.plan.study import likely_design, make_plan
+from sim.studies.plan.study import in_steady_state, likely_design, make_plan
 from sim.studies.plan.what_if import changes, free_changes
 from sim.world.build import build_world
 
@@ -82,7 +82,7 @@ def test_the_smallest_cache_is_found_and_can_be_run(loraplan: CommandLine, tmp_p
     assert loraplan("run", "found/recommended.yaml", "--check", "--set", fewer).code == 1
     assert found["setup"]["profile"] == "h100-64gb/llama-3.1-8b/assumed"
     page = (tmp_path / "found/report.html").read_text()
-    assert loraplan("report", "found").code == 0
+    loraplan.succeeds("report", "found")
     assert (tmp_path / "found/report.html").read_text() == page
 
 
@@ -285,7 +285,7 @@ def test_levers_that_cost_no_gpu_are_tried_where_replicas_wait_for_adapters(
     assert f"Free to try: {best} takes " in ended.out
     assert load_scenario("runs/small-plan/recommended.yaml").scenario.router.policy == "random", "none is recommended"
     (tmp_path / "quick.yaml").write_text(text.replace("60 ms", "1 ms"))
-    assert loraplan("plan", "quick.yaml", "--out", "quick").code == 0
+    loraplan.succeeds("plan", "quick.yaml", "--out", "quick")
     assert read_run(tmp_path / "quick").what_if == []
 
 
@@ -607,6 +607,14 @@ def test_a_plan_starts_full_unless_the_scenario_says_otherwise(tmp_path: Path) -
     assert misses[0] < misses[1]
 
 
+def test_a_plan_of_autoscaler_bounds_starts_at_each_minimum(tmp_path: Path) -> None:
+    """Minimums above ``fleet.replicas`` are no scenarios, and would be left out."""
+    fleet = "fleet: {replicas: 2, engine: continuous, autoscale: {min: 2, max: 6, target: 8}}\n"
+    rest = fleet + "slo: {ttft_p99: 1 s}\nplan: {minimize: fleet.autoscale.min, range: [1, 4]}\n"
+    loaded = in_steady_state(load_scenario(write(tmp_path, rest)))
+    assert [loaded.with_values({"fleet.autoscale.min": n}).scenario.fleet.replicas for n in (1, 4)] == [1, 4]
+
+
 def test_a_seed_repeats_a_plan_whatever_the_number_of_workers(tmp_path: Path) -> None:
     loaded = load_scenario(write(tmp_path, SLOTS))
     records = [make_plan(loaded, tmp_path / f"run-{jobs}", Execution(Local(jobs))).record for jobs in (1, 2)]
@@ -632,7 +640,7 @@ def test_what_is_too_short_to_be_planned_is_refused(
 
 def test_a_folder_with_another_run_is_refused(loraplan: CommandLine, tmp_path: Path) -> None:
     name = write(tmp_path, SLOTS)
-    assert loraplan("run", name, "--out", "kept", "--quiet").code == 0
+    loraplan.succeeds("run", name, "--out", "kept", "--quiet")
     assert "kept: this folder holds a run (got small); give another --out" in loraplan.refused(
         "plan", name, "--out", "kept"
     )

@@ -120,7 +120,7 @@ def test_a_build_of_another_version_says_so(loraplan: CommandLine) -> None:
 @needs_tables
 def test_the_same_build_twice_gives_the_same_bytes(tmp_path: Path, loraplan: CommandLine) -> None:
     for name in ("a.json", "b.json"):
-        assert loraplan(*BUILD, "--out", name, "--json").code == 0
+        loraplan.succeeds(*BUILD, "--out", name, "--json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 

@@ -38,7 +38,7 @@ def recorded(tmp_path: Path) -> str:
 
 
 def test_what_is_written_is_what_json_says(loraplan: CommandLine, recorded: str) -> None:
-    assert loraplan("trace", recorded).code == 0
+    loraplan.succeeds("trace", recorded)
     written = json.loads(Path("runs/trace-recorded/trace.json").read_text(encoding="utf-8"))
     assert written == loraplan.data("trace", recorded)
     assert written["requests"] == 3000
@@ -50,7 +50,7 @@ def test_what_is_written_is_what_json_says(loraplan: CommandLine, recorded: str)
 
 def test_the_scenario_runs_and_its_traffic_is_like_the_trace(loraplan: CommandLine, recorded: str) -> None:
     loraplan("trace", recorded, "--out", "fitted")
-    assert loraplan("check", "fitted/traffic.yaml").code == 0
+    loraplan.succeeds("check", "fitted/traffic.yaml")
     world = build_world(load_scenario("fitted/traffic.yaml").scenario)
     trace = read_trace(Trace(file=recorded))
     times, _ = drawn(world.traffic)
@@ -58,7 +58,7 @@ def test_the_scenario_runs_and_its_traffic_is_like_the_trace(loraplan: CommandLi
     prompts = np.concatenate([chunk.prompt_tokens for chunk in world.traffic.chunks(0)])
     assert trace.prompt_tokens is not None
     assert np.median(prompts) == pytest.approx(np.median(trace.prompt_tokens), rel=0.1)
-    assert loraplan("run", "fitted/traffic.yaml", "--set", "run.replications=1").code == 0
+    loraplan.succeeds("run", "fitted/traffic.yaml", "--set", "run.replications=1")
 
 
 def test_a_log_with_a_burst_that_is_not_fitted_is_planned_with_its_replay(loraplan: CommandLine) -> None:
@@ -129,7 +129,7 @@ def test_a_trace_without_adapters_gives_arrivals_and_lengths(loraplan: CommandLi
     rows = [f"{int(1000 * time)},10,{20 + place % 7}" for place, time in enumerate(times.tolist())]
     Path("mooncake.csv").write_text("\n".join(["timestamp,input_length,output_length", *rows, ""]))
     loraplan.succeeds("trace", "mooncake.csv")
-    assert loraplan("check", "runs/trace-mooncake/traffic.yaml").code == 0
+    loraplan.succeeds("check", "runs/trace-mooncake/traffic.yaml")
     found = loraplan.data("trace", "mooncake.csv")
     assert found["curve"] is None
     assert found["fit"]["chosen"] == "independent"
@@ -149,8 +149,8 @@ def test_a_log_is_read_and_the_replay_reads_it_without_guessing(loraplan: Comman
     assert read.notes == ()
     assert (len(read), read.names, read.base_share) == (300, ("a", "b"), pytest.approx(1 / 3))
     loraplan.succeeds("trace", "gateway.csv", *columns, "--requests", "60", "--out", "few")
-    assert loraplan("check", "few/replay.yaml").code == 0
-    assert loraplan("run", "few/replay.yaml").code == 0
+    loraplan.succeeds("check", "few/replay.yaml")
+    loraplan.succeeds("run", "few/replay.yaml")
 
 
 def test_several_logs_without_lengths_give_a_replay_that_runs(loraplan: CommandLine, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_several_logs_without_lengths_give_a_replay_that_runs(loraplan: CommandL
     loraplan.succeeds("trace", "logs/2.csv", "logs/1.csv", "--columns", "time=when,input=none,output=none")
     text = Path("runs/trace-2/replay.yaml").read_text(encoding="utf-8")
     assert 'file: ["../../logs/2.csv", "../../logs/1.csv"]' in text
-    assert loraplan("check", "runs/trace-2/replay.yaml").code == 0
+    loraplan.succeeds("check", "runs/trace-2/replay.yaml")
     data = read_trace(load_scenario("runs/trace-2/replay.yaml").scenario.workload.trace or Trace(file=""))
     assert len(data) == 240
     assert data.arrival_s[-1] == 24 * 3600 + 119

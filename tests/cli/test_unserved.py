@@ -62,7 +62,7 @@ def test_a_run_that_refuses_half_misses_its_slo(loraplan: CommandLine) -> None:
     assert "SLO not met" in page
     assert "of the requests were refused" in page
     assert api.run("rf.yaml").meets_slo is False
-    assert loraplan("run", "rf.yaml", "--jobs", "1", "--check", "--set", "fleet.kv_tokens=65536").code == 0
+    loraplan.succeeds("run", "rf.yaml", "--jobs", "1", "--check", "--set", "fleet.kv_tokens=65536")
 
 
 def test_an_slo_on_misses_still_says_what_is_refused(loraplan: CommandLine) -> None:
@@ -167,8 +167,7 @@ def test_the_limit_is_named(loraplan: CommandLine, setting: str, limit: str) -> 
 
 
 def test_overload_is_never_settled(loraplan: CommandLine) -> None:
-    ended = loraplan("run", "quickstart", *SHORT, "--set", "workload.arrivals.rate=40/s", "--json")
-    metrics = json.loads(ended.out)["points"][0]["metrics"]
+    metrics = loraplan.data("run", "quickstart", *SHORT, "--set", "workload.arrivals.rate=40/s")["points"][0]["metrics"]
     assert not metrics["ttft_p99_s"]["settled"]
     assert not metrics["e2e_mean_s"]["settled"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def test_many_adapters_begin_with_a_summary(loraplan: CommandLine, stuck: Path) 
 
 def test_check_fails_what_cannot_be_judged(loraplan: CommandLine, stuck: Path) -> None:
     (stuck / "trainer_state.json").unlink()
-    assert loraplan("vet", "stuck").code == 0
+    loraplan.succeeds("vet", "stuck")
     assert loraplan("vet", "stuck", "--check").code == 1
     (one,) = loraplan.data("vet", "stuck")
     assert (one["passes"], one["judged"]) == (False, False)
@@ -94,8 +93,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prices_are_kept(loraplan: CommandLine) -> None:
     write_adapter(Path("stuck"))
-    ended = loraplan("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK, "--json")
-    found = json.loads(ended.out)
+    found = loraplan.data("vet", "stuck", "--scenario", "retrain-1000-adapters", *QUICK)
     assert [one["path"] for one in found["vetted"]] == ["stuck"]
     assert found["priced"]["run"] == "runs/retrain-1000-adapters-cures"
     assert [(row["who"], row["memory"]["slots"]) for row in found["priced"]["changes"][-2:]] == [

@@ -122,8 +122,7 @@ def test_a_slow_client_is_no_slow_server(samples: Path) -> None:
 
 def test_predicted_beside_measured(loraplan: CommandLine, samples: Path) -> None:
     files = [str(samples / name) for name in ("vllm-closed.json", "inference-perf-stage.json", "guidellm.json")]
-    ended = loraplan("fidelity", *files, "--scenario", "serve-tiny", "--json")
-    runs = json.loads(ended.out)["runs"]
+    runs = loraplan.data("fidelity", *files, "--scenario", "serve-tiny")["runs"]
     assert [run["tool"] for run in runs] == ["vllm bench serve", "inference-perf", "GuideLLM"]
     assert any("from 24 adapters" in note and "all equally popular" in note for note in runs[0]["notes"])
     assert any("from 24 adapters" in note and "popularity (zipf)" in note for note in runs[2]["notes"])
@@ -197,7 +196,7 @@ def test_a_corrected_profile_predicts_its_benchmark(loraplan: CommandLine, sampl
         assert metrics[each["metric"]]["error"] == pytest.approx(each["error_after"], abs=0.02)
     assert abs(metrics["tpot_mean_s"]["error"]) < 0.05
     assert abs(metrics["requests_per_s"]["error"]) < 0.1
-    assert loraplan("check", "serve-tiny", "--set", "fleet.profile=./new/profile.json").code == 0
+    loraplan.succeeds("check", "serve-tiny", "--set", "fleet.profile=./new/profile.json")
 
 
 def test_a_benchmark_that_did_not_stream_corrects_nothing(loraplan: CommandLine, samples: Path) -> None:

@@ -31,7 +31,7 @@ def test_two_pages_of_a_real_vllm_become_a_scenario(loraplan: CommandLine, sampl
     assert (found["engine"], found["servers"], found["requests"]) == ("vllm", 1, 42)
     assert found["offered_rps"] == pytest.approx(6)
     assert found["metrics"]["requests_per_s"]["measured"] == pytest.approx(6)
-    assert loraplan("check", "observed.yaml").code == 0
+    loraplan.succeeds("check", "observed.yaml")
     scenario = load_scenario("observed.yaml").scenario
     assert scenario.workload.arrivals.rate == pytest.approx(6)
     assert scenario.cache.gpu.slots == 8  # the base's, and the server's
@@ -273,8 +273,7 @@ def serving(pages: list[str], status: int = 200) -> Iterator[str]:
 
 def test_a_live_server_is_read_twice(loraplan: CommandLine) -> None:
     with serving([counted(10, 1.0), counted(14, 1.0)]) as url:
-        ended = loraplan("observe", "--prometheus", url, "--window", "1 s", "--base", "serve-tiny", "--json")
-    assert ended.code == 0, ended.err
+        ended = loraplan.succeeds("observe", "--prometheus", url, "--window", "1 s", "--base", "serve-tiny", "--json")
     assert json.loads(ended.out)["requests"] == 4
     assert "reading" in ended.err
 

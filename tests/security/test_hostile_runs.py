@@ -138,7 +138,7 @@ def test_tables_take_the_place_of_a_link(loraplan: CommandLine, tmp_path: Path, 
     (tmp_path / "s.yaml").write_text(SMALL)
     line = COMMANDS["plan" if name == "recommended.yaml" else "run"]
     for _ in range(2):
-        assert loraplan(*line[:-1], "fresh", "--quiet", "--jobs", "1").code == 0
+        loraplan.succeeds(*line[:-1], "fresh", "--quiet", "--jobs", "1")
         if not (tmp_path / "outside").exists():
             lead_out(tmp_path / "fresh", name)
             before = (tmp_path / "outside").read_bytes()

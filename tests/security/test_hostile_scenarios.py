@@ -149,7 +149,7 @@ def test_confined_scenarios_have_their_own_files_bundled_ones_and_what_the_user_
 def test_the_command_line_confines(loraplan: CommandLine, tmp_path: Path) -> None:
     write(tmp_path, "timestamp_s,adapter_id,input_tokens,output_tokens\n0,a,1,1\n1,b,1,1\n", "t.csv")
     file = write(tmp_path / "theirs", TRACED.replace("FILE", "../t.csv"))
-    assert loraplan("check", str(file)).code == 0
+    loraplan.succeeds("check", str(file))
     assert "with --confined only files below" in loraplan.refused("check", str(file), "--confined")
 
 

@@ -245,6 +245,13 @@ def test_a_request_logged_twice_is_read_once(tmp_path: Path) -> None:
     assert "3 rows repeat the x-request-id of another row; left out 1 that say the same," in data.notes[0]
 
 
+def test_token_counts_may_be_grouped_in_thousands(tmp_path: Path) -> None:
+    """The longest prompts are; a time or a duration in seconds may have a decimal comma, and is refused."""
+    assert rows(read(tmp_path, f'{HEADER}1,a,"1,623",20\n2,a,52," 1,000,000 "\n'.encode()))[0][2] == 1623
+    assert "(got 16,23, allowed: a whole number" in error_of(tmp_path, f'{HEADER}1,a,"16,23",20\n'.encode())
+    assert "(got 1,623" in error_of(tmp_path, f'{HEADER}"1,623",a,16,20\n'.encode())
+
+
 def test_rows_without_an_adapter_are_counted(tmp_path: Path) -> None:
     content = f"{HEADER}1741078800,a,5,7\n1741078801,,5,7\n"
     said = "1 of 2 rows name no adapter, and count as requests to the base model"

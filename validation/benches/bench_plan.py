@@ -23,7 +23,7 @@ from sim.studies.design import make_design
 from sim.studies.evaluate import EvaluationOptions, evaluate, on_pool
 from sim.studies.execution import Execution
 from sim.studies.plan.evaluator import longer
-from sim.studies.plan.study import PlanOutcome, make_plan, starts_full
+from sim.studies.plan.study import PlanOutcome, in_steady_state, make_plan
 
 LONG = 10
 """How many times longer a run is whose verdict counts as the truth."""
@@ -73,7 +73,7 @@ class Truth:
     """Long runs of the designs that plans name, each simulated once."""
 
     def __init__(self, loaded: LoadedScenario, pool: Pool) -> None:
-        self._loaded = starts_full(loaded).with_values({"run.seed": OTHER_SEED})
+        self._loaded = in_steady_state(loaded).with_values({"run.seed": OTHER_SEED})
         self._pool = pool
         self._known: dict[str, bool] = {}
 

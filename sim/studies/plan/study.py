@@ -75,8 +75,7 @@ def make_plan(
     """
     started = time.perf_counter()
     execution = execution or Execution()
-    loaded = starts_full(loaded)
-    plan, axes, first = check_plan(loaded)
+    plan, axes, first = check_plan(loaded := in_steady_state(loaded))
     question = json_ready(plan.model_dump(mode="json", exclude_none=True))
     folder = out or free_folder(loaded, question)
     task = task_of(0, first, {})
@@ -159,10 +158,18 @@ def _keep_headroom(store: RunStore, chosen: PlanDesign) -> None:
     store.update({"headroom": known or json_ready(find_headroom(chosen.loaded.scenario, chosen.point).to_json())})
 
 
-def starts_full(loaded: LoadedScenario) -> LoadedScenario:
-    """Return a scenario whose caches start full unless it says otherwise: short runs then show the steady state."""
-    given = "warm" in (loaded.data.get("cache") or {})
-    return loaded if given else loaded.with_values({"cache.warm": "steady"})
+def in_steady_state(loaded: LoadedScenario) -> LoadedScenario:
+    """Return a scenario whose short runs show the steady state.
+
+    Its caches start full unless it says otherwise, and where an autoscaler's bounds are planned, the fleet starts at
+    the minimum, whatever that is.
+    """
+    plan, values = loaded.scenario.plan, dict[str, Any]()
+    if "warm" not in (loaded.data.get("cache") or {}):
+        values["cache.warm"] = "steady"
+    if plan is not None and {"fleet.autoscale.min", "fleet.autoscale.max"} & {*plan.keys}:
+        values["fleet.replicas"] = None
+    return loaded.with_values(values)
 
 
 def open_folder(

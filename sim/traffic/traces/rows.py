@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ YEAR_2200_S = 7.26e9
 """Since 1970: 20250304090001 ms would be later."""
 MAX_SECONDS = 1e11
 """3,170 years. Times since 1970 in milliseconds or smaller units exceed it, which reveals the wrong unit."""
+
+_IN_THOUSANDS = re.compile(r" *\d{1,3}(,\d{3})+ *", re.ASCII)
 
 MAX_NAME_BYTES = 1024
 
@@ -73,12 +76,19 @@ class Rows:
         most: float = np.inf,
         allowed: str = "a number",
         needed: Mask | None = None,
+        *,
+        thousands: bool = False,
     ) -> Floats:
         """Return a column as float64, 0 where it is refused as not finite or out of bounds.
 
         :param needed: rows that must have a number; others may leave it out, which reads as 0. None: all rows.
+        :param thousands: whether 1,623 is 1623; where numbers have fractions it may as well be 1.623.
         """
         numbers = self._block.columns[column].floats()
+        if thousands and np.isnan(numbers).any():
+            some = ((place, cell) for place, cell in enumerate(self.texts(column)) if _IN_THOUSANDS.fullmatch(cell))
+            for place, cell in some:
+                numbers[place] = float(cell.replace(",", ""))
         if needed is not None and not needed.all():
             empty = np.fromiter((not cell.strip() for cell in self.texts(column)), np.bool_, len(numbers))
             numbers = np.where(empty & ~needed, 0.0, numbers)
@@ -105,7 +115,7 @@ class Rows:
     def whole(self, column: str, least: int, most: int, problem: str, needed: Mask | None = None) -> Ints:
         """Return a column as int64, 0 where it is refused, or left out in a row that doesn't need it."""
         bounds = f"a whole number, {least} to {most:,}"
-        numbers = self.numbers(column, least=least, allowed=bounds, needed=needed)
+        numbers = self.numbers(column, least=least, allowed=bounds, needed=needed, thousands=True)
         bad = (numbers != np.floor(numbers)) | (numbers > most)
         if bad.any():
             self.refuse(bad, column, problem, bounds)
