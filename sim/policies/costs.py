@@ -203,6 +203,7 @@ def beyond_envelope(profile: Profile, slots: int, max_rank: int) -> list[str]:
                 key=key,
                 got=value,
                 allowed=f"{what} up to {limit}, extrapolated up to {2 * limit}",
+                hint="measure it on your GPU (docs/calibrate.md)",
             )
         if value > limit:
             notes.append(f"{what} {value} lies outside the profile's envelope (up to {limit}): extrapolated")

@@ -202,7 +202,7 @@ def _bits(values: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioFacts | None = None) -> pyarrow.Table:
     """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
 
-    A request to the base model has no adapter, and so no outcome and no tier.
+    A request to the base model has no adapter, and so no outcome and no tier; nor has one that was never admitted.
 
     :param names: adapter names, or () where adapters are numbered.
     :param facts: where there are tenants, each request has the name of its own.
@@ -215,8 +215,9 @@ def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioF
         "status": list(STATUS_WORDS),
     }
     base = requests["adapter"] == BASE_MODEL
+    none = base | (requests["admitted_s"] < 0)
     for name, values in texts.items():
-        columns[name] = words(requests[name].astype(np.int8), values, None if name == "status" else base)
+        columns[name] = words(requests[name].astype(np.int8), values, None if name == "status" else none)
     columns["adapter"] = column(requests["adapter"], base)
     if names:
         columns["adapter_id"] = words(requests["adapter"], names, base)

@@ -142,7 +142,7 @@ def test_a_log_is_read_and_the_replay_reads_it_without_guessing(loraplan: Comman
     ended = loraplan.succeeds("trace", "gateway.csv", *columns)
     said = " ".join(ended.err.split())
     assert "read as a log with time = ts, adapter = model, input = n_in, output = n_out; times are seconds" in said
-    assert "Guessed: time, adapter, unit; --columns changes that" in said
+    assert "Guessed: time, adapter, unit; --columns (in a scenario: workload.trace.columns) changes that" in said
     replay = load_scenario("runs/trace-gateway/replay.yaml").scenario
     assert replay.workload.trace.columns is not None
     read = read_trace(replay.workload.trace)

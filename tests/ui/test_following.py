@@ -284,7 +284,7 @@ def test_curves_follow_the_control_that_was_moved_but_not_a_target(folder: Path)
 
 
 def test_the_final_line_counts_the_replications_that_were_run(broker: Broker, folder: Path) -> None:
-    rows = "".join(f"{0.05 * n:.2f},a{n % 40},64,8\n" for n in range(1500))
+    rows = "".join(f"{0.05 * n:.2f},a{n % 40},64,8\n" for n in range(300))
     (folder / "calls.csv").write_text(f"timestamp_s,tenant_id,input_tokens,output_tokens\n{rows}")
     trace = (
         "schema_version: 1\nname: traced\nworkload: {trace: {file: calls.csv}}\n"

@@ -461,11 +461,13 @@ def test_the_table_of_requests_has_versions_and_marks_in_words() -> None:
         version={11: 2},
         last_version={11: 3},
         status={12: FAILED},
+        admitted_s={12: -1.0},
         tries={13: 2},
         session=np.arange(COUNT),
     )
     rows = request_table(one, ()).to_pylist()
     assert (rows[10]["marks"], rows[9]["marks"], rows[12]["status"]) == ("mixed stale", "", "failed")
+    assert (rows[11]["outcome"], rows[12]["outcome"], rows[12]["tier"]) == ("hit", None, None), "it had no slot"
     assert (rows[11]["version"], rows[11]["last_version"], rows[13]["tries"], rows[5]["session"]) == (2, 3, 2, 5)
     which, texts = mark_words(np.array([0, MIXED, 0]))
     assert [texts[i] for i in which] == ["", "mixed", ""]

@@ -91,7 +91,8 @@ class Draft:
         row = nearest_version(command.engine)
         engine = command.engine if row.simulated else row.preset
         check_serving_target(ServingTarget(engine, command.value("adapters.rank")), "--max-lora-rank")
-        self.add([Setting("fleet.engine", engine, f"a command line of {command.name}"), *command.settings])
+        newest = "" if "-" in command.engine else " without a version: the newest rules"
+        self.add([Setting("fleet.engine", engine, f"a command line of {command.name}{newest}"), *command.settings])
         if not row.simulated:
             self.comments.append(f"{engine} stands for {command.engine}: {command.name} {row.words} {row.about}")
         if command.model:

@@ -131,6 +131,8 @@ _UNIT = re.compile(
 )
 _LIKELY = re.compile(r"token|usage|prompt|model|lora|adapter|time|date|start|^ts$", re.IGNORECASE)
 """What may be in the name of a column that a trace needs."""
+_KEY = "(in a scenario: workload.trace.columns)"
+"""What has the name of the option, where no option has it."""
 NOTHING = frozenset({"null", "\\n", "none", "nan", "n/a", "(null)", "-", "undefined"})
 """What databases and programs write where there is nothing."""
 
@@ -213,8 +215,8 @@ class LogRules:
             said = ", ".join(f"{role} = {shown(column)}" for role, column in self.columns.items())
             if "duration" in self.columns:
                 said += f" (in {unit_of(self.columns['duration']) or 's'})"
-            how = f"; times are {style.words}" if style is not None else ""
-            yield f"{file}: read as a log with {said}{how}. Guessed: {', '.join(guessed)}; --columns changes that"
+            said += f"; times are {style.words}" if style is not None else ""
+            yield f"{file}: read as a log with {said}. Guessed: {', '.join(guessed)}; --columns {_KEY} changes that"
         time = self.columns.get("time", "")
         if _bare(time) in _ENDS and "duration" not in self.columns:
             yield (
@@ -315,7 +317,7 @@ def _missing(roles: Sequence[str], header: Sequence[str], ask: ReadOptions) -> T
     """Return the error for roles without a column, which says how to name them all, or do without."""
     names = ["adapter_id or tenant_id" if role == "adapter" else _PLAIN[role] for role in roles]
     them = "column holds it" if len(roles) == 1 else "columns hold them"
-    hints = [f"say which {them}: --columns {','.join(f'{role}=NAME' for role in roles)}"]
+    hints = [f"say which {them}: --columns {','.join(f'{role}=NAME' for role in roles)} {_KEY}"]
     if "adapter" in roles and not ask.adapters_only:
         hints.append(f"--columns adapter={NO_COLUMN} draws adapters from workload.popularity")
     if "input" in roles or "output" in roles:
