@@ -21,6 +21,8 @@ BUSY_LOADER = 0.7
 _BUSY_PREFILL = 0.5
 """From this utilization on, a queue in front of prefill replicas is for their steps."""
 BUSY_COMPUTE = 0.9
+_QUEUED, _OFTEN_QUEUED = 0.1, 0.3
+"""Shares of the mean latency, and of the median TTFT where that is late, from which a queue for a busy GPU counts."""
 LOADING = 0.25
 """From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
 whole models, and loads that block steps. The latter never queue for their loader, so ``BUSY_LOADER`` would come too
@@ -35,6 +37,8 @@ half of the slowest hundredth did."""
 _QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP, _READ_OF_FIRST = 0.5, 0.3, 0.5, 0.5
 """Shares of a latency from which its queue decides it, a load, or a read of KV. Loads of others may come before a
 request's own."""
+_BLOCKING_LOAD_OF_TAIL = 0.1
+"""The same of a load that blocks steps: every request waits for those of all that came before it."""
 _BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1
 """Shares of the time from which loads within steps decide one gap in a hundred, and the mean gap of a request."""
 _LONG_GAPS, _LONG_MEAN_GAPS = 2.0, 1.5
@@ -180,7 +184,7 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     """
     if is_broken(point):
         return [Limit("fault", Evidence.FAULT, faults=_fault_shares(point))]
-    loader, compute = _loader(point), _compute(point)
+    loader, compute = _loader(point), _compute(point, missed)
     used, decides = busy_buckets(point), split_term(missed[0])[0] if missed else ""
     aside = [each for each in used if each.bucket and decides and each.bucket.tenant != decides]
     own = [each for each in used if each not in aside]
@@ -281,7 +285,8 @@ def _of_tails(point: Point, terms: Collection[str]) -> Limit | None:
     queued = _BLOCKED_IN_BURSTS if idle else _BLOCKED_AND_QUEUED
     if short := _blocked(point, queued if queue_decides(point) else _BLOCKED_FOR_TAIL):
         return short[0]
-    if waiting >= _BLOCKED_FOR_TAIL and load_s > _LOAD_OF_TAIL * shortest_s:
+    share = _BLOCKING_LOAD_OF_TAIL if loader.blocks_steps else _LOAD_OF_TAIL
+    if waiting >= _BLOCKED_FOR_TAIL and load_s > share * shortest_s:
         return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s)
     return None
 
@@ -386,7 +391,7 @@ def _blocked(point: Point, least: float) -> list[Limit]:
     return sorted(found, key=lambda limit: -limit.value)
 
 
-def _compute(point: Point) -> Limit | None:
+def _compute(point: Point, missed: Sequence[str]) -> Limit | None:
     busy, load = point.capacity.compute.utilization, point.capacity.compute.offered_load
     if load is not None and load >= 1:
         return Limit("compute", Evidence.COMPUTE_OVERLOADED, load)
@@ -397,7 +402,9 @@ def _compute(point: Point) -> Limit | None:
     # A batching engine is busy whenever anything runs: only waiting requests show a limit.
     in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
     total, queue = sum(point.breakdown.values()) - in_front, _stage_s(point, "queue_s") - in_front
-    if busy < BUSY_COMPUTE or not total or queue < 0.1 * total:
+    is_of_first = bool(missed) and split_term(missed[0])[1].startswith("ttft")
+    often = is_of_first and _value(point, "queue_p50_s") > _OFTEN_QUEUED * _value(point, "ttft_p50_s")
+    if busy < BUSY_COMPUTE or not total or not (queue >= _QUEUED * total or often):
         return None
     return Limit("compute", Evidence.GPU_BUSY, busy, of_latency=queue / total)
 

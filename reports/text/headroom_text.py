@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reports.answers.limits import NO_LIMIT, Evidence, Limit, limits
+from reports.answers.limits import NO_LIMIT, Evidence, Limit, limits, queue_decides
 from reports.formatting import listed, metric_words, percent
 from reports.text.limit_text import MORE_SLOTS, by_size, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
 from reports.text.metric_text import capital, unserved_words
@@ -22,7 +22,7 @@ from sim.results.run_directory.headroom_record import (
     TOO_SHORT,
     Headroom,
 )
-from sim.results.slo_terms import judged, split_term
+from sim.results.slo_terms import is_gap, is_tail, judged, split_term
 from sim.results.verdict import allowed, lacks_answers, unserved
 from sim.spec.units import human_seconds
 
@@ -198,6 +198,8 @@ def _limit(found: Headroom) -> str:
     if limit.name == "router" and found.outcome == NEVER:
         return ""  # a fraction of the traffic queues nowhere
     if limit.name == "none":
+        if is_tail(found.term) and not is_gap(found.term) and queue_decides(point):
+            return f"One request in a hundred waits {human_seconds(point.value('queue_p99_s') or 0.0)} or longer there."
         batches = point.capacity.seats is not None
         why = "steps take longer the larger the batch" if batches else "the service itself takes as long"
         return f"No queue decides there: {why}."

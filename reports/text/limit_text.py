@@ -31,7 +31,7 @@ from sim.spec.units import human_seconds
 
 _NAMED = 3
 """How many token buckets a sentence names, at most."""
-OVERLOADED = "Overloaded: the queue grows without limit, and percentiles depend on how long the run is"
+OVERLOADED = "Overloaded: the queue grew from start to end, and percentiles depend on how long the run is"
 BROKEN = "With this fault more requests arrive than are served, so percentiles depend on how long the run is"
 _FAULT_WORDS = {
     "crash": "replicas were down for {} of their time",
@@ -101,7 +101,7 @@ _BUSY: Mapping[Evidence, str] = {
     Evidence.LONG_READS: "Reading the KV of a prompt, with the wait for it, takes {share} of the mean TTFT: {wait}.",
     Evidence.UNEVEN: "The busiest replica gets {value:.2g} times as many requests as replicas do on average.",
     Evidence.COMPUTE_OVERLOADED: (
-        "{value:.3g} times as many requests arrive as are served, so the queue grows without limit."
+        "{value:.3g} times as many requests arrived as were served, and the queue grew from start to end."
     ),
     Evidence.SERVER_BUSY: "The server is busy {busy} of the time.",
     Evidence.QUEUE: "{share} of the mean latency is queueing, though replicas are busy only {busy} of the time.",
@@ -260,7 +260,7 @@ def limit_sentence(limit: Limit, point: Point) -> str:
     if evidence is Evidence.BLOCKED:
         return by_size(f"During {busy} of the time {_BLOCKED[limit.name]}.", point)
     if evidence is Evidence.COMPUTE_OVERLOADED and limit.value == 1:
-        return "More requests arrive than are served, so the queue grows without limit."
+        return "More requests arrived than were served, and the queue grew from start to end."
     if evidence in (Evidence.LOADER_WAIT, Evidence.LOADER_BUSY):
         return _loader_words(limit)
     share = "" if limit.of_latency is None else percent(limit.of_latency)

@@ -153,7 +153,7 @@ def _calibration_ends(metric: Metric) -> tuple[float, float] | None:
 
 
 _REASONS: Mapping[Doubt, str] = {
-    Doubt.OVERLOADED: "more requests arrive than can be served, so the numbers depend on how long the run is",
+    Doubt.OVERLOADED: "more requests arrived than were served, so the numbers depend on how long the run is",
     Doubt.UNSERVED: "clearly more requests go unserved or late than the SLO allows",
     Doubt.NO_VALUE: "{metric}: {missing}",
     Doubt.DRAWS_OVERLOADED: (

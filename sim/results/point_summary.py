@@ -183,9 +183,9 @@ def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], re
             "percentiles depend on how long the run is"
         )
     if batch is not None:
-        more = f"{batch:.2f} times as many requests arrive as" if batch > 1 else "more requests arrive than"
+        more = f"{batch:.2f} times as many requests arrived as" if batch > 1 else "more requests arrived than"
         yield (
-            f"overloaded: {more} are served; the queue grows without limit, and "
+            f"overloaded: {more} were served; the queue grew from start to end, and "
             "percentiles depend on how long the run is"
         )
     for bucket in capacity.buckets:

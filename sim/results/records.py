@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.arrays import Floats
-from sim.traffic.request import BASE_MODEL
+from sim.traffic.request import BASE_MODEL, HIT
 
 if TYPE_CHECKING:
     import pyarrow
@@ -202,7 +202,8 @@ def _bits(values: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioFacts | None = None) -> pyarrow.Table:
     """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
 
-    A request to the base model has no adapter, and so no outcome and no tier; nor has one that was never admitted.
+    A request to the base model has no adapter, and so no outcome and no tier; nor has one that never got to its
+    adapter, neither admitted nor the start of a load.
 
     :param names: adapter names, or () where adapters are numbered.
     :param facts: where there are tenants, each request has the name of its own.
@@ -215,7 +216,7 @@ def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioF
         "status": list(STATUS_WORDS),
     }
     base = requests["adapter"] == BASE_MODEL
-    none = base | (requests["admitted_s"] < 0)
+    none = base | ((requests["admitted_s"] < 0) & (requests["outcome"] == HIT))
     for name, values in texts.items():
         columns[name] = words(requests[name].astype(np.int8), values, None if name == "status" else none)
     columns["adapter"] = column(requests["adapter"], base)

@@ -173,8 +173,8 @@ def test_overload_is_never_met_and_never_sure() -> None:
     made = samples.make_point(p99=0.3, offered=1.1)
     said = answer(made, {"e2e_p99_s": 1.0})
     assert said.verdict == "unclear"
-    assert said.trust.sentence.startswith("More requests arrive than can be served")
-    assert said.headline.startswith("Overloaded: the queue grows without limit")
+    assert said.trust.sentence.startswith("More requests arrived than were served")
+    assert said.headline.startswith("Overloaded: the queue grew from start to end")
 
 
 def test_an_open_headline_is_about_the_term_that_is_least_likely_met() -> None:

@@ -50,8 +50,17 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
             "add GPU slots",
         ),
         ({"queue_p99_s": 0.9}, SLOTS, {}, "ttft_mean_s", "none", "add replicas"),
+        (  # most wait for the busy GPU, and few for a slot
+            {"queue_p99_s": 0.9, "queue_p50_s": 0.04, "ttft_p50_s": 0.1},
+            {"compute": {"utilization": 0.95}, "slots": {**SLOTS["slots"], "blocked_share": 0.009}},
+            {},
+            "ttft_p99_s",
+            "compute",
+            "add replicas",
+        ),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.08}, "ttft_p95_s", "loader", "keep more copies in host memory"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.02}, "ttft_p95_s", "none", "add replicas"),
+        ({"ttft_p95_s": 0.9}, BLOCKING, {"load_s": 0.02}, "ttft_p95_s", "loader", "keep more copies"),
         ({}, {}, {"load_s": 0.08}, "ttft_p95_s", "none", "add replicas"),  # not known
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}, {"load_s": 0.02}, "itl_p99_s", "compute", "compute fewer tokens"),
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, BLOCKING, {"load_s": 0.01}, "itl_p99_s", "compute", "compute fewer"),
