@@ -49,16 +49,6 @@ def fit_gaps(gaps: Floats) -> GapFit:
     return best if best.log_likelihood > exponential.log_likelihood + 4 else exponential
 
 
-def weibull_cv(gaps: Floats) -> float:
-    """Return the coefficient of variation of the Weibull law that fits these gaps best."""
-    return _weibull(_scaled(gaps)).cv
-
-
-def gamma_cv(gaps: Floats) -> float:
-    """Return the coefficient of variation of the gamma law that fits these gaps best."""
-    return _gamma(_scaled(gaps)).cv
-
-
 def _scaled(gaps: Floats) -> Floats:
     """Return gaps in units of their mean, none of them 0."""
     positive = gaps[gaps > 0]
@@ -111,7 +101,7 @@ def cvs_by_adapter(times: Floats, adapter: NDArray[np.integer], count: int, proc
 
     Adapters with few requests get that of all such adapters together, gaps in units of each adapter's mean.
     """
-    fit = weibull_cv if process == "weibull" else gamma_cv
+    fit = _weibull if process == "weibull" else _gamma
     order = np.lexsort((times, adapter))
     asked = np.bincount(adapter, minlength=count)
     edges = np.concatenate(([0], np.cumsum(asked)))
@@ -125,11 +115,13 @@ def cvs_by_adapter(times: Floats, adapter: NDArray[np.integer], count: int, proc
         if not gaps.max() > 0:
             continue
         if len(gaps) >= LEAST_GAPS:
-            found[which] = fit(gaps)
+            found[which] = fit(_scaled(gaps)).cv
         else:
             pooled.append(gaps / gaps.mean())
     rest = np.concatenate(pooled) if pooled else np.empty(0)
-    common = fit(rest) if len(rest) >= LEAST_GAPS else float(np.nanmedian(found)) if np.isfinite(found).any() else 1.0
+    common = float(np.nanmedian(found)) if np.isfinite(found).any() else 1.0
+    if len(rest) >= LEAST_GAPS:
+        common = fit(_scaled(rest)).cv
     return np.where(np.isnan(found), common, found)
 
 
