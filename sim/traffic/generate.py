@@ -96,7 +96,7 @@ class Chunk:
 class Traffic:
     """The requests of a scenario.
 
-    :ivar population: every adapter's size and rank; new adapters by churn come last.
+    :ivar population: every adapter's size and rank; new adapters by churn come last, after ``places`` at the start.
     :ivar names: adapter names where a trace or weights file gives them, else ().
     :ivar total: number of requests; None if only the duration is known.
     :ivar end_s: no request arrives after this time; None without a duration.
@@ -150,7 +150,7 @@ class Traffic:
         if self._trace is not None:
             times = self._trace.arrival_s
             self.total = len(times) if self.end_s is None else int(np.searchsorted(times, self.end_s, side="left"))
-        self._places = count
+        self.places = count
         self._new = newcomers(workload.churn, count, self.expected_s()) if workload.churn is not None else 0
         self._check_size()
         in_turn = isinstance(workload.client, SLoraClient)
@@ -164,10 +164,10 @@ class Traffic:
         self._chooser: AdapterSampler | None = None
         if named is None and shares_of(self._tenants):
             self._weights = weights_by_tenant(law, self._tenants, count)
-            self._chooser = AdapterSampler.by_weights(self._weights)
+            self._chooser = AdapterSampler(self._weights / self._weights.sum())
         elif named is None:
             self._weights = weights_of(law, count)
-            self._chooser = AdapterSampler(law, count)
+            self._chooser = AdapterSampler(self._weights, in_turn=law.in_turn)
         self.tenant_of: Ints | None = None
         if self._tenants:
             self.tenant_of = tenant_of_adapters(self._tenants, self.names, count, self.base_share)
@@ -263,21 +263,14 @@ class Traffic:
     def _has_history(self) -> bool:
         return self._workload.sessions is not None and self._workload.sessions.history
 
-    @property
-    def places(self) -> int:
-        """Adapters at the start; new adapters by churn follow them in the population."""
-        return self._places
-
     def shares(self) -> Floats:
         """Return each adapter's share of the requests for adapters, from the trace or by law; (places,)."""
-        if self._chooser is None:
+        asked = self._weights
+        if asked is None:
             assert self._trace is not None, "without a trace there is a law"
             assert self._trace.adapter is not None, "without names there is a law"
             named = self._trace.adapter[self._trace.adapter != BASE_MODEL]
-            asked: Floats = np.bincount(named, minlength=self._places).astype(np.float64)
-        else:
-            assert self._weights is not None, "there is a law"
-            asked = self._weights
+            asked = np.bincount(named, minlength=self.places).astype(np.float64)
         return np.asarray(asked / asked.sum())
 
     def hottest(self) -> Ints:
@@ -308,7 +301,7 @@ class Traffic:
         changes = [("churn", "adapters would be replaced too often", float(self._new), MAX_NEWCOMERS)]
         if workload.drift is not None:
             times = seconds / workload.drift.every
-            moved = times * max(2.0, workload.drift.share * self._places)
+            moved = times * max(2.0, workload.drift.share * self.places)
             changes.append(("drift", "adapters would trade places too often", moved, MAX_TRADED))
             changes.append(("drift.every", "adapters would trade places too often", times, MAX_TRADES))
         if isinstance(workload.arrivals, MmppArrivals):
@@ -358,7 +351,7 @@ class Traffic:
                 arrivals, rate, chooser, seed, ConstantSizes(BLOCK) if sessions is None else sizes
             )
         if workload.drift is not None or workload.churn is not None:
-            source = DriftingSource(source, workload.drift, workload.churn, self._places, self._new, seed)
+            source = DriftingSource(source, workload.drift, workload.churn, self.places, self._new, seed)
         return source if sessions is None else SessionSource(source, rate, sessions, chooser, seed)
 
     def _chunk(self, replication: int, block: int, first: int, piece: RequestBlock) -> Chunk:

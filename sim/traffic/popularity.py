@@ -35,23 +35,11 @@ def weights_of(law: Popularity, count: int) -> Floats:
 class AdapterSampler:
     """Draw adapters for consecutive requests.
 
-    :param count: number of adapters.
+    :param probabilities: (adapters,) how likely a request is for each; ``in_turn``: they take turns instead.
     """
 
-    def __init__(self, law: Popularity, count: int) -> None:
-        self._in_turn = law.in_turn
-        self._weigh(weights_of(law, count))
-
-    @staticmethod
-    def by_weights(weights: Floats) -> AdapterSampler:
-        """Return a sampler of adapters with these relative frequencies, (adapters,)."""
-        found = AdapterSampler.__new__(AdapterSampler)
-        found._in_turn = False
-        found._weigh(weights / weights.sum())
-        return found
-
-    def _weigh(self, probabilities: Floats) -> None:
-        self._count = len(probabilities)
+    def __init__(self, probabilities: Floats, *, in_turn: bool = False) -> None:
+        self._in_turn, self._count = in_turn, len(probabilities)
         self._cumulative = np.cumsum(probabilities)
         # Rounding must not leave a gap above the last adapter that is asked for.
         self._cumulative[int(np.flatnonzero(probabilities)[-1]) :] = 1.0
@@ -156,10 +144,8 @@ _SPARE = 1.5
 """How much longer than expected a run may last before it runs out of new adapters."""
 
 
-def newcomers(churn: Churn | None, count: int, expected_s: float) -> int:
+def newcomers(churn: Churn, count: int, expected_s: float) -> int:
     """Return how many new adapters to provide for, besides the ``count`` at the start, in a run of ``expected_s``."""
-    if churn is None:
-        return 0
     return math.ceil(churn.share * count * expected_s * _SPARE / churn.every) + 1
 
 

@@ -141,7 +141,7 @@ class TenantArrivals:
                 AggregateArrivals(
                     _law_of(tenant, law, rate),
                     rate,
-                    AdapterSampler.by_weights(own),
+                    AdapterSampler(own / own.sum()),
                     stream_key(seed, 0, f"tenant {tenant.name}"),
                     GrowingSizes(),
                 )

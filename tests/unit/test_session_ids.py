@@ -15,7 +15,7 @@ from trace_samples import BURSTGPT, BURSTGPT_OLD
 from traffic_samples import traffic
 
 from sim.spec.sections.trace_source import Trace
-from sim.spec.sections.traffic_laws import PoissonArrivals, Sessions, UniformPopularity
+from sim.spec.sections.traffic_laws import PoissonArrivals, Sessions
 from sim.traffic import generate
 from sim.traffic.fits.describe import SessionTable
 from sim.traffic.generate import Traffic
@@ -99,7 +99,7 @@ def test_gaps_within_a_session_are_those_of_the_law() -> None:
 def test_equal_gaps_show_whose_every_request_is_whatever_the_blocks(size: int) -> None:
     """Of gaps of exactly 2 s, sessions under way included: a request with another's number would break its row."""
     law = Sessions.model_validate({"requests": 5, "gap_median": "2 s", "gap_sigma": 0, "gap_max": "10 s"})
-    chooser = AdapterSampler(UniformPopularity(law="uniform"), 3)
+    chooser = AdapterSampler(np.full(3, 1 / 3))
     poisson = PoissonArrivals.model_validate({"process": "poisson", "rate": "4/s"})
     starts = AggregateArrivals(poisson, 4.0, chooser, 1, repeat(size))
     blocks = list(SessionSource(starts, 4.0, law, chooser, 1).blocks(0, 20_000))
