@@ -33,7 +33,6 @@ from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, Te
 from sim.traffic.sources import (
     AggregateArrivals,
     ArrivalsPerAdapter,
-    BaseRequests,
     ClosedLoopSource,
     ConstantSizes,
     DriftingSource,
@@ -42,6 +41,7 @@ from sim.traffic.sources import (
     RequestBlock,
     RequestSource,
     cut,
+    with_base_requests,
 )
 from sim.traffic.tenant_traffic import TenantArrivals, tenant_of_adapters, weights_by_tenant
 from sim.traffic.traces.read import TraceData, read_trace
@@ -171,7 +171,6 @@ class Traffic:
         self.tenant_of: Ints | None = None
         if self._tenants:
             self.tenant_of = tenant_of_adapters(self._tenants, self.names, count, self.base_share)
-        self._base = BaseRequests(0.0 if named is not None else self.base_share, self._seed, BLOCK)
         self._source = self._make_source(cvs)
         tokens = workload.tokens
         prompt, output = TokenLengths(tokens.prompt), TokenLengths(tokens.output)
@@ -293,7 +292,9 @@ class Traffic:
 
     def _pieces(self, replication: int) -> Iterator[RequestBlock]:
         pieces = cut(self._source.blocks(replication, self.total), BLOCK, self.total, self.end_s)
-        return self._base.among(pieces, replication)
+        if self.base_share == 0 or self._chooser is None:  # or a trace says itself which requests are for it
+            return pieces
+        return with_base_requests(pieces, self.base_share, self._seed, replication, BLOCK)
 
     def _check_size(self) -> None:
         """Refuse changes so frequent, or runs so long, that they would take longer than the requests themselves."""
