@@ -29,7 +29,7 @@ from sim.traffic.lengths import LengthPairs, TokenLengths, check_together, toget
 from sim.traffic.popularity import AdapterSampler, newcomers, read_weights, weights_of
 from sim.traffic.request import BASE_MODEL
 from sim.traffic.sessions import SessionSource, mean_gap
-from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, TextsOfRun, Turns
+from sim.traffic.shared_text import Conversations, SharedText, SystemPrompts, TextsOfRun
 from sim.traffic.sources import (
     AggregateArrivals,
     ArrivalsPerAdapter,
@@ -401,16 +401,15 @@ class Traffic:
         """Return requests whose prompts begin with what they share."""
         block = chunk.first // BLOCK
         number = np.arange(chunk.first, chunk.first + len(chunk)) if chunk.session is None else chunk.session
-        turns = Turns(chunk.adapter, number, chunk.prompt_tokens, chunk.output_tokens)
         if self._has_recorded_lengths:
-            return replace(chunk, text=texts.within(turns))
+            return replace(chunk, text=texts.within(chunk.adapter, number))
 
         def lengths(adapter: Ints) -> tuple[Ints, Ints]:
             between = self._adapter_scores(replication)[:, adapter] if self._workload.tokens.by_adapter else None
             rngs = (stream(self._seed, replication, f"history-{kind}", block) for kind in ("prompt", "output"))
             return self._lengths.draw((next(rngs), next(rngs)), len(adapter), between)
 
-        prompt, text = texts.add(turns, lengths)
+        prompt, text = texts.add(chunk.adapter, number, chunk.prompt_tokens, chunk.output_tokens, lengths)
         prompt, output = together(prompt, chunk.output_tokens)
         return replace(chunk, prompt_tokens=prompt, output_tokens=output, text=text)
 

@@ -131,7 +131,7 @@ class Request:
 
 
 Runs = tuple[tuple[int, int], ...]
-"""What ``Request.shared`` is."""
+"""(end, key) of each run of tokens, as in ``Request.shared``."""
 
 
 class ArrivingRequests:

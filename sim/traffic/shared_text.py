@@ -19,12 +19,10 @@ from sim.arrays import Ints
 from sim.rng import stream, stream_key, uniform_draws
 from sim.spec.sections.workload import SharedPrefix
 from sim.traffic.lengths import TokenLengths
+from sim.traffic.request import Runs
 
 UNSHARED = -1
 """The key of tokens that no other request has."""
-
-Runs = tuple[tuple[int, int], ...]
-"""(end, key) of each run of tokens, in order: tokens below ``end``, from the end before on, belong to text ``key``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,19 +169,6 @@ class Conversations:
             self._keys.frombytes(bytes(8 * more))
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """Requests whose prompts are still without what they share; (n,) each.
-
-    :ivar number: of the session of each, or without sessions its own.
-    """
-
-    adapter: Ints
-    number: Ints
-    prompt: Ints
-    output: Ints
-
-
 class TextsOfRun:
     """Makes the prompts of one replication of the texts that they share and of their own tokens.
 
@@ -198,26 +183,30 @@ class TextsOfRun:
         self._conversations = conversations
         self._turns_before = np.zeros(0, dtype=np.int64) if turns_before is None else turns_before
 
-    def add(self, turns: Turns, lengths: Callable[[Ints], tuple[Ints, Ints]]) -> tuple[Ints, SharedText]:
+    def add(
+        self, adapter: Ints, number: Ints, prompt: Ints, output: Ints, lengths: Callable[[Ints], tuple[Ints, Ints]]
+    ) -> tuple[Ints, SharedText]:
         """Return the whole prompts of the next requests in tokens, and their texts.
 
+        :param number: of the session of each, or without sessions its own.
+        :param prompt: without what they share.
         :param lengths: draws prompts and answers of requests that sessions had before the run, by adapter.
         """
         prefixes, conversations = self._prefixes, self._conversations
-        keys, begin = self._beginnings(turns.adapter, turns.number)
+        keys, begin = self._beginnings(adapter, number)
         if conversations is None:
-            prompt, rest = begin + turns.prompt, np.full(len(begin), UNSHARED)
+            prompt, rest = begin + prompt, np.full(len(begin), UNSHARED)
         else:
-            self._catch_up(conversations, turns, lengths)
-            prompt, rest = conversations.extend(turns.number, begin, turns.prompt, turns.output)
+            self._catch_up(conversations, adapter, number, lengths)
+            prompt, rest = conversations.extend(number, begin, prompt, output)
         if prefixes is None:
             nothing = np.zeros(0, dtype=np.int64)
             return prompt, SharedText(np.zeros(len(rest) + 1, dtype=np.int64), nothing, nothing, rest)
         return prompt, one_run_each(begin, keys, rest)
 
-    def within(self, turns: Turns) -> SharedText:
+    def within(self, adapter: Ints, number: Ints) -> SharedText:
         """Return the texts of requests whose prompts are already whole and begin with a system prompt."""
-        keys, begin = self._beginnings(turns.adapter, turns.number)
+        keys, begin = self._beginnings(adapter, number)
         return one_run_each(begin, keys, np.full(len(begin), UNSHARED))
 
     def _beginnings(self, adapter: Ints, number: Ints) -> tuple[Ints, Ints]:
@@ -228,14 +217,14 @@ class TextsOfRun:
         return keys, self._prefixes.tokens[keys]
 
     def _catch_up(
-        self, conversations: Conversations, turns: Turns, lengths: Callable[[Ints], tuple[Ints, Ints]]
+        self, conversations: Conversations, adapter: Ints, number: Ints, lengths: Callable[[Ints], tuple[Ints, Ints]]
     ) -> None:
         """Give sessions that were under way at the start of the run, and come up now, their history."""
-        sessions, place = np.unique(turns.number, return_index=True)
+        sessions, place = np.unique(number, return_index=True)
         old = (sessions < len(self._turns_before)) & ~conversations.begun(sessions)
         place = np.sort(place[old])
-        before = self._turns_before[turns.number[place]]
-        session, adapter = np.repeat(turns.number[place], before), np.repeat(turns.adapter[place], before)
+        before = self._turns_before[number[place]]
+        session, adapter = np.repeat(number[place], before), np.repeat(adapter[place], before)
         if len(session):
             _, begin = self._beginnings(adapter, session)
             conversations.extend(session, begin, *lengths(adapter))
