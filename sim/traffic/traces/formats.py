@@ -124,15 +124,6 @@ BURSTGPT = Layout(
 AZURE_FUNCTIONS_2021 = Layout(time="end_timestamp", minus="duration", adapter=("app", "func"), unsorted=True)
 
 
-class _Parts:
-    """What has been read so far, block by block."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.arrival, self.session, self.request = map(GrowingArray, (np.float64, np.uint64, np.uint64))
-        self.prompt, self.output, self.adapter = GrowingArray(np.int32), GrowingArray(np.int32), GrowingArray(np.int32)
-
-
 def read_rows(table: TraceTable, layout: Layout, ask: ReadOptions) -> TraceData:
     """Read a table with one request a row.
 
@@ -140,43 +131,46 @@ def read_rows(table: TraceTable, layout: Layout, ask: ReadOptions) -> TraceData:
     """
     columns = layout.used(table.header)
     check_columns(table, ask.file, layout.needed(), columns)
-    bad_rows, parts, order = BadRows(ask.file, ask.skip_bad), _Parts(), TimeOrder()
+    bad_rows = BadRows(ask.file, ask.skip_bad)
     texts = text_columns(table.header, ask.file) if layout.texts else ()
-    reader = _Reader(layout, columns, order, ask.file, TextReader(texts, ask.hash_block) if texts else None)
+    reader = _Reader(layout, columns, ask, TextReader(texts, ask.hash_block) if texts else None)
     block_rows = max(1, min(BLOCK_ROWS, BLOCK_CELLS // len(table.header)))
     limit = None if layout.unsorted else ask.limit
-    while (limit is None or parts.count < limit) and not bad_rows.hopeless:
-        wanted = block_rows if limit is None else min(block_rows, limit - parts.count)
+    while (limit is None or reader.count < limit) and not bad_rows.hopeless:
+        wanted = block_rows if limit is None else min(block_rows, limit - reader.count)
         block = table.read(columns, wanted, bad_rows)
         if block is None:
             break
         if len(block.rows):
-            reader.take(Rows(block, bad_rows), parts)
-        if limit is None and parts.count > MAX_REQUESTS:
-            raise too_many(ask.file, parts.count)
+            reader.take(Rows(block, bad_rows))
+        if limit is None and reader.count > MAX_REQUESTS:
+            raise too_many(ask.file, reader.count)
     ignored = [name for name in table.header if name not in columns and name not in layout.others]
     notes = [f"{ask.file}: columns ignored: {listed(ignored)}"] if ignored else []
-    notes += bad_rows.settle(parts.count)
-    if parts.count == 0:
+    notes += bad_rows.settle(reader.count)
+    if reader.count == 0:
         raise no_rows(ask.file, bad_rows)
-    return reader.finish(parts, notes, bad_rows, ask)
+    return reader.finish(notes, bad_rows)
 
 
 class _Reader:
-    """Turn blocks into arrays by a layout."""
+    """Turn blocks into arrays by a layout.
 
-    def __init__(
-        self, layout: Layout, columns: tuple[str, ...], order: TimeOrder, file: str, texts: TextReader | None
-    ) -> None:
-        self._layout, self._columns, self._order = layout, columns, order
-        self._texts = texts
-        self._names = Names(file)
+    :ivar count: requests so far.
+    """
+
+    def __init__(self, layout: Layout, columns: tuple[str, ...], ask: ReadOptions, texts: TextReader | None) -> None:
+        self._layout, self._columns, self._ask, self._texts = layout, columns, ask, texts
+        self.count = 0
+        self._arrivals, self._sessions, self._requests = map(GrowingArray, (np.float64, np.uint64, np.uint64))
+        self._prompts, self._outputs, self._adapters = map(GrowingArray, (np.int32, np.int32, np.int32))
+        self._order, self._names = TimeOrder(), Names(ask.file)
         self._origin: Any = None
         self._style = ISO if layout.per_second == "dates" else None
         self._sizes: Ints = np.zeros(0, dtype=np.int64)
         self._resized: set[int] = set()
 
-    def take(self, rows: Rows, parts: _Parts) -> None:
+    def take(self, rows: Rows) -> None:
         """Check a block and keep its good rows."""
         layout, log = self._layout, self._layout.log
         if log is not None:
@@ -190,9 +184,8 @@ class _Reader:
         output = self._output(rows) if layout.output else None
         if prompt is not None and output is not None and layout.output is not None:
             rows.together(layout.output, prompt, output)
-        has_sizes = layout.size is not None and layout.size in self._columns
         sizes = None
-        if has_sizes and layout.size is not None:  # the base model has none
+        if layout.size is not None and layout.size in self._columns:  # the base model has none
             named = np.fromiter(map(bool, cells), np.bool_, len(cells))
             sizes = rows.whole(layout.size, 1, MAX_BYTES, "not a size in bytes", needed=named)
         if seconds is not None and layout.time is not None and not layout.unsorted:
@@ -201,21 +194,21 @@ class _Reader:
         good = rows.good
         if self._texts is not None and block is not None:
             self._texts.keep(block, good)
-        parts.count += int(np.count_nonzero(good))
-        for part, values in ((parts.arrival, seconds), (parts.prompt, prompt), (parts.output, output)):
+        self.count += int(np.count_nonzero(good))
+        for part, values in ((self._arrivals, seconds), (self._prompts, prompt), (self._outputs, output)):
             if values is not None:
                 part.append(values[good])
         if layout.adapter:
             codes = self._names.codes(kept(cells, good))
-            parts.adapter.append(codes)
+            self._adapters.append(codes)
             if sizes is not None:
                 named = codes != BASE_MODEL
                 self._resize(codes[named], sizes[good][named])
-        for part, column in ((parts.session, layout.session), (parts.request, layout.request)):
+        for part, column in ((self._sessions, layout.session), (self._requests, layout.request)):
             if column is not None and column in self._columns:
                 # A request without a session, or an id, is one of its own.
                 each = zip(rows.texts(column), rows.lines.tolist(), strict=True)
-                cells = [f"\0{parts.count} {row}" if (cell.lower() or "-") in NOTHING else cell for cell, row in each]
+                cells = [f"\0{self.count} {row}" if (cell.lower() or "-") in NOTHING else cell for cell, row in each]
                 part.append(hashes(cells)[good])
 
     def _seconds(self, rows: Rows) -> Floats:
@@ -277,22 +270,22 @@ class _Reader:
         self._resized |= set(codes[((before != 0) & (before != sizes)) | (grown[codes] != sizes)].tolist())
         self._sizes = grown
 
-    def finish(self, parts: _Parts, notes: list[str], bad_rows: BadRows, ask: ReadOptions) -> TraceData:
+    def finish(self, notes: list[str], bad_rows: BadRows) -> TraceData:
         """Return the arrays of all blocks."""
-        layout = self._layout
+        layout, ask = self._layout, self._ask
         # The largest first: numbering sessions needs room of its own.
-        session = _numbered(parts.session.take()) if parts.session.count else None
-        arrival: Floats = parts.arrival.take()
-        prompt = parts.prompt.take() if layout.prompt else None
-        output = parts.output.take() if layout.output else None
-        adapter = parts.adapter.take() if layout.adapter else None
+        session = _numbered(self._sessions.take()) if self._sessions.count else None
+        arrival: Floats = self._arrivals.take()
+        prompt = self._prompts.take() if layout.prompt else None
+        output = self._outputs.take() if layout.output else None
+        adapter = self._adapters.take() if layout.adapter else None
         names = self._names.all()
         text = None if self._texts is None else self._texts.finish()
         if layout.unsorted and len(arrival):
             order = np.argsort(arrival, kind="stable")
             if layout.request is not None:
                 others = (each[order] for each in (arrival, prompt, output, adapter) if each is not None)
-                again, twice = _repeats(parts.request.take()[order], others)
+                again, twice = _repeats(self._requests.take()[order], others)
                 order = order[~twice]
                 bad_rows.leave_out("logged twice", int(twice.sum()))
                 if again.any():
