@@ -115,6 +115,8 @@ def test_azure_functions_spread_calls_over_their_minutes(tmp_path: Path) -> None
     assert 1438 * 60 < data.arrival_s[-2] <= data.arrival_s[-1] < 1440 * 60
     again = read(tmp_path, samples.FUNCTIONS, 5)
     assert again.arrival_s.tolist() == data.arrival_s[:5].tolist()
+    with pytest.raises(TraceError, match="too small for a single request"):
+        read(tmp_path, b"HashFunction,1,2\nf1,0,0\n")
 
 
 def test_a_limit_reads_no_further(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from sim.traffic.traces.rows import MAX_SECONDS, Names, Rows, kept
 
 # Stationary renewal processes whose law changes from window to window.
 
-Family = Literal["exponential", "gamma", "weibull"]
 DrawUnitGaps = Callable[[int], Floats]
 
 DRAWN = 4096
@@ -129,7 +128,7 @@ WINDOW_S = 600.0
 MINUTES = tuple(str(minute) for minute in range(1, 1441))
 FUNCTION_COLUMN = "HashFunction"
 
-PATTERNS: dict[str, Family] = {"": "exponential", "gamma": "gamma", "weibull": "weibull", "exponential": "exponential"}
+PATTERNS = {"": "exponential", "gamma": "gamma", "weibull": "weibull", "exponential": "exponential"}
 SHAPES = (0.01, 1e6)
 """Shapes that can be drawn; below them, Weibull gaps exceed floating point."""
 
@@ -276,9 +275,9 @@ def _grid(start_s: Floats, lines: Ints, file: str) -> float:
 
 def _window_requests(windows: Windows, seed: int) -> Iterator[tuple[Floats, Ints32]]:
     """Yield the requests of one window after the other, each in order of time."""
-    edges = np.flatnonzero(np.concatenate(([True], np.diff(windows.start) > 0, [True])))
+    edges = np.flatnonzero(np.diff(windows.start, prepend=-1, append=-1))
     straddling = CarriedGaps(len(windows.names))
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+    for low, high in pairwise(edges.tolist()):
         span = slice(low, high)
         number = int(windows.start[low])
         client, work = windows.client[span], windows.rate[span] * windows.length_s
@@ -343,10 +342,8 @@ def read_function_counts(table: TraceTable, ask: ReadOptions) -> TraceData:
 
 def _minute_requests(minute: Ints, function: Ints32, mean: Floats, seed: int) -> Iterator[tuple[Floats, Ints32]]:
     """Yield the calls of one minute after the other; a mean that is no whole number is rounded at random."""
-    edges = np.flatnonzero(np.concatenate(([True], np.diff(minute) > 0, [True])))
-    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        if low == high:
-            continue
+    edges = np.flatnonzero(np.diff(minute, prepend=-1, append=-1))
+    for low, high in pairwise(edges.tolist()):
         number = int(minute[low])
         rng = stream(seed, 0, "calls of a minute", number)
         whole = np.floor(mean[low:high])
