@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,15 +103,13 @@ class TextReader:
 
     def check(self, rows: Rows, prompt: Ints32) -> _Block:
         """Check the cells of a block and return what they say."""
-        if self.by_user:
-            return self._check_hashes(rows, prompt)
-        return _check_prefixes(rows, prompt)
+        return self._check_hashes(rows, prompt) if self.by_user else _check_prefixes(rows, prompt)
 
     def keep(self, block: _Block, good: NDArray[np.bool_]) -> None:
         """Keep what a block says of its good rows."""
         runs = np.repeat(good, block.counts)
-        for part, values in ((self._ends, block.ends[runs]), (self._keys, block.keys[runs])):
-            part.append(values)
+        self._ends.append(block.ends[runs])
+        self._keys.append(block.keys[runs])
         self._counts.append(block.counts[good])
 
     def finish(self) -> SharedText:
@@ -130,8 +128,7 @@ class TextReader:
         unreadable = np.array([found is None for found in lists], dtype=np.bool_)
         rows.refuse(unreadable, HASH_IDS, "not a list of hashes", "whole numbers, such as [17, 18, 40]")
         counts = np.array([0 if found is None else len(found) for found in lists], dtype=np.int64)
-        wrong = (counts < prompt // size) | (counts > -(-prompt // size))
-        wrong &= rows.good
+        wrong = rows.good & ((counts < prompt // size) | (counts > -(-prompt // size)))
         if wrong.any():
             place = int(np.argmax(wrong))
             rows.refuse(
@@ -153,13 +150,12 @@ class TextReader:
         return _Block(counts, ends, np.array(flat, dtype=np.int64).astype(np.uint64))
 
 
-class _Block:
+class _Block(NamedTuple):
     """What the rows of a block share; bad rows have no runs."""
 
-    __slots__ = ("counts", "ends", "keys")
-
-    def __init__(self, counts: Ints, ends: Ints, keys: NDArray[np.uint64]) -> None:
-        self.counts, self.ends, self.keys = counts, ends, keys
+    counts: Ints
+    ends: Ints
+    keys: NDArray[np.uint64]
 
 
 def _check_prefixes(rows: Rows, prompt: Ints32) -> _Block:
@@ -180,9 +176,7 @@ def _check_prefixes(rows: Rows, prompt: Ints32) -> _Block:
 def _numbers(cell: str) -> list[int] | None:
     """Return a list of whole numbers, written as in JSON or with spaces between them; None: it is none."""
     text = cell.strip()
-    if text.startswith("[") != text.endswith("]"):
-        return None
-    if not text.isascii() or "_" in text:
+    if text.startswith("[") != text.endswith("]") or not text.isascii() or "_" in text:
         return None
     try:
         found = list(map(int, text.removeprefix("[").removesuffix("]").replace(",", " ").split()))
