@@ -187,12 +187,6 @@ def weibull_shape(cv: Floats) -> Floats:
     return np.asarray(np.exp((low + high) / 2))
 
 
-def _gamma(x: Floats) -> Floats:
-    from scipy.special import gamma
-
-    return np.asarray(gamma(x))
-
-
 def _exponential(law: OpenArrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
     return rng.standard_exponential(count) / rate
 
@@ -216,17 +210,15 @@ def _weibull_gaps(law: WeibullArrivals, rng: np.random.Generator, count: int, ra
 
 
 def _weibull_streams(law: WeibullArrivals, rates: Floats, cv: Floats) -> Gaps:
+    from scipy.special import gamma
+
     shape = weibull_shape(cv)
-    scale = 1 / (rates * _gamma(1 + 1 / shape))
+    scale = np.asarray(1 / (rates * gamma(1 + 1 / shape)))
     return Gaps(
         draw=lambda rng, i: scale[i] * rng.standard_exponential(len(i)) ** (1 / shape[i]),
         # Gaps seen from a moment in time are drawn in proportion to their length: x**shape is then gamma.
         residual=lambda rng, i: rng.random(len(i)) * scale[i] * rng.standard_gamma(1 + 1 / shape[i]) ** (1 / shape[i]),
     )
-
-
-def _on_off_gaps(law: OnOffArrivals, rng: np.random.Generator, count: int, rate: float) -> Floats:
-    return _on_off(law, rng, np.full(count, rate))
 
 
 def _on_off(law: OnOffArrivals, rng: np.random.Generator, rate: Floats) -> Floats:
@@ -257,7 +249,7 @@ PROCESSES: Mapping[type, Process] = {
     PoissonArrivals: Process(_exponential, _gamma_streams),
     GammaArrivals: Process(_gamma_gaps, _gamma_streams),
     WeibullArrivals: Process(_weibull_gaps, _weibull_streams),
-    OnOffArrivals: Process(_on_off_gaps, _on_off_streams),
+    OnOffArrivals: Process(lambda law, rng, count, rate: _on_off(law, rng, np.full(count, rate)), _on_off_streams),
     PiecewiseArrivals: Process(_gamma_gaps, _gamma_streams, lambda law, seed, replication: piecewise(law)),
     DiurnalArrivals: Process(_gamma_gaps, _gamma_streams, lambda law, seed, replication: diurnal(law)),
     MmppArrivals: Process(_exponential, _gamma_streams, Environment),
