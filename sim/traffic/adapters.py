@@ -125,11 +125,6 @@ class GpuSplit:
     expert_parallel: bool = False
     marlin: bool = False
 
-    @property
-    def held(self) -> Targets:
-        """The modules that a slot holds, as targets."""
-        return held_modules(self.experts)
-
     def buffers(self, shape: ModelShape, name: str) -> tuple[tuple[Fraction, ...], tuple[Fraction, ...]]:
         """Return the numbers per unit of rank in every buffer of A and of B of one layer's module, on each GPU.
 
@@ -159,7 +154,7 @@ class GpuSplit:
     def share(self, shape: ModelShape) -> float:
         """Return the part of an adapter on all modules of a slot that each GPU holds, without padding: 1 on one GPU,
         more than 1/n on n that copy sides."""
-        names = shape.adapted(self.held)
+        names = shape.adapted(held_modules(self.experts))
         return float(replace(self, marlin=False).numbers(shape, names) / ONE_GPU.numbers(shape, names))
 
 
