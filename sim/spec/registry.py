@@ -207,13 +207,11 @@ class Registry(Generic[E]):
         error = self.unknown(name, "", given)
         raise located("", error.problem, got=name, allowed=error.allowed or "", hint=error.hint or "")
 
-    def unknown(
-        self, name: str, key: str, given: Mapping[str, E] | None = None, kind: type[InputError] = InputError
-    ) -> InputError:
+    def unknown(self, name: str, key: str, given: Mapping[str, E] | None = None) -> InputError:
         """Return the error for a name that is not registered, with those that are and the nearest."""
         known = self.all_names(given)
         hint = self.suggest(name, known)
-        return kind(f"unknown {self.what}", key=key, got=name, allowed=", ".join(known), hint=hint)
+        return InputError(f"unknown {self.what}", key=key, got=name, allowed=", ".join(known), hint=hint)
 
     def given(self, classes: Mapping[str, type] | None, key: str) -> dict[str, E]:
         """Return entries for classes that a call brings along.

@@ -198,12 +198,7 @@ def format_named(name: str) -> Format:
 
 
 def format_of(table: TraceTable, asked: str, ask: ReadOptions) -> str:
-    """Return the name of a table's format: the one asked for, or the first whose columns it has; else it is a log.
-
-    :raises TraceError: for a name that is none.
-    """
-    if asked not in TRACE_FORMATS:
-        raise TRACE_FORMATS.unknown(asked, "format", kind=TraceError)
+    """Return the name of a table's format: the one asked for, or the first whose columns it has; else it is a log."""
     if asked != "auto":
         return asked
     given = (ask.columns, ask.base_model, ask.adapter_from)
