@@ -28,13 +28,6 @@ from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_columns import TEXT_COLUMNS, TEXTS
 from sim.traffic.traces.windows import FUNCTION_COLUMN, read_function_counts, read_windows
 
-# Two ways to scale a trace: faster playback, or more users.
-
-
-def faster(data: TraceData, scale: float) -> TraceData:
-    """Play a trace ``scale`` times as fast; order and locality stay."""
-    return data if scale == 1 else replace(data, arrival_s=data.arrival_s / scale)
-
 
 def with_population(data: TraceData, scale: float, limit: int | None, seed: int, file: str) -> TraceData:
     """Give a trace ``scale`` times as many users of the same adapters.
@@ -239,10 +232,12 @@ def read_trace(trace: Trace, limit: int | None = None, *, seed: int = 1) -> Trac
     if trace.lengths_file is not None and not TRACE_FORMATS[name].has_lengths_file:
         raise TraceError("only servegen-windows has a lengths file", file=ask.file, got=f"format {name}")
     if format_named(name).drawn:
-        return faster(_kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale)), trace.time_scale)
-    # The limit counts requests after scaling: of a trace with copies all rows are needed.
-    data = _kept(name, ask if trace.population_scale == 1 else replace(ask, limit=None))
-    return faster(with_population(data, trace.population_scale, limit, seed, ask.file), trace.time_scale)
+        data = _kept(name, replace(ask, seed=seed, rate_scale=trace.population_scale))
+    else:
+        # The limit counts requests after scaling: of a trace with copies all rows are needed.
+        data = _kept(name, ask if trace.population_scale == 1 else replace(ask, limit=None))
+        data = with_population(data, trace.population_scale, limit, seed, ask.file)
+    return data if trace.time_scale == 1 else replace(data, arrival_s=data.arrival_s / trace.time_scale)
 
 
 def _kept(name: str, ask: ReadOptions) -> TraceData:
