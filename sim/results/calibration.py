@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from sim.results.catalogue import ONLY_WITH_PRICE, SHARES
 from sim.results.intervals import student
 from sim.results.point import COUNTS, LateShare, Metric, Point, TenantResult
-from sim.results.point_summary import measure_alone, tenants_alone
+from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
 
+from sim.results.slices import tenant_results
 _COMPARABLE = 10.0
 """Values further apart than this factor are compared by their difference: one is near 0, or near saturation."""
 
@@ -46,7 +47,7 @@ def values_of_replication(recording: Recording, facts: ScenarioFacts) -> Replica
     metrics, late, overloaded = measure_alone(recording, facts)
     tenants = tuple(
         _values(each.metrics, each.late, overloaded=each.overload is not None)
-        for each in tenants_alone(recording, facts)
+        for each in tenant_results([recording], facts, alone=True)
     )
     return replace(_values(metrics, late, overloaded=overloaded), tenants=tenants)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sim.results.capacity import capacity_of, is_overloaded, overload
+from sim.results.capacity import capacity_of, is_overloaded
 from sim.results.change_metrics import impact_of
 from sim.results.effective_size import initial_transient
 from sim.results.metrics import MEASURED, Measured, measure, measured_usage, metrics_of
 from sim.results.model import Capacity, Impact
-from sim.results.point import LateShare, Metric, Point, TenantResult
+from sim.results.point import LateShare, Metric, Point
 from sim.results.records import Recording
 from sim.results.sample_data import MeasuredRequests, ScenarioFacts
 from sim.results.served import is_served, late_shares, unserved_counts
@@ -23,9 +23,7 @@ from sim.results.slices import group_results, overloaded, pool_results, replica_
 from sim.results.statistics import ENOUGH_REPLICATIONS, MIN_SECTION_P99, is_whole
 from sim.results.timeline import SPANS, event_rows, timeline_of, version_mix
 from sim.traffic.popularity import concentration
-from sim.traffic.request import (
-    MISS,
-)
+from sim.traffic.request import MISS
 
 # fmt: off
 # One value a line would be a page.
@@ -77,7 +75,7 @@ def summarise(recordings: list[Recording], facts: ScenarioFacts, set_: dict[str,
         usage=measured_usage(m),
         pools=pools,
         times=times,
-        tenants=tenant_results(recordings, facts, overload),
+        tenants=tenant_results(recordings, facts),
     )
 
 
@@ -93,11 +91,6 @@ def measure_alone(
     """
     m = Measured([recording], facts, MIN_SECTION_P99, alone=True)
     return metrics_of(m, names), late_shares(m), is_overloaded(m)
-
-
-def tenants_alone(recording: Recording, facts: ScenarioFacts) -> list[TenantResult]:
-    """Return what each tenant got in one replication, to be compared like ``measure_alone``."""
-    return tenant_results([recording], facts, overload, alone=True)
 
 
 def _cdf(m: MeasuredRequests) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ Which metrics a slice has stands in ``sim.results.catalogue``. What it says of s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.arrays import Mask
+from sim.results.capacity import overload
 from sim.results.catalogue import measured_of
 from sim.results.fleet_metrics import sold, tokens_of
 from sim.results.metric_state import Cause, State
@@ -180,17 +181,10 @@ def _groups(m: MeasuredRequests) -> Iterator[tuple[str, Mask]]:
             yield name, adapters((place >= first) & (place < end))
 
 
-def tenant_results(
-    recordings: Sequence[Recording],
-    facts: ScenarioFacts,
-    overload_of: Callable[[MeasuredRequests], float | None],
-    *,
-    alone: bool = False,
-) -> list[TenantResult]:
+def tenant_results(recordings: Sequence[Recording], facts: ScenarioFacts, *, alone: bool = False) -> list[TenantResult]:
     """Return what each tenant got, in the order of the scenario; [] without tenants.
 
-    :param overload_of: arrivals over completions where a queue grew over the whole measured time, else None.
-    :param alone: whether they are only compared; see ``measure_alone``.
+    :param alone: whether they are only compared; see ``sim.results.point_summary.measure_alone``.
     """
     if not facts.tenants:
         return []
@@ -199,16 +193,16 @@ def tenant_results(
     found, tokens = [], []
     for place, tenant in enumerate(facts.tenants):
         part = Slice(tenant.name, facts.tenant_of == place).of(m, replace(facts, slo=tenant.slo, tenants=()))
-        metrics, overload = metrics_of(part, measured_of("tenant")), overload_of(part)
+        metrics, over = metrics_of(part, measured_of("tenant")), overload(part)
         # As what is sold, by the time of the end: otherwise, margins would be differences of two things.
         tokens.append(part.by_finish(weight="prompt_tokens") + part.by_finish(weight="output_tokens"))
         found.append(
             TenantResult(
                 name=tenant.name,
                 slo=dict(tenant.slo),
-                metrics=overloaded(metrics) if overload is not None and overload >= 1 else metrics,
+                metrics=overloaded(metrics) if over is not None and over >= 1 else metrics,
                 late={} if is_served(part) and not alone else late_shares(part),
-                overload=overload,
+                overload=over,
                 sold={name: part.with_requests(metric) for name, metric in sold(part).items()},
             )
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from sim.errors import InputError
 from sim.results.point import Point
-from sim.results.point_summary import measure_alone, summarise, tenants_alone
+from sim.results.point_summary import measure_alone, summarise
 from sim.results.records import STATUS_WORDS, Recording
 from sim.results.run_directory.headroom_record import (
     ALWAYS,
@@ -34,6 +34,7 @@ from sim.results.run_directory.headroom_record import (
     Headroom,
     Probe,
 )
+from sim.results.slices import tenant_results
 from sim.results.slo_terms import all_terms, value_of
 from sim.results.verdict import MET, PROBABLE, is_overloaded, met_probability, strain, unserved, verdict
 from sim.spec.scenario import Scenario
@@ -289,7 +290,7 @@ class _Search:
         if self._terms:
             facts = facts_of(world)
             metrics, late, _ = measure_alone(recording, facts, {*self._terms, *STATUS_WORDS})
-            point = Point({}, metrics, late=late, tenants=tenants_alone(recording, facts))
+            point = Point({}, metrics, late=late, tenants=tenant_results([recording], facts, alone=True))
         else:
             point = summarise([recording], facts_of(world), {}, [])
         return point, world, recording
