@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ from sim.results.point import COUNTS, LateShare, Metric, Point, TenantResult
 from sim.results.point_summary import measure_alone
 from sim.results.records import Recording
 from sim.results.sample_data import ScenarioFacts
-
 from sim.results.slices import tenant_results
+
 _COMPARABLE = 10.0
 """Values further apart than this factor are compared by their difference: one is near 0, or near saturation."""
 
@@ -75,52 +76,36 @@ def with_calibration(
             "profile does not show whether this load can be served, and calibration intervals depend on how long the "
             "run is"
         )
-    return replace(
-        point,
-        metrics=_of_metrics(point.metrics, pairs),
-        late=_of_late(point.late, pairs),
-        calibration={"draws": len(drawn), "of": of, "overloaded": overloaded},
-        warnings=warnings,
-        tenants=[
-            _of_tenant(tenant, [(before.tenants[place], after.tenants[place]) for before, after in pairs])
-            for place, tenant in enumerate(point.tenants)
-        ],
-    )
+    tenants = [
+        replace(tenant, **_parts(tenant, [(before.tenants[place], after.tenants[place]) for before, after in pairs]))
+        for place, tenant in enumerate(point.tenants)
+    ]
+    calibration = {"draws": len(drawn), "of": of, "overloaded": overloaded}
+    return replace(point, **_parts(point, pairs), calibration=calibration, warnings=warnings, tenants=tenants)
 
 
 _Pairs = Sequence[tuple[ReplicationValues, ReplicationValues]]
 """What the profile's own costs and a draw of it give on the same traffic."""
 
 
-def _of_metrics(metrics: Mapping[str, Metric], pairs: _Pairs) -> dict[str, Metric]:
+def _parts(one: Point | TenantResult, pairs: _Pairs) -> dict[str, Any]:
+    """Return the metrics and the shares of late requests with their calibration intervals."""
     found = {
         # Counts are exact for their run; draws are not priced.
         name: metric
         if metric.unit in COUNTS or name in ONLY_WITH_PRICE
         else _calibrated(name, metric, [(before.values[name], after.values[name]) for before, after in pairs])
-        for name, metric in metrics.items()
+        for name, metric in one.metrics.items()
     }
     good, served = found.get("goodput_rps"), found.get("throughput_rps")
     if good and good.value and served and good.calibration_hi:  # what is good is a part of what is served
         most = max(good.value, served.hi or 0.0, served.calibration_hi or 0.0)
         found["goodput_rps"] = replace(good, calibration_hi=min(good.calibration_hi, most))
-    return found
-
-
-def _of_late(late: Mapping[str, LateShare], pairs: _Pairs) -> dict[str, LateShare]:
-    return {
-        name: replace(
-            each,
-            share=_calibrated(
-                "slo_attainment", each.share, [(before.late[name], after.late[name]) for before, after in pairs]
-            ),
-        )
-        for name, each in late.items()
-    }
-
-
-def _of_tenant(tenant: TenantResult, pairs: _Pairs) -> TenantResult:
-    return replace(tenant, metrics=_of_metrics(tenant.metrics, pairs), late=_of_late(tenant.late, pairs))
+    late = {}
+    for name, each in one.late.items():
+        values = [(before.late[name], after.late[name]) for before, after in pairs]
+        late[name] = replace(each, share=_calibrated("slo_attainment", each.share, values))
+    return {"metrics": found, "late": late}
 
 
 def _calibrated(name: str, metric: Metric, values: Sequence[tuple[float | None, float | None]]) -> Metric:
