@@ -12,21 +12,12 @@ from sim.results.point import Metric, Point, SliceResult, TenantResult
 # What tenants pay and what they cost: sales are measured once, and any price is put on them afterwards.
 
 
-def with_money(
-    tenants: Sequence[TenantResult], prices: Sequence[Mapping[str, float]], month: Metric | None
-) -> list[TenantResult]:
-    """Return tenants with what they pay and cost.
+def _money(tenant: TenantResult, price: Mapping[str, float], month: Metric | None) -> dict[str, Metric]:
+    """Return what a tenant pays and costs.
 
-    :param prices: what each pays, by what it is for; {}: nothing is known.
+    :param price: what it pays, by what it is for; {}: nothing is known.
     :param month: what the fleet costs in a month; None without a price of GPUs.
     """
-    return [
-        replace(tenant, price=dict(price), money=_money(tenant, price, month))
-        for tenant, price in zip(tenants, prices, strict=True)
-    ]
-
-
-def _money(tenant: TenantResult, price: Mapping[str, float], month: Metric | None) -> dict[str, Metric]:
     money: dict[str, Metric] = {}
     revenue = _revenue(tenant, price) if price else None
     if revenue is not None:
@@ -106,13 +97,14 @@ def priced(
         month = metrics["usd_per_month"].value or 0.0
         groups = [_with_cost(group, group.facts["token_share"] * month) for group in groups]
     ordered = {name: metrics[name] for name in UNITS if name in metrics}
+    month_usd, paying = metrics.get("usd_per_month"), zip(point.tenants, pay, strict=True)
     return replace(
         point,
         metrics=ordered,
         groups=groups,
         usage=replace(usage, price=price),
         pools=costly,
-        tenants=with_money(point.tenants, pay, metrics.get("usd_per_month")),
+        tenants=[replace(one, price=each, money=_money(one, each, month_usd)) for one, each in paying],
     )
 
 
