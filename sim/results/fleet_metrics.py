@@ -147,7 +147,8 @@ def _moves_and_loads(r: Recording) -> tuple[float, float, float]:
     A move costs a load if the adapter is loaded on the replica after it came, before any request finds it there and
     before it is taken away.
     """
-    moves, many = r.moves, _many(r)
+    moves = r.moves
+    many = int(max(moves[:, REPLICA].max(), np.asarray(r.requests["replica"]).max(initial=0))) + 2  # above all replicas
     pair = _pair(moves[:, ADAPTER], moves[:, REPLICA], many)
     begin, end = max(0.0, float(r.bounds[0])), float(r.bounds[-1])
     coming = (moves[:, COMES] > 0) & (moves[:, TIME] > begin) & (moves[:, TIME] <= end)
@@ -192,11 +193,6 @@ class _Times:
         low, high = np.searchsorted(self._pair, [pair, pair + 1])
         at = low + int(np.searchsorted(self._time[low:high], time))
         return (float(self._time[at]), int(self._order[at])) if at < high else (math.inf, -1)
-
-
-def _many(r: Recording) -> int:
-    """Return a number above those of all replicas."""
-    return int(max(r.moves[:, REPLICA].max(), np.asarray(r.requests["replica"]).max(initial=0))) + 2
 
 
 def _pair(adapter: NDArray[np.generic], replica: NDArray[np.generic], many: int) -> NDArray[np.int64]:
@@ -283,9 +279,3 @@ def sold(m: MeasuredRequests) -> dict[str, Metric]:
         sales["output"] = m.by_finish(weight="output_tokens") / _MILLION
     month = HOURS_PER_MONTH * _SECONDS_PER_HOUR
     return {name: ratio(count * month, m.spans, m.sections, "1") for name, count in sales.items()}
-
-
-def tokens_of(m: MeasuredRequests) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return the prompt and output tokens of every measured request that completed; 0 for the others."""
-    tokens = m.column("prompt_tokens") + m.column("output_tokens")
-    return np.where(m.completed, tokens, 0).astype(np.float64)

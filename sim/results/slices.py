@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim.arrays import Mask
 from sim.results.capacity import overload
 from sim.results.catalogue import measured_of
-from sim.results.fleet_metrics import sold, tokens_of
+from sim.results.fleet_metrics import sold
 from sim.results.metric_state import Cause, State
 from sim.results.metrics import Measured, metrics_of
 from sim.results.point import Metric, SliceResult, TenantResult
@@ -132,7 +132,7 @@ def replica_results(recording: Recording, facts: ScenarioFacts) -> list[SliceRes
 def group_results(m: Measured) -> list[SliceResult]:
     """Return what each group of adapters got: the base model and all adapters if both are asked for, kinds of adapters,
     and popularity as seen in the run."""
-    tokens = tokens_of(m)
+    tokens = np.where(m.completed, m.column("prompt_tokens") + m.column("output_tokens"), 0).astype(np.float64)
     whole = float(tokens.sum())
     adapter = m.column("adapter").astype(np.int64)
     found = []
