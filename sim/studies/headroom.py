@@ -383,7 +383,7 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
     """
 
     def fails(multiple: float) -> bool:
-        return (top_fails and multiple >= most) or _worst(strains(multiple, fine=False)) > 1
+        return (top_fails and multiple >= most) or max(strains(multiple, fine=False).values()) > 1
 
     at = min(1.0, most)
     if fails(at):
@@ -409,8 +409,8 @@ def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
     found = {at: strains(at, fine=True) for at in (start, 1.0) if max(at / start, start / at) < BRACKET}
     steps = 0
     while True:
-        below = max((at for at, each in found.items() if _worst(each) <= 1), default=None)
-        above = min((at for at, each in found.items() if _worst(each) > 1 and at > (below or 0)), default=None)
+        below = max((at for at, each in found.items() if max(each.values()) <= 1), default=None)
+        above = min((at for at, each in found.items() if max(each.values()) > 1 and at > (below or 0)), default=None)
         if below is not None and above is not None and above / below < NARROW + 1e-9:
             return Edge(FOUND, _crossing(below, above, found), below, above)
         if below is not None and above is not None:
@@ -430,7 +430,3 @@ def _crossing(below: float, above: float, found: Mapping[float, Strains]) -> flo
     low, high = (math.log(max(found[at][term], 1e-9)) for at in (below, above))
     share: float = -low / (high - low)
     return below * math.exp(share * math.log(above / below))
-
-
-def _worst(strains: Strains) -> float:
-    return max(strains.values())
