@@ -56,7 +56,7 @@ def timeline_of(recording: Recording) -> Timeline:
         replicas = {"replicas": mean(provisioned), "serving_replicas": mean(serving)}
     loading = passed(recording.loads["started_s"]) - passed(recording.loads["ended_s"])
     return Timeline(
-        t_s=((np.arange(SPANS) + 0.5) * end / SPANS).tolist(),
+        t_s=_middles(end, SPANS),
         running=mean(admitted - passed(r["finished_s"])),
         waiting=mean(arrived - admitted),
         loads_in_flight=mean(loading),

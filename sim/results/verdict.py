@@ -76,14 +76,9 @@ def metric_probability(metric: Metric | None, target: float) -> float:
     return 0.5 * math.erfc(-NORMAL * distance / half / math.sqrt(2))
 
 
-def offered(point: Point) -> float | None:
-    """Return the highest offered load, to the loader or to the replicas; at 1 or more, queues grow without limit."""
-    return point.capacity.offered_load
-
-
 def is_overloaded(point: Point) -> bool:
     """Return whether more requests arrive than can be served."""
-    load = offered(point)
+    load = point.capacity.offered_load
     return load is not None and load >= 1
 
 
