@@ -10,16 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.arrays import Floats
-from sim.results.model import (
-    BatchSlotUse,
-    BucketUse,
-    Capacity,
-    ComputeUse,
-    FullModelUse,
-    KvUse,
-    LoaderUse,
-    SlotUse,
-)
+from sim.results.model import BatchSlotUse, BucketUse, Capacity, ComputeUse, FullModelUse, KvUse, LoaderUse, SlotUse
 from sim.results.point import Metric
 from sim.results.records import LIMITED, REFUSED, Recording
 from sim.results.sample_data import MeasuredRequests, joined_columns

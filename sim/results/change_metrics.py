@@ -22,12 +22,7 @@ from sim.results.model import Impact
 from sim.results.point import Metric
 from sim.results.records import COMPLETED, UNFINISHED
 from sim.results.sample_data import STAMPS, MeasuredRequests
-from sim.results.statistics import (
-    mean_count,
-    quantile_of,
-    ratio,
-    spread_over,
-)
+from sim.results.statistics import mean_count, quantile_of, ratio, spread_over
 from sim.traffic.request import MISS
 
 PEAK_SPAN_S = 10.0
