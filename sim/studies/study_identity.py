@@ -18,15 +18,8 @@ from typing import Any
 
 from sim.errors import InputError
 from sim.results.point import Point
-from sim.results.run_directory.result_files import json_ready
-from sim.results.run_directory.store import (
-    RunData,
-    digest_file,
-    holds_nothing_else,
-    point_key,
-    read_finished,
-    scenario_hash,
-)
+from sim.results.run_directory.result_files import digest_file, json_ready, point_key, scenario_hash
+from sim.results.run_directory.store import RunData, holds_nothing_else, read_finished
 from sim.spec.files.tree import files_of, without_indexes
 from sim.spec.profile_choice import profiles_digest
 from sim.spec.scenario_file import LoadedScenario

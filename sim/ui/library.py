@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sim.errors import InputError, ScenarioError
-from sim.results.run_directory.store import point_key
+from sim.results.run_directory.result_files import point_key
 from sim.spec.scenario_file import LoadedScenario, bundled_scenarios, load_scenario, scenario_of_text
 from sim.studies.study_identity import code_version, digests_of
 from sim.ui.controls import Control, controls_of, settings_of

@@ -20,8 +20,8 @@ from pyarrow import parquet
 from sim.errors import OutputError
 from sim.results.metric_state import Cause, State
 from sim.results.point import Metric, Point
-from sim.results.run_directory.result_files import json_ready, write_atomically
-from sim.results.run_directory.store import RunStore, digest_file, point_key, read_finished, read_run, scenario_hash
+from sim.results.run_directory.result_files import digest_file, json_ready, point_key, scenario_hash, write_atomically
+from sim.results.run_directory.store import RunStore, read_finished, read_run
 
 
 def a_point(slots: object = 16, miss_ratio: float | None = 0.25) -> Point:

@@ -31,9 +31,7 @@ from sim.results.run_directory.headroom_record import Headroom
 from sim.results.run_directory.result_files import (
     KEY,
     MANIFEST,
-    digest_file,
     make_folder,
-    point_key,
     points_csv,
     read_json,
     read_manifest,
@@ -41,7 +39,6 @@ from sim.results.run_directory.result_files import (
     refuse_links,
     release_lock,
     remove_ours,
-    scenario_hash,
     summary_json,
     take_lock,
     tenants_csv,
@@ -55,19 +52,6 @@ if TYPE_CHECKING:
     import pyarrow
 
     from sim.results.run_directory.study_records import PlanRecord, RemedyRow, WhatIfRow
-
-__all__ = [
-    "RunData",
-    "RunStore",
-    "blamed_on",
-    "digest_file",
-    "holds_nothing_else",
-    "point_key",
-    "read_finished",
-    "read_run",
-    "scenario_hash",
-    "summary_json",
-]
 
 SCHEMA_VERSION = 1
 Status = Literal["running", "finished", "interrupted", "failed"]

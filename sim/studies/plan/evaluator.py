@@ -16,7 +16,8 @@ from sim.results.calibration import ReplicationValues, values_of_replication, wi
 from sim.results.metric_state import Cause, State
 from sim.results.point import Point
 from sim.results.records import Recording
-from sim.results.run_directory.store import RunStore, point_key
+from sim.results.run_directory.result_files import point_key
+from sim.results.run_directory.store import RunStore
 from sim.results.run_directory.study_records import EvaluationRecord, GradeRecord
 from sim.results.slo_terms import all_terms, judged, metric_of, split_term, value_of
 from sim.results.verdict import (

@@ -14,8 +14,8 @@ from typing import Any
 from sim.errors import InputError, OutputError
 from sim.results.point import Point
 from sim.results.records import request_table
-from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, write_text
-from sim.results.run_directory.store import RunStore, scenario_hash
+from sim.results.run_directory.result_files import MANIFEST, json_ready, read_manifest, scenario_hash, write_text
+from sim.results.run_directory.store import RunStore
 from sim.results.run_directory.study_records import EvaluationRecord, PlanRecord, RefusedDesign
 from sim.results.verdict import PROBABLE
 from sim.spec.engine_flags.command_lines import as_started, beyond_flags, engine_flags, model_to_fill_in, why_no_flags

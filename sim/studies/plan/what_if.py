@@ -11,7 +11,8 @@ from sim.errors import InputError
 from sim.policies.replica_memory import ASSUMED_SLOWDOWN
 from sim.results.pairs import BETTER, difference_of
 from sim.results.point import Point
-from sim.results.run_directory.store import RunStore, point_key
+from sim.results.run_directory.result_files import point_key
+from sim.results.run_directory.store import RunStore
 from sim.results.run_directory.study_records import PAIR, WhatIfRow
 from sim.results.slo_terms import all_terms
 from sim.results.verdict import MET, strain, verdict

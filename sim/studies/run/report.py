@@ -44,7 +44,8 @@ from reports.text.metric_text import unchanged_sentence
 from reports.text.setup_text import setup_line
 from sim.results.point import Point
 from sim.results.run_directory.headroom_record import Headroom
-from sim.results.run_directory.store import RunData, summary_json
+from sim.results.run_directory.result_files import summary_json
+from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, graded_verdict, verdict
 from sim.spec.files.yaml_tree import yaml_text

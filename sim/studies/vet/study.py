@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sim.results.point import Point
-from sim.results.run_directory.result_files import json_ready
-from sim.results.run_directory.store import scenario_hash
+from sim.results.run_directory.result_files import json_ready, scenario_hash
 from sim.results.run_directory.study_records import RemedyRow
 from sim.spec.scenario_file import LoadedScenario
 from sim.studies.design import build
