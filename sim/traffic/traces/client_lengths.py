@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,21 +25,6 @@ COLUMNS = ("client", *(f"{side}_tokens_{name}" for side in ("input", "output") f
 OPTIONAL = ("pool", "requests")
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLengths:
-    """The lengths file.
-
-    :ivar pool: (rows,) names of the pools the clients belong to.
-    :ivar requests: (rows,) how many requests each row stands for.
-    :ivar statistics: (rows, 2, 4) mean, p50, p90, p99 of input and output tokens.
-    """
-
-    pool: NDArray[np.object_]
-    client: NDArray[np.object_]
-    requests: Floats
-    statistics: Floats
-
-
 def draw_lengths(
     file: str, adapter: Ints32, names: tuple[str, ...], seed: int, skip_bad: bool
 ) -> tuple[Ints32, Ints32, str]:
@@ -51,12 +34,12 @@ def draw_lengths(
 
     :return: prompt and output tokens, (n,) int32, and a note on the pool and on clients that got its average.
     """
-    lengths = _load(file, skip_bad)
-    pool = _nearest_pool(lengths, set(names))
-    rows = np.flatnonzero(lengths.pool == pool)
-    place = {name: int(row) for name, row in zip(lengths.client[rows].tolist(), rows.tolist(), strict=True)}
-    weight = lengths.requests[rows] if lengths.requests[rows].sum() > 0 else np.ones(len(rows))
-    average = np.average(lengths.statistics[rows], axis=0, weights=weight)
+    pool_of, client, requests, statistics = _load(file, skip_bad)
+    pool = _nearest_pool(pool_of, client, set(names))
+    rows = np.flatnonzero(pool_of == pool)
+    place = {name: int(row) for name, row in zip(client[rows].tolist(), rows.tolist(), strict=True)}
+    weight = requests[rows] if requests[rows].sum() > 0 else np.ones(len(rows))
+    average = np.average(statistics[rows], axis=0, weights=weight)
     prompt, output = np.ones(len(adapter), dtype=np.int32), np.ones(len(adapter), dtype=np.int32)
     order = np.argsort(adapter, kind="stable")
     edges = np.searchsorted(adapter[order], np.arange(len(names) + 1))
@@ -64,13 +47,13 @@ def draw_lengths(
     for index, name in enumerate(names):
         mine = order[edges[index] : edges[index + 1]]
         absent += name not in place
-        statistics = lengths.statistics[place[name]] if name in place else average
+        own = statistics[place[name]] if name in place else average
         for side, tokens in ((0, prompt), (1, output)):
             rng = stream(seed, 0, f"{('prompt', 'output')[side]} of {name}")
-            tokens[mine] = tokens_at(rng.random(len(mine)), statistics[side])
+            tokens[mine] = tokens_at(rng.random(len(mine)), own[side])
     np.minimum(prompt, MAX_TOKENS - 1, out=prompt)
     np.minimum(output, MAX_TOKENS - prompt, out=output)
-    pools = len(np.unique(lengths.pool)) > 1
+    pools = len(np.unique(pool_of)) > 1
     note = f"{file}: lengths of {len(names) - absent:,} clients" + (f" of pool {pool}" if pools else "")
     if absent:
         note += f"; {absent:,} are not in it and have" if absent > 1 else "; 1 is not in it and has"
@@ -101,7 +84,8 @@ def tokens_at(shares: Floats, statistics: Floats) -> Ints32:
     return np.asarray(np.clip(np.rint(np.where(part == 3, beyond, lengths)), 1, MAX_TOKENS), dtype=np.int32)
 
 
-def _load(file: str, skip_bad: bool) -> ClientLengths:
+def _load(file: str, skip_bad: bool) -> tuple[NDArray[np.object_], NDArray[np.object_], Floats, Floats]:
+    """Return pool and client of each row, how many requests it stands for, and their statistics, (rows, 2, 4)."""
     bad_rows, names = BadRows(file, skip_bad), Names(file)
     parts = []
     with open_table(file) as table:
@@ -123,18 +107,11 @@ def _load(file: str, skip_bad: bool) -> ClientLengths:
     bad_rows.settle(count)
     if count == 0:
         raise no_rows(file, bad_rows)
-    pools, clients, requests_, statistics_ = zip(*parts, strict=True)
-    return ClientLengths(
-        pool=_texts([cell.strip() for part in pools for cell in part]),
-        client=_texts([cell.strip() for part in clients for cell in part]),
-        requests=np.concatenate(requests_),
-        statistics=np.concatenate(statistics_),
-    )
-
-
-def _texts(cells: list[str]) -> NDArray[np.object_]:
-    """Return texts as objects: numpy's own type reserves the longest length for each."""
-    return np.array(cells, dtype=object)
+    pools, clients, counts, values = zip(*parts, strict=True)
+    texts = ([cell.strip() for part in each for cell in part] for each in (pools, clients))
+    # Objects: numpy's own type of text reserves the longest length for each.
+    pool_of, client_of = (np.array(cells, dtype=object) for cells in texts)
+    return pool_of, client_of, np.concatenate(counts), np.concatenate(values)
 
 
 def _statistics(rows: Rows) -> Floats:
@@ -149,11 +126,11 @@ def _statistics(rows: Rows) -> Floats:
     return np.stack(sides, axis=1)
 
 
-def _nearest_pool(lengths: ClientLengths, clients: set[str]) -> str:
+def _nearest_pool(pool_of: NDArray[np.object_], client: NDArray[np.object_], clients: set[str]) -> str:
     """Return the pool that shares the largest part of its clients with the trace (Jaccard's index)."""
     best, nearest = -1.0, ""
-    for pool in dict.fromkeys(lengths.pool.tolist()):
-        own = set(lengths.client[lengths.pool == pool].tolist())
+    for pool in dict.fromkeys(pool_of.tolist()):
+        own = set(client[pool_of == pool].tolist())
         alike = len(own & clients) / len(own | clients)
         if alike > best:
             best, nearest = alike, pool
