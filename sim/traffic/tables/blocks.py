@@ -133,7 +133,7 @@ class TextColumn:
         if joined.isascii() and "_" not in joined:
             with contextlib.suppress(ValueError):
                 return np.fromiter(map(float, self.cells), np.float64, len(self.cells))
-        return np.fromiter(map(_number, self.cells), np.float64, len(self.cells))
+        return np.fromiter(map(number_of, self.cells), np.float64, len(self.cells))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,8 @@ def text_of(value: object) -> str:
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
-def _number(cell: str) -> float:
+def number_of(cell: str) -> float:
+    """Return a cell as a number, NaN where it is none."""
     try:
         return float(cell) if cell.isascii() and "_" not in cell else float("nan")
     except ValueError:

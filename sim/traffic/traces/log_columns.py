@@ -11,7 +11,7 @@ import numpy as np
 from sim.arrays import Mask
 from sim.errors import TraceError, did_you_mean
 from sim.spec.sections.trace_source import NO_COLUMN
-from sim.traffic.tables.blocks import listed, shown
+from sim.traffic.tables.blocks import listed, number_of, shown
 from sim.traffic.traces.data import ReadOptions
 from sim.traffic.traces.rows import Rows
 
@@ -70,10 +70,7 @@ def style_of(cells: Sequence[str]) -> TimeStyle | None:
             return ISO if _ZONE.search(cell) else ISO_WITHOUT_ZONE
         if _ACCESS_LOG.match(cell):
             return ACCESS_LOG
-        try:
-            size = abs(float(cell)) if cell.isascii() and "_" not in cell else float("nan")
-        except ValueError:
-            continue
+        size = abs(number_of(cell))
         for unit, limit in zip(UNITS, (1e11, 1e14, 1e17, 1e20), strict=True):
             if size < limit:
                 return numbers(unit)
