@@ -95,12 +95,12 @@ def with_unseen(asked: NDArray[np.number]) -> Floats:
     return np.concatenate((counts, np.zeros(unseen)))
 
 
-def _uniform(counts: Floats, steps: int) -> Popularity:
-    return UniformPopularity(law="uniform")
+_Fit = Callable[[Floats, int], Popularity]
 
 
-def _zipf(counts: Floats, steps: int) -> Popularity:
-    return _best(lambda x: ZipfPopularity(law="zipf", exponent=x), (0.0, 5.0), counts, steps)[0]
+def _of_one(make: Callable[[float], Popularity], span: tuple[float, float]) -> _Fit:
+    """Return how a law of one parameter is fitted."""
+    return lambda counts, steps: _best(make, span, counts, steps)[0]
 
 
 def _zipf_mandelbrot(counts: Floats, steps: int) -> Popularity:
@@ -120,14 +120,6 @@ def _zipf_mandelbrot(counts: Floats, steps: int) -> Popularity:
     return max(with_shift(0.0), _golden(score, (-2.0, math.log(2 * len(counts))), steps), key=lambda found: found[1])[0]
 
 
-def _geometric(counts: Floats, steps: int) -> Popularity:
-    return _best(lambda x: GeometricPopularity(law="geometric", ratio=math.exp(x)), (0.0, 3.0), counts, steps)[0]
-
-
-def _s_lora_power(counts: Floats, steps: int) -> Popularity:
-    return _best(lambda x: SLoraPowerPopularity(law="s-lora-power", alpha=math.exp(x)), (-5.0, 2.0), counts, steps)[0]
-
-
 def _hot_cold(counts: Floats, steps: int) -> Popularity:
     """Return the likeliest cut: for a given one, the hot adapters' share is that of their requests."""
     total, n = counts.sum(), len(counts)
@@ -140,12 +132,12 @@ def _hot_cold(counts: Floats, steps: int) -> Popularity:
     return HotColdPopularity(law="hot-cold", hot=float(hot[cut] / n), requests=min(1.0, float(share[cut])))
 
 
-_FAMILIES: dict[str, tuple[Callable[[Floats, int], Popularity], int]] = {
-    "uniform": (_uniform, 0),
-    "zipf": (_zipf, 1),
+_FAMILIES: dict[str, tuple[_Fit, int]] = {
+    "uniform": (lambda counts, steps: UniformPopularity(law="uniform"), 0),
+    "zipf": (_of_one(lambda x: ZipfPopularity(law="zipf", exponent=x), (0.0, 5.0)), 1),
     "zipf-mandelbrot": (_zipf_mandelbrot, 2),
-    "geometric": (_geometric, 1),
-    "s-lora-power": (_s_lora_power, 1),
+    "geometric": (_of_one(lambda x: GeometricPopularity(law="geometric", ratio=math.exp(x)), (0.0, 3.0)), 1),
+    "s-lora-power": (_of_one(lambda x: SLoraPowerPopularity(law="s-lora-power", alpha=math.exp(x)), (-5.0, 2.0)), 1),
     "hot-cold": (_hot_cold, 2),
 }
 """How each law is fitted, and how many parameters that takes."""
