@@ -385,14 +385,12 @@ def with_sizes(population: Population, given: NDArray[np.int64], kinds: Sequence
         )
     sizes = population.size_bytes.copy()
     sizes[: len(given)] = given
-    return Population(
+    return replace(
+        population,
         size_bytes=sizes,
-        rank=population.rank,
-        tensors=population.tensors,
         kind=np.zeros_like(population.kind),
         kind_names=("sizes from the trace",),
         slot_bytes=max(population.slot_bytes, int(sizes.max())),
-        asked_rank=population.asked_rank,
     )
 
 
