@@ -19,13 +19,15 @@ def _money(tenant: TenantResult, price: Mapping[str, float], month: Metric | Non
     :param month: what the fleet costs in a month; None without a price of GPUs.
     """
     money: dict[str, Metric] = {}
-    revenue = _revenue(tenant, price) if price else None
-    if revenue is not None:
+    if price:
+        sold = [(tenant.sold[name], each) for name, each in price.items() if each and name in tenant.sold]
+        unknown = not sold and any(price.values())
+        revenue = Metric(None, unit="USD", state=State(Cause.NO_TOKENS)) if unknown else _sum(sold)
         money["revenue_usd_per_month"] = revenue
     if month is not None and month.value is not None and tenant.cost_share is not None:
         money["cost_share"] = tenant.cost_share
         money["usd_per_month"] = cost = _part_of(tenant.cost_share, month)
-        if revenue is not None:
+        if price:
             money["margin_usd_per_month"] = _sum([(revenue, 1.0), (cost, -1.0)])
     return money
 
@@ -40,13 +42,6 @@ def _part_of(share: Metric, month: Metric) -> Metric:
     state = share.state if month.settled or not share.settled else month.state
     value, lo, hi = (product(getattr(share, end), getattr(month, end)) for end in ("value", "lo", "hi"))
     return Metric(value, lo, hi, "USD", state, parts=parts)
-
-
-def _revenue(tenant: TenantResult, price: Mapping[str, float]) -> Metric:
-    parts = [(tenant.sold[name], each) for name, each in price.items() if each and name in tenant.sold]
-    if not parts and any(price.values()):
-        return Metric(None, unit="USD", state=State(Cause.NO_TOKENS))
-    return _sum(parts)
 
 
 def _sum(parts: Sequence[tuple[Metric, float]]) -> Metric:
