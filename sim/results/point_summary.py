@@ -140,12 +140,12 @@ def _breakdown(m: MeasuredRequests) -> dict[str, float]:
 
 
 def _traffic(m: MeasuredRequests) -> dict[str, float]:
-    count = len(m.facts.size_bytes)
-    span = float(m.spans.sum())
+    count, loop, span_s = len(m.facts.size_bytes), m.facts.closed_loop, float(m.spans.sum())
+    rate_rps = float(len(m.section)) / span_s if span_s > 0 else 0.0
     return {
         "requests": float(len(m.section)),
         "adapters": float(count),
-        **_load(m, span),
+        **({"rate_rps": rate_rps} if loop is None else {"clients": float(loop.concurrency)}),
         **({"base_share": float(m.for_base.mean())} if m.for_base.any() else {}),
         **concentration(np.bincount(m.column("adapter")[~m.for_base], minlength=count)),
         **_cycle(m),
@@ -160,12 +160,6 @@ def _cycle(m: MeasuredRequests) -> dict[str, float]:
     if not 0 < measured_s < cycle_s or is_whole(measured_s / cycle_s):
         return {}
     return {"cycle_s": cycle_s, "measured_s": measured_s, "whole_s": cycle_s * float(bounds[-1]) / measured_s}
-
-
-def _load(m: MeasuredRequests, span_s: float) -> dict[str, float]:
-    if m.facts.closed_loop is not None:
-        return {"clients": float(m.facts.closed_loop.concurrency)}
-    return {"rate_rps": float(len(m.section)) / span_s if span_s > 0 else 0.0}
 
 
 def _warnings(capacity: Capacity, impact: Impact, metrics: dict[str, Metric], refusals: str) -> Iterator[str]:
