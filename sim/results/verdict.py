@@ -202,14 +202,14 @@ def late_probability(point: Point, name: str, target: float) -> float:
     return min(metric_probability(late, allowed(name)), _chance_of_no_overload(point))
 
 
-def late_verdict(point: Point, name: str, target: float, sure: float = SURE) -> str:
+def late_verdict(point: Point, name: str, target: float) -> str:
     """Return whether no more of the measured requests are late for a term than may be."""
-    return verdict_word(late_probability(point, name, target), sure)
+    return verdict_word(late_probability(point, name, target))
 
 
-def value_verdict(point: Point, name: str, target: float, sure: float = SURE) -> str:
+def value_verdict(point: Point, name: str, target: float) -> str:
     """Return whether the value over the completed requests is within the target of a term."""
-    return verdict_word(_value_probability(point, name, target), sure)
+    return verdict_word(_value_probability(point, name, target))
 
 
 def value_grade(point: Point, name: str, target: float) -> str:
@@ -227,9 +227,9 @@ def term_probability(point: Point, name: str, target: float) -> float:
     return min(_value_probability(point, name, target), late_probability(point, name, target))
 
 
-def term_verdict(point: Point, name: str, target: float, sure: float = SURE) -> str:
+def term_verdict(point: Point, name: str, target: float) -> str:
     """Return whether a point meets a term of its SLO."""
-    return verdict_word(term_probability(point, name, target), sure)
+    return verdict_word(term_probability(point, name, target))
 
 
 def lacks_answers(point: Point, name: str, target: float) -> bool:
