@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -28,6 +29,14 @@ _POOL_UNITS = {"replicas": "replicas", "gpus": "GPUs", "requests": "requests", "
 """Units of what pools have that is no metric of a fleet."""
 
 
+@contextmanager
+def _refused(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"can't {what}: {error.strerror or error}", file=str(path)) from None
+
+
 def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file that is either complete on disk or not there, whenever the process dies.
 
@@ -35,7 +44,7 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     :raises OutputError: if the disk is full or the folder can't be written; the old file stays.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _refused("write this file", path):
         try:
             # A new file: a link of this name, left here by whoever made the folder, must not be written through.
             draft.unlink(missing_ok=True)
@@ -47,8 +56,6 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise OutputError(f"can't write this file: {error.strerror or error}", file=str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,12 +84,11 @@ def read_json(path: Path, limit: int = MANIFEST_BYTES) -> Any:
     :raises OutputError: if it is missing, unreadable, too large or torn.
     """
     try:
-        raw = read_regular(path, limit)
+        with _refused("read this file", path):
+            raw = read_regular(path, limit)
         if not brackets_fit(raw):
             raise ValueError("too many brackets for its length")
         return json.loads(raw)
-    except OSError as error:
-        raise OutputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
     except (ValueError, RecursionError) as error:
         raise OutputError("this file is damaged: it is not JSON", got=str(error), file=str(path)) from None
 
@@ -116,11 +122,8 @@ def digest_file(path: Path) -> str:
 
     :raises OutputError: if it can't be read.
     """
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise OutputError(f"can't read this file: {error.strerror or error}", file=str(path)) from None
+    with _refused("read this file", path), open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def scenario_hash(data: Mapping[str, Any], inputs: Mapping[str, str] | None = None) -> str:
@@ -279,12 +282,11 @@ _DRAFT = re.compile(r"\..+\.\d+\.tmp")
 
 def refuse_foreign(out: Path) -> None:
     """Refuse a folder that holds files of somebody else."""
-    try:
-        names = sorted(entry.name for entry in out.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputError(f"can't use this as a folder: {error.strerror or error}", file=str(out)) from None
+    with _refused("use this as a folder", out):
+        try:
+            names = sorted(entry.name for entry in out.iterdir())
+        except FileNotFoundError:
+            return
     foreign = [name for name in names if name not in (*_FILES, ".lock", "points") and not _DRAFT.fullmatch(name)]
     if foreign and not _wrote_manifest(out):
         raise OutputError(
@@ -316,10 +318,8 @@ def read_manifest(out: Path) -> Any:
 
 def make_folder(out: Path) -> None:
     """Make a folder, and those above it."""
-    try:
+    with _refused("make this folder", out.parent):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"can't make this folder: {error.strerror or error}", file=str(out.parent)) from None
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
@@ -336,10 +336,8 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 def take_lock(out: Path) -> int | None:
     """Lock the folder for this process; None where the system has no such locks."""
-    try:
+    with _refused("write in this folder", out):
         descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError as error:
-        raise OutputError(f"can't write in this folder: {error.strerror or error}", file=str(out)) from None
     try:
         import fcntl
 
@@ -364,10 +362,8 @@ def release_lock(lock: int | None) -> None:
 def remove_ours(out: Path) -> None:
     """Remove what loraplan wrote there, and nothing else."""
     for file in _ours(out):
-        try:
+        with _refused("remove this file", file):
             file.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(f"can't remove this file: {error.strerror or error}", file=str(file)) from None
 
 
 def _ours(out: Path) -> Iterable[Path]:
