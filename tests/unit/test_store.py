@@ -210,8 +210,8 @@ def test_a_killed_sweep_keeps_its_points_and_continues(tmp_path: Path) -> None:
     assert (unfinished.manifest["status"], unfinished.points) == ("running", [a_point(32)])
     with RunStore.create(tmp_path / "r", a_manifest()) as again:
         assert again.resumed
-        assert again.load_point("k1") is None
-        assert again.load_point("k2") == a_point(32)
+        assert again.load_priced("k1", None) is None
+        assert again.load_priced("k2", None) == a_point(32)
         again.finish({"k1": a_point(16), "k2": a_point(32)})
     assert [point.set["cache.gpu.slots"] for point in read_run(tmp_path / "r").points] == [16, 32]
 
@@ -232,7 +232,7 @@ def test_a_torn_point_counts_as_missing(tmp_path: Path, damage: str) -> None:
     with RunStore.create(tmp_path / "r", a_manifest()) as store:
         store.save_point("k1", a_point())
         (tmp_path / "r" / "points" / "k1.json").write_text(damage)
-        assert store.load_point("k1") is None
+        assert store.load_priced("k1", None) is None
 
 
 def test_another_scenario_is_refused_unless_overwritten(tmp_path: Path) -> None:

@@ -134,23 +134,17 @@ class RunStore:
         write_json(_point_file(self.path, key), data, indent=None)  # one line: people do not read these
         self._kept.add(key)
 
-    def load_point(self, key: str) -> Point | None:
-        """Return a kept point, or None where there is none or its file is damaged: it is simulated again."""
-        point = _load_point(self.path, key)
-        if point is not None:
-            self._kept.add(key)
-        return point
-
     def load_priced(
         self, key: str, price: float | None, pools: Sequence[float] = (), tenants: Sequence[Mapping[str, float]] = ()
     ) -> Point | None:
-        """Return a kept point with the costs of a price, and keep it so; None as for ``load_point``.
+        """Return a kept point with the costs of a price, and keep it so; None: it is not there, or its file is damaged.
 
         :param pools, tenants: the price in each pool, and what each tenant pays; see ``priced``.
         """
-        point = self.load_point(key)
+        point = _load_point(self.path, key)
         if point is None:
             return None
+        self._kept.add(key)
         found = priced(point, price, pools, tenants)
         if found is not point:
             self.save_point(key, found)
