@@ -39,9 +39,6 @@ class SharedText:
     keys: Ints
     rest: Ints
 
-    def __len__(self) -> int:
-        return len(self.rest)
-
     def part(self, start: int, stop: int) -> SharedText:
         """Return the texts of the requests from ``start`` to before ``stop``."""
         first = self.first[start : stop + 1]
