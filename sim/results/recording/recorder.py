@@ -271,13 +271,10 @@ class Recorder:
 
     def gaps(self, seconds: list[float], step_start_s: float) -> None:
         """Note single gaps between tokens that end with the step that started then: those across a preemption."""
-        section = self._section(step_start_s)
+        section = min(bisect.bisect_right(self.bounds, step_start_s), self.sections) - 1
         if section >= 0:
             np.add.at(self._gap_counts[section], gap_bins(np.asarray(seconds)), 1)
             self._gap_sum[section] += sum(seconds)
-
-    def _section(self, time: float) -> int:
-        return min(bisect.bisect_right(self.bounds, time), self.sections) - 1
 
     def flush(self) -> None:
         """Sum up the step rows so far and set request rows aside; sections up to now must be marked."""
