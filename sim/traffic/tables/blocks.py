@@ -67,10 +67,6 @@ class BadRows:
             error.got = None if error.got is None else shown(str(error.got))
             self._first = error
 
-    def leave_out(self, reason: str, count: int) -> None:
-        """Count rows that the rules of their format leave out."""
-        self.skipped[reason] += count
-
     @property
     def hopeless(self) -> bool:
         """Whether reading on would only count more rows of a trace that is refused anyway."""

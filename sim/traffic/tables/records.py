@@ -57,7 +57,7 @@ class RecordTable:
             seen = True
             bad_rows.rows += 1
             if left_out is not None:
-                bad_rows.leave_out(left_out, 1)
+                bad_rows.skipped[left_out] += 1
             elif error is not None:
                 bad_rows.add(error)
             elif record is not None:

@@ -287,7 +287,7 @@ class _Reader:
                 others = (each[order] for each in (arrival, prompt, output, adapter) if each is not None)
                 again, twice = _repeats(self._requests.take()[order], others)
                 order = order[~twice]
-                bad_rows.leave_out("logged twice", int(twice.sum()))
+                bad_rows.skipped["logged twice"] += int(twice.sum())
                 if again.any():
                     some = f"{again.sum():,} rows repeat the {shown(layout.request)} of another row"
                     rest = f"left out {twice.sum():,} that say the same, and counted any others"

@@ -67,7 +67,7 @@ class Rows:
         new = mask & self.good
         if new.any():
             self.good &= ~new
-            self._bad_rows.leave_out(reason, int(new.sum()))
+            self._bad_rows.skipped[reason] += int(new.sum())
 
     def numbers(
         self,
