@@ -87,13 +87,7 @@ def _found(m: MeasuredRequests, indexes: Sequence[Ints]) -> Mask:
 
 # What holding a rollout avoided: the same traffic without and with it, compared in the time it would have taken.
 
-NAMES = (
-    "rollout_ttft_p99_s",
-    "rollout_e2e_p99_s",
-    "rollout_miss_ratio",
-    "rollout_loads",
-    "rollout_peak_loads_per_s",
-)
+NAMES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_miss_ratio", "rollout_loads", "rollout_peak_loads_per_s")
 """Metrics of the requests that come, and of the loads that begin, from the rollout's begin on."""
 
 

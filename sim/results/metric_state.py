@@ -44,17 +44,11 @@ class Cause(Enum):
         Kind.RUN_TOO_SHORT,
         "the run is too short: some sections have fewer than {needed} requests; run more requests",
     )
-    FEW_EFFECTIVE = (
-        Kind.RUN_TOO_SHORT,
-        "the effective sample size is {found:,}, {needed:,} are needed; {longer}",
-    )
+    FEW_EFFECTIVE = (Kind.RUN_TOO_SHORT, "the effective sample size is {found:,}, {needed:,} are needed; {longer}")
     ONE_REPLICATION = (Kind.ONE_REPLICATION, "one replication gives no interval")
     LOADER_BUSY = (Kind.NEAR_SATURATION, "the loader is busy {share:.1%} of the time, close to saturation")
     SERVER_BUSY = (Kind.NEAR_SATURATION, "the server is busy {share:.1%} of the time, close to saturation")
-    OVERLOADED = (
-        Kind.OVERLOADED,
-        "more requests arrive than are served, so the value depends on how long the run is",
-    )
+    OVERLOADED = (Kind.OVERLOADED, "more requests arrive than are served, so the value depends on how long the run is")
     NOT_COMPLETE = (Kind.INCOMPLETE, "not complete before the end of the run")
     ROLLED_BACK = (Kind.INCOMPLETE, "not complete before the end of the run; rolled back")
     COMPLETE_IN_SOME = (Kind.INCOMPLETE, "complete in {found} of {needed} replications")

@@ -218,10 +218,7 @@ def _start_warnings(m: MeasuredRequests) -> Iterator[str]:
     if not m.facts.steady or m.replications < ENOUGH_REPLICATIONS:
         return
     missed = (m.column("outcome")[m.admitted_with_adapter] == MISS).astype(np.float64)
-    series = {
-        "latencies": m.latency("e2e"),
-        "misses": m.sampled(missed, m.admitted_with_adapter),
-    }
+    series = {"latencies": m.latency("e2e"), "misses": m.sampled(missed, m.admitted_with_adapter)}
     for what, sample in series.items():
         end = initial_transient(sample.by_replication())
         if end is not None:

@@ -154,10 +154,7 @@ def on_pool(pool: Pool, progress: Callable[[int, int], None] = lambda done, tota
 
 @timed("statistics")
 def evaluate(
-    design: Design,
-    options: EvaluationOptions,
-    run: Runner = in_this_process,
-    known: dict[Part, Any] | None = None,
+    design: Design, options: EvaluationOptions, run: Runner = in_this_process, known: dict[Part, Any] | None = None
 ) -> Outcome:
     """Simulate a design and evaluate its recordings.
 

@@ -309,9 +309,7 @@ def read_run(path: Path) -> RunData:
     lost = [key for key, point in points if point is None]
     if lost and manifest.get("status") == "finished":
         raise OutputError(
-            "this point is missing or damaged",
-            file=str(_point_file(path, lost[0])),
-            hint="run the scenario again",
+            "this point is missing or damaged", file=str(_point_file(path, lost[0])), hint="run the scenario again"
         )
     return RunData(path, manifest, [point for _, point in points if point is not None])
 
