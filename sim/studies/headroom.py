@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -156,20 +156,18 @@ class _Search:
             held = [probe.multiple for probe in self.probes if probe.strain <= 1]
             if not held:
                 raise
-            edge = Edge(ALWAYS, lo=max(held))
-        return Headroom(
-            edge.outcome,
-            edge.multiple,
-            edge.lo,
-            edge.hi,
-            self._term_at(edge.hi),
-            self._saturation,
-            self._traffic.changes_over_s if edge.outcome == ALWAYS and edge.lo == self._traffic.most else None,
-            probes=tuple(self.probes),
+            edge = Headroom(ALWAYS, lo=max(held))
+        at_longest = edge.outcome == ALWAYS and edge.lo == self._traffic.most
+        return replace(
+            edge,
+            term=self._term_at(edge.hi),
+            saturation=self._saturation,
+            period_s=self._traffic.changes_over_s if at_longest else None,
             failing=self._failing_point(edge),
+            probes=tuple(self.probes),
         )
 
-    def _find_edge(self) -> Edge:
+    def _find_edge(self) -> Headroom:
         most = self._where_queues_grow()
         longest = self._traffic.most
         if most is None or most > longest:
@@ -177,7 +175,7 @@ class _Search:
         if not self._terms:
             below = most / NARROW
             if max(self._strains(below, fine=True).values()) <= 1:
-                return Edge(FOUND, most, below, most)
+                return Headroom(FOUND, most, below, most)
         return find_edge(self._strains, LEAST, most, top_fails=True)
 
     def _term_at(self, multiple: float | None) -> str:
@@ -310,7 +308,7 @@ class _Search:
         self.probes.append(Probe(multiple, round(requests), strains[term], term))
         return strains
 
-    def _failing_point(self, edge: Edge) -> Point | None:
+    def _failing_point(self, edge: Headroom) -> Point | None:
         """Return what says what limits the traffic where it fails, without what only charts need."""
         if edge.hi is None:
             return None
@@ -360,24 +358,14 @@ def _most_at_a_time(recording: Recording) -> int:
     return int(running.max(initial=0))
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """Where the worst strain crosses 1; ``lo`` and ``hi`` are the nearest multiples on both sides that were tried."""
-
-    outcome: str
-    multiple: float | None = None
-    lo: float | None = None
-    hi: float | None = None
-
-
 class Strained(Protocol):
     """Returns the strains at a multiple of the traffic; finer ones cost more."""
 
     def __call__(self, multiple: float, *, fine: bool) -> Strains: ...
 
 
-def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) -> Edge:
-    """Return where the worst strain crosses 1, starting from a multiple of 1.
+def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) -> Headroom:
+    """Return where the worst strain crosses 1, starting from a multiple of 1, and the nearest multiples on both sides.
 
     :param top_fails: whether ``most`` certainly is too much, so that it needs no simulation.
     """
@@ -390,13 +378,13 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
         lo, hi = at / 2, at
         while fails(lo):
             if lo <= least:
-                return Edge(NEVER, hi=lo)
+                return Headroom(NEVER, hi=lo)
             lo, hi = lo / 2, lo
     else:
         lo, hi = at, min(2 * at, most)
         while not fails(hi):
             if hi >= most:
-                return Edge(ALWAYS, lo=hi)
+                return Headroom(ALWAYS, lo=hi)
             lo, hi = hi, min(2 * hi, most)
     while hi / lo > BRACKET:
         middle = math.sqrt(lo * hi)
@@ -404,7 +392,7 @@ def find_edge(strains: Strained, least: float, most: float, *, top_fails: bool) 
     return _locate(strains, math.sqrt(lo * hi), least, most)
 
 
-def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
+def _locate(strains: Strained, start: float, least: float, most: float) -> Headroom:
     """Return the edge near a multiple by the finer strains: steps until it is passed, then between two of them."""
     found = {at: strains(at, fine=True) for at in (start, 1.0) if max(at / start, start / at) < BRACKET}
     steps = 0
@@ -412,7 +400,7 @@ def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
         below = max((at for at, each in found.items() if max(each.values()) <= 1), default=None)
         above = min((at for at, each in found.items() if max(each.values()) > 1 and at > (below or 0)), default=None)
         if below is not None and above is not None and above / below < NARROW + 1e-9:
-            return Edge(FOUND, _crossing(below, above, found), below, above)
+            return Headroom(FOUND, _crossing(below, above, found), below, above)
         if below is not None and above is not None:
             at = math.sqrt(below * above)
         else:
@@ -420,7 +408,7 @@ def _locate(strains: Strained, start: float, least: float, most: float) -> Edge:
             at = min(found) / step if below is None else min(max(found) * step, most)
             steps += 1
             if at < least or at in found:
-                return Edge(NEVER, hi=min(found)) if below is None else Edge(FOUND, at, below, at)
+                return Headroom(NEVER, hi=min(found)) if below is None else Headroom(FOUND, at, below, at)
         found[at] = strains(at, fine=True)
 
 
