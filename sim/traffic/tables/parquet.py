@@ -65,11 +65,12 @@ class ParquetTable:
         with _arrow_errors(file):
             # An open file, never a name: pyarrow takes some names for network addresses.
             schema = pq.ParquetFile(raw, **limits).schema_arrow
-            text = [field.name for field in schema if _is_text(field.type)]
+            sorts = [(field.name, _sort_of(field.type)) for field in schema]
+            text = [name for name, sort in sorts if sort == "text"]
             self._file = pq.ParquetFile(raw, read_dictionary=text, **limits)
             self.header: tuple[str, ...] = tuple(schema.names)
         self._text = frozenset(text)
-        self._other = frozenset(field.name for field in schema if not (_is_text(field.type) or _is_small(field.type)))
+        self._other = frozenset(name for name, sort in sorts if sort == "other")
         self._batches: Iterator[Any] | None = None
         self._batch: Any = None
         self._row = 1
@@ -129,24 +130,17 @@ class ParquetTable:
         return TraceError("a cell is too long", key=column, file=self._name, allowed=f"up to {CELL_BYTES:,} bytes")
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    """Return whether cells have variable length, perhaps as a dictionary."""
+def _sort_of(kind: pa.DataType) -> str:
+    """Return whether cells are ``text`` of variable length, ``small`` or ``other``, perhaps as a dictionary."""
     import pyarrow as pa
 
     types = pa.types
     if types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return _sort_of(kind.value_type)
     kinds = (types.is_string, types.is_binary, types.is_large_string, types.is_large_binary, types.is_fixed_size_binary)
-    return any(is_kind(kind) for is_kind in kinds)
-
-
-def _is_small(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _is_small(kind.value_type)
-    return bool(types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind))
+    if any(is_kind(kind) for is_kind in kinds):
+        return "text"
+    return "small" if types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind) else "other"
 
 
 @contextlib.contextmanager
