@@ -80,22 +80,6 @@ class Layout:
         return tuple(dict.fromkeys((*self.needed(), *found)))  # one column may be used for two things
 
 
-def plain(header: Sequence[str]) -> Layout:
-    """Return our own layout, of CSV and Parquet; an adapter is an adapter_id or else a tenant_id."""
-    identity = "adapter_id" if "adapter_id" in header else "tenant_id"
-    return Layout(
-        time="timestamp_s",
-        per_second="any",
-        adapter=(identity,),
-        prompt="input_tokens",
-        output="output_tokens",
-        size="adapter_bytes",
-        session="session_id",
-        texts=True,
-        others=("adapter_id", "tenant_id"),
-    )
-
-
 # Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and ...2024.md
 AZURE_LLM = Layout(
     time="TIMESTAMP", per_second="dates", prompt="ContextTokens", output="GeneratedTokens", no_output="one"

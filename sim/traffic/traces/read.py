@@ -22,7 +22,7 @@ from sim.traffic.tables.line_tables import AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
 from sim.traffic.tables.text_files import open_tables
 from sim.traffic.traces.data import MAX_REQUESTS, ReadOptions, TraceData, too_many
-from sim.traffic.traces.formats import Layout, plain, read_rows
+from sim.traffic.traces.formats import Layout, read_rows
 from sim.traffic.traces.log_columns import find_columns, guess
 from sim.traffic.traces.rows import MAX_BYTES
 from sim.traffic.traces.text_columns import TEXT_COLUMNS, TEXTS
@@ -158,8 +158,21 @@ def _read_log(table: TraceTable, ask: ReadOptions) -> TraceData:
 
 
 def _plain(table: TraceTable, ask: ReadOptions) -> Layout:
-    """Return our own layout; where only adapters are wanted, of the other columns those that are there."""
-    layout = plain(table.header)
+    """Return our own layout, of CSV and Parquet; an adapter is an adapter_id or else a tenant_id.
+
+    Where only adapters are wanted, it has of the other columns those that are there.
+    """
+    layout = Layout(
+        time="timestamp_s",
+        per_second="any",
+        adapter=("adapter_id" if "adapter_id" in table.header else "tenant_id",),
+        prompt="input_tokens",
+        output="output_tokens",
+        size="adapter_bytes",
+        session="session_id",
+        texts=True,
+        others=("adapter_id", "tenant_id"),
+    )
     if not ask.adapters_only:
         return layout
 
