@@ -16,10 +16,7 @@ from sim.results.slo_terms import metric_of, split_term
 from sim.results.verdict import unserved
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from sim.arrays import Floats
 
 BETTER, WORSE, MORE, LESS = "clearly better", "clearly worse", "clearly more", "clearly less"
 UNCLEAR, NOT_COMPARABLE = "no clear difference", "not comparable"
@@ -67,7 +64,9 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
     if abs(change) <= _ALIKE * max(abs(before.value), abs(after.value)):
         change = 0.0
     total = CATALOGUE[metric].is_total
-    half = _paired_half(change, before, after, total) if same_draws(one, other) else None
+    half = None
+    if same_draws(one, other) and len(before.parts) == len(after.parts):
+        half = _half_around(change, _array(after.parts) - _array(before.parts), total)
     paired = half is not None
     if half is None:
         half = _independent_half(before, after, total)
@@ -90,13 +89,6 @@ def _word(name: str, low: float | None, high: float | None) -> str:
     if direction == "neither":
         return MORE if low > 0 else LESS
     return BETTER if (low > 0) == (direction == "higher") else WORSE
-
-
-def _paired_half(change: float, one: Metric, other: Metric, total: bool) -> float | None:
-    """Return the half-width from paired differences; None where the parts don't match."""
-    if len(one.parts) != len(other.parts):
-        return None
-    return _half_around(change, _array(other.parts) - _array(one.parts), total)
 
 
 def _independent_half(one: Metric, other: Metric, total: bool) -> float | None:
