@@ -469,11 +469,10 @@ def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
 
     :raises ScenarioError: if both the mix and the trace say so.
     """
-    kinds = scenario.adapters.mix
     if trace is None or trace.adapter is None:
         return scenario.adapters.base_share
     if scenario.adapters.base_share > 0 and not (scenario.adapters.base_alone and trace.base_alone):
-        place = next(i for i, kind in enumerate(kinds) if kind.kind == "base")
+        place = next(i for i, kind in enumerate(scenario.adapters.mix) if kind.kind == "base")
         raise ScenarioError(
             "the trace itself says which requests are for the base model: those that name no adapter",
             key=f"adapters.mix.{place}.kind",
@@ -486,11 +485,9 @@ def _base_share(scenario: Scenario, trace: TraceData | None) -> float:
 
 def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
     given = scenario.adapters.count
-    if not names and scenario.adapters.base_alone:
-        return 1 if given is None else given  # it is never asked for
-    if not names:
-        return UNNAMED_ADAPTERS if given is None else given
-    if given is not None and given < len(names):
+    if given is None:  # of the base model alone, no adapter is ever asked for
+        return len(names) or (1 if scenario.adapters.base_alone else UNNAMED_ADAPTERS)
+    if given < len(names):
         raise ScenarioError(
             "fewer adapters than the file names",
             key="adapters.count",
@@ -498,4 +495,4 @@ def _adapter_count(scenario: Scenario, names: tuple[str, ...]) -> int:
             allowed=f"{len(names)} or more",
             hint="or leave it out",
         )
-    return len(names) if given is None else given
+    return given
