@@ -35,18 +35,15 @@ MAX_NAMES_LETTERS = 1 << 29
 class Rows:
     """Check the rows of one block; a row keeps the first problem found.
 
+    :ivar lines: (n,) int64, the line of each row in its file.
     :ivar good: (n,) bool, rows without a problem so far.
     """
 
     def __init__(self, block: RowBlock, bad_rows: BadRows) -> None:
         self._block = block
         self._bad_rows = bad_rows
+        self.lines = block.rows
         self.good: Mask = np.ones(len(block.rows), dtype=np.bool_)
-
-    @property
-    def lines(self) -> Ints:
-        """(n,) int64, the line of each row in its file."""
-        return self._block.rows
 
     def texts(self, column: str) -> Sequence[str]:
         return self._block.columns[column].texts()
