@@ -29,21 +29,12 @@ PLACE, BEGAN, READY, DRAINED, GONE = range(5)
 """Columns of ``Recording.lives``."""
 
 
-def seconds_in(begin: Floats, end: Floats, bounds: Floats) -> Floats:
-    """Return the summed seconds that intervals spend between each two neighbouring bounds.
-
-    :param begin, end: (n,) times; an infinite end: after the last bound.
-    :return: (bounds - 1,) seconds.
-    """
-    inside = np.minimum(end[:, None], bounds[1:]) - np.maximum(begin[:, None], bounds[:-1])
-    return np.asarray(np.maximum(inside, 0.0).sum(axis=0))
-
-
 def provisioned_s(recording: Recording) -> Floats:
     """Return (sections,) replica-seconds, as a cloud bills them: from the start of the cold start to the end of the
     drain."""
-    lives = recording.lives
-    return seconds_in(lives[:, BEGAN], lives[:, GONE], recording.bounds)
+    lives, bounds = recording.lives, recording.bounds
+    inside = np.minimum(lives[:, GONE, None], bounds[1:]) - np.maximum(lives[:, BEGAN, None], bounds[:-1])
+    return np.asarray(np.maximum(inside, 0.0).sum(axis=0))
 
 
 def counts_at(begin: Floats, end: Floats, times: Floats) -> Floats:

@@ -18,7 +18,7 @@ from sim.results.metrics import measure
 from sim.results.point import Metric, SliceResult
 from sim.results.records import Recording
 from sim.results.run_directory.headroom_record import ALWAYS, SCALING, Headroom
-from sim.results.sample_data import provisioned_s, seconds_in, starting
+from sim.results.sample_data import provisioned_s, starting
 from sim.results.timeline import replicas_over_time
 from sim.spec.scenario import Scenario
 from sim.studies.changes.findings import scaling_sentences
@@ -157,10 +157,11 @@ def test_seconds_by_section_add_up() -> None:
     begin = rng.uniform(0, 100, 50)
     end = np.where(rng.random(50) < 0.2, math.inf, begin + rng.uniform(0, 50, 50))
     bounds = np.array([10.0, 30.0, 31.0, 80.0])
-    found = seconds_in(begin, end, bounds)
+    _, recording = metrics(scenario())
+    lives = np.column_stack((begin, begin, begin, end, end))
+    found = provisioned_s(replace(recording, lives=lives, bounds=bounds))
     grid = np.arange(10, 80, 0.001) + 0.0005
     alive = sum(((grid >= a) & (grid < b)).astype(float) for a, b in zip(begin, end, strict=True))
     each = [float(alive[(grid >= low) & (grid < high)].sum()) * 0.001 for low, high in ((10, 30), (30, 31), (31, 80))]
     assert found == pytest.approx(each, rel=1e-3)
-    _, recording = metrics(scenario())
     assert provisioned_s(recording).sum() == pytest.approx(90.25)
