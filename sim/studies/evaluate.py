@@ -279,7 +279,6 @@ def _is_too_wide(metric: Metric, half_width: float) -> bool:
 
 
 def _too_short_warning(scenario: Scenario, point: Point) -> str:
-    """Return that the run is too short and can't be made longer."""
     assert scenario.run.half_width is not None, "without it, no run is too short"
     wide = _is_too_wide(point.metrics["e2e_p99_s"], scenario.run.half_width)
     return (
@@ -401,7 +400,6 @@ def _is_steady(scenario: Scenario) -> bool:
 
 
 def _broken(scenario: Scenario, replicas: int) -> Iterator[FaultWindow]:
-    """Return when replicas are down and when storage is slow."""
     for fault in scenario.faults:
         if isinstance(fault, Crash):
             yield FaultWindow(fault.kind, fault.at, fault.at + (fault.down or inf), 1 / replicas)
@@ -411,7 +409,6 @@ def _broken(scenario: Scenario, replicas: int) -> Iterator[FaultWindow]:
 
 
 def _refusals(pool: ReplicaPool) -> str:
-    """Return the possible reasons for refused requests of a scenario."""
     fleet, host = pool.scenario.fleet, pool.scenario.cache.host
     reasons = ["prompt and output don't fit into the KV cache of one replica"]
     if fleet.max_model_len is not None:
