@@ -412,11 +412,9 @@ class Sampled:
     def _width_of_mean(self) -> float:
         """The half-width of the mean in the logarithm, by its effective sample size."""
         mean = mean_of(self._values)
-        return (
-            NORMAL * float(np.std(self._values)) / mean / math.sqrt(effective_size(self.by_replication()))
-            if mean
-            else 0.0
-        )
+        if not mean:
+            return 0.0
+        return NORMAL * float(np.std(self._values)) / mean / math.sqrt(effective_size(self.by_replication()))
 
     def by_replication(self) -> list[Floats]:
         """Return the values of each replication."""

@@ -367,9 +367,8 @@ class Recorder:
             columns[name][at[known]] = rows[name][known]
         columns["version"] = self._settled_versions(requests, columns["version"])
         columns["last_version"] = np.maximum(columns["last_version"], columns["version"])
-        wrongly_served = (
-            np.asarray(columns["marks"], dtype=np.int64) & WRONG_SERVED
-        ) > 0  # answered by no version of its adapter
+        # Answered by no version of its adapter.
+        wrongly_served = (np.asarray(columns["marks"], dtype=np.int64) & WRONG_SERVED) > 0
         columns["version"][wrongly_served] = columns["last_version"][wrongly_served] = 0
         return columns
 

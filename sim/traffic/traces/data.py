@@ -142,9 +142,7 @@ def too_many(file: str, count: float) -> TraceError:
 def ties_note(file: str, arrival_s: Floats) -> Iterable[str]:
     """Yield a note on requests with equal times, if they are more than a tenth."""
     same = arrival_s[1:] == arrival_s[:-1]
-    shared = (
-        int(np.count_nonzero(same)) + int(np.count_nonzero(same[:1])) + int(np.count_nonzero(same[1:] & ~same[:-1]))
-    )
+    shared = int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
     if shared > len(arrival_s) / 10:
         yield f"{file}: {shared:,} of {len(arrival_s):,} requests share their time with another"
 
