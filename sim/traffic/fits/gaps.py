@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,15 +62,12 @@ def _weibull(scaled: Floats) -> GapFit:
     logs = np.log(scaled)
     mean_log = float(logs.mean())
     top = float(logs.max())
-    low, high = math.log(0.05), math.log(50.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        powers = np.exp(math.exp(middle) * (logs - top))  # scaled, so that nothing overflows
-        if float(powers @ logs / powers.sum()) - math.exp(-middle) > mean_log:
-            high = middle
-        else:
-            low = middle
-    shape = math.exp((low + high) / 2)
+
+    def is_beyond(log_shape: float) -> bool:
+        powers = np.exp(math.exp(log_shape) * (logs - top))  # scaled, so that nothing overflows
+        return float(powers @ logs / powers.sum()) - math.exp(-log_shape) > mean_log
+
+    shape = _bisect(is_beyond, 0.05, 50.0)
     log_mean_power = float(np.log(np.mean(np.exp(shape * (logs - top))))) + shape * top
     scale_log = log_mean_power / shape
     likelihood = len(logs) * (math.log(shape) - shape * scale_log - 1) + (shape - 1) * float(logs.sum())
@@ -83,13 +81,18 @@ def _gamma(scaled: Floats) -> GapFit:
 
     mean, mean_log = float(scaled.mean()), float(np.log(scaled).mean())
     wanted = max(math.log(mean) - mean_log, 1e-12)
-    low, high = math.log(1e-4), math.log(1e5)
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle - float(digamma(math.exp(middle))) > wanted else (low, middle)
-    shape = math.exp((low + high) / 2)
+    shape = _bisect(lambda log: log - float(digamma(math.exp(log))) <= wanted, 1e-4, 1e5, 80)
     each = shape * math.log(shape / mean) - math.lgamma(shape) + (shape - 1) * mean_log - shape
     return GapFit("gamma", _within(1 / math.sqrt(shape)), len(scaled) * each)
+
+
+def _bisect(is_beyond: Callable[[float], bool], least: float, most: float, steps: int = 60) -> float:
+    """Return the number from which on a condition on its logarithm holds."""
+    low, high = math.log(least), math.log(most)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_beyond(middle) else (middle, high)
+    return math.exp((low + high) / 2)
 
 
 def _within(cv: float) -> float:
@@ -163,28 +166,18 @@ def fit_modulation(times: Floats, rate: float) -> Modulation | None:
     windows = (float(times[-1]) - float(times[0])) / LONG_S
     if long < 1 + 4 * math.sqrt(2 / windows):  # four standard errors of a Poisson process
         return None
-    slowest = windows * LONG_S / 10
     wanted = (long - 1) / max(short - 1, 1e-9)
-    correlation_s = _correlation_time(wanted, slowest)
+
+    def is_slower(log_s: float) -> bool:  # the ratio of the windows' dispersions grows with the correlation time
+        return _share_seen(LONG_S / math.exp(log_s)) / _share_seen(SHORT_S / math.exp(log_s)) >= wanted
+
+    correlation_s = _bisect(is_slower, SHORT_S / 50, max(windows * LONG_S / 10, SHORT_S))
     spread = (long - 1) / (2 * rate * correlation_s * _share_seen(LONG_S / correlation_s))  # variance over squared rate
     if spread <= 1:
         swing = math.sqrt(spread)
         return Modulation((1 - swing, 1 + swing), (2 * correlation_s, 2 * correlation_s))
     share = 1 / (1 + spread)  # of the time in the high state; the low one is silent
     return Modulation((0.0, 1 / share), (correlation_s / share, correlation_s / (1 - share)))
-
-
-def _correlation_time(wanted: float, slowest: float) -> float:
-    """Return the correlation time at which the windows' dispersions have this ratio, which grows with it."""
-    low, high = math.log(SHORT_S / 50), math.log(max(slowest, SHORT_S))
-    for _ in range(60):
-        middle = (low + high) / 2
-        c = math.exp(middle)
-        if _share_seen(LONG_S / c) / _share_seen(SHORT_S / c) < wanted:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
 
 
 def _share_seen(x: float) -> float:
