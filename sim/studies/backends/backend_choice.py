@@ -52,10 +52,6 @@ def choose_backend(texts: Sequence[str]) -> BackendChoice:
             allowed=f"{', '.join(BACKENDS)}, or an address such as tcp://host:8786",
             hint=did_you_mean(address, BACKENDS),
         )
-    return _addressed(backend, address)
-
-
-def _addressed(backend: str | None, address: str) -> BackendChoice:
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme and scheme not in _SCHEMES:
         raise InputError(
