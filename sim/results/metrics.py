@@ -41,8 +41,6 @@ from sim.traffic.request import MISS
 
 BUSY = 0.95
 """A loader or server busier than this leaves latencies unsettled: their queue has not reached its mean."""
-
-
 MEASURED = frozenset(UNITS) - ONLY_WITH_PRICE
 """The metrics of a fleet; costs are those of ``measured_usage``."""
 

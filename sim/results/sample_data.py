@@ -252,8 +252,7 @@ class MeasuredRequests:
         self._finished: dict[str | None, Floats] = {}
         self._columns: dict[str, NDArray[Any]] = {}
         self._latencies: dict[str, Sampled] = {}
-        status = self.column("status")
-        self.completed = status == COMPLETED
+        self.completed = self.column("status") == COMPLETED
         self.admitted = self.column("admitted_s") >= 0
         self.for_base = self.column("adapter") == BASE_MODEL
         self.admitted_with_adapter = self.admitted & ~self.for_base

@@ -455,7 +455,6 @@ def ratio(over: Floats, under: Floats, sections: int, unit: str, *, highest: flo
     :param over, under: (replications x sections,) sums.
     :param highest: 1 where ``over`` is a part of ``under``.
     """
-
     total = float(under.sum())
     if total <= 0:
         return Metric(None, unit=unit, state=State(Cause.NO_REQUESTS))
