@@ -120,9 +120,6 @@ def _each(over: Floats, under: Floats, *, highest: float = math.inf) -> Metric:
     return spread_over(whole, each, "1", highest=highest)
 
 
-# What a placement controller did.
-
-
 class PlacementMetrics:
     """What a placement controller did."""
 

@@ -100,9 +100,6 @@ class BadRows:
         return f"{more}skip_bad (--skip-bad) leaves such rows out"
 
 
-# Tables.
-
-
 class Column(Protocol):
     """The cells of one column in a block."""
 
