@@ -171,10 +171,11 @@ def evaluate(
     facts = facts_of(design.world)
     point = summarise(recordings, facts, options.set, list(design.world.notes))
     table = request_table(recordings[0], design.world.traffic.names, facts) if options.requests else None
-    longer = doubled(design.scenario, point) if doubles else None
+    too_short = doubles and is_too_short(design.scenario, point)
+    longer = doubled(design.scenario) if too_short else None
     if longer is None:
         results.update(run(design, [part for part in parts if part not in results]))
-        if doubles and is_too_short(design.scenario, point):
+        if too_short:
             point = replace(point, warnings=[*point.warnings, _too_short_warning(design.scenario, point)])
         drawn = [results[part] for part in parts if part.kind == DRAW]
         if drawn:
@@ -250,11 +251,9 @@ def _renumbered(event: dict[str, Any], numbers: Sequence[int]) -> dict[str, Any]
     return {**event, "text": f"rollouts.{new}{event['text'].removeprefix(f'rollouts.{old}')}", "rollout": new}
 
 
-def doubled(scenario: Scenario, point: Point) -> Scenario | None:
-    """Return the scenario with twice the requests, if the run is too short and ``run.max_requests`` allows it."""
+def doubled(scenario: Scenario) -> Scenario | None:
+    """Return the scenario of a run that is too short with twice the requests, if ``run.max_requests`` allows it."""
     workload = scenario.workload
-    if not is_too_short(scenario, point):
-        return None
     assert workload.requests is not None, "no other run is too short"
     if workload.requests * 2 > scenario.run.max_requests:
         return None
