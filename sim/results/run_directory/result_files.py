@@ -288,7 +288,7 @@ def refuse_foreign(out: Path) -> None:
         except FileNotFoundError:
             return
     foreign = [name for name in names if name not in (*_FILES, ".lock", "points") and not _DRAFT.fullmatch(name)]
-    if foreign and not _wrote_manifest(out):
+    if foreign and "scenario_hash" not in manifest_or_nothing(out):  # web pages have a manifest.json too
         raise OutputError(
             "this folder holds other files",
             got=", ".join(foreign[:3]),
@@ -298,13 +298,13 @@ def refuse_foreign(out: Path) -> None:
         )
 
 
-def _wrote_manifest(out: Path) -> bool:
-    """Say whether the manifest is one of ours: web pages have a ``manifest.json`` too."""
+def manifest_or_nothing(out: Path) -> dict[str, Any]:
+    """Return what ``manifest.json`` holds; {} where it can't be read or is none."""
     try:
         manifest = read_manifest(out)
     except OutputError:
-        return False
-    return isinstance(manifest, dict) and "scenario_hash" in manifest
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def read_manifest(out: Path) -> Any:

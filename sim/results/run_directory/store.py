@@ -32,6 +32,7 @@ from sim.results.run_directory.result_files import (
     KEY,
     MANIFEST,
     make_folder,
+    manifest_or_nothing,
     points_csv,
     read_json,
     read_manifest,
@@ -360,13 +361,8 @@ def holds_nothing_else(folder: Path, wanted_hash: str, sets: list[dict[str, Any]
     """Return whether these points may use the folder: it is free, or holds some of them and no others."""
     if not (folder / MANIFEST).exists():
         return not folder.exists() or not any(folder.iterdir())
-    try:
-        old = read_manifest(folder)
-    except OutputError:
-        return False
-    if not isinstance(old, dict) or old.get("scenario_hash") != wanted_hash:
-        return False
-    return all(set_ in sets for set_ in old.get("sets", []))
+    old = manifest_or_nothing(folder)
+    return old.get("scenario_hash") == wanted_hash and all(set_ in sets for set_ in old.get("sets", []))
 
 
 def _point_file(folder: Path, key: str) -> Path:
