@@ -34,11 +34,9 @@ _BLOCKED_FOR_TAIL = 0.01
 _BLOCKED_IN_BURSTS, _BLOCKED_AND_QUEUED = 0.001, 0.005
 """The same where that p99 is a wait in the queue: bursts came at such times if the GPU is often idle; if it is busy,
 half of the slowest hundredth did."""
-_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _LOAD_OF_GAP, _READ_OF_FIRST = 0.5, 0.3, 0.5, 0.5
+_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _BLOCKING_LOAD_OF_TAIL, _LOAD_OF_GAP, _READ_OF_FIRST = 0.5, 0.3, 0.1, 0.5, 0.5
 """Shares of a latency from which its queue decides it, a load, or a read of KV. Loads of others may come before a
-request's own."""
-_BLOCKING_LOAD_OF_TAIL = 0.1
-"""The same of a load that blocks steps: every request waits for those of all that came before it."""
+request's own, and all of them do where loads block steps."""
 _BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1
 """Shares of the time from which loads within steps decide one gap in a hundred, and the mean gap of a request."""
 _LONG_GAPS, _LONG_MEAN_GAPS = 2.0, 1.5

@@ -99,9 +99,8 @@ def test_check_fails_only_where_an_slo_term_is_clearly_worse(loraplan: CommandLi
     worse = loraplan("compare", large, small, "--check", "--json")
     assert worse.code == 1
     assert json.loads(worse.out)["worse_slo_terms"] == ["e2e_p99_s"]
-    nothing = loraplan("compare", str(runs / "aimless"), str(runs / "aimless"), "--check", "--json")
-    assert nothing.code == 2
-    assert "no SLO to check" in nothing.err
+    nothing = loraplan.refused("compare", str(runs / "aimless"), str(runs / "aimless"), "--check", "--json")
+    assert "no SLO to check" in nothing
 
 
 def test_a_run_beside_itself_does_not_differ(loraplan: CommandLine, runs: Path) -> None:
@@ -148,23 +147,20 @@ def test_rates_share_their_draws(loraplan: CommandLine, runs: Path) -> None:
 
 
 def test_points_that_never_meet_are_refused(loraplan: CommandLine, runs: Path) -> None:
-    ended = loraplan("compare", str(runs / "swept"), str(runs / "rates"))
-    assert ended.code == 2
-    assert "no points of these runs belong together" in ended.err
-    assert '{"cache.gpu.slots": 100}' in ended.err
+    ended = loraplan.refused("compare", str(runs / "swept"), str(runs / "rates"))
+    assert "no points of these runs belong together" in ended
+    assert '{"cache.gpu.slots": 100}' in ended
 
 
 def test_scenarios_must_be_run_first(loraplan: CommandLine, runs: Path, tmp_path: Path) -> None:
     for wrong in ("cache-thrash", "mine.yaml"):
-        ended = loraplan("compare", str(runs / "small"), wrong)
-        assert ended.code == 2
-        assert f"this is a scenario, not a run directory (got {wrong}); run it first: loraplan run {wrong}" in ended.err
+        ended = loraplan.refused("compare", str(runs / "small"), wrong)
+        assert f"this is a scenario, not a run directory (got {wrong}); run it first: loraplan run {wrong}" in ended
     assert "no such folder" in loraplan("compare", str(runs / "small"), "nowhere").err
     empty = tmp_path / "empty"
     empty.mkdir()
-    ended = loraplan("compare", str(empty), str(runs / "small"))
-    assert ended.code == 2
-    assert "is not a run directory" in ended.err
+    ended = loraplan.refused("compare", str(empty), str(runs / "small"))
+    assert "is not a run directory" in ended
     assert loraplan("compare", str(runs / "small"), str(runs / "large"), "--out", str(runs / "small")).code == 2
 
 
@@ -208,9 +204,8 @@ def test_check_goes_by_the_slos_of_tenants(loraplan: CommandLine, runs: Path, tm
     assert found["answer"] == "clearly worse"
     loraplan.succeeds("compare", "narrow", "wide", "--check", "--json")
     assert "\np99 TTFT of chat, SLO 2 s" in loraplan("compare", "wide", "narrow", "--all").out
-    alone = loraplan("compare", str(runs / "aimless"), "wide", "--check")
-    assert alone.code == 2
-    assert "tenants: only one of the runs has the tenants with an SLO" in alone.err
+    alone = loraplan.refused("compare", str(runs / "aimless"), "wide", "--check")
+    assert "tenants: only one of the runs has the tenants with an SLO" in alone
 
 
 def test_a_mix_has_no_rank_of_its_own() -> None:
