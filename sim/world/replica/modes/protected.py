@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from heapq import heappop, heappush
-from typing import Protocol
 
 from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
 from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
@@ -110,24 +109,12 @@ class LoadsAtArrival(OverlappedLoads):
             self.replica.fail(request)
 
 
-class LoadingQueue(Protocol):
-    """A queue that hands out requests whose adapter must be loaded, and takes them back."""
-
-    def arrived(self, request: Request) -> None:
-        """Take back a request: its adapter is resident."""
-
-    def failed(self, request: Request) -> None:
-        """Forget a request: its adapter could not be loaded."""
-
-
 class OverlappedQueue(OverlappedLoads):
     """Loads that start when the queue says so, and overlap with steps."""
 
-    def __init__(
-        self, parts: ModeParts, waiting: WaitingQueue, loading: LoadingQueue, *, discards: bool = False
-    ) -> None:
+    def __init__(self, parts: ModeParts, waiting: ClaimingQueue | AdapterQueues, *, discards: bool = False) -> None:
         super().__init__(parts, waiting, discards=discards)
-        self._loading = loading
+        self._loading = waiting
 
     def take_in(self, request: Request, may_join_now: bool) -> None:
         self.replica.enqueue(request, may_join_now)
@@ -160,7 +147,7 @@ class LoadsAtAdmission(OverlappedQueue):
 
     def __init__(self, parts: ModeParts, *, stop: bool, discards: bool = False) -> None:
         queue = ClaimingQueue(parts.cache, self.request_load, stop=stop)
-        super().__init__(parts, queue, queue, discards=discards)
+        super().__init__(parts, queue, discards=discards)
 
 
 class LoadsInSteps(ProtectedMode):
@@ -330,7 +317,7 @@ class PerAdapterQueues(OverlappedQueue):
     def __init__(self, parts: ModeParts, cycle_s: float) -> None:
         clock = parts.context.clock
         self._queues = AdapterQueues(parts.cache, self.request_load, lambda: clock.now, cycle_s)
-        super().__init__(parts, self._queues, self._queues)
+        super().__init__(parts, self._queues)
 
     def serve_base_model(self) -> int:
         number = super().serve_base_model()
