@@ -77,6 +77,9 @@ class AdapterMode(Intake):
     def serve_base_model(self) -> int:
         return self.cache.serve_base_model()
 
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        self.replica.enqueue(request, may_join_now)
+
     def room_appeared(self) -> None:
         """Note that the last request that used an adapter has left, so that the adapter may be evicted."""
 

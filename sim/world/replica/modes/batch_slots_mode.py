@@ -60,9 +60,6 @@ class BatchSlotsMode(AdapterMode):
         self._base_model = NO_NUMBER
         self._whole_batch = False  # whether the last step fetched the adapters of all running requests
 
-    def take_in(self, request: Request, may_join_now: bool) -> None:
-        self.replica.enqueue(request, may_join_now)
-
     def before_step(self, batch: Scheduler, start_s: float) -> float:
         step = batch.decided
         if self._whole_batch and not (batch.adapters_changed or step.prefills):

@@ -116,9 +116,6 @@ class OverlappedQueue(OverlappedLoads):
         super().__init__(parts, waiting, discards=discards)
         self._loading = waiting
 
-    def take_in(self, request: Request, may_join_now: bool) -> None:
-        self.replica.enqueue(request, may_join_now)
-
     def request_load(self, request: Request) -> None:
         """Start or join the load of a request that the queue has handed out."""
         request.outcome = DELAYED_HIT if self.loader.request_load(request) else MISS
@@ -156,9 +153,6 @@ class LoadsInSteps(ProtectedMode):
     def __init__(self, parts: ModeParts, waiting: WaitingQueue, *, discards: bool = False) -> None:
         super().__init__(parts, waiting, loads_in_steps=True, discards=discards)
         self._tiers = Tiers(parts.host, parts.context.versions)
-
-    def take_in(self, request: Request, may_join_now: bool) -> None:
-        self.replica.enqueue(request, may_join_now)
 
     def before_step(self, batch: Scheduler, start_s: float) -> float:
         unloaded, self.waiting.unloaded = self.waiting.unloaded, []

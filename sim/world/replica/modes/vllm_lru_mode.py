@@ -30,9 +30,6 @@ class VllmLru(AdapterMode):
         self._slots = cache
         self._reload_s = reload_s
 
-    def take_in(self, request: Request, may_join_now: bool) -> None:
-        self.replica.enqueue(request, may_join_now)
-
     def before_step(self, batch: Scheduler, start_s: float) -> float:
         if not batch.adapters_changed:
             return 0.0
