@@ -131,6 +131,18 @@ class AdapterMode(Intake):
         """Drop an adapter that is not in use, and will not be requested again, from GPU memory."""
         self.cache.discard(adapter)
 
+    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+        def action(start_s: float) -> float:
+            took_s = self.load_idle(adapter, seconds, start_s)
+            then(start_s + took_s)
+            return took_s
+
+        self.replica.at_boundary(action)
+
+    def load_idle(self, adapter: int, seconds: tuple[float, float], start_s: float) -> float:
+        """Load an adapter between two steps, if it is absent and an idle one can make room; return the seconds."""
+        return 0.0
+
     def renew(self, adapter: int, seconds: float, replace_weights: ReplaceWeights) -> None:
         """Load an adapter again; here the load blocks the next step."""
         context = self.context

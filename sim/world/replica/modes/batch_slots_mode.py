@@ -153,20 +153,14 @@ class BatchSlotsMode(AdapterMode):
         load = self._under_way.get(adapter)
         return load is not None and load.tier == FROM_HOST
 
-    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
-        """Load an adapter between two steps, if one that no running request uses can make room."""
-
-        def action(start_s: float) -> float:
-            took_s = 0.0
-            if self._slots.load_idle(adapter):
-                tier = FROM_HOST if self._tiers.host.touch(adapter) else FROM_STORAGE
-                took_s, _ = self.load_in_step(adapter, tier, seconds[tier == FROM_HOST], start_s, -1)
-                self._tiers.load_started(adapter, tier)
-                self._tiers.load_ended(adapter, tier)
-            then(start_s + took_s)
-            return took_s
-
-        self.replica.at_boundary(action)
+    def load_idle(self, adapter: int, seconds: tuple[float, float], start_s: float) -> float:
+        if not self._slots.load_idle(adapter):
+            return 0.0
+        tier = FROM_HOST if self._tiers.host.touch(adapter) else FROM_STORAGE
+        took_s, _ = self.load_in_step(adapter, tier, seconds[tier == FROM_HOST], start_s, -1)
+        self._tiers.load_started(adapter, tier)
+        self._tiers.load_ended(adapter, tier)
+        return took_s
 
     def _load(self, adapter: int, request: Request | None, start_s: float) -> tuple[int, float, bool]:
         """Perform one load of a step; return its tier and seconds, and whether it succeeds.

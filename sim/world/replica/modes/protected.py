@@ -171,16 +171,7 @@ class LoadsInSteps(ProtectedMode):
                 self.failed.append(request)
         return load_s
 
-    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
-        def action(start_s: float) -> float:
-            took_s = self._load_idle(adapter, seconds, start_s)
-            then(start_s + took_s)
-            return took_s
-
-        self.replica.at_boundary(action)
-
-    def _load_idle(self, adapter: int, seconds: tuple[float, float], start_s: float) -> float:
-        """Load an adapter between two steps, if it is absent and an idle one can make room; return the seconds."""
+    def load_idle(self, adapter: int, seconds: tuple[float, float], start_s: float) -> float:
         if self._gpu.state[adapter] != ABSENT or not self._gpu.reserve_ahead(adapter, ()):
             return 0.0
         from_host = self._tiers.host.touch(adapter)

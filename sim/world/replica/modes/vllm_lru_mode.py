@@ -54,21 +54,15 @@ class VllmLru(AdapterMode):
                 self._slots.lose(adapter)
         return end_s - start_s
 
-    def load_placed(self, adapter: int, seconds: tuple[float, float], then: Callable[[float], None]) -> None:
+    def load_idle(self, adapter: int, seconds: tuple[float, float], start_s: float) -> float:
         """Load an adapter between two steps, as ``/v1/load_lora_adapter`` does; not into a slot that the batch uses."""
-
-        def action(start_s: float) -> float:
-            tier = self._slots.load_idle(adapter)
-            took_s = 0.0
-            if tier in (FROM_STORAGE, FROM_HOST):
-                own_s = seconds[0] if tier == FROM_STORAGE else seconds[1]
-                took_s, _ = self.load_in_step(adapter, tier, own_s, start_s, -1)
-                self.context.versions.load_started(adapter, tier)
-                self.context.versions.load_ended(adapter, tier)
-            then(start_s + took_s)
-            return took_s
-
-        self.replica.at_boundary(action)
+        tier = self._slots.load_idle(adapter)
+        if tier not in (FROM_STORAGE, FROM_HOST):
+            return 0.0
+        took_s, _ = self.load_in_step(adapter, tier, seconds[tier == FROM_HOST], start_s, -1)
+        self.context.versions.load_started(adapter, tier)
+        self.context.versions.load_ended(adapter, tier)
+        return took_s
 
     def _load(self, adapter: int, tier: int, request: Request | None, start_s: float) -> tuple[float, bool]:
         """Perform one load of a step; return its seconds, and whether it succeeds.
