@@ -47,7 +47,8 @@ class Rollouts(Extension):
         self.original: list[int] = plan.original.tolist()
         self._clock, self._recorder = clock, recorder
         self._progress = progress = RolloutProgress(clock, recorder)
-        self._versions = [Versions(plan.initial_versions) for _ in range(world.replicas)]
+        initial, replicas = plan.initial_versions, range(world.replicas)
+        self._versions = [Versions(initial, partial(self._changed, replica)) for replica in replicas]
         self.barriers = Barriers(clock, len(self._versions))
         first = world.pools[0]
         costs = first.scenario, first.profile, first.population
@@ -91,8 +92,6 @@ class Rollouts(Extension):
         self._fleet: Dispatcher
         # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
-        for replica, of_replica in enumerate(self._versions):
-            of_replica.report_to(partial(self._changed, replica))
 
     def versions(self, replica: int) -> tuple[Versions, HostLoadVersions]:
         """Return the versions that loads on a replica read: to the GPU, and to host memory where those come first."""

@@ -12,6 +12,8 @@ class Versions(WeightVersions):
     """The versions of one replica, by adapter, for rollouts that keep its name. They only rise.
 
     :param initial_versions: version at the start, if it is not 1.
+    :param on_change: called with adapter, old and new version when a newer version replaces an older one on the GPU.
+        That happens at a step boundary; requests in progress continue with the new one.
     :ivar files: version that loads from storage read, if it is not the initial one.
     :ivar on_gpu, in_host: version of the current copy, or of the last one.
     :ivar awaited: callbacks for when the version on storage reaches the GPU; several rollouts may wait.
@@ -19,21 +21,14 @@ class Versions(WeightVersions):
 
     hears_loads = True
 
-    def __init__(self, initial_versions: Mapping[int, int]) -> None:
+    def __init__(self, initial_versions: Mapping[int, int], on_change: Callable[[int, int, int], None]) -> None:
         self._initial_versions = initial_versions
+        self._on_change = on_change
         self.files: dict[int, int] = {}
         self.awaited: dict[int, list[Callable[[], None]]] = {}
         self.on_gpu: dict[int, int] = {}
         self.in_host: dict[int, int] = {}
         self._reading: dict[int, int] = {}
-        self._on_change: Callable[[int, int, int], None] = lambda adapter, old, new: None
-
-    def report_to(self, on_change: Callable[[int, int, int], None]) -> None:
-        """Call ``on_change`` with adapter, old and new version when a newer version replaces an older one on the GPU.
-
-        That happens at a step boundary; requests in progress continue with the new one.
-        """
-        self._on_change = on_change
 
     def of(self, adapter: int) -> int:
         """Return the version that answers requests."""
