@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,22 +16,14 @@ from sim.policies.changes import FailedTerm
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Event
 from sim.rng import stream
-from sim.traffic.request import Request
 from sim.world.clock import CONTROL, Clock
 from sim.world.rollouts.rollout_plan import PlannedRollout
 
+if TYPE_CHECKING:
+    from sim.world.rollouts.traffic_shift import TrafficShift
+
 _ROUNDING_S = 1e-9
 """One load ends and the next begins at times that are sums of the same parts, added up in another order."""
-
-
-class ShiftingRollout(Protocol):
-    """A rollout under a new name, which decides the version of each request."""
-
-    def moves(self, request: Request) -> bool:
-        """Send a request to the new version if it belongs to the share that moves; return whether it does."""
-
-    def left(self, adapter: int) -> None:
-        """Record that a request for the losing version has left."""
 
 
 class RolloutProgress:
@@ -52,8 +44,8 @@ class RolloutProgress:
         self.clock = clock
         self.recorder = recorder
         self.moved: dict[int, int] = {}
-        self.shifting: dict[int, ShiftingRollout] = {}
-        self.draining: dict[int, ShiftingRollout] = {}
+        self.shifting: dict[int, TrafficShift] = {}
+        self.draining: dict[int, TrafficShift] = {}
         self.in_transition: set[int] = set()
         self.settled: dict[int, int] = {}
         self.pin_of: dict[int, int] = {}
