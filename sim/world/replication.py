@@ -12,7 +12,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.policies.routing import Choosing, View
+from sim.policies.routing import View
 from sim.policies.routing.placed import Placed
 from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
@@ -76,28 +76,20 @@ def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np
     if not world.scenario.router_policy.splits_adapters or world.replicas == 1:
         all_adapters = np.ones(world.traffic.places, dtype=np.bool_)
         return lambda replica: all_adapters
-    router, adapters = _idle_router(world, replication), range(world.traffic.places)
+    replicas, adapters = world.replicas, range(world.traffic.places)
+
+    def idle(up: list[int]) -> View:
+        inside: list[dict[int, int]] = [{} for _ in range(replicas)]
+        nowhere = [0] * world.base_model
+        return View(loads=[0] * replicas, up=up, resident=nowhere, running=nowhere, inside=inside)
+
+    router = route(world, replication, idle).router
     if world.scenario.router.placing is not None:
         assert isinstance(router, Placed), "it follows a placement"
         all_homes = [router.all_homes(adapter) for adapter in adapters]
         return lambda replica: np.array([replica in homes for homes in all_homes])
     owners = np.array([router.choose(adapter, adapter) for adapter in adapters])
     return lambda replica: owners == replica
-
-
-def _idle_router(world: World, replication: int) -> Choosing:
-    replicas, adapters = world.replicas, world.base_model
-
-    def idle(up: list[int]) -> View:
-        return View(
-            loads=[0] * replicas,
-            up=up,
-            resident=[0] * adapters,
-            running=[0] * adapters,
-            inside=[{} for _ in range(replicas)],
-        )
-
-    return route(world, replication, idle).router
 
 
 @contextmanager
@@ -266,9 +258,6 @@ def _show_replicas(
     refresher = ViewRefresher(fleet.clock, view, sources, reads, interval, fleet.next_s)
     if others:
         refresher.keep_current(others)
-    if "cached" in reads:
-        servers = fleet.servers
-        refresher.show_caches(lambda replica, request: servers[replica].cached_tokens(request))
     if routing.current:
         current = ViewRefresher(fleet.clock, View(), sources, routing.current_reads, 0.0, fleet.next_s)
         current.keep_current(routing.current)

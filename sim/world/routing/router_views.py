@@ -245,6 +245,8 @@ class ViewRefresher(FreshView):
             view.in_flight = sources.loads
         if "copies" in reads:
             view.copies = CopiesNow(sources.servers, sources.residency)
+        if "cached" in reads:
+            view.cached = lambda replica, request: sources.servers[replica].cached_tokens(request)
         if interval_s == 0:
             self._share()
         elif reads:
@@ -293,11 +295,6 @@ class ViewRefresher(FreshView):
         if self._gauged:
             self._read_gauges()
 
-    def show_caches(self, cached: Callable[[int, Request], int]) -> None:
-        """Show what a function finds in the KV caches of replicas, which is always current."""
-        for view in (self._view, *self._others):
-            view.cached = cached
-
     def _copy_to_others(self) -> None:
         view = self._view
         for other in self._others:
@@ -305,7 +302,7 @@ class ViewRefresher(FreshView):
             other.inside, other.reading = view.inside, view.reading
             other.waiting, other.batch, other.kv = view.waiting, view.batch, view.kv
             other.listed, other.held = view.listed, view.held
-            other.copies, other.in_flight = view.copies, view.in_flight
+            other.copies, other.in_flight, other.cached = view.copies, view.in_flight, view.cached
 
     def _again(self, event: Call) -> None:
         if self._reading > self._done:
