@@ -148,7 +148,8 @@ class StorageFaults(LoadTiming):
             failed = self._failed(len(spans) - 1, end_s, number)
             if failed is None or len(spans) > failed.retries:
                 return Attempts(tuple(spans), took_s if len(spans) == 1 else end_s - began_s, failed is None)
-            start_s = end_s + _pause_s(failed.backoff_s, len(spans) - 1)
+            pause_s = failed.backoff_s * 2.0 ** (len(spans) - 1)
+            start_s = end_s + min(pause_s, max(LONGEST_PAUSE_S, failed.backoff_s))
 
     def _unrequested_number(self, adapter: int) -> int:
         """Return a number below 0 for the draws of a load without a request; it is unique over all replicas."""
@@ -174,10 +175,6 @@ class StorageFaults(LoadTiming):
             if holds and uniform_draw(failures.keys[attempt], number) < failures.probability:
                 return failures
         return None
-
-
-def _pause_s(backoff_s: float, doubled: int) -> float:
-    return min(backoff_s * 2.0**doubled, max(LONGEST_PAUSE_S, backoff_s))
 
 
 def storage_faults(scenario: Scenario) -> list[tuple[int, StorageFault]]:
