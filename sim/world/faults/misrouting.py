@@ -71,9 +71,8 @@ class StalePrefixes:
         ]
         self._concerned = concerned
         self._answered_s: dict[tuple[int, int], float] = {}  # by replica and adapter, time of the last answer
-        self._replacements: dict[
-            tuple[int, int], list[tuple[float, float]]
-        ] = {}  # when each came, and the last answer before it
+        # When each came, and the last answer before it.
+        self._replacements: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     def start(self, fleet: Dispatcher) -> None:
         """Begin with the run of a fleet."""
@@ -257,22 +256,6 @@ class BaseModelMisrouting(MisroutingFault):
         return self._base_model if drawn < self._probability else request.adapter
 
 
-def make_misrouting_faults(world: World, replication: int) -> list[MisroutingFault]:
-    """Return the misrouting faults of a scenario, in its order."""
-    scenario, traffic = world.scenario, world.traffic
-    seed = scenario.run.seed
-    faults: list[MisroutingFault] = []
-    for number, spec in enumerate(scenario.faults):
-        if isinstance(spec, Misrouting):
-            faults.append(RandomMisrouting(number, spec, traffic, seed, replication))
-        elif isinstance(spec, StaleMap):
-            routers = RouterInstances(scenario.router.instances, seed, replication)
-            faults.append(StaleMapMisrouting(number, spec, traffic, routers, seed, replication))
-        elif isinstance(spec, BaseModelAnswers):
-            faults.append(BaseModelMisrouting(number, spec, world.base_model, seed, replication))
-    return faults
-
-
 def check_misrouting_faults(scenario: Scenario, traffic: Traffic) -> None:
     """Refuse misrouting faults for which there are too few adapters.
 
@@ -363,18 +346,15 @@ class MisroutedRequests(Extension):
             return True
         now, tried = self._clock.now, self._tries.get(request.index, 0)
         if now >= self._until_s:
-            self._update_active(now)
+            self._active = [fault for fault in self._faults if fault.begins_s <= now < fault.ends_s]
+            edges = (time for fault in self._faults for time in (fault.begins_s, fault.ends_s))
+            self._until_s = min((time for time in edges if time > now), default=inf)
         for fault in self._active:
             reached = fault.reaches(request, tried, now)
             if reached != request.adapter:
                 self._misroute(request, reached, fault)
                 break
         return True
-
-    def _update_active(self, now: float) -> None:
-        self._active = [fault for fault in self._faults if fault.begins_s <= now < fault.ends_s]
-        edges = (time for fault in self._faults for time in (fault.begins_s, fault.ends_s))
-        self._until_s = min((time for time in edges if time > now), default=inf)
 
     def _misroute(self, request: Request, reached: int, fault: MisroutingFault) -> None:
         self.wrong[request.index] = OriginalTarget(request.adapter, request.load_s, request.host_load_s, fault)
@@ -455,9 +435,18 @@ def make_misrouting(
     world: World, replication: int, clock: Clock, recorder: Recorder, prefixes: StalePrefixes
 ) -> MisroutedRequests | None:
     """Return the misrouting faults of one replication, if there are any."""
-    faults = make_misrouting_faults(world, replication)
+    scenario, traffic, first = world.scenario, world.traffic, world.pools[0]
+    seed = scenario.run.seed
+    faults: list[MisroutingFault] = []
+    for number, spec in enumerate(scenario.faults):
+        if isinstance(spec, Misrouting):
+            faults.append(RandomMisrouting(number, spec, traffic, seed, replication))
+        elif isinstance(spec, StaleMap):
+            routers = RouterInstances(scenario.router.instances, seed, replication)
+            faults.append(StaleMapMisrouting(number, spec, traffic, routers, seed, replication))
+        elif isinstance(spec, BaseModelAnswers):
+            faults.append(BaseModelMisrouting(number, spec, world.base_model, seed, replication))
     if not faults and not prefixes.active:
         return None
-    first = world.pools[0]
     retarget = Retarget(first.scenario, first.profile, first.population)
     return MisroutedRequests(faults, prefixes, clock, recorder, retarget, world.base_model)
