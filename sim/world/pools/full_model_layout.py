@@ -54,7 +54,9 @@ def full_model_pools(beside: Pool, profile: Profile | None) -> list[Pool]:
         "cache": Cache(gpu=GpuCache(slots=spec.places)),
         "storage": Storage(mode="blocking" if swaps else "overlap", load=spec.load),
     }
-    pools = []
+    plain, draws = without_lora(Draw(step=profile.step, load=profile.load)), tuple(map(without_lora, profile.draws))
+    changed = {"step": plain.step, "load": plain.load, "draws": draws, "quantized": {}}
+    own, pools = profile.model_copy(update=changed), []
     for group in groups:
         takes = np.zeros(count + 1, dtype=np.bool_)
         takes[list(group)] = True
@@ -66,7 +68,7 @@ def full_model_pools(beside: Pool, profile: Profile | None) -> list[Pool]:
                 replicas=spec.replicas,
                 scenario=scenario.model_copy(update=sections),
                 population=population,
-                profile=_without_lora(profile),
+                profile=own,
                 kv_tokens=_kv_tokens(scenario, profile, spec, population.size_bytes[list(group)].tolist()),
                 weights=[1] * count,
                 capacity=spec.places,
@@ -128,9 +130,3 @@ def _kv_tokens(scenario: Scenario, profile: Profile, spec: FullModels, sizes: li
             hint=f"{max(0, tokens):,} KV tokens would be left; needed are {needed:,}, one step or one request",
         )
     return (tokens // fleet.block_size) * fleet.block_size - reserved
-
-
-def _without_lora(profile: Profile) -> Profile:
-    plain = without_lora(Draw(step=profile.step, load=profile.load))
-    draws = tuple(without_lora(draw) for draw in profile.draws)
-    return profile.model_copy(update={"step": plain.step, "load": plain.load, "draws": draws, "quantized": {}})
