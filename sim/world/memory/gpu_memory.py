@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from math import ceil
 
 from sim.errors import ScenarioError
@@ -129,15 +130,15 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
         hint += f"; each slot takes {human_bytes(taken // slots)}"
         if profile.tensor_parallel > 1:
             hint += f" over {profile.tensor_parallel} GPUs"
-    rollout = _enlarged(scenario, population)
-    if slots and rollout:
-        number, key, given = rollout
-        return ScenarioError(
-            f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
-            key=f"rollouts.{number}.{key}",
-            got=given,
-            hint=hint,
-        )
+    for number, rollout in enumerate(scenario.rollouts if slots else ()):
+        others = population.size_bytes[population.size_bytes != (rollout.size or 0)]
+        if rollout.size and len(others) and rollout.size > int(others.max()):
+            return ScenarioError(
+                f"with {slots} slots (cache.gpu.slots) that hold it, too little GPU memory is left for a KV cache",
+                key=f"rollouts.{number}.size",
+                got=human_bytes(rollout.size),
+                hint=hint,
+            )
     return ScenarioError(
         "the adapter cache leaves too little GPU memory for a KV cache",
         key="cache.gpu.slots" if slots else "cache.gpu.size",
@@ -147,33 +148,19 @@ def _too_little(scenario: Scenario, profile: Profile, population: Population, to
     )
 
 
-def _enlarged(scenario: Scenario, population: Population) -> tuple[int, str, str] | None:
-    """Return the rollout whose new version is larger than every initial adapter: number, key, value."""
-    for number, rollout in enumerate(scenario.rollouts):
-        others = population.size_bytes[population.size_bytes != (rollout.size or 0)]
-        if rollout.size and len(others) and rollout.size > int(others.max()):
-            return number, "size", human_bytes(rollout.size)
-    return None
-
-
 def _advice(scenario: Scenario, profile: Profile, population: Population) -> str:
     fleet, gpu = scenario.fleet, scenario.cache.gpu
     needed = max(fleet.max_num_batched_tokens, fleet.max_model_len or 0)
-    if _left(scenario, profile, population, None, 0) < needed:
+    free = _left(scenario, profile, population, None, 0) - needed
+    if free < 0:
         return f"nothing: {profile.device} is full with the weights of {profile.model}"
     if not gpu.slots:
-        free = _left(scenario, profile, population, None, 0) - needed
         return f"up to {human_bytes(free * profile.memory.kv_bytes_per_token)} on {profile.device}"
-    low, high = 0, gpu.slots
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _left(scenario, profile, population, middle, None) >= needed:
-            low = middle
-        else:
-            high = middle
-    if low == 0:
+    fewer = range(1, gpu.slots)
+    fitting = bisect_left(fewer, True, key=lambda slots: _left(scenario, profile, population, slots, None) < needed)
+    if fitting == 0:
         return f"not even one slot of this size fits next to the weights on {profile.device}"
-    return f"up to {low} slots on {profile.device}"
+    return f"up to {fitting} slots on {profile.device}"
 
 
 # Replicas over several GPUs (tensor parallelism): what fits together, and what each GPU holds.
