@@ -9,7 +9,6 @@ import numpy as np
 
 from sim.errors import ScenarioError
 from sim.policies.costs import beyond_envelope
-from sim.policies.replica_memory import BaseWeights
 from sim.spec.engines import ENGINES
 from sim.spec.policies import PLACERS
 from sim.spec.profile import Profile
@@ -39,9 +38,17 @@ def notes_on(pool: Pool, full: Sequence[Pool]) -> list[str]:
     scenario, traffic = pool.scenario, pool.traffic
     notes = list(traffic.notes) + shared_text_notes(scenario, traffic, pool.kv_tokens) + _profile_notes(pool)
     notes += storage_notes(scenario) + full_model_notes(scenario, full)
-    notes += _base_notes(scenario, pool.base_weights) + _cache_notes(pool) + _context_notes(pool)
+    if kept := pool.base_weights:
+        notes += kept.notes
+        if tokens := scenario.fleet.kv_tokens:
+            given = f"fleet.kv_tokens gives the KV cache ({tokens:,} tokens)"
+            notes.append(f"{given}: quantised base weights don't enlarge it")
+    notes += _cache_notes(pool) + _context_notes(pool)
     notes += _begins_unseen(scenario, traffic) + _client_notes(traffic) + _scheduling_notes(scenario)
-    notes += _limit_notes(scenario)
+    limits = [key for key in ("max_tokens", "ignore_eos") if getattr(scenario.workload.tokens, key)]
+    if limits and scenario.fleet.kv_check != "ratio":
+        only = "only SGLang's scheduler (fleet.kv_check ratio) reads it"
+        notes.append(f"workload.tokens.{limits[0]} has no effect here: {only}")
     notes += _offload_notes(pool) + _speculation_notes(pool)
     notes += _placement_notes(scenario, traffic)
     if traffic.replayed and scenario.run.replications > 1 and "replications" in scenario.run.model_fields_set:
@@ -281,13 +288,6 @@ def _speculation_notes(pool: Pool) -> list[str]:
     ]
 
 
-def _limit_notes(scenario: Scenario) -> list[str]:
-    given = [key for key in ("max_tokens", "ignore_eos") if getattr(scenario.workload.tokens, key)]
-    if not given or scenario.fleet.kv_check == "ratio":
-        return []
-    return [f"workload.tokens.{given[0]} has no effect here: only SGLang's scheduler (fleet.kv_check ratio) reads it"]
-
-
 def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
     spec, notes = scenario.router.placing, []
     if spec is None or scenario.fleet.places == 1:
@@ -303,13 +303,3 @@ def _placement_notes(scenario: Scenario, traffic: Traffic) -> list[str]:
             "the placement of the start goes by the popularity in the whole trace, which an operator would not know"
         )
     return notes
-
-
-def _base_notes(scenario: Scenario, kept: BaseWeights | None) -> list[str]:
-    tokens = scenario.fleet.kv_tokens
-    if not kept:
-        return []
-    if not tokens:
-        return list(kept.notes)
-    given = f"fleet.kv_tokens gives the KV cache ({tokens:,} tokens): quantised base weights don't enlarge it"
-    return [*kept.notes, given]
