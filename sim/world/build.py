@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
@@ -181,7 +181,11 @@ def build_world(scenario: Scenario) -> World:
     plan = NO_ROLLOUTS
     for place, own in enumerate(scenario.pools or (scenario,)):
         with _keys_of(scenario, place):
-            profile, shape = _model_of(own)
+            _check_policies(own)
+            check_gpus(own)
+            profile, _ = profile_of(own)
+            base_model = base_model_of(own, profile)
+            shape = base_model if profile is None or profile.shape is None else base_shape(profile)
             if traffic is None:
                 traffic = Traffic(own, shape, 0 if profile is None else profile.memory.weights_bytes)
             if traffic.base_alone:  # by the mix, or in the trace
@@ -215,7 +219,10 @@ def build_world(scenario: Scenario) -> World:
         pools=tuple(pools),
         profile_sha256=profiles_digest(scenario),
         rollout_plan=plan,
-        notes=_named(notes, max(1, len(scenario.pools))),
+        notes=tuple(
+            note if len(names) == max(1, len(scenario.pools)) else f"{' and '.join(names)}: {note}"
+            for note, names in notes.items()
+        ),
     )
 
 
@@ -232,20 +239,6 @@ def _keys_of(scenario: Scenario, place: int) -> Iterator[None]:
             spec = scenario.fleet.open_pools[place]
             error.key = key_in_fleet(error.key, scenario.fleet.pools.index(spec), spec.model_dump())
         raise
-
-
-def _named(notes: Mapping[str, Sequence[str]], pools: int) -> tuple[str, ...]:
-    """Return the notes on all pools, and those on some with the names of these."""
-    return tuple(note if len(names) == pools else f"{' and '.join(names)}: {note}" for note, names in notes.items())
-
-
-def _model_of(scenario: Scenario) -> tuple[Profile | None, str | ModelShape]:
-    """Return the profile as it is read, and the name or the shape of the base model."""
-    _check_policies(scenario)
-    check_gpus(scenario)
-    profile, _ = profile_of(scenario)
-    base_model = base_model_of(scenario, profile)
-    return profile, base_model if profile is None or profile.shape is None else base_shape(profile)
 
 
 def _pool_of(
@@ -273,8 +266,13 @@ def _pool_of(
     takes = plan.extended(takes)
     weights, capacity = gpu_capacity(scenario.cache.gpu, population)
     pinned, warm = pinned_and_warm(scenario, traffic, weights, capacity, plan, takes)
+    autoscale, adapter_blocks = scenario.fleet.autoscale, []
+    warmed = 0 if autoscale is None else autoscale.cold_start.warm  # after the pinned ones, which come anyway
     if profile is not None and not fixed:
         check_sharding(scenario, profile, population)
+    if profile is not None and scenario.cache.gpu.unified:
+        block_bytes = profile.memory.kv_bytes_per_token * scenario.fleet.block_size
+        adapter_blocks = [-(-int(size) // block_bytes) for size in population.size_bytes.tolist()]
     return Pool(
         name=scenario.name if spec is None else spec.name,
         first=0,
@@ -288,12 +286,12 @@ def _pool_of(
         capacity=capacity,
         ranks=population.rank.tolist(),
         takes=takes,
-        adapter_blocks=_adapter_blocks(scenario, profile, population),
+        adapter_blocks=adapter_blocks,
         pinned=pinned,
         warm=warm,
         shares=traffic.shares() if scenario.cache.starts_full else np.zeros(0),
         rollout_plan=plan,
-        warmed_up=_warmed_up(scenario, traffic, len(pinned)),
+        warmed_up=tuple(traffic.hottest().tolist()[len(pinned) :][:warmed]) if warmed else (),
         base_weights=weights_kept,
         experts=None if fixed or profile is None else expert_reads(scenario, profile),
         weight=1.0 if spec is None else spec.weight,
@@ -327,16 +325,6 @@ def _check_base_steps(pool: Pool) -> None:
             got=pool.scenario.fleet.profile or profile.name,
             hint="requests to the base model need fixed_s or tokens above 0",
         )
-
-
-def _warmed_up(scenario: Scenario, traffic: Traffic, pinned: int) -> tuple[int, ...]:
-    """Return the adapters that a new replica loads before it serves, the most popular first.
-
-    :param pinned: number of pinned adapters, which are in GPU memory anyway.
-    """
-    spec = scenario.fleet.autoscale
-    count = 0 if spec is None else spec.cold_start.warm
-    return tuple(traffic.hottest().tolist()[pinned : pinned + count]) if count else ()
 
 
 def _check_cold_start(pool: Pool) -> None:
@@ -404,10 +392,3 @@ def _check_times(scenario: Scenario, traffic: Traffic) -> None:
                     allowed=f"before {human_seconds(end_s)}",
                     hint="begin earlier, or simulate longer",
                 )
-
-
-def _adapter_blocks(scenario: Scenario, profile: Profile | None, population: Population) -> list[int]:
-    if not scenario.cache.gpu.unified or profile is None:
-        return []
-    block_bytes = profile.memory.kv_bytes_per_token * scenario.fleet.block_size
-    return [-(-int(size) // block_bytes) for size in population.size_bytes.tolist()]
