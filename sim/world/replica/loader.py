@@ -281,8 +281,14 @@ class Loader:
         adapter, channel = load.adapter, load.channel
         channel.busy -= 1
         self._record(load, now)
-        if load.on_renewed is not None:
-            self._renewed(load, load.on_renewed)
+        renewed = load.on_renewed
+        if renewed is not None:
+            self._renewals.remove(load)
+            self._spent.append(load)
+            if channel.queue:
+                self._start(channel)
+            renewed()
+            self._owner.after_load()
             return
         del self.loads[adapter]
         waiting, may_join_now = load.waiting, load.started_s < now
@@ -309,13 +315,4 @@ class Loader:
             self.room_appeared()  # an adapter loaded ahead, not in use yet, may make room for a requested one
         elif channel.queue:
             self._start(channel)
-        self._owner.after_load()
-
-    def _renewed(self, load: Load, then: Callable[[], None]) -> None:
-        channel = load.channel
-        self._renewals.remove(load)
-        self._spent.append(load)
-        if channel.queue:
-            self._start(channel)
-        then()
         self._owner.after_load()
