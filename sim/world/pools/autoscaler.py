@@ -278,7 +278,11 @@ class Autoscaler(Extension):
             for place in self._places:
                 if place.state == DRAINING:
                     self._retire_if_empty(place)
-            self._decide()
+            ready = [place.index for place in self._places if place.state == READY and not place.down]
+            values = self._read(self._fleet.servers, ready)
+            reading = Reading(self._clock.now, self._wanted, values, len(self._held))
+            self._wanted = self._policy.desired(reading)
+            self._fill_or_stop()
             if self._held and self._clock.now - self._held_s > self._patience_s:
                 self._give_up()
 
@@ -292,13 +296,6 @@ class Autoscaler(Extension):
             got=f"{len(self._held):,} requests held for up to {format_seconds(self._clock.now - self._held_s)}",
             hint="ask for replicas for longer than a cold start takes, or raise min",
         )
-
-    def _decide(self) -> None:
-        ready = [place.index for place in self._places if place.state == READY and not place.down]
-        values = self._read(self._fleet.servers, ready)
-        reading = Reading(self._clock.now, self._wanted, values, len(self._held))
-        self._wanted = self._policy.desired(reading)
-        self._fill_or_stop()
 
     def _fill_or_stop(self) -> None:
         alive = [place for place in self._places if place.state in (STARTING, READY)]
