@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -35,7 +36,9 @@ class PlacementController(Strict):
     """Which adapters live on which replicas, and when they move (docs/routers.md). The router sends a request only to a
     replica on which its adapter is placed."""
 
-    policy: str = Field(default="popularity", description=PLACERS.described("How adapters are placed."))
+    policy: Annotated[str, AfterValidator(PLACERS.check)] = Field(
+        default="popularity", description=PLACERS.described("How adapters are placed.")
+    )
     period: Seconds = Field(default=60.0, gt=0)
     """Time between two decisions."""
     history: Seconds = Field(default=300.0, gt=0)
@@ -65,11 +68,6 @@ class PlacementController(Strict):
         policy = given.get("policy") if isinstance(given, Mapping) else None
         entry = PLACERS.get(policy) if isinstance(policy, str) else None
         return {"period": entry.period, "history": entry.history, **given} if entry and entry.period else given
-
-    @field_validator("policy")
-    @classmethod
-    def _policy(cls, value: str) -> str:
-        return PLACERS.check(value)
 
     @checks
     def _meaningful(self) -> Errors:
@@ -157,7 +155,7 @@ class Router(Strict):
     """``hash``, ``affinity-residency`` and ``affinity-prefix`` only: a replica is skipped if the request would give it
     more than this many times the mean number of requests per replica, rounded up. Unset: 1.25 with ``hash``, 1.5 with
     ``affinity-prefix``, none with ``affinity-residency``."""
-    placement: str = Field(
+    placement: Annotated[str, AfterValidator(PLACEMENTS.check)] = Field(
         default="least-adapters",
         description=PLACEMENTS.described(
             "``service-per-adapter`` only: on which replicas adapters are placed before the run."
@@ -227,11 +225,6 @@ class Router(Strict):
                 hint="the keys of policy placement belong in router.controller",
             )
         return value
-
-    @field_validator("placement")
-    @classmethod
-    def _placement(cls, value: str) -> str:
-        return PLACEMENTS.check(value)
 
     @checks
     def _meaningful(self) -> Errors:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     GetJsonSchemaHandler,
     NonNegativeInt,
@@ -185,7 +186,7 @@ class ReplicaKeys(Strict):
     smaller (docs/pools.md)."""
     expert_parallel: bool = False
     """vLLM only: whether each GPU has whole experts and their adapters (docs/memory.md). Steps take the same time."""
-    engine: str = Field(
+    engine: Annotated[str, AfterValidator(ENGINES.check)] = Field(
         default=DEFAULT_ENGINE,
         description=ENGINES.described(
             "Which rules a replica follows; any of them can be set. ``vllm`` is the newest version, and any version, "
@@ -287,11 +288,6 @@ class ReplicaKeys(Strict):
     """Time that a request spends between client and engine; TTFT and E2E include it. Unset: as measured with the
     profile; else 7 ms for vLLM from 0.14 on, the median of measured servers, and 0 for others and with a
     ``front_end``."""
-
-    @field_validator("engine")
-    @classmethod
-    def _engine(cls, value: str) -> str:
-        return ENGINES.check(value)
 
     @field_validator("gpu")
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.registry import Entry, Registry
@@ -90,7 +90,7 @@ class Trace(Strict):
     file: str | tuple[str, ...]
     """A file, perhaps compressed (gzip, zstd), relative to the scenario (in ``--set``: to the working directory). Of a
     log, several files: ``[access.log.1.gz, access.log]``."""
-    format: str = Field(
+    format: Annotated[str, AfterValidator(TRACE_FORMATS.check)] = Field(
         default="auto",
         description=TRACE_FORMATS.described(
             "Where a trace names no adapters, ``popularity`` draws them; where it has no lengths, ``tokens`` does."
@@ -114,11 +114,6 @@ class Trace(Strict):
     left out and counted."""
     skip_bad: bool = False
     """Leave out rows that can't be used and count them, instead of stopping at the first."""
-
-    @field_validator("format")
-    @classmethod
-    def _format(cls, value: str) -> str:
-        return TRACE_FORMATS.check(value)
 
     @property
     def files(self) -> tuple[str, ...]:
