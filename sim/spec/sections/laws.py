@@ -12,11 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from sim.spec.base import Errors, Strict, checks, located
-from sim.spec.units import SHARE_SCHEMA, TIME_SCHEMA, Seconds, Share, format_seconds, parse_seconds
+from sim.spec.units import SHARE_SCHEMA, Seconds, Share, format_seconds, parse_seconds
 
 if TYPE_CHECKING:
     from sim.arrays import Floats
@@ -185,14 +184,7 @@ def _as_law(value: Any) -> Any:
     return {"law": "fixed", "value": format_seconds(parse_seconds(value))}
 
 
-class _OrDuration:
-    """Adds a duration to the JSON Schema of a law."""
-
-    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [TIME_SCHEMA, handler(core_schema)]}
-
-
-TimeOrLaw = Annotated[TimeLaw, BeforeValidator(_as_law), _OrDuration()]
+TimeOrLaw = Annotated[TimeLaw, BeforeValidator(_as_law, json_schema_input_type=Seconds | TimeLaw)]
 """A law of times, or a duration that stands for always the same time."""
 
 
