@@ -126,18 +126,11 @@ class Workload(Strict):
         if isinstance(self.arrivals, MmppArrivals) and not any(state.level for state in self.arrivals.states):
             yield located("arrivals.states", "no level above zero")
         if isinstance(self.arrivals, ClosedArrivals):
-            yield from self._fits_closed_loop()
-
-    def _fits_closed_loop(self) -> Errors:
-        """Refuse what goes by arrival times: in a closed loop these follow from the answers."""
-        reasons = {
-            "sessions": "sessions begin at given times; in a closed loop, times follow from the answers",
-            "drift": "popularity drifts at given times; in a closed loop, times follow from the answers",
-            "churn": "adapters are replaced at given times; in a closed loop, times follow from the answers",
-        }
-        for key, reason in reasons.items():
-            if getattr(self, key) is not None:
-                yield located(key, reason, hint=f"remove {key}, or give another process, such as poisson")
+            timed = {"sessions": "sessions begin", "drift": "popularity drifts", "churn": "adapters are replaced"}
+            for key, what in timed.items():
+                if getattr(self, key) is not None:
+                    problem = f"{what} at given times; in a closed loop, times follow from the answers"
+                    yield located(key, problem, hint=f"remove {key}, or give another process, such as poisson")
 
     @property
     def is_closed(self) -> bool:
