@@ -344,7 +344,8 @@ def choice_notes(choice: ProfileChoice, scenario: Scenario, profile: Profile) ->
 
     Where it is of another version of the engine, ``other_costs`` says so.
     """
-    another = _family(scenario.fleet.engine) in _BUILT_FOR and _family(scenario.fleet.engine) != _family(_made(profile))
+    made = shelved(profile.name).engine
+    another = _family(scenario.fleet.engine) in _BUILT_FOR and _family(scenario.fleet.engine) != _family(made)
     if not choice.why or not (choice.others or another):
         return []
     gpus = f" over {profile.tensor_parallel} GPUs" if profile.tensor_parallel > 1 else ""
@@ -512,11 +513,6 @@ def gpu_of(profile: Profile) -> str | None:
     """Return the GPU that a profile is of, as ``fleet.gpu`` has it; None: another device."""
     found = gpu_named(profile.device) or gpu_named(profile.name.partition("/")[0])
     return None if found is None else found.name
-
-
-def _made(profile: Profile) -> str:
-    """Return the engine that a profile is of, as scenarios write it; empty: of none in particular."""
-    return shelved(profile.name).engine
 
 
 def is_mixture(profile: Profile) -> bool:
