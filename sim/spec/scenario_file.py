@@ -80,7 +80,8 @@ def copy_scenario(name: str, destination: Path) -> Path:
     text = source.read_text(encoding="utf-8")
     # The schema is named relative to the bundled file, and an editor finds it from anywhere by its full path.
     text = _EDITOR_LINE.sub(lambda match: match[1] + schema.as_uri(), text)
-    copies = [(source.parent / file, target.parent / file) for file in _files(source)]
+    named = [file for _, file in files_of(plain(read_yaml(source, str(source)))) if not Path(file).is_absolute()]
+    copies = [(source.parent / file, target.parent / file) for file in named]
     for path in (target, *(new for _, new in copies)):
         if path.exists():
             raise OutputError("this file already exists", file=str(path), hint="nothing was copied; give another name")
@@ -93,12 +94,6 @@ def copy_scenario(name: str, destination: Path) -> Path:
     except OSError as error:
         raise OutputError(f"can't write this file: {error.strerror}", file=str(target)) from None
     return target
-
-
-def _files(source: Path) -> list[str]:
-    """Return the relative files that a scenario's own keys name."""
-    data: Any = plain(read_yaml(source, str(source)))
-    return [file for _, file in files_of(data) if not Path(file).is_absolute()]
 
 
 _SET = Origin("--set")

@@ -25,8 +25,6 @@ from sim.spec.files.tree import MAX_DEPTH, Node, Origin, Scalar
 
 def yaml_text(scenario: Mapping[str, Any]) -> str:
     """Return plain data as a scenario file has it."""
-    from ruamel.yaml import YAML
-
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 100
@@ -93,7 +91,7 @@ def yaml_mapping(raw: bytes, name: str) -> Node:
     if not isinstance(node.value, dict):
         raise ScenarioError(
             "a scenario is a mapping of keys",
-            got=_kind(node),
+            got="a list" if isinstance(node.value, list) else repr(node.value),
             allowed="key: value lines",
             hint=_of_a_log(name),
             file=name,
@@ -241,7 +239,3 @@ def _syntax(error: MarkedYAMLError, text: str, place: str) -> ScenarioError:
     elif start is not None and line is not None and start.line + 1 != line:
         hint = f"what is not closed or indented right begins in line {start.line + 1}"
     return ScenarioError(f"not YAML: {problem}", hint=hint, file=place, line=line)
-
-
-def _kind(node: Node) -> str:
-    return "a list" if isinstance(node.value, list) else repr(node.value)
