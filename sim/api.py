@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from sim.errors import InputError
 from sim.results.point import Metric, Point
 from sim.results.run_directory.store import read_run
+from sim.spec.files.tree import Origin
 from sim.spec.policies import Given
-from sim.spec.scenario_file import LoadedScenario, Origin
+from sim.spec.scenario_file import LoadedScenario
 from sim.spec.scenario_file import load_scenario as _load
 from sim.study_results import ComparisonResults, PlanResults, Results
 

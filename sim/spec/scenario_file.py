@@ -21,7 +21,7 @@ from sim.spec.files.problems import keys_ending, known_keys, longer_key, misplac
 from sim.spec.files.tree import Node, Origin, files_of, plain, without_indexes
 from sim.spec.files.yaml_tree import parse_yaml, read_yaml, yaml_mapping
 from sim.spec.policies import Given
-from sim.spec.scenario import Scenario, scenario_schema
+from sim.spec.scenario import Scenario
 
 # Bundled scenarios: listed, found by name, copied for editing.
 
@@ -466,14 +466,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return str(value) if value != "" else '""'
-
-
-__all__ = [
-    "BundledScenario",
-    "LoadedScenario",
-    "Origin",
-    "bundled_scenarios",
-    "copy_scenario",
-    "load_scenario",
-    "scenario_schema",
-]

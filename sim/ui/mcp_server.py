@@ -37,7 +37,7 @@ from sim.reading import Bounded, inside
 from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import blamed_on, read_run
 from sim.spec.files.problems import value_problem
-from sim.spec.scenario_file import Origin
+from sim.spec.files.tree import Origin
 from sim.spec.sections.trace_source import Trace
 from sim.studies.design import checked
 from sim.studies.plan.checks import check_plan

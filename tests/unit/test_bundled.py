@@ -12,8 +12,8 @@ from scenario_samples import BASE, base, refusal, write
 
 from sim.errors import OutputError, ScenarioError
 from sim.spec import scenario_file
-from sim.spec.scenario import schema_text
-from sim.spec.scenario_file import bundled_scenarios, copy_scenario, load_scenario, scenario_schema
+from sim.spec.scenario import scenario_schema, schema_text
+from sim.spec.scenario_file import bundled_scenarios, copy_scenario, load_scenario
 
 __all__ = ["base"]  # a fixture, used by its name
 

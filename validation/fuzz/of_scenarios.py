@@ -9,7 +9,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from sim.spec.scenario_file import bundled_scenarios, load_scenario, scenario_schema
+from sim.spec.scenario import scenario_schema
+from sim.spec.scenario_file import bundled_scenarios, load_scenario
 from validation.fuzz import nonsense, schema_values
 from validation.fuzz.cases import Case
 from validation.fuzz.of_adapters import adapter_files

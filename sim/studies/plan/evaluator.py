@@ -36,9 +36,10 @@ from sim.results.verdict import (
     verdict,
     verdict_word,
 )
+from sim.spec.files.tree import Origin
 from sim.spec.profile_choice import prices_of
 from sim.spec.scenario import Scenario
-from sim.spec.scenario_file import LoadedScenario, Origin
+from sim.spec.scenario_file import LoadedScenario
 from sim.spec.sections.traffic_laws import DiurnalArrivals, PiecewiseArrivals
 from sim.spec.units import round_up
 from sim.studies.backends.pool import PACE, Pool
