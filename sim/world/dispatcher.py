@@ -214,19 +214,16 @@ class Dispatcher(ReplicaListener):
         name = request.adapter
         for each in self._naming:
             name = each.routed_by(request)
-        replica = self._choose(name, request)
+        replica = 0
+        if len(self.servers) > 1:
+            if self.view.of_request:
+                self.view.show(request)
+            replica = self._router.choose(name, request.index)
         for each in self._accepting:
             if not each.accept(request, replica):
                 return
         self.entered(request, replica)
         self.servers[replica].arrive(request)
-
-    def _choose(self, adapter: int, request: Request) -> int:
-        if len(self.servers) == 1:
-            return 0
-        if self.view.of_request:
-            self.view.show(request)
-        return self._router.choose(adapter, request.index)
 
     def entered(self, request: Request, replica: int) -> None:
         """Note that a request is inside a replica, as its router sees it."""
