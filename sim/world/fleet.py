@@ -96,15 +96,9 @@ class Fleet:
         self.dispatcher = dispatcher
         self.servers, self.inside = dispatcher.servers, dispatcher.inside
         self._router = router
-        self._window = arrivals.window
-        self._times = arrivals.times
-        self._token_limits, self._prompt_limit = arrivals.token_limits, arrivals.prompt_limit
-        self._base_model = arrivals.base_model
-        self._carry_text, self._carry_stops = arrivals.with_text, arrivals.with_stops
-        self._tenant_of = arrivals.tenant_of
+        self._arrivals, self._window = arrivals, arrivals.window
         self._chunks: Iterator[Chunk] = iter(())
         self._requests = ArrivingRequests(0, b"", b"", (b"", b""), (b"", b"", b""))
-        self._max_tokens = arrivals.max_tokens
         self._next: Request
         self._next_s = inf  # its arrival; infinite after the last request
         self._too_long: set[int] = set()
@@ -188,17 +182,18 @@ class Fleet:
         self._mark_sections(chunk)
         self.recorder.flush()
         self.recorder.to_come(chunk)
-        too_long = chunk.prompt_tokens + chunk.output_tokens > self._token_limits[chunk.adapter]
-        too_long |= chunk.prompt_tokens > self._prompt_limit
+        given = self._arrivals
+        too_long = chunk.prompt_tokens + chunk.output_tokens > given.token_limits[chunk.adapter]
+        too_long |= chunk.prompt_tokens > given.prompt_limit
         self._too_long = set((np.flatnonzero(too_long) + chunk.first).tolist())
         simple = not self.dispatcher.extensions and not self._too_long
         self._only = self.servers[0] if simple and len(self.servers) == 1 else None
         self._straight = simple and not self.dispatcher.view.of_request
         if chunk.session is not None:
             self._sessions, self._chunk_first = chunk.session.tolist(), chunk.first
-        times = self._times
-        adapter = np.where(chunk.adapter == BASE_MODEL, self._base_model, chunk.adapter)
-        text = chunk.text if self._carry_text else None
+        times = given.times
+        adapter = np.where(chunk.adapter == BASE_MODEL, given.base_model, chunk.adapter)
+        text = chunk.text if given.with_text else None
         self._requests = ArrivingRequests(
             chunk.first,
             _packed(chunk.arrival_s, "<f8"),
@@ -209,10 +204,10 @@ class Fleet:
                 _packed(times.host_load(chunk), "<f8"),
                 _packed(times.service(chunk), "<f8"),
             ),
-            b"" if self._tenant_of is None else _packed(self._tenant_of[chunk.adapter], "<i8"),
+            b"" if given.tenant_of is None else _packed(given.tenant_of[chunk.adapter], "<i8"),
             None if text is None else text.of_requests(),
-            _packed(chunk.stops, "<i8") if self._carry_stops else b"",
-            self._max_tokens,
+            _packed(chunk.stops, "<i8") if given.with_stops else b"",
+            given.max_tokens,
         )
 
     def _mark_sections(self, chunk: Chunk) -> None:
