@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from sim.policies.routing import View
 from sim.policies.routing.placed import Placed
-from sim.results.recording.recorder import Recorder
 from sim.results.records import Recording
 from sim.spec.sections.changes import Crash, StorageFault
 from sim.spec.sections.serving import KvTransfer
@@ -160,15 +159,16 @@ def behind_front_end(recording: Recording, world: World) -> Recording:
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """One replication, put together and ready to run.
+    """One replication, put together and ready to run: what the replicas of all pools are connected to.
 
     :ivar router_state: what the router reads of the replicas.
-    :ivar rollouts: the rollouts, if there are any.
+    :ivar rollouts: the rollouts, if there are any; ``foresight``: the future, if an eviction policy knows it.
     """
 
     fleet: Fleet
     router_state: RouterState
     rollouts: Rollouts | None
+    foresight: Foresight | None
 
 
 def assemble(world: World, replication: int, sections: int, wrap_server: ServerWrapper = unwrapped) -> Replication:
@@ -235,7 +235,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
         ),
         dispatcher,
     )
-    around = Surroundings(clock, recorder, router_state, rollouts, foresight, dispatcher)
+    around = Replication(fleet, router_state, rollouts, foresight)
     makers: list[ReplicaMaker] = []
     for pool in pools:
         makers += [ReplicaMaker(pool, world, replication, around, wrap_server)] * pool.replicas
@@ -246,7 +246,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     if isinstance(routing.router, Placed) and replicas > 1:
         servers, next_s = fleet.servers, fleet.next_s
         PlacementController(pools[0], replication, routing.router, view, servers, recorder, clock, next_s)
-    return Replication(fleet, router_state, rollouts)
+    return around
 
 
 def _show_replicas(
@@ -265,18 +265,6 @@ def _show_replicas(
     return view
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the replicas of all pools are connected to."""
-
-    clock: Clock
-    recorder: Recorder
-    router_state: RouterState
-    rollouts: Rollouts | None
-    foresight: Foresight | None
-    dispatcher: Dispatcher
-
-
 class ReplicaMaker:
     """Makes the replicas of one pool in one replication, at the start and after crashes."""
 
@@ -285,7 +273,7 @@ class ReplicaMaker:
         pool: Pool,
         world: World,
         replication: int,
-        around: Surroundings,
+        around: Replication,
         wrap_server: ServerWrapper,
     ) -> None:
         self._pool = pool
@@ -308,7 +296,7 @@ class ReplicaMaker:
     def __call__(self, index: int, inside: list[int], *, restarted: bool, standing_in: bool) -> Server:
         """Return an empty replica; see ``MakeReplica``."""
         pool, scenario, around = self._pool, self._pool.scenario, self._around
-        clock, recorder, rollouts = around.clock, around.recorder, around.rollouts
+        fleet, clock, recorder, rollouts = around.fleet, around.fleet.clock, around.fleet.recorder, around.rollouts
         if restarted:
             pinned = pool.pinned if rollouts is None else rollouts.pinned(pool.pinned)
             pool = replace(pool, warm=() if standing_in else pool.warmed_up, pinned=pinned)
@@ -330,7 +318,7 @@ class ReplicaMaker:
         rule = kv_rule(pool)
         mode = make_mode(pool, context, rule, eviction, draws, self._tiers)
         attach_listeners(mode.cache, index, self._cache_listeners)
-        parts = ReplicaParts(clock, recorder, index, inside, mode, around.dispatcher, standing_in)
+        parts = ReplicaParts(clock, recorder, index, inside, mode, fleet.dispatcher, standing_in)
         parts = with_host_fill(pool, parts, mode, fetches)
         server = make_server(pool, parts, mode, rule, self._wrap_server, self._link, draws)
         if pool.serves_base_model:
