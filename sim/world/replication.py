@@ -30,7 +30,7 @@ from sim.world.front_buckets import make_buckets
 from sim.world.memory.replica_caches import FleetCacheListener, attach_listeners, eviction_context
 from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.hand_over import HandOver
-from sim.world.pools.pool_routing import Routing, route
+from sim.world.pools.pool_routing import Routing
 from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
 from sim.world.replica.ports import LoadContext, WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
@@ -82,7 +82,7 @@ def _adapters_sent(world: World, replication: int) -> Callable[[int], NDArray[np
         nowhere = [0] * world.base_model
         return View(loads=[0] * replicas, up=up, resident=nowhere, running=nowhere, inside=inside)
 
-    router = route(world, replication, idle).router
+    router = Routing(world, replication, idle).router
     if world.scenario.router.placing is not None:
         assert isinstance(router, Placed), "it follows a placement"
         all_homes = [router.all_homes(adapter) for adapter in adapters]
@@ -184,7 +184,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
 
     # With a single replica the router is never called.
     at_a_time = min(map(adapters_at_a_time, world.own_pools)) if replicas > 1 else 1
-    routing = route(world, replication, lambda up: View(up=up, slots=at_a_time))
+    routing = Routing(world, replication, lambda up: View(up=up, slots=at_a_time))
     reads = routing.reads if replicas > 1 else frozenset[str]()
     router_state = RouterState(world.base_model, replicas, reads | routing.current_reads)
     steered = bool(world.rollout_plan.rollouts) or not all(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,15 @@ from sim.spec.sections.serving import FullModels
 from sim.world.routing.router_state import make_router
 from sim.world.world import Pool, World
 
-NewView = Callable[[list[int]], View]
-"""Makes the view of a router that chooses among some replicas."""
 
-
-@dataclass(slots=True)
 class Routing:
-    """The router of a fleet and the views behind it.
+    """The routers of a fleet and the views behind them; a set of replicas has one router, whatever requests it takes.
 
+    Replicas of all pools that take a request are candidates of the scenario's router. If pools have weights, it
+    chooses among the replicas of the pool that was drawn.
+
+    :param new_view: makes the view of a router that chooses among some replicas.
+    :ivar router: of all requests.
     :ivar hand_over: chooses who answers, where prompts are computed by other replicas.
     :ivar views: read as often as ``router.staleness`` says; ``reads``: the fields that are read.
     :ivar current: views that are always current; ``current_reads``: the fields that are read.
@@ -33,48 +33,26 @@ class Routing:
     :ivar following: routers that keep count of the requests inside replicas.
     """
 
-    router: Choosing
-    hand_over: Choosing | None = None
-    views: list[View] = field(default_factory=list)
-    reads: frozenset[str] = frozenset()
-    current: list[View] = field(default_factory=list)
-    current_reads: frozenset[str] = frozenset()
-    of_request: list[View] = field(default_factory=list)
-    following: list[Following] = field(default_factory=list)
-
-
-def route(world: World, replication: int, new_view: NewView) -> Routing:
-    """Return the routers of a fleet.
-
-    Replicas of all pools that take a request are candidates of the scenario's router. If pools have weights, it
-    chooses among the replicas of the pool that was drawn.
-    """
-    return _Routers(world, replication, new_view).routing()
-
-
-class _Routers:
-    """Makes the routers of a fleet with pools; a set of replicas has one router, whatever requests it takes."""
-
-    def __init__(self, world: World, replication: int, new_view: NewView) -> None:
-        self._world = world
-        self._replication = replication
-        self._new_view = new_view
+    def __init__(self, world: World, replication: int, new_view: Callable[[list[int]], View]) -> None:
+        self._world, self._replication, self._new_view = world, replication, new_view
         self._made: dict[tuple[int, ...], tuple[Choosing, View]] = {}
-        self._routing = Routing(ByRequest(()))
-
-    def routing(self) -> Routing:
-        all_pools, found = self._world.pools, self._routing
-        pools = [pool for pool in all_pools if pool.role != "decode"]
-        kinds, of_kind = _kinds_of_requests(pools, self._world.base_model)
+        self.views: list[View] = []
+        self.reads: frozenset[str] = frozenset()
+        self.current: list[View] = []
+        self.current_reads: frozenset[str] = frozenset()
+        self.of_request: list[View] = []
+        self.following: list[Following] = []
+        self.hand_over: Choosing | None = None
+        pools = [pool for pool in world.pools if pool.role != "decode"]
+        kinds, of_kind = _kinds_of_requests(pools, world.base_model)
         routers = [self._router([pool for pool in pools if pool.takes[adapter]] or pools[:1]) for adapter in of_kind]
-        found.router = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
+        self.router: Choosing = routers[0] if len(routers) == 1 else ByRequest([routers[kind] for kind in kinds])
         if len(self._made) > 1:
             views = {id(router): view for router, view in self._made.values()}
             of_kind_views = [views.get(id(router)) for router in routers]
-            found.of_request = [view for kind in kinds if (view := of_kind_views[kind]) is not None]
-        if len(pools) < len(all_pools):
-            found.hand_over = self._among([pool for pool in all_pools if pool.role == "decode"])[0]
-        return found
+            self.of_request = [view for kind in kinds if (view := of_kind_views[kind]) is not None]
+        if len(pools) < len(world.pools):
+            self.hand_over = self._among([pool for pool in world.pools if pool.role == "decode"])[0]
 
     def _router(self, pools: Sequence[Pool]) -> Choosing:
         spec = pools[0].whole_models
@@ -88,7 +66,7 @@ class _Routers:
             own, view = self._among([pool])
             routed.append(RoutedPool(own, view, pool.weight, _full_at(pool.scenario)))
         if router.spill is not None:
-            self._routing.reads |= {"loads"}
+            self.reads |= {"loads"}
         return ByWeight(routed, stream_key(self._world.scenario.run.seed, self._replication, "pool"))
 
     def _among(self, pools: Sequence[Pool]) -> tuple[Choosing, View]:
@@ -96,23 +74,22 @@ class _Routers:
         if indices not in self._made:
             view = self._new_view(list(indices))
             router = make_router(self._world, view, self._replication)
-            self._routing.views.append(view)
-            self._routing.reads |= router.reads
+            self.views.append(view)
+            self.reads |= router.reads
             if isinstance(router, Following):
-                self._routing.following.append(router)
+                self.following.append(router)
             self._made[indices] = (router, view)
         return self._made[indices]
 
     def _of_full_models(self, pool: Pool, spec: FullModels) -> Choosing:
         """Return a router that always sees the current state."""
-        found = self._routing
         view = self._new_view(list(pool.indices))
-        found.current.append(view)
-        found.current_reads |= {"loads"}
+        self.current.append(view)
+        self.current_reads |= {"loads"}
         router: Choosing = LeastLoaded(RouterContext(view, self._world.replicas, 0, 0))
         if spec.serve == "swap":
             if pool.replicas > 1:
-                found.current_reads |= {"resident", "inside"}
+                self.current_reads |= {"resident", "inside"}
             key = stream_key(self._world.scenario.run.seed, self._replication, "full-model-router")
             router = ToHolders(view, np.flatnonzero(pool.takes).tolist(), key)
         self._made[tuple(pool.indices)] = (router, view)
