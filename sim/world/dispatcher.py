@@ -46,9 +46,11 @@ class Extension:
     def __init__(self) -> None:
         self.reorders = False
         self.outside_area = 0.0
+        self._fleet: Dispatcher
 
     def start(self, fleet: Dispatcher) -> None:
-        """Put all events on the clock."""
+        """Begin with the run of a fleet: put all events on the clock."""
+        self._fleet = fleet
 
     def arrive(self, request: Request) -> bool:
         """Return whether a request that arrives is sent on; if not, it is kept or has been refused."""

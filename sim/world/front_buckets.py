@@ -18,7 +18,7 @@ from sim.results.records import LIMITED, REFUSED, UNFINISHED
 from sim.spec.sections.tenants import Tenant
 from sim.traffic.request import Request
 from sim.world.clock import ARRIVAL, Call, Clock
-from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.dispatcher import Extension
 
 
 @dataclass(slots=True)
@@ -46,10 +46,6 @@ class FrontBuckets(Extension):
         self._recorder = recorder
         self._clock = clock
         self.reorders = any(not each.refuses for each in limited.values())
-        self._fleet: Dispatcher
-
-    def start(self, fleet: Dispatcher) -> None:
-        self._fleet = fleet
 
     def arrive(self, request: Request) -> bool:
         limited = self._limited.get(request.tenant)

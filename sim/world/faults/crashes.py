@@ -55,10 +55,9 @@ class Crashes(Extension):
         self._down: dict[int, CrashedReplica] = {}
         self._all_crashed: list[CrashedReplica] = []
         self._held: list[Request] = []
-        self._fleet: Dispatcher
 
     def start(self, fleet: Dispatcher) -> None:
-        self._fleet = fleet
+        super().start(fleet)
         for number, crash in self._crashes:
             self._clock.process(self._crash(number, crash))
 

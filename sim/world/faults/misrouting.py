@@ -334,10 +334,9 @@ class MisroutedRequests(Extension):
         self.wrong: dict[int, OriginalTarget] = {}
         self._tries: dict[int, int] = {}  # by index, of requests that were sent again
         self._to_come: dict[int, Request] = {}
-        self._fleet: Dispatcher
 
     def start(self, fleet: Dispatcher) -> None:
-        self._fleet = fleet
+        super().start(fleet)
         self._prefixes.start(fleet)
 
     def receive(self, request: Request) -> bool:

@@ -222,10 +222,9 @@ class Autoscaler(Extension):
         self._held: list[Request] = []
         self._held_s = inf  # since when requests are held
         self._patience_s = PATIENCE_ROUNDS * (spec.every + spec.interval)
-        self._fleet: Dispatcher
 
     def start(self, fleet: Dispatcher) -> None:
-        self._fleet = fleet
+        super().start(fleet)
         self._clock.process(self._rounds())
 
     def receive(self, request: Request) -> bool:

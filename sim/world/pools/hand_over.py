@@ -13,7 +13,7 @@ from sim.results.recording.recorder import Recorder
 from sim.results.records import REFUSED
 from sim.spec.sections.serving import KvTransfer
 from sim.traffic.request import Request
-from sim.world.dispatcher import Dispatcher, Extension
+from sim.world.dispatcher import Extension
 from sim.world.pools.pool_times import PoolTimes
 from sim.world.replica.prefill_decode import DecodeServer, PrefillServer, Stages
 from sim.world.world import Pool
@@ -34,10 +34,6 @@ class HandOver(Extension):
         self._decodes = [pool.role == "decode" for pool in pools]
         self._min_prompt, self._router, self._times, self._recorder = link.min_prompt, router, times, recorder
         self._answers: dict[int, Request] = {}  # of requests on prefill replicas: as they arrived
-        self._fleet: Dispatcher
-
-    def start(self, fleet: Dispatcher) -> None:
-        self._fleet = fleet
 
     def receive(self, request: Request) -> bool:
         handed_over = request.prompt_tokens >= self._min_prompt

@@ -89,7 +89,6 @@ class Rollouts(Extension):
         self._duplicate_bytes = DuplicateVersionBytes(self.original, sizes.tolist(), renamed)
         self._weights_replaced = weights_replaced
         self._misrouted = misrouted
-        self._fleet: Dispatcher
         # By request whose version changed during its answer: (version, tokens out when that version was replaced).
         self._started: dict[int, list[tuple[int, int]]] = {}
 
@@ -102,7 +101,7 @@ class Rollouts(Extension):
         return [self._duplicate_bytes] if self._shifts else []
 
     def start(self, fleet: Dispatcher) -> None:
-        self._fleet = fleet
+        super().start(fleet)
         for part in self._parts:
             part.start(fleet)
 
