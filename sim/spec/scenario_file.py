@@ -195,7 +195,7 @@ def load_scenario(
     """
     path, name = _find(source, Path())
     confines = path.resolve().parent if confined and not _is_ours(path) else None
-    root = _set(_read(path, name, (), confines), overrides)
+    root = _set(_laid_over(read_yaml(path, name), path, (), confines), overrides)
     if seed is not None:
         root = tree.assign(root, "run.seed", Node(seed, _SEED))
     loaded = replace(_checked(root, source, given), confines=confines)
@@ -242,17 +242,12 @@ def _find(source: str, folder: Path) -> tuple[Path, str]:
     return bundled, str(bundled)
 
 
-def _read(path: Path, name: str, below: tuple[Path, ...], confines: Path | None) -> Node:
-    """Read a file and lay it over the file it extends.
+def _laid_over(found: Node, path: Path, below: tuple[Path, ...], confines: Path | None) -> Node:
+    """Lay what a file holds over the file it extends.
 
     :param below: the files that extend this one.
     :param confines: the folder that nothing may lead out of, except bundled scenarios.
     """
-    return _laid_over(read_yaml(path, name), path, below, confines)
-
-
-def _laid_over(found: Node, path: Path, below: tuple[Path, ...], confines: Path | None) -> Node:
-    """Lay what a file holds over the file it extends; parameters as for ``_read``."""
     ours = _is_ours(path)
     root = tree.with_absolute_files(found, path.parent.resolve(), confines=None if ours else confines)
     assert isinstance(root.value, dict)  # read_yaml's promise
@@ -268,7 +263,7 @@ def _laid_over(found: Node, path: Path, below: tuple[Path, ...], confines: Path 
     if base_path.resolve() in chain:
         names = " → ".join(file.name for file in (*chain, base_path.resolve()))
         raise _at(ScenarioError("scenarios extend each other in a circle", key="extends", got=names), extends)
-    base = _read(base_path, base_name, chain, confines)
+    base = _laid_over(read_yaml(base_path, base_name), base_path, chain, confines)
     assert isinstance(base.value, dict)
     inherited = Node({key: node for key, node in base.value.items() if key not in _NOT_INHERITED}, base.origin)
     # The overlay's first line is the place of missing sections.

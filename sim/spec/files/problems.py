@@ -82,8 +82,7 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         if spot.matches and not within:
             found.append(_explain(detail, spot, model, data))
     if not found:  # the value fits none of the choices: report the first
-        detail = error.errors(include_url=False)[0]
-        found.append(_explain(detail, _as_written(_walk(detail["loc"], model, data), data), model, data))
+        found.append(_explain(details[0], spots[0], model, data))
     return found
 
 
