@@ -221,10 +221,8 @@ def make_server(
     scheduler = make_scheduler(limits, _kv_store(pool, pool.kv_tokens), mode.waiting, pool.ranks, costs, rule)
     if fleet.scheduling == "priority":
         mode.waiting.by_priority = True
-        server = wrap_server(PriorityServer)(parts, scheduler, mode)
-        assert isinstance(server, PriorityServer), "a wrapper returns a subclass"
-        server.bands = bands_of([tenant.priority for tenant in scenario.tenants] or [0])
-        return server
+        bands = bands_of([tenant.priority for tenant in scenario.tenants] or [0])
+        return wrap_server(PriorityServer)(parts, scheduler, mode, bands)
     if fleet.front_end == "none":
         return wrap_server(BatchServer)(parts, scheduler, mode)
     front_end = FrontEnd(FRONT_ENDS[fleet.front_end], len(pool.population))

@@ -419,17 +419,17 @@ _BAND: Final = 1 << 44
 class PriorityServer(BatchServer):
     """Continuous batching with priorities: a request's place in the queue begins with that of its tenant's priority.
 
-    :ivar bands: by tenant, how many priorities go before its own; set before the first request.
+    :param bands: by tenant, how many priorities go before its own.
     """
 
-    __slots__ = ("bands",)
+    __slots__ = ("_bands",)
 
-    def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode) -> None:
+    def __init__(self, parts: ReplicaParts, scheduler: Scheduler, mode: AdapterMode, bands: Sequence[int]) -> None:
         super().__init__(parts, scheduler, mode)
-        self.bands: Sequence[int] = (0,)
+        self._bands = bands
 
     def arrive(self, request: Request) -> None:
-        request.key = request.key % _BAND + self.bands[request.tenant] * _BAND
+        request.key = request.key % _BAND + self._bands[request.tenant] * _BAND
         super().arrive(request)
 
 
