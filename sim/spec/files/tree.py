@@ -64,8 +64,9 @@ FILE_KEYS = (
 
 _PROFILES = ("fleet.profile", "fleet.pools.profile")
 _POOLS = "fleet.pools."
-_OF_A_POOL = ("cache", "storage", "serves")
-"""Sections of a pool; the other keys that follow ``fleet.pools.`` at this place are indexes or names of pools."""
+OF_A_POOL = ("cache", "storage", "serves")
+"""Sections of a pool; the other keys that follow ``fleet.pools.`` at this place are indexes or names of pools. No pool
+may be called so."""
 
 _TENANTS = "tenants"
 _OF_A_TENANT = ("bucket", "price", "slo", "steps")
@@ -216,7 +217,7 @@ def without_indexes(key: str) -> str:
     A pool's place may also be its name: ``fleet.pools.small.replicas`` → ``fleet.pools.replicas``; so may a tenant's.
     """
     parts = [part for part in key.split(".") if not part.isdigit()]
-    if key.startswith(_POOLS) and len(parts) > 3 and parts[2] not in _OF_A_POOL:
+    if key.startswith(_POOLS) and len(parts) > 3 and parts[2] not in OF_A_POOL:
         del parts[2]
     if len(parts) > 2 and parts[0] == _TENANTS and parts[1] not in _OF_A_TENANT:
         del parts[1]

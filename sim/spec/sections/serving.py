@@ -20,6 +20,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from sim.spec.base import Errors, Strict, checks, located
 from sim.spec.engines import DEFAULT_ENGINE, ENGINES
+from sim.spec.files.tree import OF_A_POOL
 from sim.spec.gpus import GPUS, gpu_named, unknown_gpu_hint
 from sim.spec.policies import EVICTIONS, given_in
 from sim.spec.sections.control_plane import Autoscale
@@ -157,8 +158,6 @@ _OF_FIXED = (
     *("max_num_seqs", "max_num_batched_tokens", "block_size", "uncached_blocks", "kv_tokens"),
 )
 """Keys of a replica that engine ``fixed`` has, or ignores."""
-_OF_A_POOL = ("cache", "storage", "serves")
-"""Names that a pool can't have, because keys such as ``fleet.pools.cache.gpu`` could then be read in two ways."""
 
 
 class ReplicaKeys(Strict):
@@ -564,7 +563,7 @@ class Fleet(ReplicaKeys):
         for i, pool in enumerate(self.pools):
             if pool.name in [other.name for other in self.pools[:i]]:
                 yield located(f"pools.{i}.name", "two pools have the same name", got=pool.name)
-            if pool.name in _OF_A_POOL:
+            if pool.name in OF_A_POOL:  # fleet.pools.cache.gpu could be read in two ways
                 yield located(
                     f"pools.{i}.name", "a key of pools has this name", got=pool.name, hint="choose another name"
                 )
