@@ -5,11 +5,11 @@ Further down are prefetching, turns of whole models, LoRAX's queues and S-LoRA's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from heapq import heappop, heappush
 
-from sim.policies.adapter_cache import ABSENT, RESIDENT, GpuCache, UnifiedCache
+from sim.policies.adapter_cache import ABSENT, RESIDENT, UnifiedCache
 from sim.policies.admission import ClaimingQueue, ReadyQueue, WaitingQueue
 from sim.policies.queues.adapter_queues import AdapterQueues, ModelTurns
 from sim.policies.scheduler import Scheduler
@@ -198,8 +198,8 @@ class LoadsInSteps(ProtectedMode):
         return tier, seconds
 
 
-class Prefetch:
-    """Prefetching of one replica, for loads that start at admission and overlap with steps.
+class Prefetching(LoadsAtAdmission):
+    """``LoadsAtAdmission`` with prefetching (``cache.prefetch: queued``).
 
     At every change (a boundary, the end of a load, an arrival), idle loaders start to load the adapters of queued
     requests, in the order of the queue. They stop while a requested load waits, and at the first adapter that finds no
@@ -208,21 +208,25 @@ class Prefetch:
     A pass takes time proportional to the number of wanted adapters, but only while a loader is idle.
     """
 
-    def __init__(self, cache: GpuCache, loader: Loader) -> None:
-        self._cache = cache
-        self._loader = loader
+    def __init__(self, parts: ModeParts, *, stop: bool, discards: bool = False) -> None:
+        super().__init__(parts, stop=stop, discards=discards)
+        self.prepares_steps = True
         # By adapter, a heap of (key, request). The first request of each still waits for admission; those behind it may
         # have left. Requests whose load has started stay until admission. They are harmless: their adapters are in
         # use, so they cannot be evicted, and they are absent only while the load waits in a queue.
         self._wanted: dict[int, list[tuple[int, Request]]] = {}
 
-    def entered(self, request: Request) -> None:
-        """Note that a request has joined the queue."""
+    def take_in(self, request: Request, may_join_now: bool) -> None:
+        super().take_in(request, may_join_now)
         heappush(self._wanted.setdefault(request.adapter, []), (request.key, request))
+        self.after_load()
 
-    def left(self, requests: Iterable[Request]) -> None:
-        """Note that requests have been admitted."""
-        for request in requests:
+    def after_load(self) -> None:
+        if not self.replica.boundary_due():  # it comes first, and may start loads of its own
+            self._load_ahead()
+
+    def before_step(self, batch: Scheduler, start_s: float) -> float:
+        for request in batch.decided.prefills:
             group = self._wanted.get(request.adapter)
             if group is None:
                 continue
@@ -230,43 +234,22 @@ class Prefetch:
                 heappop(group)
             if not group:
                 del self._wanted[request.adapter]
+        self._load_ahead()
+        return super().before_step(batch, start_s)
 
-    def go_on(self) -> None:
+    def nothing_runs(self) -> bool:
+        self._load_ahead()
+        return False
+
+    def _load_ahead(self) -> None:
         """Start all loads that may start now."""
-        loader, wanted, state = self._loader, self._wanted, self._cache.state
+        loader, wanted, state = self.loader, self._wanted, self._gpu.state
         if not wanted or not loader.may_load_ahead():
             return
         absent = [group[0] for adapter, group in wanted.items() if state[adapter] == ABSENT]
         for _, request in sorted(absent):
             if not (loader.load_ahead(request, wanted) and loader.may_load_ahead()):
                 return
-
-
-class Prefetching(LoadsAtAdmission):
-    """``LoadsAtAdmission`` with prefetching (``cache.prefetch: queued``)."""
-
-    def __init__(self, parts: ModeParts, *, stop: bool, discards: bool = False) -> None:
-        super().__init__(parts, stop=stop, discards=discards)
-        self.prepares_steps = True
-        self._prefetch = Prefetch(parts.cache, self.loader)
-
-    def take_in(self, request: Request, may_join_now: bool) -> None:
-        super().take_in(request, may_join_now)
-        self._prefetch.entered(request)
-        self.after_load()
-
-    def after_load(self) -> None:
-        if not self.replica.boundary_due():  # it comes first, and may start loads of its own
-            self._prefetch.go_on()
-
-    def before_step(self, batch: Scheduler, start_s: float) -> float:
-        self._prefetch.left(batch.decided.prefills)
-        self._prefetch.go_on()
-        return super().before_step(batch, start_s)
-
-    def nothing_runs(self) -> bool:
-        self._prefetch.go_on()
-        return False
 
 
 class TurnsOfModels(LoadsInSteps):
