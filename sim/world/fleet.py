@@ -19,8 +19,8 @@ from sim.traffic.generate import Chunk
 from sim.traffic.request import BASE_MODEL, ArrivingRequests, Request
 from sim.world.clock import ARRIVAL, Call, Clock
 from sim.world.dispatcher import Dispatcher
-from sim.world.replica.copies import OffloadServer, TransferServer
-from sim.world.replica.prefill_decode import PrefillServer
+from sim.world.replica.copies import OffloadServer
+from sim.world.replica.prefill_decode import DecodeServer
 from sim.world.replica.server import Server
 from sim.world.times import RequestTimes
 
@@ -283,7 +283,7 @@ class Fleet:
                 "drafted_tokens": float(totals.drafted),
                 "accepted_tokens": float(totals.accepted),
             }
-        links = [s.link_s() for s in self.servers if isinstance(s, TransferServer) and not isinstance(s, PrefillServer)]
+        links = [s.link_s() for s in self.servers if isinstance(s, OffloadServer | DecodeServer)]
         if links:
             recording.facts["kv_link_busy"] = min(1.0, sum(links) / (len(links) * max(float(stopped), 1e-12)))
         recording.evictions = totals.evictions

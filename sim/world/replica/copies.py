@@ -81,10 +81,6 @@ class TransferServer(BatchServer):
     def _any_waits(self) -> bool:
         return self.mode.waiting.size() > 0 or len(self.transfers.waiting_apart) > 0
 
-    def link_s(self) -> float:
-        """Return for how long the link that KV comes over was busy."""
-        return 0.0
-
     def _take_reports(self) -> None:
         reports = self._reports
         if not reports:
@@ -135,6 +131,7 @@ class OffloadServer(TransferServer):
         self.loaded_blocks = self.stored_blocks = 0
 
     def link_s(self) -> float:
+        """Return for how long the link that KV comes over was busy."""
         return self.to_gpu.busy_s
 
     def _start_copies(self, now: float) -> float:

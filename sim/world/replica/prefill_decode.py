@@ -63,6 +63,7 @@ class DecodeServer(TransferServer):
         self._failures, self._reads_key = link.failures, reads_key
 
     def link_s(self) -> float:
+        """Return for how long the link that KV comes over was busy, on average over its streams."""
         return self._reading_s / len(self._streams)
 
     def expect(self, request: Request, stages: Stages) -> None:
