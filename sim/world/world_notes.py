@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.errors import ScenarioError
 from sim.policies.costs import beyond_envelope
-from sim.spec.engines import ENGINES
+from sim.spec.engines import preset_value
 from sim.spec.policies import PLACERS
 from sim.spec.profile import Profile
 from sim.spec.profile_choice import choice_notes, disturbance_notes, engine_notes, fitness_notes, profile_choice
@@ -167,7 +167,9 @@ def shared_text_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | Non
     notes = _length_notes(scenario, traffic, kv_tokens)
     if traffic.shares_text and not fleet.prefix_caching and fleet.engine != "fixed":
         notes.append("requests share text, but fleet.prefix_caching is off: every prompt is computed as a whole")
-    if not traffic.shares_text and _asks_for_caching(scenario):
+    # Whether the scenario itself turns prefix caching on, or compares both, rather than its engine's preset.
+    by_itself = not preset_value(fleet.engine, "fleet.prefix_caching") or "fleet.prefix_caching" in scenario.sweep
+    if not traffic.shares_text and fleet.prefix_caching and by_itself:
         notes.append(
             "fleet.prefix_caching changes nothing here, except for preempted requests: no two requests share text; "
             f"give {SHARING}"
@@ -176,13 +178,6 @@ def shared_text_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | Non
         missing = "no two requests share text" if fleet.prefix_caching else "fleet.prefix_caching is off"
         notes.append(f"adapters.invocation_tokens changes nothing here: {missing}")
     return notes
-
-
-def _asks_for_caching(scenario: Scenario) -> bool:
-    """Return whether the scenario itself turns prefix caching on, or compares both, rather than its engine's preset."""
-    fleet = scenario.fleet
-    by_preset = fleet.engine in ENGINES and ENGINES[fleet.engine].preset.get("fleet", {}).get("prefix_caching", False)
-    return fleet.prefix_caching and (not by_preset or "fleet.prefix_caching" in scenario.sweep)
 
 
 def _length_notes(scenario: Scenario, traffic: Traffic, kv_tokens: int | None) -> list[str]:
