@@ -281,9 +281,7 @@ Seconds = Annotated[
     float, BeforeValidator(parse_seconds), PlainSerializer(format_seconds, return_type=str), WithJsonSchema(TIME_SCHEMA)
 ]
 Moment = Annotated[
-    float,
-    BeforeValidator(parse_seconds),
-    PlainSerializer(format_seconds, return_type=str),
+    Seconds,
     WithJsonSchema(
         {
             "anyOf": [TIME_SCHEMA, {"type": "string", "pattern": TIME_OF_DAY_PATTERN}],

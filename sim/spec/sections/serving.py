@@ -496,7 +496,7 @@ class Fleet(ReplicaKeys):
                 yield located(
                     key, f"engine fixed has no {key}: it loads at arrival and serves in order", hint="remove it"
                 )
-        lacking = ENGINES[self.engine].no_prefix_cache if self.engine in ENGINES else ""
+        lacking = ENGINES[self.engine].no_prefix_cache
         if self.prefix_caching and lacking:
             yield located("prefix_caching", lacking, got="true", allowed="false", hint="remove it")
         ahead = self.kv_check in ("whole-answer", "peak")
