@@ -55,7 +55,8 @@ def lognormal_shape(given: Mapping[str, float | None]) -> tuple[float, float]:
     known = {name: value for name in ("mean", *_QUANTILES) if (value := given.get(name)) is not None}
     if len(known) != 2:
         hint = "null removes one that the file gives" if len(known) > 2 else ""
-        raise located("", "a log-normal law is given by two figures", got=", ".join(known), allowed=_TWO, hint=hint)
+        problem, allowed = "a log-normal law is given by two figures", "two of mean, p50, p90 and p99"
+        raise located("", problem, got=", ".join(known), allowed=allowed, hint=hint)
     (first, low), (second, high) = known.items()
     z = _QUANTILES[second]
     if first != "mean":
@@ -69,20 +70,11 @@ def lognormal_shape(given: Mapping[str, float | None]) -> tuple[float, float]:
     limit = math.exp(z**2 / 2)
     if second != "p50" and not mean < quantile <= limit * mean:
         # Below the mean there is a law, but only that of the larger root: its sigma is above 2 z.
-        lacking = (
-            f"{second} must be above the mean" if quantile <= mean else f"no log-normal law has this mean and {second}"
-        )
-        raise located(
-            second,
-            lacking,
-            got=quantile,
-            allowed=f"above the mean and at most {limit:.2f} times it",
-        )
+        too_low = quantile <= mean
+        problem = f"{second} must be above the mean" if too_low else f"no log-normal law has this mean and {second}"
+        raise located(second, problem, got=quantile, allowed=f"above the mean and at most {limit:.2f} times it")
     sigma = abs(z - math.sqrt(max(0.0, z**2 - 2 * math.log(quantile / mean))))  # at the limit, rounding goes below 0
     return math.log(mean) - sigma**2 / 2, sigma
-
-
-_TWO = "two of mean, p50, p90 and p99"
 
 
 class FixedTime(Strict):
