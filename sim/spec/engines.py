@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sim.spec.profile import Memory
 
 # Versions of engines: whose rules each has, and what is said of a name that stands for none.
-#
-# ``sim/spec/engines.py`` finds the preset of a name with this; nothing else compares names of engines.
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,6 @@ def versions_of(name: str) -> Versions | None:
 
 AHEAD_SINCE = (0, 14)
 """The first version of vLLM that schedules steps ahead on GPUs by default."""
-
-
 _DRAFT_MODEL_AHEAD_SINCE = (0, 28)
 """The same with a small model that drafts (vllm#48341)."""
 
@@ -480,8 +476,6 @@ def _filled(value: Any, given: Any) -> Any:
 
 EXPERTS_SINCE = (0, 12)
 """A version of vLLM that keeps experts in its slots; 0.11.0 refused such adapters (vllm#21229)."""
-
-
 TARGETS_SINCE = (0, 17)
 """The first version with ``--lora-target-modules`` (vllm#34984), which took vLLM's own names of packed modules."""
 

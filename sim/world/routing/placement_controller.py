@@ -80,8 +80,7 @@ class PlacementController:
     """Decides at every multiple of the period where adapters are placed, and tells the router.
 
     Until the history is full, the popularity of the start stands in for what is missing of it, unless the policy
-    foresees nothing. After the last arrival
-    it decides no more. Replicas that come or go are seen at the next decision.
+    foresees nothing. After the last arrival it decides no more. Replicas that come or go are seen at the next decision.
 
     :param view: of the router, in which the replicas that serve are up.
     :param next_s: returns the time of the next arrival, infinite if there is none.
