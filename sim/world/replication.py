@@ -31,7 +31,7 @@ from sim.world.memory.replica_caches import FleetCacheListener, attach_listeners
 from sim.world.pools.autoscaler import make_autoscaler
 from sim.world.pools.hand_over import HandOver
 from sim.world.pools.pool_routing import Routing
-from sim.world.pools.pool_times import PoolLimits, PoolTimes, token_limits
+from sim.world.pools.pool_times import PoolLimits, PoolTimes
 from sim.world.replica.ports import LoadContext, WeightVersions
 from sim.world.replica.server import ReplicaParts, Server
 from sim.world.replica_assembly import ServerWrapper, kv_rule, make_mode, make_server, unwrapped, with_host_fill
@@ -190,7 +190,7 @@ def assemble(world: World, replication: int, sections: int, wrap_server: ServerW
     steered = bool(world.rollout_plan.rollouts) or not all(
         isinstance(fault, Crash | StorageFault) for fault in scenario.faults
     )
-    times = PoolTimes(pools, [token_limits(pool) for pool in pools], steered=steered)
+    times = PoolTimes(pools, steered=steered)
 
     prefixes = make_stale_prefixes(world, replication)
     misrouting = make_misrouting(world, replication, clock, recorder, prefixes)

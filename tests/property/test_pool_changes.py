@@ -17,7 +17,7 @@ from sim.errors import InputError
 from sim.results.records import COMPLETED, FAILED, REFUSED
 from sim.spec.scenario import Scenario
 from sim.world.build import build_world
-from sim.world.pools.pool_times import PoolTimes, token_limits
+from sim.world.pools.pool_times import PoolTimes
 
 CRASH = {"kind": "crash", "replica": 1, "at": "1 s", "down": "2 s", "detected": "100 ms"}
 
@@ -257,7 +257,7 @@ def test_times_are_kept_for_requests_of_earlier_chunks() -> None:
         {"name": "b", "storage": {"load": {"law": "fixed", "value": "10 ms"}}},
     ]
     world = build_world(scenario({"pools": named}, requests=70_000))
-    times = PoolTimes(world.pools, [token_limits(pool) for pool in world.pools])
+    times = PoolTimes(world.pools)
     times.keeps = True
     chunks = list(world.traffic.chunks(0))
     assert len(chunks) == 2

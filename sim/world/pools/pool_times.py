@@ -56,7 +56,8 @@ class PoolTimes:
         are kept.
     """
 
-    def __init__(self, pools: Sequence[Pool], limits: Sequence[TokenLimits], *, steered: bool = False) -> None:
+    def __init__(self, pools: Sequence[Pool], *, steered: bool = False) -> None:
+        limits = [token_limits(pool) for pool in pools]
         self._limits = [(limit.both.tolist(), limit.prompt) for limit in limits]
         self.keeps = False
         self._chunks: list[Chunk] = []  # that of the last requests comes last
