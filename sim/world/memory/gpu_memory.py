@@ -205,34 +205,21 @@ def check_sharding(scenario: Scenario, profile: Profile, population: Population)
     if not (fleet.fully_sharded_loras or fleet.expert_parallel):
         return
     key = f"fleet.{'expert_parallel' if fleet.expert_parallel else 'fully_sharded_loras'}"
-    engine = ENGINES[fleet.engine]
+    engine, rank = ENGINES[fleet.engine], padded_rank(profile, population)
+    got, hint = "true", "remove it"
     if engine.preset and "vLLM" not in engine.flags:
-        raise ScenarioError(
-            f"{engine_words(fleet.engine)} has no such option; vLLM has",
-            key=key,
-            got="true",
-            allowed="false",
-            hint="remove it",
-        )
-    if gpus == 1:
-        raise ScenarioError(
-            "a replica on one GPU has nothing to split",
-            key=key,
-            got="true",
-            allowed="false",
-            hint="remove it, or spread a replica over several GPUs with fleet.tensor_parallel",
-        )
-    if fleet.expert_parallel and not base_shape(profile).experts:
-        raise ScenarioError(f"{profile.model} has no experts", key=key, got="true", allowed="false", hint="remove it")
-    rank = padded_rank(profile, population)
-    if fleet.fully_sharded_loras and rank % gpus:
-        raise ScenarioError(
-            "vLLM splits A along its rank, so the rank of slots must be a multiple of the GPUs of a replica",
-            key=key,
-            got=f"true with rank {rank} over {gpus} GPUs",
-            allowed="false",
-            hint="remove it, or give fewer GPUs per replica",
-        )
+        problem = f"{engine_words(fleet.engine)} has no such option; vLLM has"
+    elif gpus == 1:
+        problem = "a replica on one GPU has nothing to split"
+        hint = "remove it, or spread a replica over several GPUs with fleet.tensor_parallel"
+    elif fleet.expert_parallel and not base_shape(profile).experts:
+        problem = f"{profile.model} has no experts"
+    elif fleet.fully_sharded_loras and rank % gpus:
+        problem = "vLLM splits A along its rank, so the rank of slots must be a multiple of the GPUs of a replica"
+        got, hint = f"true with rank {rank} over {gpus} GPUs", "remove it, or give fewer GPUs per replica"
+    else:
+        return
+    raise ScenarioError(problem, key=key, got=got, allowed="false", hint=hint)
 
 
 def split_notes(scenario: Scenario, profile: Profile) -> list[str]:
