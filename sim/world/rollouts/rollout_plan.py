@@ -217,25 +217,19 @@ def _choose(scenario: Scenario, traffic: Traffic, present: int) -> list[tuple[in
 
 
 def _find(adapter: int | str, traffic: Traffic, present: int, number: int) -> int:
-    key = f"rollouts.{number}.adapter"
+    names, problem, allowed, hint = traffic.names, "there is no such adapter", f"0 to {present - 1}", None
     if isinstance(adapter, int):
-        if adapter >= present:
-            raise ScenarioError(
-                "there is no such adapter",
-                key=key,
-                got=adapter,
-                allowed=f"0 to {present - 1}"
-                + ("" if present == len(traffic.population) else ", those that are there at the start"),
-            )
-        return adapter
-    if adapter in traffic.names:
-        return traffic.names.index(adapter)
-    if not traffic.names:
-        raise ScenarioError("adapters have no names here", key=key, got=adapter, allowed=f"0 to {present - 1}")
-    some = ", ".join(traffic.names[:_MOST_NAMES]) + (", …" if len(traffic.names) > _MOST_NAMES else "")
-    raise ScenarioError(
-        "there is no such adapter", key=key, got=adapter, allowed=some, hint=did_you_mean(adapter, traffic.names)
-    )
+        if adapter < present:
+            return adapter
+        allowed += "" if present == len(traffic.population) else ", those that are there at the start"
+    elif adapter in names:
+        return names.index(adapter)
+    elif names:
+        allowed = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
+        hint = did_you_mean(adapter, names)
+    else:
+        problem = "adapters have no names here"
+    raise ScenarioError(problem, key=f"rollouts.{number}.adapter", got=adapter, allowed=allowed, hint=hint)
 
 
 def _check_overlaps(rollouts: tuple[Rollout, ...], chosen: list[tuple[int, ...]], names: Sequence[str]) -> None:
