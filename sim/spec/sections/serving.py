@@ -335,7 +335,7 @@ class HostCache(Strict):
     slots: PositiveInt | None = None
     """Number of adapters, of any size."""
     size: Bytes | None = None
-    """Bytes for adapters; each takes its exact size."""
+    """Bytes for adapters; each takes its exact size. Not with ``vllm-lru``, which counts slots here, too."""
     fill: Literal["load", "arrival", "start"] = "load"
     """How host memory is filled. ``load``: a load from storage to the GPU leaves a copy. ``arrival``: a request whose
     adapter has no copy fetches it on arrival, through the storage loaders; an adapter with requests in the system keeps
@@ -406,7 +406,7 @@ class Storage(Strict):
     """How adapters are loaded. Every replica has its own loaders."""
 
     loaders: PositiveInt = 1
-    """Loads from storage that run at the same time; the rest queue."""
+    """Loads from storage that run at the same time; the rest queue. 1 where they block steps (``mode``)."""
     load: TimeLaw | None = None
     """Time of one load from storage to the GPU; unset: computed from the profile and the adapter's size."""
     bandwidth: Bandwidth | None = None
