@@ -395,6 +395,11 @@ def test_a_command_line_with_a_policy_is_read(policy: str) -> None:
     assert not found.untranslated
 
 
+@pytest.mark.parametrize("options", ["--max-loras=8", "--max-loras 8", "--enable-lora --port=8000", "--port=8000"])
+def test_a_model_may_come_last(options: str) -> None:
+    assert read_command(f"vllm serve {options} org/model").model == "org/model"
+
+
 def test_a_policy_that_vllm_does_not_have_is_not_translated() -> None:
     found = read_command("vllm serve m --enable-lora --scheduling-policy shortest")
     assert [said for said, _ in found.untranslated] == ["--scheduling-policy shortest"]

@@ -250,10 +250,13 @@ def _options(flags: dict[str, Flag], words: Sequence[str]) -> tuple[dict[str, li
             name = bare(option)
             given[name], said[name] = ([value] if equals else []), word
             if equals or _is_switch(flags, name):
-                name = "" if _is_switch(flags, name) else name
+                name = ""
         elif name:
             given[name].append(word)
             said[name] += f" {word}"
+            flag = flags.get(name)
+            if flag is not None and flag.sets and flag.reads is None:
+                name = ""  # one number, and what follows is the model
         else:
             model = model or word
     return given, said, model
