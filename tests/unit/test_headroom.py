@@ -317,7 +317,7 @@ def test_few_completions_do_not_say_how_many_times_as_much_comes() -> None:
     ).point
     assert point.capacity.compute.offered_load == 1
     assert "overloaded: more requests arrived than were served" in " ".join(point.warnings)
-    assert limit_sentence(limits(point)[0], point).startswith("More requests arrived than are served")
+    assert limit_sentence(limits(point)[0], point).startswith("More requests arrived than were served")
 
 
 def test_the_search_ends_where_whole_periods_become_too_many_requests() -> None:
