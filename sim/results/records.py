@@ -202,8 +202,8 @@ def _bits(values: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def request_table(recording: Recording, names: tuple[str, ...], facts: ScenarioFacts | None = None) -> pyarrow.Table:
     """Return one row a request of one replication: every stamp, outcome, adapter, replica, version.
 
-    A request to the base model has no adapter, and so no outcome and no tier; nor has one that never got to its
-    adapter, neither admitted nor the start of a load.
+    A request to the base model has no adapter, and so no outcome and no tier. Neither has one that never got to its
+    adapter: it was not admitted, and no load began for it.
 
     :param names: adapter names, or () where adapters are numbered.
     :param facts: where there are tenants, each request has the name of its own.

@@ -395,6 +395,15 @@ def test_no_cliff_where_intervals_overlap_or_nothing_is_steep() -> None:
     assert find_cliff(points, make_axes(points)[0], "e2e_p99_s") is None
 
 
+def test_a_cliff_in_wide_intervals_is_where_the_metric_doubles_and_no_longer() -> None:
+    points = slots_sweep({16: 2.74, 32: 2.69, 64: 2.41, 128: 0.976})
+    for point in points:
+        point.metrics["e2e_p99_s"] = replace(point.metrics["e2e_p99_s"], lo=0.1, hi=9.0)
+    cliff = find_cliff(points, make_axes(points)[0], "e2e_p99_s")
+    assert cliff is not None
+    assert (cliff.before, cliff.after) == (points[3], points[2])
+
+
 def test_two_keys_answer_how_much_is_enough() -> None:
     said = sweep_answer(samples.grid().points, {"e2e_p99_s": 0.25, "miss_ratio": 0.4})
     assert said.headline == "10 of 30 combinations meet the SLO."

@@ -122,6 +122,8 @@ def test_a_p99_is_limited_by_what_blocks_one_request_in_a_hundred() -> None:
         replace(FOUND_ABOVE, failing=rarely)
     )
     assert "No queue decides there" in headroom_sentences(replace(FOUND_ABOVE, failing=rarely, term="e2e_mean_s"))
+    free = replace(rarely, capacity=Capacity())
+    assert "One request in a hundred waits" in headroom_sentences(replace(FOUND_ABOVE, failing=free, term="ttft_p99_s"))
 
 
 def test_nothing_is_said_where_nothing_was_searched() -> None:

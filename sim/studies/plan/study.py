@@ -75,7 +75,8 @@ def make_plan(
     """
     started = time.perf_counter()
     execution = execution or Execution()
-    plan, axes, first = check_plan(loaded := in_steady_state(loaded))
+    loaded = in_steady_state(loaded)
+    plan, axes, first = check_plan(loaded)
     question = json_ready(plan.model_dump(mode="json", exclude_none=True))
     folder = out or free_folder(loaded, question)
     task = task_of(0, first, {})
@@ -169,7 +170,7 @@ def in_steady_state(loaded: LoadedScenario) -> LoadedScenario:
         values["cache.warm"] = "steady"
     if plan is not None and {"fleet.autoscale.min", "fleet.autoscale.max"} & {*plan.keys}:
         values["fleet.replicas"] = None
-    return loaded.with_values(values)
+    return loaded.with_values(values) if values else loaded
 
 
 def open_folder(

@@ -90,16 +90,17 @@ def find_cliff(points: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
 
 
 def _climb(known: Sequence[Point], axis: Axis, name: str) -> Cliff | None:
-    """Return the shortest stretch of a numeric axis on which a metric doubles: a cliff in small steps."""
+    """Return the last stretch of a numeric axis on which a metric doubles, and stays so: a cliff in small steps."""
     if not axis.numeric or len(known) < 3:
         return None
     values = [p.metrics[name].value or 0.0 for p in known]
     if values[0] > values[-1]:
         known, values = known[::-1], values[::-1]
-    pairs = itertools.combinations(range(len(values)), 2)
-    found = [(start - end, values[end] / values[start], start, end) for start, end in pairs if values[start]]
-    _, factor, start, end = max((each for each in found if each[1] >= 2), default=(0, 0.0, 0, 0))
-    return Cliff(known[start], known[end], factor) if end else None
+    for start in range(len(values) - 2, -1, -1):
+        if values[start] and values[-1] >= 2 * values[start]:
+            end = next(i for i, value in enumerate(values) if i > start and value >= 2 * values[start])
+            return Cliff(known[start], known[end], values[end] / values[start])
+    return None
 
 
 @dataclass(frozen=True)
