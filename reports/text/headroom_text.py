@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from reports.answers.limits import NO_LIMIT, Evidence, Limit, limits, queue_decides
-from reports.formatting import listed, metric_words, percent
+from reports.formatting import listed, metric_words, money, percent
 from reports.text.limit_text import MORE_SLOTS, by_size, in_keys_of_scenario, limit_sentence, limit_words, remedy_words
 from reports.text.metric_text import capital, unserved_words
 from sim.results.catalogue import CATALOGUE
@@ -46,14 +46,9 @@ def headroom_sentences(found: Headroom | None, *, missed_today: bool = False) ->
     missed_today = missed_today and found.holds_today
     if missed_today and not found.without:
         return "Headroom: none. The SLO is missed with today's traffic."
-    batches = found.failing is not None and found.failing.capacity.seats is not None
-    load = ""
-    slots = found.failing is not None and _failing(found.failing, found.term).name == "slots"
-    if found.load and batches and found.load < 1 and not slots:  # full batches need slots for their adapters
-        load = f"Without an SLO the fleet could serve {times_words(1 / found.load)} times today's traffic."
     without = f"The search leaves out {listed(found.without)}." if found.without and not missed_today else ""
     multiple = _otherwise(found) if missed_today else _multiple(found)
-    return " ".join(part for part in (multiple, _limit(found), load, without) if part)
+    return " ".join(part for part in (multiple, _limit(found), without) if part)
 
 
 def first_limit(found: Headroom | None, otherwise: str, *, missed_today: bool = False, whose: str = "today's") -> str:
@@ -145,6 +140,20 @@ def headroom_words(found: Headroom | None, *, missed_today: bool = False) -> str
     assert multiple is not None, "it was found"
     start = "more than " if found.outcome == ALWAYS else "none: up to " if multiple < 1 else "up to "
     return capital(f"{start}{times_words(multiple)} times the traffic")
+
+
+def unused_sentence(found: Headroom | None, month: float, *, missed_today: bool = False) -> str:
+    """Return what a month of the capacity costs that today's traffic leaves unused; empty where it leaves none.
+
+    :param month: the cost of the fleet in USD; ``missed_today``: as of ``headroom_sentences``.
+    """
+    multiple = None if found is None or missed_today else found.lo if found.outcome == ALWAYS else found.multiple
+    if multiple is None or multiple <= 1:
+        return ""
+    spare = money((1 - 1 / multiple) * month)
+    return (
+        f"Capacity that this traffic leaves unused, up to {times_words(multiple)} times as much, costs {spare} a month."
+    )
 
 
 def times_words(multiple: float) -> str:

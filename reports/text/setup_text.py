@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from reports.axes import make_axes, point_words
 from reports.formatting import money, number, percent, plural, show
+from reports.text.headroom_text import unused_sentence
 from sim.results.fleet_costs import HOURS_PER_MONTH, is_priced
 from sim.results.model import GpuShare, MemoryUse, Setup
 from sim.results.point import Point
+from sim.results.run_directory.headroom_record import Headroom
 from sim.results.verdict import MET, verdict
 from sim.spec.engines import engine_words
 from sim.spec.units import human_bytes, human_seconds
@@ -162,10 +164,10 @@ def _listed(words: Iterable[str], joint: str) -> str:
     return f"{', '.join(first)} {joint} {last}" if first else last
 
 
-def cost_sentences(point: Point, load: float | None = None) -> list[str]:
-    """Return what tokens, requests and months cost, and what idle GPUs do; none without a price.
+def cost_sentences(point: Point, headroom: Headroom | None = None, *, missed_today: bool = False) -> list[str]:
+    """Return what tokens, requests and months cost, and what unused capacity does; none without a price.
 
-    :param load: the traffic as a share of what full batches could serve, where that is known.
+    :param headroom: how much more traffic fits, where that was searched; ``missed_today``: whether the SLO is missed.
     """
     usage = point.usage
     if usage is None or usage.price is None:
@@ -178,7 +180,7 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
         if seconds := point.timeline.t_s:  # another time of day may take other replicas
             said[0] += f", if all of it is like the {human_seconds(seconds[0] + seconds[-1])} that were simulated"
         said[0] += "."
-        load = None  # it refers to the largest fleet
+        headroom = None  # it is that of the largest fleet
     else:
         mean = " on average" if len(point.pools) > 1 else ""
         fleet = f"{plural(usage.gpus, 'GPU')} at {money(usage.price)} an hour{mean}"
@@ -193,9 +195,7 @@ def cost_sentences(point: Point, load: float | None = None) -> list[str]:
     idle = costs.get("idle_usd_per_month")
     if idle is not None and month and round(idle / month, 3) > 0:
         said.append(f"GPUs are idle {percent(idle / month)} of the time, which costs {money(idle)} a month.")
-    if load is not None and load < 1:
-        spare = money((1 - load) * month)
-        said.append(f"Capacity that this traffic leaves unused, up to full batches, costs {spare} a month.")
+    said += filter(None, [unused_sentence(headroom, month, missed_today=missed_today)])
     return [*said, *_revenue(point)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import samples
 
-from reports.text.headroom_text import headroom_sentences, headroom_words, times_words
+from reports.text.headroom_text import headroom_sentences, headroom_words, times_words, unused_sentence
 from sim.results.model import BatchSlotUse, Capacity, SlotUse
 from sim.results.point import LateShare, Metric, TenantResult
 from sim.results.run_directory.headroom_record import (
@@ -29,17 +29,13 @@ def test_it_says_what_fails_where_and_why() -> None:
     assert headroom_sentences(FOUND_ABOVE) == (
         "p99 TTFT misses its target at about 1.4 times the traffic. What limits it there: slots. During 30 % of the "
         "time every slot was in use by a running request while others waited."
-    ), "full batches need slots for their adapters"
+    )
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
         (replace(FOUND_ABOVE, multiple=0.7), "The SLO is met up to about 0.7 times the traffic. Beyond that, p99 TTFT"),
-        (
-            replace(FOUND_ABOVE, failing=replace(SHORT, capacity=Capacity(seats=BatchSlotUse(0.3)))),
-            "Without an SLO the fleet could serve 4 times today's traffic.",
-        ),
         (replace(FOUND_ABOVE, term=QUEUES), "Queues grow without limit at about 1.4 times the traffic."),
         (replace(FOUND_ABOVE, term="miss_ratio"), "What limits it there: the adapter cache."),
         (Headroom(NEVER, hi=0.01, term="e2e_p99_s"), "The SLO is not met at any traffic: p99 E2E misses its target"),
@@ -96,6 +92,14 @@ def test_a_search_that_also_finds_it_missed_says_at_what_traffic() -> None:
     below = replace(FOUND_ABOVE, multiple=0.7, without=("faults",))
     assert headroom_sentences(below, missed_today=True) == headroom_sentences(below)
     assert headroom_words(below, missed_today=True) == headroom_words(below)
+
+
+def test_capacity_is_unused_up_to_where_the_slo_fails() -> None:
+    assert unused_sentence(FOUND_ABOVE, 1000.0).endswith("unused, up to 1.4 times as much, costs $301 a month.")
+    assert "up to 64 times as much, costs $984 a month" in unused_sentence(Headroom(ALWAYS, lo=64.0), 1000.0)
+    assert unused_sentence(FOUND_ABOVE, 1000.0, missed_today=True) == ""
+    for found in (replace(FOUND_ABOVE, multiple=0.7), Headroom(TOO_LONG, saturation=4.0), None):
+        assert unused_sentence(found, 1000.0) == ""
 
 
 def test_requests_of_a_tenant_that_are_refused_limit_it() -> None:

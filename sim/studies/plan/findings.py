@@ -127,12 +127,11 @@ def plan_answer(data: RunData) -> Answer:
     """Return the answer of a finished plan."""
     read = PlanReading(data)
     binding, sentence = what_binds(read)
-    load = None if data.headroom is None else data.headroom.load
     today = limit_line(read.chosen, strained(read.chosen, read.terms), searched=data.headroom is not None)
     whose = "this" if read.record.direction == "maximize" else "today's"
     return Answer(
         headline=_headline(read),
-        details=[*filter(None, _details(read)), *cost_sentences(read.chosen, load)],
+        details=[*filter(None, _details(read)), *cost_sentences(read.chosen, data.headroom)],
         verdict=MET if read.feasible else NOT_MET if read.record.certain else UNCLEAR,
         binding=binding,
         binding_sentence=sentence,

@@ -406,6 +406,7 @@ def answer(
     """
     found, terms = verdict(point, slo_terms), with_tenants(slo_terms, point)
     graded = graded_verdict(point, slo_terms)
+    missed_today = graded in (NOT_MET, PROBABLY_NOT)
     over = strained(point, terms)
     binding, *others = limits(point, over)
     changed = point.impact is not None
@@ -430,10 +431,9 @@ def answer(
             Rank.MEASURED: _by_time(point, shown) + _measured(point, slo_terms, shown),
             Rank.LIMIT: [f"Also near its limit: {each.name}. {limit_sentence(each, point)}" for each in others],
             Rank.FLEET: scaling_sentences(point) + placement_sentences(point),
-            Rank.COST: cost_sentences(point, None if headroom is None else headroom.load),
+            Rank.COST: cost_sentences(point, headroom, missed_today=missed_today),
         }
     )
-    missed_today = graded in (NOT_MET, PROBABLY_NOT)
     # Fewer prompts in a step don't shorten the mean of the gaps, only the longest.
     in_vain = binding.evidence is Evidence.LONG_STEPS and any(_mean_misses(point, name, terms[name]) for name in over)
     words = remedy_words(NO_LIMIT if in_vain else binding, point)
