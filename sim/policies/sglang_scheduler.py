@@ -153,8 +153,8 @@ class SglangScheduler(Scheduler):
         if self._scanned_queue and self._queue.may_change:
             return 1
         steps = self._memory.steps_that_fit(self._ends.next_step - self.decode_steps)
-        if self._scanned_queue and self._memory.tree:  # up to the next scan that touches what waits
-            steps = min(steps, -self._scans % REFRESH_SCANS + 1)
+        if self._scanned_queue and self._memory.tree and self._queue.may_be_known:
+            steps = min(steps, -self._scans % REFRESH_SCANS + 1)  # up to the next scan that touches what waits
         return steps
 
     def _waits(self) -> bool:
@@ -216,7 +216,7 @@ class SglangScheduler(Scheduler):
         if self._by_prefix and self._queue.size() <= REFRESHED:
             self._sort_by_prefix()
             return
-        if self._scans % REFRESH_SCANS == 0:
+        if self._scans % REFRESH_SCANS == 0 and self._queue.may_be_known:
             for request in reversed(nsmallest(REFRESHED, self._queue.all_requests(), key=by_key)):
                 self._memory.touch(request)
         self._scans += 1

@@ -22,14 +22,18 @@ class RejoiningQueue(ClaimingQueue):
     """Requests in the order in which they joined the queue, which a retracted request does once more.
 
     :cvar may_change: whether another request may come next although none has come or left.
+    :ivar may_be_known: whether a request has come of whose tokens some may be in the tree of known prefixes.
     """
 
     may_change = False
+    may_be_known = False
     _last_key = 0
 
     def push(self, request: Request) -> None:
         if request.key == request.index:
             request.key <<= 20  # retracted requests get the keys in between
+        if request.shared or request.text_key >= 0 or request.admitted_s >= 0:
+            self.may_be_known = True
         self._last_key = max(self._last_key, request.key)
         super().push(request)
 
