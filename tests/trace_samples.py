@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -191,6 +192,40 @@ LANGFUSE = b"".join(
     + b"\n"
     for number, (kind, time, model, prompt, output) in enumerate(LANGFUSE_ROWS)
 )
+_NAMES, *_ROWS = (line.split(",") for line in LOG.decode().splitlines())
+_WRITTEN = [dict(zip(_NAMES, row, strict=True)) for row in _ROWS]
+_LINES = ["INFO: ready", *map(json.dumps, _WRITTEN)]
+_LATER = 1_741_078_809
+"""All that some collectors know of the time of a line: when they got it."""
+
+
+def _tags(row: dict[str, str]) -> list[dict[str, str]]:
+    names = ("gen_ai.request.model", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    return [{"key": name, "value": row[of]} for name, of in zip(names, _NAMES[1:4], strict=True)]
+
+
+def _microseconds(row: dict[str, str]) -> int:
+    return int(datetime.fromisoformat(row["ts"]).timestamp() * 1e6)
+
+
+_SPANS = [{"startTime": _microseconds(row), "tags": _tags(row)} for row in _WRITTEN] + [{"startTime": 1, "tags": []}]
+_PAGES = {
+    "loki": {
+        "data": {"result": [{"stream": {"app": "a"}, "values": [[f"{_LATER}000000000", each] for each in _LINES]}]}
+    },
+    "cloudwatch": {"events": [{"timestamp": _LATER * 1000, "message": each, "ingestionTime": 1} for each in _LINES]},
+    "opensearch": {"took": 3, "hits": {"total": 4, "hits": [{"_id": "a", "_source": row} for row in _WRITTEN]}},
+    "jaeger": {"data": [{"traceID": "t", "spans": _SPANS}]},
+}
+_BEHIND = {
+    "docker": [json.dumps({"log": each + "\n", "stream": "stdout", "time": _LATER}) for each in _LINES],
+    "kubernetes": [f"2025-03-04T09:00:09Z stdout F {each}" for each in _LINES],
+    "compose": [f"gateway-1  | {each}" for each in _LINES],
+    "logfmt": [" ".join(f'{key}="{value}"' for key, value in {**row, "msg": "is done"}.items()) for row in _WRITTEN],
+}
+COLLECTED = {name: json.dumps(page, indent=1).encode() for name, page in _PAGES.items()}
+COLLECTED |= {name: "\n".join(lines).encode() for name, lines in _BEHIND.items()}
+"""The same rows as in ``LOG``, as collectors of logs and traces hand them out."""
 
 
 def parquet() -> bytes:
@@ -235,6 +270,7 @@ LOGS = {
     "litellm": LITELLM,
     "otel": OTEL,
     "langfuse": LANGFUSE,
+    **COLLECTED,
 }
 """Logs by what writes them."""
 LOG_SETTINGS: dict[str, dict[str, object]] = {
@@ -243,6 +279,9 @@ LOG_SETTINGS: dict[str, dict[str, object]] = {
         "adapter_from": "/lora/([^/]+)/",
     },
     "envoy": {"columns": {"input": "in", "output": "out"}},
+    "docker": {"columns": {"time": "log.ts"}},
+    "loki": {"columns": {"time": "line.ts"}},
+    "cloudwatch": {"columns": {"time": "message.ts"}},
 }
 """What samples of logs need that their columns' names don't say."""
 

@@ -231,6 +231,12 @@ def test_a_log_of_vllm_behind_what_others_write(tmp_path: Path, before: str) -> 
     assert rows(read(tmp_path, content if each else before + content)) == rows(read(tmp_path, samples.LOGS["vllm"]))
 
 
+def test_a_log_without_requests_says_what_it_has(tmp_path: Path) -> None:
+    said = error_of(tmp_path, samples.LOGS["docker"].splitlines()[0])
+    assert said.endswith("nothing in it is a request (got lines without JSON)")
+    assert "nothing in it is a request (got objects without keys)" in error_of(tmp_path, b"{}\n")
+
+
 def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 7}
     record = {"ts": 1741078800, "model": "a", "trace_id": "t", "usage": usage}

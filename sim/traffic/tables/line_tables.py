@@ -31,6 +31,8 @@ _ENVOY_REST = (
 
 ACCESS_LINE = re.compile(rb'^(\[\d{4}-\d\d-\d\dT[^\]]*\] "|\S+ \S+ [^\[\n]*\[\d\d/[A-Z][a-z]{2}/\d{4}:[^\]]*\])')
 """What an access log begins with."""
+FIELDS_LINE = re.compile(rb'^[A-Za-z_][\w.-]*=("[^"\n]*"|[^\s",;]*)[ \t]+[A-Za-z_][\w.-]*=')
+"""What a line begins with that has nothing but ``name=value`` (logfmt)."""
 _VLLM = r"(?:INFO|DEBUG|WARNING|ERROR) \d\d-\d\d \d\d:\d\d:\d\d "
 _COLOUR = r"(?:\x1b\[[\d;]*m)*"
 _BEFORE = (
@@ -42,7 +44,7 @@ VLLM_LINE = re.compile(f"^{_BEFORE}{_VLLM}".encode())
 
 
 class AccessTable(RecordTable):
-    """An access log; names of its fields follow from its first lines.
+    """An access log, or one of named fields alone; names of its fields follow from its first lines.
 
     Fields written as ``name=value`` have that name. The others have those of the combined format, or of Envoy's default
     format, or their place: ``field_10``. ``method`` and ``path`` are parts of the request.
@@ -54,7 +56,8 @@ class AccessTable(RecordTable):
         named, first_fields = _fields(head[0][1])
         for _, line in head[1:]:
             named |= _fields(line)[0]
-        count = len(first_fields)
+        only_named = FIELDS_LINE.match(head[0][1].encode(errors="replace")) is not None
+        count = 0 if only_named else len(first_fields)
         first: tuple[str, ...] = _COMBINED
         if head[0][1].lstrip().startswith("["):
             first = (*_ENVOY, *_ENVOY_REST) if count == len(_ENVOY) + len(_ENVOY_REST) else _ENVOY
@@ -69,11 +72,12 @@ class AccessTable(RecordTable):
                     yield Found(number, None, TraceError("fields are missing", line=number, got=got, allowed=allowed))
                     continue
                 record |= dict(zip(places, found, strict=False))
-                method, _, rest = record.get("request", "").partition(" ")
-                record["method"], record["path"] = method, rest.partition(" ")[0]
+                if not only_named:
+                    method, _, rest = record.get("request", "").partition(" ")
+                    record["method"], record["path"] = method, rest.partition(" ")[0]
                 yield Found(number, {name: "" if cell == "-" else cell for name, cell in record.items()})
 
-        super().__init__((*places, "method", "path", *named), records(), source)
+        super().__init__((*places, *(() if only_named else ("method", "path")), *named), records(), source)
 
 
 class VllmTable:

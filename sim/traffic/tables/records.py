@@ -25,8 +25,14 @@ _NO_GENERATIONS = frozenset(
     {"SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL"}
 )
 """Observations of Langfuse besides generations."""
-_WRAPPINGS = ("data", "observations", "results", "logs")
-"""Keys of an object that holds nothing but a page of records: answers of the web interfaces of Langfuse and LiteLLM."""
+_WRAPPINGS = ("data", "observations", "results", "logs", "hits", "result", "events")
+"""Keys of an object that holds nothing but a page of records, or another such object: answers of the web interfaces of
+Langfuse, LiteLLM, OpenSearch, Loki, Jaeger and CloudWatch."""
+_MESSAGES = ("log", "line", "message", "msg", "textPayload")
+"""Keys under which collectors of logs keep the line that a program wrote."""
+_COLLECTED = frozenset({"stream", "labels", "ingestionTime", "logName"})
+"""Keys that Docker, Loki, CloudWatch and Google's logging put beside it; a line that is no JSON is then no request."""
+_NO_JSON = "lines without JSON"
 
 
 class Found(NamedTuple):
@@ -74,16 +80,18 @@ def block_of(lines: list[int], cells: Mapping[str, list[str]]) -> RowBlock:
     return RowBlock(np.asarray(lines, dtype=np.int64), {name: TextColumn(column) for name, column in cells.items()})
 
 
-def records_by_line(text: Iterable[str], source: Bounded) -> Iterator[Found]:
-    """Yield the records of JSON lines; a line that is none yields one without a record, unless it is blank."""
+def records_by_line(text: Iterable[str], source: Bounded, *, behind_others: bool = False) -> Iterator[Found]:
+    """Yield the records of JSON lines; a line that is none yields one without a record, unless it is blank.
+
+    :param behind_others: each record stands behind what loggers or containers write; other lines are no records.
+    """
     for number, line in enumerate(text, start=1):
         source.row_bytes = 0
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
+        record = _object(line[line.find("{") :] if behind_others else line)
+        if record is not None:
             yield from _unwrapped(number, record)
+        elif behind_others:
+            yield Found(number, None, left_out=_NO_JSON)
         elif line.strip():
             got, allowed = line.rstrip()[:80], "one object a line"
             yield Found(number, None, TraceError("not a line of JSON", line=number, got=got, allowed=allowed))
@@ -150,8 +158,9 @@ def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
     if "resourceSpans" in record:
         yield from _spans(line, record)
         return
-    for key in _WRAPPINGS:
-        page = record.get(key)
+    for page in (record.get(key) for key in _WRAPPINGS):
+        if isinstance(page, dict):
+            page = next((page[key] for key in _WRAPPINGS if key in page), None)
         if isinstance(page, list) and page and all(isinstance(each, dict) for each in page):
             for each in page:
                 yield from _one(line, each)
@@ -160,16 +169,45 @@ def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
 
 
 def _one(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
-    """Yield a record; an observation of Langfuse is a request only if it is a generation."""
+    """Yield the requests of a record of a page: itself, the lines of a stream of Loki, or the spans of a trace."""
+    if "stream" in record and isinstance(record.get("values"), list):
+        for each in record["values"]:
+            if isinstance(each, list) and len(each) > 1:
+                yield from _one(line, {"time": each[0], "line": each[1], "stream": ""})
+        return
+    if "traceID" in record and "spans" in record:
+        for span in _tables(record["spans"]):
+            yield _span(line, span, {str(tag.get("key")): tag.get("value") for tag in _tables(span.get("tags"))})
+        return
+    # An observation of Langfuse is a request only if it is a generation.
     of_trace = "traceId" in record or {"trace_id", "usage_details"} <= record.keys()
     if of_trace and str(record.get("type", "")).upper() in _NO_GENERATIONS:
         yield Found(line, None, left_out="observations that are no generation")
+        return
+    said = {key: _message(record[key]) for key in _MESSAGES if key in record}
+    if said and not _COLLECTED.isdisjoint(record) and not any(isinstance(each, dict) for each in said.values()):
+        yield Found(line, None, left_out=_NO_JSON)
     else:
-        yield Found(line, record)
+        yield Found(line, {**record, **said} if said else record)
+
+
+def _message(cell: Any) -> Any:
+    """Return what a line says that a program wrote as JSON; any other cell as it is."""
+    inner = _object(cell) if isinstance(cell, str) and cell[:1] == "{" else None
+    return cell if inner is None else inner
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """Return an object in JSON; None: it is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _spans(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
-    """Yield the spans of an export in OTLP's JSON that have attributes of generative AI."""
+    """Yield the spans of an export in OTLP's JSON."""
     for resource in _tables(record.get("resourceSpans")):
         for scope in _tables(resource.get("scopeSpans")):
             for span in _tables(scope.get("spans")):
@@ -178,13 +216,15 @@ def _spans(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
                     for each in _tables(span.get("attributes"))
                     if "key" in each and isinstance(each.get("value"), dict)
                 }
-                generates = str(attributes.get("gen_ai.operation.name", "")).lower() not in _NO_REQUESTS
-                if generates and any(name.startswith("gen_ai.usage.") for name in attributes):
-                    yield Found(line, {**span, "attributes": attributes})
-                else:
-                    yield Found(
-                        line, None, left_out="spans that are no LLM requests, or have no gen_ai.usage attributes"
-                    )
+                yield _span(line, span, attributes)
+
+
+def _span(line: int, span: Mapping[str, Any], attributes: dict[str, Any]) -> Found:
+    """Return a span, if it has attributes of generative AI."""
+    generates = str(attributes.get("gen_ai.operation.name", "")).lower() not in _NO_REQUESTS
+    if generates and any(name.startswith("gen_ai.usage.") for name in attributes):
+        return Found(line, {**span, "attributes": attributes})
+    return Found(line, None, left_out="spans that are no LLM requests, or have no gen_ai.usage attributes")
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import numpy as np
 from sim.errors import TraceError
 from sim.reading import BLOCK_BYTES, ROW_BYTES, Bounded, open_regular
 from sim.traffic.tables.blocks import BadRows, Column, RowBlock, TextColumn, TraceTable, listed
-from sim.traffic.tables.line_tables import ACCESS_LINE, VLLM_LINE, AccessTable, VllmTable
+from sim.traffic.tables.line_tables import ACCESS_LINE, FIELDS_LINE, VLLM_LINE, AccessTable, VllmTable
 from sim.traffic.tables.parquet import ParquetTable
 from sim.traffic.tables.records import Found, RecordTable, columns_of, records_by_line, records_of_document
 
@@ -30,6 +30,8 @@ _HEAD_RECORDS = 10_000
 """Records in JSON whose keys make the header: a log may begin with failed requests, which have no token counts."""
 MAX_COLUMNS = 10_000
 """Columns of a table, at most; the widest known format has 1,444."""
+_JSON_BEHIND = re.compile(rb'^(?:[^\n{",;|\t]| \| ){1,200}\{ ?"')
+"""The beginning of a line of JSON behind what a logger or a container writes first."""
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -114,7 +116,10 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
         raise TraceError("a compressed archive or an Excel file", file=file, hint="unpack it, or save it as CSV")
     lines = [line for line in start.split(b"\n") if line.strip()]  # those of other programs may come first
     is_vllm = 2 * sum(VLLM_LINE.match(line) is not None for line in lines) >= len(lines)
-    is_csv = not (is_vllm or start[:1] in (b"{", b"[") or ACCESS_LINE.match(start))
+    is_access = ACCESS_LINE.match(start) or FIELDS_LINE.match(start)
+    is_json = start[:1] in (b"{", b"[")
+    behind_others = not is_json and 2 * sum(_JSON_BEHIND.match(line) is not None for line in lines) >= len(lines)
+    is_csv = not (is_vllm or is_json or is_access or behind_others)
     # Bytes that are no UTF-8 become lone surrogates, so that the error can name their row.
     bounded = Bounded(raw, lambda: _too_long(file), rows=True)  # type: ignore[arg-type]  # a GzipFile is read like a file
     newline = "" if is_csv else "\n"
@@ -125,8 +130,10 @@ def _text_table(file: str, raw: gzip.GzipFile | io.BufferedReader) -> TraceTable
         return CsvTable(file, text, bounded, delimiter)
     if is_vllm:
         return VllmTable(text, bounded, file)
-    if ACCESS_LINE.match(start):
+    if is_access:
         return AccessTable(text, bounded)
+    if behind_others:
+        return _json_table(file, records_by_line(text, bounded, behind_others=True), bounded)
     if start[:1] == b"[" or start.split(b"\n")[0].strip() == b"{":
         return _json_table(file, records_of_document(text, bounded, file), bounded)
     return _json_table(file, records_by_line(text, bounded), bounded)
@@ -228,6 +235,9 @@ def _json_table(file: str, records: Iterator[Found], source: Bounded) -> RecordT
         if source.block_bytes > BLOCK_BYTES:
             break
     header = tuple(dict.fromkeys(name for each in head if each.record for name in columns_of(each.record)))
+    if not header:
+        got = next((each.left_out for each in head if each.left_out is not None), "objects without keys")
+        raise TraceError("nothing in it is a request", file=file, got=got)
     _check_width(header, file)
     return RecordTable(header, chain(head, records), source)
 
