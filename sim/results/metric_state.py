@@ -102,7 +102,7 @@ class State:
 
     @property
     def times_longer(self) -> float | None:
-        """How many times as long the run must be for a settled value, about; None where that is unknown."""
+        """How many times as long the run must be for a settled value, at least; None where that is unknown."""
         if self.cause is Cause.FEW_EFFECTIVE and self.found:
             return self.needed / self.found
         return self.times
@@ -114,16 +114,16 @@ class State:
             return "run five or more replications of whole cycles"
         if self.once:
             times = self.times_longer or math.inf
-            many = f"about {max(2, math.ceil(times))} times as many" if times <= MANY_TIMES else "many more"
+            many = f"at least {max(2, math.ceil(times))} times as many" if times <= MANY_TIMES else "many more"
             return f"run {many} replications"
         if self.requests:
-            return f"run about {self.requests:,} requests"
+            return f"run at least {self.requests:,} requests"
         verb = "take a trace" if self.recorded else "run"
         if self.times_longer and self.times_longer > MANY_TIMES:
             return f"{verb} more than {MANY_TIMES} times as long"
         if not self.times_longer:
             return "take a longer trace" if self.recorded else "run more requests"
-        return f"{verb} about {max(1.1, self.times_longer):.2g} times as long"
+        return f"{verb} at least {max(1.1, self.times_longer):.2g} times as long"
 
     @property
     def measured(self) -> str:

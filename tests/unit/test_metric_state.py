@@ -34,29 +34,29 @@ def test_every_cause_has_words(cause: Cause) -> None:
 def test_too_short_a_run_says_how_many_requests_it_needs() -> None:
     longer = Metric(1.5, 1.4, 1.6, "s", State(Cause.FEW_EFFECTIVE, 487, 1266))
     assert remark("e2e_p99_s", longer) == (
-        "unsettled: the run is too short for a reliable p99 E2E; run about 2.6 times as long"
+        "unsettled: the run is too short for a reliable p99 E2E; run at least 2.6 times as long"
     )
     state = State(Cause.FEW_EFFECTIVE, 2308, 6000, requests=26_000)
     metric = Metric(1.5, 1.4, 1.6, "s", state)
-    said = "unsettled: the run is too short for a reliable p99 E2E; run about 26,000 requests"
+    said = "unsettled: the run is too short for a reliable p99 E2E; run at least 26,000 requests"
     assert remark("e2e_p99_s", metric) == said
     assert unsettled("e2e_p99_s", metric) == f"{said} (--set workload.requests=26000)"
-    assert metric.note == "the effective sample size is 2,308, 6,000 are needed; run about 26,000 requests"
+    assert metric.note == "the effective sample size is 2,308, 6,000 are needed; run at least 26,000 requests"
     assert from_plain(State, state.to_json()) == state
 
 
 @pytest.mark.parametrize(
     ("state", "advice"),
     [
-        (State(Cause.WIDE, times=1.6), "run about 1.6 times as long"),
-        (State(Cause.WIDE, times=1.6, recorded=True), "take a trace about 1.6 times as long"),
+        (State(Cause.WIDE, times=1.6), "run at least 1.6 times as long"),
+        (State(Cause.WIDE, times=1.6, recorded=True), "take a trace at least 1.6 times as long"),
         (State(Cause.WIDE, times=1e9, recorded=True), "take a trace more than 100 times as long"),
         (State(Cause.WIDE, recorded=True), "take a longer trace"),
         (
             State(Cause.WIDE, times=14.0, by_cycle=True),
             "run five or more replications of whole cycles",
         ),
-        (State(Cause.WIDE, times=3.2, once=True), "run about 4 times as many replications"),
+        (State(Cause.WIDE, times=3.2, once=True), "run at least 4 times as many replications"),
         (State(Cause.WIDE, times=1e9, once=True), "run many more replications"),
     ],
 )
