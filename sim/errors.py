@@ -109,15 +109,31 @@ _MOST_NESTED = 5
 """Levels of lists and mappings that an error shows."""
 SYNONYMS = {
     "alpha": "exponent",
+    "arrival_rate": "arrivals.rate",
+    "blue-green": "new-name",
+    "canary": "new-name",
+    "clients": "concurrency",
     "completion": "output",
+    "cost": "price",
+    "disk_bandwidth": "storage.bandwidth",
+    "gpu_type": "gpu",
     "gpus": "gpus_per_replica",
     "input": "prompt",
+    "latency_p99": "e2e_p99",
+    "lora_rank": "rank",
+    "mean": "rate",
     "median": "p50",
+    "num_adapters": "count",
+    "num_gpus": "replicas",
+    "p99_latency": "e2e_p99",
     "path": "file",
+    "price_per_hour": "price",
     "qps": "rate",
+    "requests_per_second": "rate",
     "rps": "rate",
+    "users": "concurrency",
 }
-"""What users write, and the key that says it here."""
+"""What users write, and the key or value that says it here."""
 
 
 def did_you_mean(word: str, known: Iterable[str], least: float = 0.6) -> str | None:

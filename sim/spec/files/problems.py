@@ -121,9 +121,14 @@ def known_keys(model: type[BaseModel]) -> list[str]:
 
 
 def keys_ending(word: str, known: Iterable[str]) -> list[str]:
-    """Return the keys whose last part is this word, or what stands for it here, the likeliest first."""
-    words = (word, SYNONYMS.get(word, word))
-    found = [(words.index(leaf), path) for path in known if (leaf := path.rpartition(".")[2]) in words]
+    """Return the keys whose last part, or parts, are this word, or what stands for it here, the likeliest first."""
+    words = [word, SYNONYMS.get(word, word).replace(".", "_")]
+    found = [
+        (place, path)
+        for path in known
+        for place, each in enumerate(words)
+        if path.rpartition(".")[2] == each or ("_" in each and f"_{path.replace('.', '_')}".endswith(f"_{each}"))
+    ]
     found.sort(key=lambda each: (each[0], each[1].startswith(_IN_LISTS), each[1].count(".")))
     return [path for _, path in found]
 
@@ -193,8 +198,8 @@ def _unknown_key(spot: _Spot, model: type[BaseModel], got: Any) -> InputError:
         or flag_hint(spot.key, got)
         or did_you_mean(word, allowed)
     )
-    most = _MOST_KEYS if hint else 2 * _MOST_KEYS
-    listed = ", ".join(allowed) if 0 < len(allowed) <= most else None
+    more = ", ..." if len(allowed) > 2 * _MOST_KEYS else ""
+    listed = None if hint and len(allowed) > _MOST_KEYS else ", ".join(allowed[: 2 * _MOST_KEYS]) + more or None
     return UnknownKeyError("unknown key", key=spot.key, allowed=listed, hint=hint)
 
 
