@@ -211,7 +211,10 @@ def _microseconds(row: dict[str, str]) -> int:
 _SPANS = [{"startTime": _microseconds(row), "tags": _tags(row)} for row in _WRITTEN] + [{"startTime": 1, "tags": []}]
 _PAGES = {
     "loki": {
-        "data": {"result": [{"stream": {"app": "a"}, "values": [[f"{_LATER}000000000", each] for each in _LINES]}]}
+        "data": {
+            "resultType": "streams",
+            "result": [{"stream": {"app": "a"}, "values": [[f"{_LATER}000000000", each] for each in _LINES]}],
+        }
     },
     "cloudwatch": {"events": [{"timestamp": _LATER * 1000, "message": each, "ingestionTime": 1} for each in _LINES]},
     "opensearch": {"took": 3, "hits": {"total": 4, "hits": [{"_id": "a", "_source": row} for row in _WRITTEN]}},

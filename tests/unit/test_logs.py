@@ -237,6 +237,12 @@ def test_a_log_without_requests_says_what_it_has(tmp_path: Path) -> None:
     assert "nothing in it is a request (got objects without keys)" in error_of(tmp_path, b"{}\n")
 
 
+def test_what_looks_like_a_page_may_be_a_column_of_a_request(tmp_path: Path) -> None:
+    row = {"ts": 1, "model": "a", "prompt_tokens": 3, "completion_tokens": 2}
+    beside = {"events": [{"name": "first"}], "data": {"result": [{"a": 1}]}, "message": '{"a": 1}', "log": "done"}
+    assert rows(read(tmp_path, json.dumps({**row, **beside}).encode())) == [(0.0, "a", 3, 2)]
+
+
 def test_what_is_no_request_of_a_model_is_left_out(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 7}
     record = {"ts": 1741078800, "model": "a", "trace_id": "t", "usage": usage}

@@ -25,9 +25,9 @@ _NO_GENERATIONS = frozenset(
     {"SPAN", "EVENT", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL"}
 )
 """Observations of Langfuse besides generations."""
-_WRAPPINGS = ("data", "observations", "results", "logs", "hits", "result", "events")
-"""Keys of an object that holds nothing but a page of records, or another such object: answers of the web interfaces of
-Langfuse, LiteLLM, OpenSearch, Loki, Jaeger and CloudWatch."""
+_WRAPPINGS = ("data", "observations", "results", "logs", "hits", "events")
+"""Keys of an object that holds nothing but a page of records: answers of the web interfaces of Langfuse, LiteLLM,
+Jaeger, OpenSearch, Loki and CloudWatch. Spans have ``events`` too, but no time at which these were taken in."""
 _MESSAGES = ("log", "line", "message", "msg", "textPayload")
 """Keys under which collectors of logs keep the line that a program wrote."""
 _COLLECTED = frozenset({"stream", "labels", "ingestionTime", "logName"})
@@ -158,10 +158,13 @@ def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
     if "resourceSpans" in record:
         yield from _spans(line, record)
         return
-    for page in (record.get(key) for key in _WRAPPINGS):
+    for key in _WRAPPINGS:
+        page = record.get(key)
         if isinstance(page, dict):
-            page = next((page[key] for key in _WRAPPINGS if key in page), None)
-        if isinstance(page, list) and page and all(isinstance(each, dict) for each in page):
+            page = page.get("result" if "resultType" in page else key)
+        if not isinstance(page, list) or not page or not all(isinstance(each, dict) for each in page):
+            continue
+        if key != "events" or "ingestionTime" in page[0]:
             for each in page:
                 yield from _one(line, each)
             return

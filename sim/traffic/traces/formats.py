@@ -274,8 +274,8 @@ class _Reader:
                 bad_rows.skipped["logged twice"] += int(twice.sum())
                 if again.any():
                     some = f"{again.sum():,} rows repeat the {shown(layout.request)} of another row"
-                    rest = f"left out {twice.sum():,} that say the same, and counted any others"
-                    notes += [f"{ask.file}: {some}; {rest}"]
+                    same = f"left out {twice.sum():,} that say the same, and counted any others"
+                    notes += [f"{ask.file}: {some}; {same if twice.any() else 'none says the same, so all count'}"]
             order = order[: ask.limit]
             arrival = arrival[order]
             prompt, output = (None if each is None else each[order] for each in (prompt, output))
