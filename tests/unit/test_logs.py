@@ -239,7 +239,7 @@ def test_a_log_without_requests_says_what_it_has(tmp_path: Path) -> None:
 
 def test_what_looks_like_a_page_may_be_a_column_of_a_request(tmp_path: Path) -> None:
     row = {"ts": 1, "model": "a", "prompt_tokens": 3, "completion_tokens": 2}
-    beside = {"events": [{"name": "first"}], "data": {"result": [{"a": 1}]}, "message": '{"a": 1}', "log": "done"}
+    beside = {"events": [{"name": "first"}], "data": {"result": [{"a": 1}]}, "message": "done", "stream": True}
     assert rows(read(tmp_path, json.dumps({**row, **beside}).encode())) == [(0.0, "a", 3, 2)]
 
 

@@ -28,10 +28,9 @@ _NO_GENERATIONS = frozenset(
 _WRAPPINGS = ("data", "observations", "results", "logs", "hits", "events")
 """Keys of an object that holds nothing but a page of records: answers of the web interfaces of Langfuse, LiteLLM,
 Jaeger, OpenSearch, Loki and CloudWatch. Spans have ``events`` too, but no time at which these were taken in."""
-_MESSAGES = ("log", "line", "message", "msg", "textPayload")
-"""Keys under which collectors of logs keep the line that a program wrote."""
-_COLLECTED = frozenset({"stream", "labels", "ingestionTime", "logName"})
-"""Keys that Docker, Loki, CloudWatch and Google's logging put beside it; a line that is no JSON is then no request."""
+_MESSAGES = {"log": {"stream"}, "line": {"stream", "labels"}, "message": {"ingestionTime"}, "textPayload": {"logName"}}
+"""Keys under which the line stands that a program wrote, and what Docker, Loki, CloudWatch and Google's logging put
+beside it: such a line is no request if it is no JSON."""
 _NO_JSON = "lines without JSON"
 
 
@@ -173,7 +172,7 @@ def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
 
 def _one(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
     """Yield the requests of a record of a page: itself, the lines of a stream of Loki, or the spans of a trace."""
-    if "stream" in record and isinstance(record.get("values"), list):
+    if isinstance(record.get("stream"), dict) and isinstance(record.get("values"), list):
         for each in record["values"]:
             if isinstance(each, list) and len(each) > 1:
                 yield from _one(line, {"time": each[0], "line": each[1], "stream": ""})
@@ -188,7 +187,8 @@ def _one(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
         yield Found(line, None, left_out="observations that are no generation")
         return
     said = {key: _message(record[key]) for key in _MESSAGES if key in record}
-    if said and not _COLLECTED.isdisjoint(record) and not any(isinstance(each, dict) for each in said.values()):
+    is_text = said and not any(isinstance(each, dict) for each in said.values())
+    if is_text and any(_MESSAGES[key] & record.keys() for key in said):
         yield Found(line, None, left_out=_NO_JSON)
     else:
         yield Found(line, {**record, **said} if said else record)
