@@ -32,6 +32,8 @@ _MESSAGES = {"log": {"stream"}, "line": {"stream", "labels"}, "message": {"inges
 """Keys under which the line stands that a program wrote, and what Docker, Loki, CloudWatch and Google's logging put
 beside it: such a line is no request if it is no JSON."""
 _NO_JSON = "lines without JSON"
+_SPECIAL = frozenset({*_WRAPPINGS, *_MESSAGES, "resourceSpans", "spans", "values", "traceId", "usage_details"})
+"""A record with none of these keys is a request as it stands."""
 
 
 class Found(NamedTuple):
@@ -154,6 +156,9 @@ def cell_of(record: Mapping[str, Any], column: str) -> Any:
 
 def _unwrapped(line: int, record: Mapping[str, Any]) -> Iterator[Found]:
     """Yield the requests of a record: itself, the records of a page, or the spans of OpenTelemetry."""
+    if _SPECIAL.isdisjoint(record):
+        yield Found(line, record)
+        return
     if "resourceSpans" in record:
         yield from _spans(line, record)
         return
