@@ -167,7 +167,11 @@ class TransferScheduler(Scheduler):
             self.expel(request)
             self._frees_later = False
             return
-        state = self.waiting_apart.pop(request, _EMPTY)
+        if request not in self.waiting_apart:
+            self._turned_away.discard(request)
+            self.waiting.remove(request)
+            return
+        state = self.waiting_apart.pop(request)
         if state == _LOADING:
             self._loads -= 1
             self.given_up.add(request)
@@ -176,9 +180,6 @@ class TransferScheduler(Scheduler):
             self.kv.give_back([request], early=True)
         elif state != _EMPTY:
             self.kv.drop(request, decided=False)
-        else:
-            self._turned_away.discard(request)
-            self.waiting.remove(request)
 
     # Decide the next step -------------------------------------------------------------------------------------------
 
