@@ -64,12 +64,27 @@ def test_nothing_is_left_of_a_stay_elsewhere() -> None:
     assert router.choose(3, 0) == 1  # 1 and 2 have two adapters again
 
 
-def test_an_adapter_that_comes_later_is_placed_at_its_first_request_and_stays() -> None:
-    view = view_of([0] * 3, up=[1, 2])
-    router = make_router("service-per-adapter", context(view, adapters=4))  # 0 has two of them, 1 and 2 one each
-    assert [router.choose(adapter, 0) for adapter in (9, 7, 9)] == [1, 2, 1]
+@pytest.mark.parametrize(
+    ("placement", "start", "later", "moved"),
+    [
+        ("least-adapters", [0, 1, 2, 0], [1, 2, 0], [1, 2]),
+        ("bin-pack", [0, 0, 1, 1], [2, 2, 0], [1, 2]),  # the first with a free slot, of two each; else with the fewest
+        ("aibrix-bin-pack", [0] * 4, [0] * 3, [1, 1]),  # the fullest with less than ten
+    ],
+)
+def test_later_adapters_and_those_that_must_move_are_placed_as_those_at_the_start(
+    placement: str, start: list[int], later: list[int], moved: list[int]
+) -> None:
+    view = view_of([0] * 3)
+    view.slots = 2
+    router = make_router("service-per-adapter", context(view, adapters=4, placement=placement))
+    assert [router.choose(adapter, 0) for adapter in range(4)] == start
+    assert [router.choose(adapter, 0) for adapter in (4, 5, 6)] == later
+    view.up = [1, 2]
+    homeless = [adapter for adapter in range(4) if start[adapter] == 0][:2]
+    assert [router.choose(adapter, 0) for adapter in homeless] == moved
     view.up = [0, 1, 2]
-    assert [router.choose(adapter, 0) for adapter in (9, 7)] == [1, 2]
+    assert [router.choose(adapter, 0) for adapter in range(7)] == start + later
 
 
 def test_a_current_view_shares_the_live_lists() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from heapq import heapify, heappop, heappush, nsmallest
 from itertools import chain, islice
 from typing import ClassVar
@@ -31,35 +32,16 @@ def least_adapters(context: RouterContext) -> list[Homes]:
     return [turns[adapter * copies % replicas] for adapter in range(context.adapters)]
 
 
-def bin_pack(context: RouterContext) -> list[Homes]:
-    """Fill the slots of a replica before those of the next one; beyond all slots, place on those with the fewest."""
-    replicas, slots, copies = range(context.replicas), context.view.slots, context.copies
-    counts = [0] * context.replicas
-    free = slots * context.replicas
+def in_turn(context: RouterContext) -> list[Homes]:
+    """Place one adapter after the other by the placement's ``rule_of``."""
+    rule, counts = rule_of(context), [0] * context.replicas
     known: dict[Homes, Homes] = {}  # one tuple for all adapters that share their homes
     placed = []
     for _ in range(context.adapters):
-        homes = with_room(counts, slots, copies, replicas) if free > 0 else fewest(counts, copies, replicas)
+        homes = rule(counts, context.copies, range(context.replicas))
         for replica in homes:
-            free -= counts[replica] < slots
             counts[replica] += 1
         placed.append(known.setdefault(homes, homes))
-    return placed
-
-
-def aibrix_bin_pack(context: RouterContext) -> list[Homes]:
-    """Fill replicas as AIBrix's ``binPack`` does, which knows no slots. It would place nothing where all are full."""
-    counts, placed = [0] * context.replicas, []
-    for _ in range(context.adapters):
-        homes: Homes = ()
-        for _ in range(context.copies):
-            others = [-1 if replica in homes else count for replica, count in enumerate(counts)]
-            replica = fullest_with_room(others)
-            if replica < 0 or replica in homes:
-                replica = fewest(counts, 1, [each for each in range(context.replicas) if each not in homes])[0]
-            counts[replica] += 1
-            homes = tuple(sorted((*homes, replica)))
-        placed.append(homes)
     return placed
 
 
@@ -87,8 +69,19 @@ def by_popularity(context: RouterContext) -> list[Homes]:
     return placed
 
 
+Rule = Callable[[Sequence[int], int, Collection[int]], Homes]
+"""Given the adapters on every replica, choose so many of some replicas for one more; all where there are fewer."""
+
+
+def rule_of(context: RouterContext) -> Rule:
+    """Return where a placement puts one more adapter whose popularity is not known."""
+    if context.placement == "bin-pack":
+        return partial(with_room, context.view.slots)
+    return fullest if context.placement == "aibrix-bin-pack" else fewest
+
+
 def fewest(counts: Sequence[int], copies: int, among: Collection[int]) -> Homes:
-    """Return the replicas with the fewest adapters, the first of equal ones; all of them where copies are more."""
+    """Choose the replicas with the fewest adapters, the first of equal ones."""
     if copies == 1 and len(among) == len(counts):
         return (counts.index(min(counts)),)
     if copies == 1:
@@ -96,8 +89,8 @@ def fewest(counts: Sequence[int], copies: int, among: Collection[int]) -> Homes:
     return tuple(sorted(nsmallest(copies, among, key=counts.__getitem__)))
 
 
-def with_room(counts: Sequence[int], slots: int, copies: int, among: Collection[int]) -> Homes:
-    """Return the first replicas of ``among`` with a free slot, and where there are too few those with the fewest."""
+def with_room(slots: int, counts: Sequence[int], copies: int, among: Collection[int]) -> Homes:
+    """Choose the first replicas with a free slot, and where there are too few those with the fewest adapters."""
     homes = tuple(islice((replica for replica in among if counts[replica] < slots), copies))
     if len(homes) < min(copies, len(among)):
         others = [replica for replica in among if replica not in homes]
@@ -105,13 +98,22 @@ def with_room(counts: Sequence[int], slots: int, copies: int, among: Collection[
     return homes
 
 
+def fullest(counts: Sequence[int], copies: int, among: Collection[int]) -> Homes:
+    """Choose as AIBrix's ``binPack``, which knows no slots; where it places nothing, those with the fewest adapters."""
+    others = list(among)
+    for _ in range(min(copies, len(others))):
+        place = fullest_with_room([counts[replica] for replica in others])
+        others.remove(others[place] if place >= 0 else fewest(counts, 1, others)[0])
+    return tuple(replica for replica in among if replica not in others)
+
+
 class ServicePerAdapter:
     """One of the adapter's own replicas, at random, whatever their load.
 
     AIBrix makes a Kubernetes service for every adapter and places adapters on pods itself. An adapter that was not
-    there at the start is placed at its first request. One whose replicas are all down moves to the one that is up and
-    has the fewest adapters, and goes back when one of its own is up again. The service of the base model has all pods,
-    so its requests go to any replica.
+    there at the start is placed at its first request. One whose replicas are all down is placed once more among those
+    that are up, and goes back when one of its own is up again. The service of the base model has all pods, so its
+    requests go to any replica.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -121,6 +123,7 @@ class ServicePerAdapter:
         self._view = context.view
         self._replicas = context.replicas
         self._draws = UniformDraws(context.key)
+        self._rule = rule_of(context)
         self._homes: list[Homes] = PLACEMENTS[context.placement].load()(context)
         self._late: dict[int, Homes] = {}
         self._moved: dict[int, int] = {}  # adapters whose own replicas are all down, and where they are now
@@ -150,21 +153,16 @@ class ServicePerAdapter:
         return homes
 
     def _place(self, up: list[int]) -> Homes:
-        """Place one more adapter; its popularity is unknown."""
-        context, counts = self._context, self._counts
-        if context.placement == "bin-pack":
-            homes = with_room(counts, self._view.slots, context.copies, up)
-        else:
-            homes = fewest(counts, context.copies, up)
+        homes = self._rule(self._counts, self._context.copies, up)
         for replica in homes:
-            counts[replica] += 1
+            self._counts[replica] += 1
         return homes
 
     def _elsewhere(self, adapter: int, up: list[int]) -> int:
         moved = self._moved.get(adapter)
         if moved is None or not is_up(moved, up):
             self._back(adapter)
-            moved = self._moved[adapter] = fewest(self._counts, 1, up)[0]
+            moved = self._moved[adapter] = self._rule(self._counts, 1, up)[0]
             self._counts[moved] += 1
         return moved
 
