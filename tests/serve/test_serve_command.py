@@ -64,7 +64,7 @@ def test_a_server_is_measured_and_predicted(loraplan: CommandLine, server: FakeS
     assert summary["server"][0]["running_mean"] == 2.0
     assert list(table["run"]) == [1] * 30 + [2] * 30
     assert (table["status"] == "complete").all()
-    assert (table["e2e_s"] > table["ttft_s"]).all()
+    assert (table["e2e_s"] >= table["ttft_s"]).all()  # equal where a busy machine reads a whole answer at once
     assert table["predicted_ttft_s"].notna().all()
     page = (OUT / "report.html").read_text(encoding="utf-8")
     assert "How close is the first token?" in page
