@@ -114,13 +114,13 @@ def test_a_prompt_half_computed_by_old_weights_is_outdated() -> None:
     assert not replica.kv.found_outdated(1), "it is asked once"
 
 
-@pytest.mark.parametrize(("forgets", "found"), [(False, True), (True, False)])
-def test_a_preempted_request_finds_its_blocks_unless_its_weights_have_changed(forgets: bool, found: bool) -> None:
+@pytest.mark.parametrize("change", ["", "outdate", "forget"])
+def test_a_preempted_request_finds_its_blocks_unless_its_weights_have_changed(change: str) -> None:
     replica = Replica(CountUntilPreemption(20, SIZE))
     both = [replica.push(0, 120, 60), replica.push(1, 120, 60)]
     while not replica.scheduler.preempted:
-        if forgets and replica.kv.decoding == 2:
-            replica.kv.forget(0)
+        if change and replica.kv.decoding == 2:
+            getattr(replica.kv, change)(0)
         replica.step()
     assert isinstance(replica.scheduler.kv, PrefixStore)
     [again] = [request for request in both if request.preemptions]
@@ -129,8 +129,9 @@ def test_a_preempted_request_finds_its_blocks_unless_its_weights_have_changed(fo
         replica.compose()
         cached = again.context - replica.scheduler.scheduled().get(again.index, 0)
         replica.complete()
-    assert (cached > 0) == found
+    assert (cached > 0) == (change != "forget")
     replica.run_until_empty()
+    assert replica.scheduler.kv.found_outdated(again.index) == (change == "outdate")
 
 
 def test_a_request_sent_again_counts_what_it_finds_then() -> None:

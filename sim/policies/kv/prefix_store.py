@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from sim.policies.kv.block_store import by_place
 from sim.policies.kv.free_queue import FreeQueue
 from sim.policies.kv.known_blocks import NO_END, Extent, Key, KnownBlocks, Spans
 from sim.policies.kv.kv_store import CountingStore, KvStore, held_tokens
@@ -76,6 +77,14 @@ class PrefixStore(PrefixLookup):
     def lose(self, indices: set[int]) -> None:
         """Let no request find what these running ones hold, or compute from now on."""
         self._lost |= indices.intersection(request.index for request in self.running)
+
+    def outdate_held(self, indices: set[int]) -> None:
+        """Note that weights which have been replaced since computed the first blocks of these running requests."""
+        if indices:
+            self._fill_all()
+        for index in indices:
+            for extent, _ in self._held.get(index, ()):
+                extent.outdated = self._any_outdated = True
 
     # Take -----------------------------------------------------------------------------------------------------------
 
@@ -245,7 +254,7 @@ class PrefixStore(PrefixLookup):
         if due > queue.due:
             queue.due = due
         if len(requests) > 1 and (self._held or self._unfilled or self.lags):
-            requests = sorted(requests, key=_place)
+            requests = sorted(requests, key=by_place)
         for request in requests:  # mostly a single one; its last block is freed first
             index, last_step = request.index, request.last_step
             unknown = 0  # of its tokens
@@ -400,10 +409,6 @@ class PrefixStore(PrefixLookup):
             assert extent.cover == max(ends, default=extent.first)
 
 
-def _place(request: Request) -> int:
-    return request.place
-
-
 # The KV store of an engine with prefix caching where no two requests share text.
 
 
@@ -419,16 +424,25 @@ class CountUntilPreemption(CountingStore):
     def __init__(self, total: int, size: int, *, uncached_last: bool = False) -> None:
         super().__init__(total, size)
         self._uncached_last = uncached_last
-        self._outdated: set[int] = set()  # running requests, by index, whose weights have changed under way
+        # Running requests, by index, whose weights have changed under way: what they hold is lost, or outdated.
+        self._lost = set[int]()
+        self._outdated = set[int]()
 
     def forget(self, adapter: int) -> None:
-        self._outdated &= {request.index for request in self.running}
-        self._outdated.update(request.index for request in self.running if request.adapter == adapter)
+        self._lost = self._with_running(self._lost, adapter)
+
+    def outdate(self, adapter: int) -> None:
+        self._outdated = self._with_running(self._outdated, adapter)
+
+    def _with_running(self, noted: set[int], adapter: int) -> set[int]:
+        """Return those noted that still run, and the running requests of an adapter."""
+        return {request.index for request in self.running if request.adapter == adapter or request.index in noted}
 
     def before_preemption(self) -> KvStore:
         store = PrefixStore(self.total, self.size, uncached_last=self._uncached_last)
         store.lags = self.lags
         store.apart = self.apart
         store.take_over(self.running, self._step, self._free_after(0), self._peak_tokens)
-        store.lose(self._outdated)
+        store.lose(self._lost)
+        store.outdate_held(self._outdated)
         return store
