@@ -29,7 +29,7 @@ class CacheListener(Protocol):
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class AdapterCache(ABC):
-    """Adapters in GPU memory, as a replica and those who watch it see them.
+    """Adapters in GPU memory, as a replica and its observers see them.
 
     :ivar state: by adapter, ``ABSENT``, ``LOADING`` (its room is taken) or ``RESIDENT``.
     :ivar users: by adapter, requests that use it.
@@ -104,12 +104,9 @@ class GpuCache(AdapterCache):
     :param base_model_slot: the base model fills a slot until all others are in use and one more is needed.
     :param pinned: adapters that are resident from the start and never leave. They count as in use; ``pin_instead``
         moves a pin to another adapter.
-    :ivar state: by adapter, ``ABSENT``, ``LOADING`` (its room is taken) or ``RESIDENT``.
     :ivar users: by adapter, requests that use it, from the request for the adapter until they end.
     :ivar used: weight of residents and loads under way; ``idle_weight``: of residents not in use.
     :ivar in_use: weight of adapters with users, resident or not.
-    :ivar evictions: evictions so far.
-    :ivar listener: called when an adapter takes or gives up its room; optional.
     """
 
     def __init__(

@@ -137,6 +137,10 @@ class Behavior:
         return wanted
 
 
+def _tolerated(ratio: float, tolerance: float) -> bool:
+    return 1.0 - tolerance <= ratio <= 1.0 + tolerance
+
+
 class Hpa:
     """Ask for ``ceil(replicas * mean / target)``, unless the mean is within the tolerance of the target.
 
@@ -167,18 +171,15 @@ class Hpa:
         values = [milli(value) for value in reading.values]
         first = self._ratio(values)
         if reading.without_metrics == 0:
-            return reading.replicas if self._tolerates(first) else ceil(first * len(values))
+            return reading.replicas if _tolerated(first, self._tolerance) else ceil(first * len(values))
         values += [self._target if first < 1.0 else 0] * reading.without_metrics
         ratio = self._ratio(values)
         turned = (first < 1.0 < ratio) or (ratio < 1.0 < first)
-        return reading.replicas if self._tolerates(ratio) or turned else ceil(ratio * len(values))
+        return reading.replicas if turned or _tolerated(ratio, self._tolerance) else ceil(ratio * len(values))
 
     def _ratio(self, values: list[int]) -> float:
         """Return the mean over the target. The mean is an integer too (``GetMetricUsageRatio``)."""
         return sum(values) // len(values) / self._target
-
-    def _tolerates(self, ratio: float) -> bool:
-        return 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
 
 
 class Keda:
@@ -209,8 +210,7 @@ class Keda:
                 return 0
         elif current == 0:
             return self._behavior.least
-        ratio = milli(total) / (self._target * current)
-        tolerated = 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
+        tolerated = _tolerated(milli(total) / (self._target * current), self._tolerance)
         asked = current if tolerated else max(1, ceil(milli(total) / self._target))
         return max(1, self._behavior.limit(time_s, current, asked))
 
@@ -239,8 +239,7 @@ class Predictive:
         self._seen.append((time_s, reading.total))
         total = milli(max(reading.total, self._forecast(time_s + self._lead_s)))
         ratio = total / (self._target * current) if current else 0.0
-        tolerated = 1.0 - self._tolerance <= ratio <= 1.0 + self._tolerance
-        asked = current if tolerated else ceil(total / self._target)
+        asked = current if _tolerated(ratio, self._tolerance) else ceil(total / self._target)
         return self._behavior.limit(time_s, current, asked)
 
     def _forecast(self, at_s: float) -> float:

@@ -178,7 +178,7 @@ class BatchSlots(AdapterCache):
             self.listener.left(adapter)
 
     def holds(self, adapter: int) -> bool:
-        return self.state[adapter] == RESIDENT
+        return self.state[adapter] != ABSENT
 
     def discard(self, adapter: int) -> None:
         if self.state[adapter] == RESIDENT and not self.users[adapter]:

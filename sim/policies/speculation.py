@@ -82,14 +82,11 @@ class Drafts:
 
 
 class WalkedEnds(DecodeEnds):
-    """The ends of sequences that come earlier with every accepted draft.
-
-    :ivar ended: those for which the step under way is the last.
-    """
+    """The ends of sequences that come earlier with every accepted draft."""
 
     def __init__(self, *, overruns: bool) -> None:
         super().__init__(overruns=overruns)
-        self.ended: list[Request] = []
+        self._ended: list[Request] = []  # those for which the step under way is the last
 
     def start(self, requests: list[Request], step: int) -> list[Request]:
         for request in requests:
@@ -98,14 +95,14 @@ class WalkedEnds(DecodeEnds):
 
     def end(self, request: Request) -> None:
         """Let the step under way be the last of a sequence."""
-        self.ended.append(request)
+        self._ended.append(request)
         self.next_step = request.last_step
 
     def remove(self, request: Request) -> None:
         """Nothing to do: only the step under way has ends, and no sequence leaves between it and ``pop_next``."""
 
     def pop_next(self) -> list[Request]:
-        ended, self.ended = self.ended, []
+        ended, self._ended = self._ended, []
         self.next_step = NEVER
         return sorted(ended, key=by_index)
 

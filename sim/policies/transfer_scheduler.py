@@ -23,7 +23,7 @@ LATER: Final = -1
 _NO_ROOM: Final = -2  # for a request, where a number of tokens is asked
 
 _LOADING: Final = 0
-_ARRIVED: Final = 1  # nobody has looked at the request since
+_ARRIVED: Final = 1  # no scan has looked at the request since
 _FAILED: Final = 2  # the same
 _READY: Final = 3  # all that was to come is there
 _EMPTY: Final = 4  # nothing came, and its blocks were taken back
@@ -374,12 +374,7 @@ class TransferScheduler(Scheduler):
             lacking = self._first_that_lacks()
             assert lacking is not None, "a decode lacks its block"
             order = list(self.running)
-            self._passed_by = [r for r in order[order.index(lacking) :] if r.last_step >= 0]
-            for request in self._passed_by:
-                request.generated = self._generated(request) - 1  # as if its prompt were computed again
-                self._ends.remove(request)
-                self._note_last_token(request, now)
-            self._hold(self._passed_by)
+            self._pass_by([r for r in order[order.index(lacking) :] if r.last_step >= 0], now)
             self._let_partial_wait()
             return False
         return True

@@ -121,9 +121,7 @@ class VllmLruCache(AdapterCache):
     :ivar state: by adapter, ``ABSENT`` or ``RESIDENT``.
     :ivar users: by adapter, requests in the batch.
     :ivar in_use: distinct adapters in the batch.
-    :ivar evictions: evictions from slots so far.
     :ivar victims: optional list, to which evicted adapters are appended.
-    :ivar listener: called when an adapter enters or leaves a slot; optional.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class _Marked:
 class ClockEviction(_Marked):
     """First loaded leaves first, but one that was used since the hand last passed is passed once more.
 
-    libCacheSim's Clock with one bit (FIFO with reinsertion). Who is in use is passed as well, and keeps its bit.
+    libCacheSim's Clock with one bit (FIFO with reinsertion). Adapters in use are passed too, and keep their bits.
     """
 
     def __init__(self, context: EvictionContext) -> None:
@@ -65,8 +65,8 @@ class ClockEviction(_Marked):
 class Sieve(_Marked):
     """A hand goes from the oldest to the newest and round again, and takes the first that wasn't used since it passed.
 
-    libCacheSim's Sieve: unlike CLOCK, those passed keep their places, so new ones are looked at sooner. Who is in use
-    is passed as well, and keeps its bit.
+    libCacheSim's Sieve: unlike CLOCK, those passed keep their places, so new ones are looked at sooner. Adapters in use
+    are passed as well, and keep their bits.
     """
 
     def __init__(self, context: EvictionContext) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from sim.policies.kv.block_store import BlockStore, Key
 from sim.policies.transfer_scheduler import LATER, KvSource
@@ -36,15 +37,14 @@ class _Offers:
 
     :ivar next_block: the first of its blocks that it has not offered yet; ``blocks``: those of the GPU.
     :ivar refused_at: the state of the pool in which it was refused.
-    :ivar used: blocks that it stored, loaded or offered, by key, with their numbers; ``stored``, ``reused``: those of
-        them that it stored, or found there.
+    :ivar used: blocks that it stored, loaded or offered; ``stored``, ``reused``: those that it stored, or found there.
     """
 
     def __init__(self) -> None:
         self.next_block = 0
         self.blocks: list[int] = []
         self.jobs: dict[Job, None] = {}
-        self.used: dict[Key, int] = {}
+        self.used: dict[Key, None] = {}
         self.stored: set[Key] = set()
         self.reused: set[Key] = set()
         self.missed: set[Key] = set()
@@ -61,8 +61,8 @@ class PoolOrder(ABC):
         self.users = users
 
     @abstractmethod
-    def insert(self, key: Key, number: int, offers: _Offers) -> None:
-        """Add a block that a request stores, its ``number``-th."""
+    def insert(self, key: Key, offers: _Offers) -> None:
+        """Add a block that a request stores."""
 
     def accessed(self, keys: Sequence[Key], offers: _Offers) -> None:
         """Note that a running request uses blocks for the first time: some that are there, or that it will store."""
@@ -118,21 +118,21 @@ class LruOrder(PoolOrder):
             offers.group = self._move_last(_Group(grows=self._by_request))
         return offers.group
 
-    def _put(self, key: Key, number: int, group: _Group) -> None:
+    def _put(self, key: Key, group: _Group) -> None:
         before = self._group_of.get(key)
         if before is not group:
             if before is not None:
-                self._take(number, before)
+                self._take(key, before)
             self._group_of[key] = group
-            group.blocks[number] = key
+            group.blocks[key[2]] = key
 
-    def _take(self, number: int, group: _Group) -> None:
-        del group.blocks[number]
+    def _take(self, key: Key, group: _Group) -> None:
+        del group.blocks[key[2]]
         if not group.blocks and not group.grows:
             del self._groups[group]
 
-    def insert(self, key: Key, number: int, offers: _Offers) -> None:
-        self._put(key, number, self._group(offers))
+    def insert(self, key: Key, offers: _Offers) -> None:
+        self._put(key, self._group(offers))
 
     def accessed(self, keys: Sequence[Key], offers: _Offers) -> None:
         if not self._by_request or not keys:
@@ -141,13 +141,13 @@ class LruOrder(PoolOrder):
         for key in keys:
             group = self._group_of.get(key)
             if group is not None and group.rank < mine.rank:
-                self._put(key, key[2], mine)
+                self._put(key, mine)
 
     def ended(self, offers: _Offers) -> None:
         group = self._move_last(self._group(offers))
-        for key, number in offers.used.items():
+        for key in offers.used:
             if key in self._group_of:
-                self._put(key, number, group)
+                self._put(key, group)
         group.grows = False
         if not group.blocks:
             del self._groups[group]
@@ -167,7 +167,7 @@ class LruOrder(PoolOrder):
         if len(taken) < count:
             return None
         for key in taken:
-            self._take(key[2], self._group_of.pop(key))
+            self._take(key, self._group_of.pop(key))
         return taken
 
 
@@ -182,7 +182,7 @@ class ArcOrder(PoolOrder):
         self._was_often: OrderedDict[Key, None] = OrderedDict()
         self._target = 0.0  # blocks for those that were used once
 
-    def insert(self, key: Key, number: int, offers: _Offers) -> None:
+    def insert(self, key: Key, offers: _Offers) -> None:
         self._once[key] = None
         self._was_once.pop(key, None)
         self._was_often.pop(key, None)
@@ -198,7 +198,7 @@ class ArcOrder(PoolOrder):
                 often.move_to_end(key)
 
     def ended(self, offers: _Offers) -> None:
-        for key in sorted(offers.used, key=offers.used.__getitem__, reverse=True):  # the last block first
+        for key in sorted(offers.used, key=itemgetter(2), reverse=True):  # the last block first
             only_stored = key in offers.stored and key not in offers.reused
             if key in self._once and key in offers.reused:
                 del self._once[key]
@@ -238,13 +238,15 @@ class ArcOrder(PoolOrder):
 class HostPool(KvSource):
     """Blocks in host memory: prompts are written through as they are computed, and loaded where the GPU lacks them.
 
-    Whoever lets time pass takes the jobs of each step from ``loads``, ``stores`` and ``flushed``, and calls ``done``.
+    The replica takes the jobs of each step from ``loads``, ``stores`` and ``flushed``, lets them take their time, and
+    calls ``done``.
 
     :param total: blocks that fit.
+    :param arc: whether blocks leave by ``ArcOrder``; otherwise by ``LruOrder``.
     :param answers: whether generated blocks are stored as well.
     :param store_from: a block is stored when it is offered for this time, if that is 2 or more.
     :param within_step_blocks: so many blocks a step may be loaded while it waits.
-    :param offers_again: whether a preempted request offers its blocks anew (vLLM from 0.33 on).
+    :param by_request: as in ``LruOrder``; a preempted request then offers its blocks anew as well.
     :ivar loads, stores: jobs ordered with the step just decided; ``flushed``: those that must end before it begins.
     :ivar refused: requests whose blocks found no room in this step; ``evicted``: by store, what left the pool for it.
     """
@@ -421,7 +423,7 @@ class HostPool(KvSource):
             del self._users[key]
         for key in wanted:
             self._users[key] = _PENDING
-            self._order.insert(key, key[2], offers)
+            self._order.insert(key, offers)
         offers.stored.update(wanted)
         offers.next_block = end
         job = Job(request, wanted, [offers.blocks[key[2]] for key in wanted], stores=True)
@@ -433,7 +435,7 @@ class HostPool(KvSource):
     def _use(self, keys: Sequence[Key], offers: _Offers) -> None:
         """Note that a request stores, loads or finds these blocks."""
         new = [key for key in keys if key not in offers.used]
-        offers.used.update((key, key[2]) for key in new)
+        offers.used.update(dict.fromkeys(new))
         self._order.accessed(new, offers)
 
     def _count(self, keys: Iterable[Key]) -> None:

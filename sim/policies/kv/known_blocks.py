@@ -329,6 +329,7 @@ class KnownBlocks:
         twin.next = rest
 
     def extents(self) -> list[Extent]:
+        """Return all extents that can be found."""
         return [extent for first in self.first.values() for extent in first.chain()]
 
     def check_integrity(self) -> set[Extent]:

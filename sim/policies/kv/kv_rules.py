@@ -55,8 +55,8 @@ class KvRule(Protocol):
 class WholeAnswer:
     """Reserves blocks for prompt and answer when a request joins.
 
-    Source: LoRAX ``router/src/block_allocator.rs`` (input + max_new_tokens - 1); TensorRT-LLM ``batch_manager/
-    capacityScheduler.cpp``, GUARANTEED_NO_EVICT.
+    Source: TensorRT-LLM ``batch_manager/capacityScheduler.cpp``, GUARANTEED_NO_EVICT; LoRAX
+    ``router/src/block_allocator.rs``, which reserves one token less.
 
     :param total: number of blocks; ``size``: tokens of each.
     :param adapter_blocks: blocks that each adapter of the batch takes; empty: none.

@@ -7,7 +7,7 @@ joins the queue is lifted to the least counter of the tenants that wait, so that
 Least counter first (LCF) is the same without the lift.
 
 The paper's code (``slora/server/router`` of Ying1123/VTC-artifact: ``vtc_req_queue.py``, ``lcf_req_queue.py``,
-``manager.py``) differs. It lifts nobody while no tenant waits. It charges a decode step for all its sequences when it
+``manager.py``) differs. It lifts no tenant while none waits. It charges a decode step for all its sequences when it
 begins, and again when it ends a request, and so no answer's first token, which comes with the prompt.
 """
 
@@ -127,14 +127,16 @@ class FairScheduler(Scheduler):
     charges = True
     _charged = 0  # steps of the leap under way that are charged already
 
+    @property
+    def _tenants(self) -> FairQueue:
+        assert isinstance(self.waiting, FairQueue), "made together"
+        return self.waiting
+
     def charge_begun(self, steps: int) -> None:
-        queue = self.waiting
-        assert isinstance(queue, FairQueue), "made together"
-        self._charge_up_to(steps if queue.as_in_code else steps - 1)
+        self._charge_up_to(steps if self._tenants.as_in_code else steps - 1)
 
     def _charge_up_to(self, steps: int) -> None:
-        queue, more = self.waiting, steps - self._charged
-        assert isinstance(queue, FairQueue), "made together"
+        queue, more = self._tenants, steps - self._charged
         if self.decided.decoding and more:
             for request in self.running:
                 if request.last_step >= 0:
@@ -144,8 +146,7 @@ class FairScheduler(Scheduler):
     def complete(self, steps: int, now: float) -> list[Request]:
         self._charge_up_to(steps)
         self._charged = 0
-        queue, step = self.waiting, self.decided
-        assert isinstance(queue, FairQueue), "made together"
+        queue, step = self._tenants, self.decided
         if not queue.as_in_code:
             for request in step.prefills:
                 if not request.to_prefill:
@@ -159,6 +160,4 @@ class FairScheduler(Scheduler):
 
     def check_integrity(self) -> None:
         super().check_integrity()
-        queue = self.waiting
-        assert isinstance(queue, FairQueue), "made together"
-        queue.check_integrity()
+        self._tenants.check_integrity()
