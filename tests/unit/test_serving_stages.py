@@ -9,10 +9,12 @@ import pytest
 from strategies import write_profile
 from typer.testing import CliRunner
 
+from reports.table import Table
 from sim.cli import app
 from sim.errors import InputError
 from sim.studies.fidelity.measured_runs import read_table
-from sim.studies.fidelity.serving_stages import Stage, errors_by_server, predict_stages, stages_of
+from sim.studies.fidelity.report import stage_report
+from sim.studies.fidelity.serving_stages import Stage, StagePrediction, errors_by_server, predict_stages, stages_of
 
 ROW = {
     "id": "one",
@@ -129,6 +131,27 @@ def test_stages_without_a_profile_are_left_out_and_named(tmp_path: Path) -> None
     assert "overloaded" not in said.stderr
     alone = CliRunner().invoke(app, ["fidelity", str(table(tmp_path, ROW | {"tp": "3"}))])
     assert "--" not in str(alone.exception), "the table has no options"
+
+
+def test_every_server_has_a_row_whatever_was_measured_on_it(tmp_path: Path) -> None:
+    ends = {"ttft_mean_ms": "", "tpot_mean_ms": "", "e2e_p99_ms": "250"}
+    rows = stages(tmp_path, ROW | ends, ROW | {"id": "two", "tp": "2"})
+    both = [
+        StagePrediction(stage, "own", {name: 2 * value for name, value in stage.measured.items()}) for stage in rows
+    ]
+
+    def tables(predictions: list[StagePrediction]) -> list[Table]:
+        return [part for part in stage_report(predictions, {}).terminal if isinstance(part, Table)]
+
+    stage, server = tables(both[:1])
+    assert stage.rows == [["one", "llama-3.1-8b on h100-80gb", "2/s constant", "250.0 500.0 ms +100%"]]
+    assert server.rows == [["llama-3.1-8b on h100-80gb", "1", "100.0% 100.0% +100.0%"]]
+    _, server = tables(both)
+    assert [row[:3] for row in server.rows] == [
+        ["llama-3.1-8b on 2 x h100-80gb", "1", "100.0% 100.0% +100.0%"],
+        ["llama-3.1-8b on h100-80gb", "1", ""],
+        ["all", "2", ""],
+    ]
 
 
 def test_an_overloaded_server_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -110,6 +111,9 @@ def with_prediction(
 
 # On the stages of a serving benchmark.
 
+_SHOWN = ("tpot_mean", "tpot_p90", "ttft_mean", "ttft_p99")
+"""Metrics of the table of stages, where measured."""
+
 
 def stage_report(predictions: Sequence[StagePrediction], refused: Mapping[Server, Exception]) -> Report:
     """Return how close the predictions of stages are.
@@ -121,15 +125,16 @@ def stage_report(predictions: Sequence[StagePrediction], refused: Mapping[Server
         for metric in METRICS
         if any(metric in each.stage.measured for each in predictions)
     }
-    shown = [metric for metric in ("tpot_mean", "tpot_p90", "ttft_mean", "ttft_p99") if metric in errors]
+    shown = [metric for metric in _SHOWN if metric in errors] or list(errors)[: len(_SHOWN)]
     heads = [f"{metric.partition('_')[0].upper()} {metric.partition('_')[2]}" for metric in shown]
     rows = [
         [each.stage.name, each.stage.server.words, each.stage.load, *(_beside(each, metric) for metric in shown)]
         for each in predictions
     ]
+    servers = Counter(each.stage.server.words for each in predictions)
+    counts = [*sorted(servers.items()), *([("all", len(predictions))] if len(servers) > 1 else [])]
     by_server = [
-        [words, f"{count:,}", *(_error_words(errors[metric].get(words)) for metric in shown)]
-        for words, (count, *_) in errors[shown[0]].items()
+        [words, f"{count:,}", *(_error_words(errors[metric].get(words)) for metric in shown)] for words, count in counts
     ]
     overloaded = [each.stage.name for each in predictions if each.overloaded]
     return Report(
