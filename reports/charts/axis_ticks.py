@@ -31,11 +31,12 @@ _CLOCK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 1
 
 
 def clock_ticks(start: float, end: float, day_s: int, most: int = 6) -> list[float]:
-    """Return simulated times at round times of day inside an interval, at most so many.
+    """Return simulated times at round times of day inside an interval, at most about so many; midnights of a long one.
 
     :param day_s: time of day at simulated time 0, in seconds from midnight.
     """
-    step = next((step for step in _CLOCK_STEPS if (end - start) / step <= most), math.ceil((end - start) / most))
+    days = 86400 * math.ceil((end - start) / most / 86400)
+    step = next((step for step in _CLOCK_STEPS if (end - start) / step <= most), days)
     first = math.ceil((start + day_s) / step)
     return [float(place * step - day_s) for place in range(first, math.floor((end + day_s) / step) + 1)]
 
@@ -53,12 +54,12 @@ def moment_words(seconds: float, day_s: int | None) -> str:
 
 
 def time_ticks(start: float, end: float, day_s: int | None) -> tuple[list[float], list[str]]:
-    """Return round simulated times inside an interval and how they read: times of day, or hours, minutes or seconds."""
+    """Return round simulated times inside an interval and how they read: times of day, or days down to seconds."""
     if day_s is None and end < 600:
         ticks = nice_linear(start, end, 6)
         return ticks, [seconds_tick(tick) for tick in ticks]
     ticks = clock_ticks(start, end, day_s or 0)
-    size, unit = (3600, "h") if end >= 10800 else (60, "min")
+    size, unit = (86400, "d") if end - start > 259_200 else (3600, "h") if end >= 10800 else (60, "min")
     return ticks, [f"{t / size:,.6g} {unit}" if day_s is None else clock_words(t, day_s) for t in ticks]
 
 

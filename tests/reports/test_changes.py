@@ -11,7 +11,7 @@ import samples
 
 from reports.answers.points import certainly_less, impact_of
 from reports.axes import make_axes
-from reports.charts.axis_ticks import clock_ticks, clock_words
+from reports.charts.axis_ticks import clock_ticks, clock_words, time_ticks
 from reports.charts.svg import Chart
 from reports.charts.timeline_chart import event_marks, timeline_chart
 from reports.formatting import interval, read_terms, show
@@ -438,6 +438,9 @@ def test_ticks_of_a_run_with_a_start_are_round_times_of_day() -> None:
     assert [clock_words(tick, 86_380) for tick in ticks] == [
         *("23:59:50", "day 2 00:00", "day 2 00:00:10", "day 2 00:00:20")
     ]
+    fortnight = clock_ticks(0.0, 14 * 86400.0, half_past_seven)
+    assert [clock_words(tick, half_past_seven) for tick in fortnight] == [f"day {day} 00:00" for day in (4, 7, 10, 13)]
+    assert time_ticks(0.0, 7 * 86400.0, None)[1] == ["0 d", "2 d", "4 d", "6 d"]
 
 
 def test_charts_mark_events_and_draw_versions() -> None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.axes import spread
-from reports.charts.axis_ticks import nice_linear, nice_log, scale_y, x_title, y_title
-from reports.charts.canvas import Axes
+from reports.charts.axis_ticks import nice_log, scale_y, time_ticks, x_title, y_title
 from reports.charts.svg import COLOURS, SERIES, WIDTH, Chart, Heading, column_tips, drawing, legend_style, place, to_svg
 from reports.formatting import number, percent, plural
 from reports.table import Table
@@ -20,21 +19,6 @@ _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 330, 58, 36, 22, 52
 _MOST_MARKERS = 40
 _MOST_ROWS = 60
 _LEAST_SPANS = 3
-_UNITS = (
-    ("days", 86400.0, 3 * 86400.0),
-    ("hours", 3600.0, 3 * 3600.0),
-    ("minutes", 60.0, 180.0),
-    ("seconds", 1.0, 0.0),
-)
-"""Units of a time axis: name, seconds, and the span from which it is used."""
-_STEPS_S = (
-    *(1, 2, 5, 10, 20, 30),
-    *(60 * minutes for minutes in (1, 2, 5, 10, 20, 30)),
-    *(3600 * hours for hours in (1, 2, 4, 6, 12)),
-    *(86_400 * days for days in (1, 2, 4, 7)),
-)
-"""Distances between the ticks of a time axis."""
-_MOST_TICKS = 7
 
 
 @dataclass(frozen=True)
@@ -187,23 +171,11 @@ def rate_chart(facts: TraceFacts) -> Chart | None:
         ax.stairs(rates, edges, color=SERIES[0], linewidth=1.3, baseline=None)
         ax.axhline(mean, color=COLOURS["ink"], linewidth=1, linestyle=(0, (5, 3)))
         ax.set_xlim(0.0, edges[-1])
-        unit = _time_axis(ax, edges[-1])
+        ticks, labels = time_ticks(0.0, edges[-1], None)
+        ax.set_ticks("x", ticks, labels)
         scale_y(ax, [*rates, high], "count")
         y_title(ax, "requests/s")
-        x_title(ax, f"{unit} since the first request")
+        x_title(ax, "time since the first request")
         svg = to_svg(figure, "rate", title, desc, column_tips([ax], [t for t, _ in shown], table))
     legend = [("rate", "var(--s1)"), ("mean (dashed)", "currentColor")]
     return Chart("rate", title, caption, desc, svg, table, legend, ["line", "dashed"])
-
-
-def _time_axis(ax: Axes, span_s: float) -> str:
-    """Set round ticks on a time axis from 0; return their unit."""
-    name, unit_s = next((name, size) for name, size, least in _UNITS if span_s >= least)
-    step = next((s for s in _STEPS_S if span_s / s <= _MOST_TICKS), None)
-    if step is None or span_s < 2:
-        ticks = nice_linear(0.0, span_s, _MOST_TICKS)
-    else:
-        # A trace of an hour ends a little before the hour.
-        ticks = [float(step * i) for i in range(int(1.002 * span_s / step) + 1)]
-    ax.set_ticks("x", ticks, [f"{tick / unit_s:,.6g}" for tick in ticks])
-    return name
