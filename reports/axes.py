@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,14 +12,8 @@ from typing import Any
 from reports.formatting import is_counted, key_words, number, percent, singular
 from sim.results.point import Point
 from sim.spec.engines import engine_words
-from sim.spec.units import human_bytes, human_seconds, parse_bytes, parse_rate, parse_seconds, parse_share
+from sim.spec.units import human_bytes, human_seconds, quantities
 
-_PARSERS: tuple[tuple[str, Callable[[object], float]], ...] = (
-    ("rate", parse_rate),
-    ("share", parse_share),
-    ("bytes", parse_bytes),
-    ("seconds", parse_seconds),
-)
 _NAMING = ("law", "process", "policy", "name", "serve")
 _TENANT = re.compile(r"(?<=^tenants\.)\d+(?=\.)")
 _SEPARATORS = "/-_. ,:"
@@ -142,31 +136,17 @@ def _identity(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _quantities(values: Sequence[Any]) -> tuple[str, list[float]] | None:
-    """Return the kind and the numbers of values that are all quantities of one kind."""
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-        return "number", [float(value) for value in values]
-    if not all(isinstance(value, str) for value in values):
-        return None
-    for kind, parse in _PARSERS:
-        try:
-            return kind, [float(parse(value)) for value in values]
-        except ValueError:
-            continue
-    return None
-
-
 def make_axis(key: str, points: Sequence[Point]) -> Axis:
     """Build the axis of one swept key from the points that were run."""
     distinct = {_identity(point.set.get(key)): point.set.get(key) for point in points}
     values = list(distinct.values())
     names = {str(place): tenant.name for place, tenant in enumerate(points[0].tenants)} if points else {}
-    quantities, words = _quantities(values), key_words(_TENANT.sub(lambda it: names.get(it[0], it[0]), key))
-    if quantities is None:
+    found, words = quantities(values), key_words(_TENANT.sub(lambda it: names.get(it[0], it[0]), key))
+    if found is None:
         return Axis(key, words, "category", tuple(values), tuple(float(i) for i in range(len(values))))
-    kind, numbers = quantities
+    kind, numbers = found
     order = sorted(range(len(values)), key=lambda i: numbers[i])
-    return Axis(key, words, kind, tuple(values[i] for i in order), tuple(numbers[i] for i in order))
+    return Axis(key, words, kind, tuple(values[i] for i in order), tuple(float(numbers[i]) for i in order))
 
 
 def make_axes(points: Sequence[Point]) -> list[Axis]:

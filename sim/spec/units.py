@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -195,6 +196,37 @@ def _sale(value: object, per: str, what: str) -> float:
     if not 0 <= price <= MOST_EXPENSIVE:
         raise _refuse("not a price", value, allowed)
     return price
+
+
+_KINDS: tuple[tuple[str, Callable[[object], float]], ...] = (
+    ("rate", parse_rate),
+    ("share", parse_share),
+    ("bytes", parse_bytes),
+    ("seconds", parse_seconds),
+)
+
+
+def quantities(values: Sequence[Any]) -> tuple[str, list[float]] | None:
+    """Return the kind and the numbers of values that are all quantities of one kind; None for others.
+
+    :return: ``number``, ``rate``, ``share``, ``bytes`` or ``seconds``, and the values in the order given.
+    """
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return "number", list(values)
+    if not all(isinstance(value, str) for value in values):
+        return None
+    for kind, parse in _KINDS:
+        try:
+            return kind, [float(parse(value)) for value in values]
+        except ValueError:
+            continue
+    return None
+
+
+def repeated(values: Sequence[Any]) -> list[Any]:
+    """Return those values that come again, in whatever unit: ``10/s`` and ``600/min`` are the same."""
+    _, known = quantities(values) or ("", values)
+    return [values[place] for place, value in enumerate(known) if value in known[:place]]
 
 
 def _trim(number: float) -> str:

@@ -17,6 +17,7 @@ from sim.spec.profile import Profile
 from sim.spec.profile_choice import other_costs, profile_choice
 from sim.spec.scenario import Scenario
 from sim.spec.scenario_file import LoadedScenario, value_text
+from sim.spec.units import repeated
 from sim.studies.vetting_gate import Vetting, release
 from sim.timing import timed
 from sim.world.build import build_world
@@ -124,7 +125,7 @@ def grid(loaded: LoadedScenario, over: Mapping[str, list[Any]] | None = None) ->
     for key, values in axes.items():
         if not values:
             raise ScenarioError("no values to sweep", key=key, hint="write --over key=v1,v2")
-        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        if twice := repeated(values):
             place = None if over else loaded.origins.get(f"sweep.{key}")
             raise ScenarioError(
                 "a value occurs twice",

@@ -10,6 +10,7 @@ from typing import Any
 
 from sim.errors import ScenarioError
 from sim.spec.scenario import PRICE, Plan
+from sim.spec.units import repeated
 
 MOST_WHOLE = 128
 """Size of a range of whole numbers up to which each number is considered."""
@@ -38,7 +39,7 @@ def variables(plan: Plan) -> list[Variable]:
     """
     keys = ["fleet.replicas"] if plan.keys == (PRICE,) else list(plan.keys)
     if plan.values is not None:
-        if any(value in plan.values[:i] for i, value in enumerate(plan.values)):
+        if repeated(plan.values):
             raise ScenarioError("a value occurs twice", key="plan.values", got=list(plan.values))
         return [Variable(keys[0], tuple(plan.values))]
     assert plan.range is not None, "checked by the model"
