@@ -28,6 +28,7 @@ from sim.studies.design import Design
 from sim.studies.execution import Execution
 from sim.studies.plan import findings, levers
 from sim.studies.plan.findings import FOR_ADAPTERS, PlanReading, plan_answer
+from sim.studies.plan.report import plan_report
 from sim.studies.plan.study import in_steady_state, likely_design, make_plan
 from sim.studies.plan.what_if import changes, free_changes
 from sim.world.build import build_world
@@ -214,6 +215,7 @@ def test_a_close_call_is_marked(loraplan: CommandLine, tmp_path: Path) -> None:
     assert ended.code == 1
     assert f"cache.gpu.slots: {likely[0]}, which probably meets the SLO: raise " in ended.out
     assert ended.out.count("recommended.yaml") == 2, "among what to set, and among the files"
+    assert [part.verdict for part in plan_report(read_run(tmp_path / "probable")).terminal[:1]] == ["unclear"]
     assert load_scenario("probable/recommended.yaml").scenario.cache.gpu.slots == likely[0]
 
 

@@ -516,6 +516,11 @@ def test_the_timeline_marks_what_happens_where_it_happens() -> None:
     assert f"({clock_words(times[50], 11 * 3600 + 58 * 60)})" in chart
     run.manifest["scenario"]["workload"]["arrivals"]["steps"] = [{"level": 1 + i % 2, "time": "1 s"} for i in range(9)]
     assert "from here" not in samples.build_report(run)  # too often
+    # Swept as a whole, as is the start of the day: the chart is of one of the points.
+    swept = {"workload.arrivals": {"process": "piecewise", "rate": "8/s", "steps": steps}, "workload.start": "06:58"}
+    run.points[0] = replace(run.points[0], set=swept)
+    text = samples.build_report(run)
+    assert {">12/s</text>", ">07:00</text>"} <= set(re.findall(r">[^<>]+</text>", text))
 
 
 def test_what_is_so_from_the_start_has_no_moment() -> None:

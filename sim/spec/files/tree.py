@@ -140,6 +140,13 @@ def tags_first(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: key.rpartition(".")[2] not in TAGS)
 
 
+def changed(root: Node, values: Mapping[str, Any], origin: Origin) -> Node:
+    """Return the tree with plain values laid at dotted keys."""
+    for key in tags_first(values):
+        root = assign(root, key, planted(values[key], origin))
+    return root
+
+
 def plain(node: Node, path: str = "") -> Any:
     """Return the values without their origins; keys set to null are left out, except where a plan's fleet sets them."""
     if isinstance(node.value, dict):

@@ -48,10 +48,8 @@ class PlanSide:
             raise InputError("this plan is not finished", file=str(data.path), hint="plan again; it resumes")
         self.letter, self.data, self.headroom = letter, data, data.headroom
         self.read, self.answer = PlanReading(data), plan_answer(data)
-        root = tree.planted(data.manifest.get("scenario") or {}, _GIVEN)
-        chosen = _chosen_values(self.read)
-        for key in tree.tags_first(chosen):
-            root = tree.assign(root, key, tree.planted(chosen[key], _PLANNED))
+        given = tree.planted(data.manifest.get("scenario") or {}, _GIVEN)
+        root = tree.changed(given, _chosen_values(self.read), _PLANNED)
         scenario, origins = tree.plain(root), tree.origins(root)
         self.values, self.given = resolved_values(scenario), set(origins)
         self.planned = [key for key, origin in origins.items() if origin == _PLANNED and key in self.values]

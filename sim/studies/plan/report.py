@@ -87,7 +87,7 @@ def _data(read: PlanReading, answer: Answer, data: RunData) -> dict[str, Any]:
 
 def _terminal(read: PlanReading, answer: Answer, tables: list[Table | None], name: str) -> list[str | Table | Opening]:
     return [
-        Opening(f"{name}: {answer.headline}", MET if read.feasible else NOT_MET),
+        Opening(f"{name}: {answer.headline}", answer.verdict),
         *(f"  {sentence}" for sentence in (setup_line([read.chosen]), *further_findings(answer))),
         *(part for table in tables if table is not None for part in ("", table)),
     ]

@@ -48,6 +48,7 @@ from sim.results.run_directory.result_files import summary_json
 from sim.results.run_directory.store import RunData
 from sim.results.slo_terms import split_term, with_tenants
 from sim.results.verdict import MET, NO_SLO, NOT_MET, UNCLEAR, graded_verdict, verdict
+from sim.spec.files import tree
 from sim.spec.files.yaml_tree import yaml_text
 from sim.spec.sections.tenants import Slo
 from sim.spec.sections.times_of_day import parse_time_of_day, steps_from_start
@@ -144,7 +145,9 @@ def points_report(
     def sections() -> list[Section]:
         from sim.studies.run.charts import choose_charts
 
-        day_s, rates = _start_of_day(run.manifest), _rates(run.manifest, focus)
+        workload = _workload(run.manifest, focus)
+        day_s = parse_time_of_day(workload.get("start"))
+        rates = _rates(workload, day_s, focus)
         certain = [grade.set for grade in run.plan.grades if grade.verdict == MET] if planned else None
         charts = choose_charts(points, axes, terms, focus, certain=certain, day_s=day_s, rates=rates)
         place = 1 if planned else 0  # the main chart of a plan shows the designs that it chose from
@@ -353,19 +356,19 @@ def _tenants_badge(judged: Counter[str]) -> tuple[str, str, str]:
     return _MARKS[word], f"{start} {word}{everywhere}", word.replace(" ", "-")
 
 
-def _start_of_day(manifest: Mapping[str, Any]) -> int | None:
-    """Return ``workload.start`` in seconds from midnight."""
-    workload = (manifest.get("scenario") or {}).get("workload")
-    return parse_time_of_day(workload.get("start")) if isinstance(workload, dict) else None
+def _workload(manifest: Mapping[str, Any], point: Point) -> Mapping[str, Any]:
+    """Return the section ``workload`` at a point."""
+    given = tree.planted(manifest.get("scenario") or {}, tree.Origin("scenario"))
+    swept = {key: value for key, value in point.set.items() if key.startswith("workload")}
+    return tree.plain(tree.changed(given, swept, tree.Origin("sweep"))).get("workload") or {}
 
 
-def _rates(manifest: Mapping[str, Any], point: Point) -> list[tuple[float, float]]:
+def _rates(workload: Mapping[str, Any], day_s: int | None, point: Point) -> list[tuple[float, float]]:
     """Return when ``piecewise`` arrivals change at a point, and the rate from then on; nothing where that is often."""
-    start, data = "workload.arrivals.", ((manifest.get("scenario") or {}).get("workload") or {}).get("arrivals") or {}
-    data = {**data, **{key.removeprefix(start): value for key, value in point.set.items() if key.startswith(start)}}
-    if data.get("process") != "piecewise" or any("." in key for key in data) or not point.timeline.t_s:
+    law = workload.get("arrivals") or {}
+    if law.get("process") != "piecewise" or not point.timeline.t_s:
         return []
-    law = PiecewiseArrivals.model_validate(steps_from_start(data, _start_of_day(manifest), start))
+    law = PiecewiseArrivals.model_validate(steps_from_start(law, day_s, "workload.arrivals."))
     *begins, period = [0.0, *itertools.accumulate(step.time for step in law.steps)]
     scale = law.rate * period / sum(step.level * step.time for step in law.steps)
     cycles = math.ceil(point.timeline.t_s[-1] / period)
