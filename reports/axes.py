@@ -74,7 +74,7 @@ class Axis:
         if value is None:
             return "null"
         if isinstance(value, (int, float)):
-            return number(value) if abs(value) < 1e15 and number(value) == f"{value:,}" else f"{value:,.6g}"
+            return number(value) if abs(value) < 1e15 and float(value).is_integer() else f"{value:,.6g}"
         if isinstance(value, Mapping):
             # A law's name says what it is; its parameters need theirs.
             name, *rest = [self._part(*each) for each in value.items()] or [""]

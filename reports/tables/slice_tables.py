@@ -185,7 +185,8 @@ def tenants_table(points: Sequence[Point], axes: Sequence[Axis] = ()) -> Table |
         slices.append(SliceResult(tenant.name, {"requests": total, "unserved": lost, **cost}, tenant.metrics))
     anything_lost = any(one.facts["unserved"] for one in slices)
     names = [name for name in _OF_TENANTS if anything_lost or name != "unserved"]
-    note = f"{_SHARED_OUT if costs else ''} tenants.csv has intervals and more metrics.".strip()
+    rest = f"intervals and more metrics{_of_all(points, shown)}"
+    note = f"{_SHARED_OUT if costs else ''} tenants.csv has {rest}.".strip()
     table = slice_table("Tenants", [*lead, *([("SLO", slo)] if verdicts else [])], slices, names, note)
     optional = tuple(range(len(table.head) - 1, keys + 3, -1))
     return replace(table, words=tuple(range(keys)), verdicts=verdicts, optional=optional, keys=keys)
@@ -200,6 +201,8 @@ def money_table(points: Sequence[Point], axes: Sequence[Axis]) -> Table | None:
     priced = any("usd_per_month" in one.metrics for one in slices)
     note = f"{_SHARED_OUT} A margin is revenue less cost." if priced else ""
     note = note or "fleet.price adds what each tenant costs, and its margin."
+    if rest := _of_all(points, shown):
+        note += f" tenants.csv has more{rest}."
     table = slice_table("What tenants pay", _names(shown, axes), slices, _MONEY, note, bounds=True)
     optional = (table.head.index(metric_words("cost_share")),) if priced else ()
     return replace(table, words=tuple(range(keys)), optional=optional, keys=keys)
@@ -207,6 +210,12 @@ def money_table(points: Sequence[Point], axes: Sequence[Axis]) -> Table | None:
 
 def _tenants(points: Sequence[Point], axes: Sequence[Axis]) -> list[tuple[Point, TenantResult]]:
     return spread([(point, tenant) for point in in_order(points, axes) for tenant in point.tenants], _MOST_ROWS)
+
+
+def _of_all(points: Sequence[Point], shown: Sequence[Any]) -> str:
+    """Return which rows only the file has; empty where all are shown."""
+    total = sum(len(point.tenants) for point in points)
+    return "" if len(shown) == total else f", of all {total:,} rows; {len(shown)} are shown, evenly spaced"
 
 
 def _names(shown: Sequence[tuple[Point, TenantResult]], axes: Sequence[Axis]) -> Lead:

@@ -178,6 +178,12 @@ def test_one_server_is_not_the_fleet_of_the_base(loraplan: CommandLine) -> None:
     assert "The metrics are of 1 server; fleet.replicas of base.yaml is 2." in " ".join(
         written.replace("#", "").split()
     )
+    pools = [{"name": name, "replicas": count} for name, count in (("a", 1), ("b", 2))]
+    Path("my base.yaml").write_text(f"extends: quickstart\nfleet: {json.dumps({'pools': pools})}\n", encoding="utf-8")
+    out = ("--base", "my base.yaml", "--out", "my own.yaml")
+    ended = loraplan.succeeds("observe", "--prometheus", "m.txt", "--window", "10 s", *out)
+    assert "The metrics are of 1 server; the pools of my base.yaml have 3 replicas." in " ".join(ended.err.split())
+    assert "loraplan plan 'my own.yaml' --minimize" in ended.out
 
 
 def test_prefix_hits_become_a_shared_text(loraplan: CommandLine) -> None:

@@ -13,6 +13,7 @@ from one_script import without_script
 from test_report import Page
 
 from reports.render.html import page
+from reports.tables.slice_tables import tenants_table
 from reports.text.metric_text import change_cell, interval_words, relative_cell, signed, values_of
 from sim.errors import InputError
 from sim.results.pairs import Difference, difference_of
@@ -291,6 +292,9 @@ def test_sweeps_show_tenants_along_the_swept_key() -> None:
     assert "p99 TTFT of chat" in chart.title
     drawn = points_chart(found, found.axes, "tenants.chat.ttft_p99_s")
     assert drawn.table.rows[-1][1:3] == ["200 ms", "5 s"]
+    table = tenants_table(side(*[0.2] * 101).points)
+    assert table is not None
+    assert "of all 202 rows; 200 are shown" in table.note
 
 
 def test_tenants_that_one_run_lacks_are_left_out() -> None:

@@ -226,6 +226,8 @@ def test_a_policy_that_is_chosen_by_chance_or_by_one_target_is_called_so() -> No
     assert sweep_answer(points[::2], {"e2e_p99_s": 2.0}).setting == (
         "cache.eviction: sieve; 2 of 2 meet the SLO, and which takes the most traffic was not simulated."
     )
+    never = [samples.make_point({"cache.eviction": name}, miss=0.0) for name in policies]
+    assert sweep_answer(never, {"miss_ratio": 0.1}).setting.endswith("it is hardly different from lru or fifo.")
 
 
 def test_sweep_does_not_depend_on_the_order_of_points() -> None:

@@ -107,6 +107,7 @@ def test_a_swept_section_reads_as_its_name_with_its_values() -> None:
         "swap (resident 2, turn 20 s)",
     )
     assert models.label({"turn": "20 s"}) == "turn 20 s"
+    assert [models.label(value) for value in (64, 1e6, 1234.5, 0.25)] == ["64", "1,000,000", "1,234.5", "0.25"]
     bucket = {"rate": "5000/s", "burst": 20_000, "full": "queue"}
     assert models.label(bucket) == "rate 5000/s (burst 20,000, full: queue)"
 

@@ -63,7 +63,7 @@ def impact_chart(points: Sequence[Point], axes: Sequence[Axis]) -> Chart | Table
         return None
     lines = [Line(label, colour, name, row) for colour, (label, row) in zip(SERIES, rows.items(), strict=False)]
     title = "How many requests does it affect?"
-    caption = f"Affected requests in one replication. {'Bands' if axis.numeric else 'Bars'} are 95 % intervals."
+    caption = "Affected requests in one replication. Bands are 95 % intervals."
     columns = [[cell(point, name) for point in row] for row in rows.values()]
     body = [list(row) for row in zip(map(axis.label, axis.values), *columns, strict=True)]
     table = Table("Affected requests", [axis.words, *rows], body)

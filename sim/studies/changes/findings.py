@@ -331,7 +331,7 @@ def _usual(point: Point) -> list[str]:
         reason = "" if state is None else f" ({why('harmed_excess', state)})"
         return [f"Some of the {rounded(late)} late requests may be late anyway{reason}."] if late else []
     usual = every - beyond
-    return [f"{rounded(usual)} more would be late without {cause_of([point]).words}, too."] if usual >= SOME else []
+    return [f"{rounded(usual)} would be late even without {cause_of([point]).words}."] if usual >= SOME else []
 
 
 def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:

@@ -219,7 +219,8 @@ def _headline_of_many(comparison: Comparison) -> str:
         which = f"with {change}" if change else "between A and B"
         return f"No clear difference {which} at any of {total} points in {names}."
     if counts[NOT_COMPARABLE] == total:
-        return f"A and B can't be compared: {names} have no value at any of {total} points."
+        have = "have" if len(comparison.judged) > 1 else "has"
+        return f"A and B can't be compared: {names} {have} no value at any of {total} points."
     phrases = ", ".join(f"{said} at {counts[word]}" for word, said in _B_IS.items() if counts[word])
     mostly = "Mostly yes" if counts[BETTER] * 2 > total else "At some points"
     start = {BETTER: mostly, WORSE: "No", OPEN: "It is unclear"}.get(comparison.word, "It depends")

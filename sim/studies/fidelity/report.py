@@ -441,13 +441,15 @@ def _charts(runs: Sequence[RunPrediction]) -> list[Chart]:
 
 
 def _slot_charts(runs: Sequence[RunPrediction]) -> list[Chart]:
+    name = "ttft_p50_ms"
     groups: dict[str, list[RunPrediction]] = {}
     for p in runs:
-        groups.setdefault(p.run.group, []).append(p)
+        if p.run.measured[name] > 0 and p.predicted[name] > 0:  # else there is none: no request finished
+            groups.setdefault(p.run.group, []).append(p)
 
     def span(group: list[RunPrediction]) -> float:
-        values = [p.run.measured["ttft_p50_ms"] for p in group]
-        return len(group) * math.log10(max(values) / min(values)) if min(values) > 0 else 0.0
+        values = [p.run.measured[name] for p in group]
+        return len(group) * math.log10(max(values) / min(values))
 
     several = sorted((g for g in groups.values() if len(g) > 2), key=span, reverse=True)
     several.sort(key=lambda group: group[0].run.label not in _ALWAYS)

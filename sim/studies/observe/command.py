@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -156,7 +157,7 @@ def observe(
     host = f" --set cache.host.slots={count}" if short_of_copies and scenario.adapters.count else ""
     slots = f"cache.gpu.slots=1..{min(_MOST_SLOTS, count)}"
     watch = [f"watch    {', '.join(str(out.with_name(file)) for file in watching)}"] if watching else []
-    say(f"scenario {out}", *watch, f"next     loraplan plan {out} --minimize {slots}{host}")
+    say(f"scenario {out}", *watch, f"next     loraplan plan {shlex.quote(str(out))} --minimize {slots}{host}")
 
 
 def _check(where: list[str], base: str | None, command: str | None, gpu: str | None) -> None:

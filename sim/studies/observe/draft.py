@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from reports.formatting import plural
 from sim.arrays import Ints
 from sim.results.run_directory.result_files import write_text
 from sim.rng import stream
@@ -288,7 +289,9 @@ def _differences(service: ObservedService, base: LoadedScenario) -> Iterator[str
     caches = service.cache.prefix_caching
     if caches is not None and scenario.fleet.prefix_caching != caches:
         yield f"The server {'caches' if caches else 'does not cache'} prefixes, unlike {base.source}."
-    if service.servers != scenario.fleet.replicas:
-        replicas = scenario.fleet.replicas
+    fleet = scenario.fleet
+    if service.servers != fleet.total:
         servers = f"{service.servers} server{'s' if service.servers != 1 else ''}"
-        yield f"The metrics are of {servers}; fleet.replicas of {base.source} is {replicas}."
+        here = f"fleet.replicas of {base.source} is {fleet.replicas}"
+        here = f"the pools of {base.source} have {plural(fleet.total, 'replica')}" if fleet.pools else here
+        yield f"The metrics are of {servers}; {here}."

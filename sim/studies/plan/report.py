@@ -120,6 +120,8 @@ def search_table(read: PlanReading) -> Table | None:
     note = f"{record.simulated_requests:,} requests were simulated"
     if share < 1:
         note += f", {percent(share)} of what one run of each of the {record.candidates:,} candidates would take"
+    if len(rows) < len(record.looks):
+        note += f"; the first {len(rows)} of {len(record.looks):,} evaluations are shown"
     note += "."
     head = ["evaluation", "design", "deciding term", "value", "of its target", "verdict", "p", "requests"]
     return Table("How the search went", head, rows, note, words=(1, 2, 5))

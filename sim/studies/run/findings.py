@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -373,7 +372,7 @@ def _no_choice(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_
 
     def is_alike(point: Point) -> bool:
         pairs = ((value_of(point, name), value_of(focus, name)) for name in terms)
-        return all(ours is not None and abs((each or math.inf) - ours) <= _ALIKE * ours for each, ours in pairs)
+        return all(each is not None and ours is not None and abs(each - ours) <= _ALIKE * ours for each, ours in pairs)
 
     alike = [point for point in points if point is not focus and is_alike(point)]
     if alike:
