@@ -12,7 +12,10 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown keys; docstrings under fields are their descriptions."""
+    """A frozen model that refuses unknown keys; docstrings under fields are their descriptions.
+
+    Fields one under the other with the same type and default share the docstring under the last of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
@@ -53,17 +56,20 @@ def _docstrings(model: type) -> dict[str, str]:
     except (OSError, TypeError):
         return {}
     assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(below, ast.Expr)
-            and isinstance(below.value, ast.Constant)
-            and isinstance(below.value.value, str)
-        ):
-            found[field.target.id] = inspect.cleandoc(below.value.value)
+    found: dict[str, str] = {}
+    alike: list[ast.AnnAssign] = []
+    for each in body.body:
+        if isinstance(each, ast.AnnAssign):
+            alike = [*(field for field in alike if _made_of(field) == _made_of(each)), each]
+        elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) and isinstance(each.value.value, str):
+            found |= {ast.unparse(field.target): inspect.cleandoc(each.value.value) for field in alike}
+            alike = []
     return found
+
+
+def _made_of(field: ast.AnnAssign) -> str:
+    """Return the type and the default of a field."""
+    return f"{ast.unparse(field.annotation)} = {field.value and ast.unparse(field.value)}"
 
 
 def located(key: str, problem: str, *, got: object = None, allowed: str = "", hint: str = "") -> PydanticCustomError:

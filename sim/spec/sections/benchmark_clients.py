@@ -113,7 +113,6 @@ class SglangBench(_Bench):
     seed: int = Field(default=42, ge=0, lt=2**32)
     """``--seed``. Older releases have 1 by default."""
     input_len: Length = 1024
-    """``--random-input-len`` and ``--random-output-len``, the most."""
     output_len: Length = 1024
     """``--random-input-len`` and ``--random-output-len``, the most."""
     range_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -144,7 +143,6 @@ class SLoraClient(_Client):
     alpha: float = Field(default=1.0, gt=0, le=1000)
     """Exponent of the power law of adapters: 1 is uniform, below 1 the first ones are popular."""
     input_range: tuple[Length, Length] = (8, 512)
-    """From the first number to below the second."""
     output_range: tuple[Length, Length] = (8, 512)
     """From the first number to below the second."""
 

@@ -224,11 +224,8 @@ class Gate(Strict):
     each stage, over the requests of the new version that ended in it."""
 
     ttft_mean: Seconds | None = Field(default=None, gt=0)
-    """Limit for requests of the new version, as of ``slo``."""
     ttft_p99: Seconds | None = Field(default=None, gt=0)
-    """Limit for requests of the new version, as of ``slo``."""
     e2e_mean: Seconds | None = Field(default=None, gt=0)
-    """Limit for requests of the new version, as of ``slo``."""
     e2e_p99: Seconds | None = Field(default=None, gt=0)
     """Limit for requests of the new version, as of ``slo``."""
     miss_ratio: Share | None = None

@@ -114,7 +114,6 @@ class UniformTime(Strict):
 
     law: Literal["uniform"]
     low: Seconds
-    """The shortest and the longest time."""
     high: Seconds
     """The shortest and the longest time."""
 
@@ -138,9 +137,7 @@ class LognormalTime(Strict):
     mean_time: Seconds | None = Field(default=None, alias="mean", gt=0)
     """Two of mean, median (p50), p90 and p99 give the law."""
     p50: Seconds | None = Field(default=None, gt=0)
-    """Two of mean, median (p50), p90 and p99 give the law."""
     p90: Seconds | None = Field(default=None, gt=0)
-    """Two of mean, median (p50), p90 and p99 give the law."""
     p99: Seconds | None = Field(default=None, gt=0)
     """Two of mean, median (p50), p90 and p99 give the law."""
 
@@ -193,7 +190,6 @@ class UniformTokens(Strict):
 
     law: Literal["uniform"]
     low: TokenCount
-    """The fewest and the most tokens."""
     high: TokenCount
     """The fewest and the most tokens."""
 
@@ -219,11 +215,8 @@ class LognormalTokens(Strict):
 
     law: Literal["lognormal"]
     mean: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     p50: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     p90: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
-    """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     p99: float | None = Field(default=None, gt=0, le=MAX_TOKENS)
     """Two of mean (before the cut at ``max``), median (p50), p90 and p99 give the law."""
     max: TokenCount | None = None
@@ -261,7 +254,6 @@ class HistogramTokens(Strict):
 
     law: Literal["histogram"]
     low: TokenCount
-    """Edges of the first and the last bin, in tokens."""
     high: TokenCount
     """Edges of the first and the last bin, in tokens."""
     shares: tuple[float, ...] = Field(min_length=1)

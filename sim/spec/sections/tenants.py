@@ -28,43 +28,28 @@ class Slo(Strict):
     quantile."""
 
     ttft_mean: Seconds | None = Field(default=None, gt=0)
-    """Time to first token."""
     ttft_p50: Seconds | None = Field(default=None, gt=0)
-    """Time to first token."""
     ttft_p90: Seconds | None = Field(default=None, gt=0)
-    """Time to first token."""
     ttft_p95: Seconds | None = Field(default=None, gt=0)
-    """Time to first token."""
     ttft_p99: Seconds | None = Field(default=None, gt=0)
     """Time to first token."""
     tpot_mean: Seconds | None = Field(default=None, gt=0)
-    """Time per output token after the first."""
     tpot_p90: Seconds | None = Field(default=None, gt=0)
-    """Time per output token after the first."""
     tpot_p95: Seconds | None = Field(default=None, gt=0)
-    """Time per output token after the first."""
     tpot_p99: Seconds | None = Field(default=None, gt=0)
     """Time per output token after the first."""
     itl_mean: Seconds | None = Field(default=None, gt=0)
-    """Gap between tokens."""
     itl_p90: Seconds | None = Field(default=None, gt=0)
-    """Gap between tokens."""
     itl_p95: Seconds | None = Field(default=None, gt=0)
-    """Gap between tokens."""
     itl_p99: Seconds | None = Field(default=None, gt=0)
     """Gap between tokens."""
     e2e_mean: Seconds | None = Field(default=None, gt=0)
-    """Time from arrival to last token."""
     e2e_p50: Seconds | None = Field(default=None, gt=0)
-    """Time from arrival to last token."""
     e2e_p90: Seconds | None = Field(default=None, gt=0)
-    """Time from arrival to last token."""
     e2e_p95: Seconds | None = Field(default=None, gt=0)
-    """Time from arrival to last token."""
     e2e_p99: Seconds | None = Field(default=None, gt=0)
     """Time from arrival to last token."""
     queue_mean: Seconds | None = Field(default=None, gt=0)
-    """Time that a request waits before it is admitted."""
     queue_p99: Seconds | None = Field(default=None, gt=0)
     """Time that a request waits before it is admitted."""
     miss_ratio: Share | None = None

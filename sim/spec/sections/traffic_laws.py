@@ -63,7 +63,6 @@ class OnOffArrivals(_Renewal):
 
     process: Literal["on-off"]
     on: Seconds = Field(gt=0)
-    """Mean times on and off. While on, requests arrive at ``rate × (on + off) / on``."""
     off: Seconds = Field(gt=0)
     """Mean times on and off. While on, requests arrive at ``rate × (on + off) / on``."""
 
