@@ -101,29 +101,22 @@ class ChangeMetrics:
     @cached_property
     def during(self) -> Window:
         """The rollouts: from the first one on, for as long as they are observed."""
-        begins, ends = self.fact("during_from_s"), self.fact("during_to_s")
-        arrival = self._m.column("arrival_s").astype(np.float64)
-        here = (arrival >= begins[self._m.replication]) & (arrival < ends[self._m.replication])
-        spans = [
-            (max(first, begin), max(first, begin, min(last, end)))
-            for (first, last), begin, end in zip(self._measured_s, begins.tolist(), ends.tolist(), strict=True)
-        ]
-        return Window(self._m, here, spans)
+        return self._window(self.fact("during_from_s"), self.fact("during_to_s"))
 
     @cached_property
     def before(self) -> Window:
         """The measured time before the rollouts."""
-        begins = self.fact("during_from_s")
-        here = self._m.column("arrival_s").astype(np.float64) < begins[self._m.replication]
-        spans = [
-            (first, max(first, min(last, begin)))
-            for (first, last), begin in zip(self._measured_s, begins.tolist(), strict=True)
-        ]
-        return Window(self._m, here, spans)
+        return self._window(np.full(self._m.replications, -math.inf), self.fact("during_from_s"))
 
-    @property
-    def _measured_s(self) -> list[tuple[float, float]]:
-        return [(float(r.bounds[0]), float(r.bounds[-1])) for r in self._m.recordings]
+    def _window(self, begins: Floats, ends: Floats) -> Window:
+        """Return a part of the measured time, from a begin to an end of each replication."""
+        arrival = self._m.column("arrival_s").astype(np.float64)
+        here = (arrival >= begins[self._m.replication]) & (arrival < ends[self._m.replication])
+        spans = []
+        for r, begin, end in zip(self._m.recordings, begins.tolist(), ends.tolist(), strict=True):
+            first = max(float(r.bounds[0]), begin)
+            spans.append((first, max(first, min(float(r.bounds[-1]), end))))
+        return Window(self._m, here, spans)
 
     @cached_property
     def sessions(self) -> Floats:

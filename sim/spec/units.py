@@ -14,6 +14,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from sim.spec.base import located
+
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {
     "B": 1,
@@ -44,8 +46,7 @@ _RATE_IN_WORDS = re.compile(rf"\s*{_NUMBER}\s*(?:(?:r|q|req\w*|quer\w*)?\s*(?:/|
 
 
 def _refuse(problem: str, got: object, allowed: str, hint: str = "") -> PydanticCustomError:
-    context = {"problem": problem, "got": got, "allowed": allowed, "hint": hint}
-    return PydanticCustomError("quantity", "{problem}", context)
+    return located("", problem, got=got, allowed=allowed, hint=hint)
 
 
 def _parse(value: object, units: dict[str, Any], what: str, example: str) -> float:
@@ -128,34 +129,34 @@ def parse_bandwidth(value: object) -> int:
 def parse_share(value: object) -> float:
     """Return a share of one: ``"5%"`` → 0.05, ``0.05`` → 0.05."""
     allowed = "a share such as 5% or 0.05, from 0 to 1"
-    if isinstance(value, str):
-        match = _QUANTITY.fullmatch(value)
-        if match is None or match[2] not in ("%", ""):
-            raise _refuse("not a share", value, allowed)
+    share, match = _plain(value), _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    if match is not None and match[2] in ("%", ""):
         share = float(match[1]) / (100 if match[2] == "%" else 1)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        share = float(min(max(value, -1), 2))  # whole numbers may be beyond any float
-    else:
+    if share is None:
         raise _refuse("not a share", value, allowed)
     if not 0 <= share <= 1:
         raise _refuse("a share lies between 0 and 1", value, allowed)
     return share
 
 
+def _plain(value: object) -> float | None:
+    """Return a number as a float, since whole numbers may be beyond any: from -1 to 10⁹; None: it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(min(max(value, -1), 10**9))
+
+
 def parse_price(value: object) -> float:
     """Return a price in US dollars per GPU and hour: ``2.5``, ``"2.50 USD/h"`` and ``"$2.50/h"`` → 2.5."""
     allowed = "US dollars per GPU hour such as 2.50, 2.50 USD/h or $2.50/h; above 0 and up to 1,000,000"
+    price = _plain(value)
     if isinstance(value, str):
         match = _PRICE.fullmatch(value)
         if match is None:
             hint = "convert it; or give the number alone, if all your prices have the same currency"
             raise _refuse("not a price", value, allowed, hint if re.search(r"\d", value) else "")
         price = float(match[1])
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        price = float(min(max(value, -1), 10**9))  # whole numbers may be beyond any float
-    else:
-        raise _refuse("not a price", value, allowed)
-    if not 0 < price <= MOST_EXPENSIVE:
+    if price is None or not 0 < price <= MOST_EXPENSIVE:
         raise _refuse("not a price", value, allowed)
     return price
 
@@ -184,16 +185,13 @@ def is_request_price(value: object) -> bool:
 
 def _sale(value: object, per: str, what: str) -> float:
     allowed = f"{what}; from 0 up to 1,000,000"
+    price = _plain(value)
     if isinstance(value, str):
         match = _SALE.fullmatch(value)
         if match is None or match[per] is None:
             raise _refuse("not a price of these", value, allowed)
         price = float(match[1])
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        price = float(min(max(value, -1), 10**9))
-    else:
-        raise _refuse("not a price", value, allowed)
-    if not 0 <= price <= MOST_EXPENSIVE:
+    if price is None or not 0 <= price <= MOST_EXPENSIVE:
         raise _refuse("not a price", value, allowed)
     return price
 

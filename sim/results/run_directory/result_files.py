@@ -100,14 +100,10 @@ def json_ready(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if kind is str or kind is int or kind is bool or value is None:
         return value
-    if kind is dict:
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if kind is list:
-        return [json_ready(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
+    if isinstance(value, (dict, Mapping)):
+        return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, PurePath):
         return str(value)
     if not isinstance(value, (str, int, float, bool, type(None))) and hasattr(value, "tolist"):

@@ -90,12 +90,8 @@ class _Plugin(Strict):
 
     @checks
     def _known(self) -> Errors:
-        entry = self._registry.get(name := getattr(self, "name", ""))
-        if entry is None:
-            error = self._registry.unknown(name, "")
-            yield located("name", error.problem, got=name, allowed=error.allowed or "", hint=error.hint or "")
-            return
-        for key in sorted(self.model_fields_set - {"name", "weight", *entry.keys}):
+        name: str = getattr(self, "name", "")
+        for key in sorted(self.model_fields_set - {"name", "weight", *self._registry[name].keys}):
             allowed = " or ".join(each.name for each in self._registry if key in each.keys)
             yield located(key, f"{name} has no {key}", got=getattr(self, key), allowed=f"only with {allowed}")
 
@@ -104,7 +100,9 @@ class Scorer(_Plugin):
     """A term of the sum by which router ``scorers`` chooses."""
 
     _registry = SCORERS
-    name: str = Field(description=SCORERS.described("Which replicas get a high score."))
+    name: Annotated[str, AfterValidator(SCORERS.check)] = Field(
+        description=SCORERS.described("Which replicas get a high score.")
+    )
     weight: float = Field(default=1.0, ge=0, le=1_000_000)
     """Factor on its scores, which go from 0 to 1; the sum is not divided by the sum of weights."""
     count: Literal["sum", "union"] = "sum"
@@ -127,7 +125,9 @@ class Filter(_Plugin):
     """Leaves out replicas before router ``scorers`` scores the others."""
 
     _registry = FILTERS
-    name: str = Field(description=FILTERS.described("Which replicas are kept."))
+    name: Annotated[str, AfterValidator(FILTERS.check)] = Field(
+        description=FILTERS.described("Which replicas are kept.")
+    )
     queue_threshold: NonNegativeInt = 8
     """``lora-residency``: waiting requests above which a replica is saturated; 0: no limit."""
     kv_cache_threshold: Share = 0.8

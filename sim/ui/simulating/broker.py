@@ -61,11 +61,6 @@ class Broker:
         self._scratch.cleanup()
 
     @property
-    def simulated(self) -> int:
-        """Simulations that the workers have made."""
-        return self._answers.simulated + self._curves.simulated
-
-    @property
     def busy(self) -> bool:
         """Whether anything is being computed."""
         return self._answers.busy or self._curves.busy
