@@ -219,6 +219,7 @@ def test_facts_that_files_and_names_give(tmp_path: Path) -> None:
         ("mistralai/Mistral-7B-v0.1", 32),
         ("meta-llama/Llama-2-70b-hf", 80),
         ("tiny", None),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", None),
         ("gpt2", None),
         (None, None),
         ("x" * 10_000, None),

@@ -176,8 +176,8 @@ def _examples(log: TrainingLog | None) -> tuple[int | None, int | None, str]:
 def _model_name(base: str | None) -> str:
     """Return our name for a model's name on the hub, or an empty string."""
     name = (base or "")[-200:].rpartition("/")[2].lower().replace("meta-", "").replace("_", "-")
-    found = [known for known in DENSE if known in name and not name.partition(known)[2][:1].isdigit()]
-    return max(found, key=len, default="") if name != "tiny" else ""
+    real = (known for known in DENSE if known != "tiny" and known in name)
+    return max((known for known in real if not name.partition(known)[2][:1].isdigit()), key=len, default="")
 
 
 def _count(value: Any) -> int | None:
