@@ -102,15 +102,14 @@ POOL, GROUP = TENANT | {"pool"}, TENANT | {"group"}
 ALL = POOL | GROUP | {"replica"}
 
 
-def _has_target(name: str) -> Need:
-    return Need(lambda m: any(name in slo for slo in m.facts.slos))
-
-
 def _asked(stage: str, words: str, *percents: int, needs: tuple[Need, ...] = ()) -> Iterator[Definition]:
     """Yield the rows of percentiles that are measured only where an SLO has a target for them."""
     gaps = stage == "itl"
     for percent in percents:
         name = f"{stage}_p{percent}_s"
+
+        def has_target(m: Measured, name: str = name) -> bool:
+            return any(name in slo for slo in m.facts.slos)
 
         def estimate(m: Measured, q: float = percent / 100) -> Metric:
             if gaps:
@@ -126,7 +125,7 @@ def _asked(stage: str, words: str, *percents: int, needs: tuple[Need, ...] = ())
             "histogram" if gaps else "p99",
             "The same.",
             estimate,
-            (_has_target(name), *needs),
+            (Need(has_target), *needs),
             slices=frozenset() if gaps else TENANT,
         )
 

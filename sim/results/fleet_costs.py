@@ -79,7 +79,10 @@ def priced(
     :param pools: of a GPU of each pool; () without pools or prices.
     :param tenants: what each tenant pays, by what it is for; () where none pays.
     """
-    usage, costly = point.usage, _priced_pools(point.pools, pools)
+    costs: list[float | None] = [None] * len(point.pools)
+    if pools:
+        costs = [pool.facts["gpus"] * price * HOURS_PER_MONTH for pool, price in zip(point.pools, pools, strict=True)]
+    usage, costly = point.usage, [_with_cost(pool, cost) for pool, cost in zip(point.pools, costs, strict=True)]
     pay = [dict(each) for each in tenants] or [{}] * len(point.tenants)
     known = [tenant.price for tenant in point.tenants]
     if usage is None or (usage.price == price and costly == point.pools and known == pay):
@@ -106,13 +109,6 @@ def priced(
 def _with_cost(one: SliceResult, cost: float | None) -> SliceResult:
     facts = {name: value for name, value in one.facts.items() if name != SLICE_COST}
     return replace(one, facts=facts if cost is None else {**facts, SLICE_COST: cost})
-
-
-def _priced_pools(pools: Sequence[SliceResult], prices: Sequence[float]) -> list[SliceResult]:
-    if not prices:
-        return [_with_cost(pool, None) for pool in pools]
-    costs = [pool.facts["gpus"] * price * HOURS_PER_MONTH for pool, price in zip(pools, prices, strict=True)]
-    return [_with_cost(pool, cost) for pool, cost in zip(pools, costs, strict=True)]
 
 
 def _idle_of_pools(mean: Metric, pools: Sequence[SliceResult], prices: Sequence[float]) -> Metric:

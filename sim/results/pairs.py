@@ -69,7 +69,8 @@ def difference_of(one: Point, other: Point, name: str) -> Difference | None:
         half = _half_around(change, _array(after.parts) - _array(before.parts), total)
     paired = half is not None
     if half is None:
-        half = _independent_half(before, after, total)
+        known = [each for each in (_own_half(before, total), _own_half(after, total)) if each is not None]
+        half = math.hypot(*known) if len(known) == 2 else None
     notes = [] if half is not None else ["too few parts for an interval"]
     if half is not None and half > 0 and not (before.settled and after.settled):
         half *= 2
@@ -89,11 +90,6 @@ def _word(name: str, low: float | None, high: float | None) -> str:
     if direction == "neither":
         return MORE if low > 0 else LESS
     return BETTER if (low > 0) == (direction == "higher") else WORSE
-
-
-def _independent_half(one: Metric, other: Metric, total: bool) -> float | None:
-    halves = [_own_half(metric, total) for metric in (one, other)]
-    return None if None in halves else math.hypot(*(half for half in halves if half is not None))
 
 
 def _own_half(metric: Metric, total: bool) -> float | None:

@@ -228,7 +228,8 @@ class Registry(Generic[E]):
                 raise InputError(f"this name is that of another {self.what}", key=key, got=name, hint="choose another")
             if not isinstance(target, type):
                 raise InputError("not a class", key=f"{key}.{name}", got=target, hint=f'such as {key}={{"mine": Mine}}')
-            found[name] = self.make(name=name, target=target, origin=f"{key}=", about=_first_line(target.__doc__))
+            about = (target.__doc__ or "").strip().partition("\n")[0]
+            found[name] = self.make(name=name, target=target, origin=f"{key}=", about=about)
         return found
 
     def described(self, text: str) -> str:
@@ -251,7 +252,3 @@ class Registry(Generic[E]):
 
 def _package(point: metadata.EntryPoint) -> str:
     return "of unknown name" if point.dist is None else f"{point.dist.name} {point.dist.version}"
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]

@@ -55,7 +55,7 @@ class SessionSource:
             begun += len(starts)
             # No later session begins before the last of this block did.
             rng = stream(self._seed, replication, "session-gap", block)
-            times, which = streams.until(float(starts[-1]), lambda rng, which: self._gaps(rng, len(which)), rng)
+            times, which = streams.until(float(starts[-1]), self._gaps, rng)
             order = np.argsort(times, kind="stable")
             if len(order):
                 which = which[order]
@@ -86,9 +86,9 @@ class SessionSource:
     def _streams(self, coming: Floats, left: Ints) -> Streams:
         return Streams(coming, np.full(len(coming), 1 / self._mean_gap), left)
 
-    def _gaps(self, rng: np.random.Generator, count: int) -> Floats:
-        law = self._law
-        return np.minimum(law.gap_median * np.exp(law.gap_sigma * rng.standard_normal(count)), law.gap_max)
+    def _gaps(self, rng: np.random.Generator, which: Ints) -> Floats:
+        law, scores = self._law, rng.standard_normal(len(which))
+        return np.minimum(law.gap_median * np.exp(law.gap_sigma * scores), law.gap_max)
 
     def _long_gaps(self, rng: np.random.Generator, count: int) -> Floats:
         """Draw gaps with a probability in proportion to their length: log-normal with an exp(sigma²) times longer

@@ -249,7 +249,9 @@ def _options(flags: dict[str, Flag], words: Sequence[str]) -> tuple[dict[str, li
             option, equals, value = word.partition("=")
             name = bare(option)
             given[name], said[name] = ([value] if equals else []), word
-            if equals or _is_switch(flags, name):
+            flag = flags.get(name) or flags.get(name.removeprefix("no-"))
+            is_switch = _SWITCHES.fullmatch(name) is not None if flag is None else flag.is_switch
+            if equals or is_switch or name.startswith("no-"):
                 name = ""
         elif name:
             given[name].append(word)
@@ -260,13 +262,6 @@ def _options(flags: dict[str, Flag], words: Sequence[str]) -> tuple[dict[str, li
         else:
             model = model or word
     return given, said, model
-
-
-def _is_switch(flags: dict[str, Flag], name: str) -> bool:
-    flag = flags.get(name) or flags.get(name.removeprefix("no-"))
-    if flag is None:
-        return name.startswith("no-") or _SWITCHES.fullmatch(name) is not None
-    return name.startswith("no-") or flag.is_switch
 
 
 def _meaning(flag: Flag, name: str, values: list[str], given: dict[str, list[str]]) -> dict[str, object]:

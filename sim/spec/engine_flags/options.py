@@ -119,12 +119,6 @@ def _profile(replica: Replica) -> Profile:
     return found
 
 
-def _tensor_parallel(replica: Replica) -> int | None:
-    """Return over how many GPUs the profile spreads a replica; None: it runs on one, which is the default."""
-    gpus = _profile(replica).tensor_parallel
-    return gpus if gpus > 1 else None
-
-
 def _memory_share(replica: Replica) -> str | None:
     """Return the share that the KV cache follows from; None where the scenario gives its size."""
     fleet = replica.scenario.fleet
@@ -134,17 +128,6 @@ def _memory_share(replica: Replica) -> str | None:
     return f"{_profile(replica).memory.utilization if share is None else share:g}"
 
 
-def _kv_blocks(replica: Replica) -> int | None:
-    fleet = replica.scenario.fleet
-    return None if fleet.kv_tokens is None else fleet.kv_tokens // fleet.block_size
-
-
-def _kv_tokens(replica: Replica) -> int | None:
-    """Return the size of the KV cache, also where it follows from memory: SGLang's share of it means something else."""
-    given = replica.scenario.fleet.kv_tokens
-    return replica.kv_tokens if given is None else given
-
-
 def _static_share(replica: Replica) -> str | None:
     """Return SGLang's share, which covers weights, adapters and KV cache alone, where the scenario gives one for
     everything. ``--max-total-tokens`` keeps the KV cache as small as it was simulated."""
@@ -152,11 +135,6 @@ def _static_share(replica: Replica) -> str | None:
     if share is None or replica.scenario.fleet.kv_tokens is not None:
         return None
     return f"{to_mem_fraction_static(profile.memory, share, profile.tensor_parallel):.3f}"
-
-
-def _host_slots(replica: Replica) -> int | None:
-    """Return how many adapters vLLM keeps in host memory: unset, as many as on the GPU."""
-    return value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots
 
 
 def _host_kv(replica: Replica) -> str | None:
@@ -217,24 +195,16 @@ def _held_modules(replica: Replica) -> str | None:
     return f"qkv_proj o_proj {EXPERTS[0]}" if experts else "qkv_proj o_proj"
 
 
-def _eviction(replica: Replica) -> str | None:
-    eviction = replica.scenario.cache.eviction
-    return eviction if eviction in _SGLANG_EVICTIONS else None
-
-
-def _without_overlap(replica: Replica) -> bool | None:
-    fleet = replica.scenario.fleet
-    return True if fleet.kv_check == "ratio" and not fleet.overlap_schedule else None
-
-
 _WRITTEN: Mapping[str, Written] = {
     "always": lambda replica: True,
     "drafts": _drafts,
-    "eviction": _eviction,
+    "eviction": lambda replica: own if (own := replica.scenario.cache.eviction) in _SGLANG_EVICTIONS else None,
     "host-kv": _host_kv,
-    "host-slots": _host_slots,
-    "kv-blocks": _kv_blocks,
-    "kv-tokens": _kv_tokens,
+    # Unset, vLLM keeps as many adapters in host memory as on the GPU.
+    "host-slots": lambda replica: value_of(replica.scenario, "cache.host.slots") or replica.scenario.cache.gpu.slots,
+    "kv-blocks": lambda replica: (fleet := replica.scenario.fleet).kv_tokens and fleet.kv_tokens // fleet.block_size,
+    # Also where it follows from memory: SGLang's share of that means something else.
+    "kv-tokens": lambda replica: replica.scenario.fleet.kv_tokens or replica.kv_tokens,
     "held-modules": _held_modules,
     "largest-rank": lambda replica: replica.scenario.slot_rank,
     "lpm": lambda replica: "lpm" if replica.scenario.fleet.scheduling == "lpm" else None,
@@ -246,8 +216,10 @@ _WRITTEN: Mapping[str, Written] = {
     "scheduled-ahead": _scheduled_ahead,
     "static-share": _static_share,
     "shared-outer": lambda replica: replica.scenario.adapters.experts == SHARED_OUTER or None,
-    "tensor-parallel": _tensor_parallel,
-    "without-overlap": _without_overlap,
+    "tensor-parallel": lambda replica: gpus if (gpus := _profile(replica).tensor_parallel) > 1 else None,
+    "without-overlap": lambda replica: (
+        ((fleet := replica.scenario.fleet).kv_check == "ratio" and not fleet.overlap_schedule) or None
+    ),
 }
 
 
@@ -294,10 +266,6 @@ def _tokens_of_blocks(words: Sequence[str], given: Given) -> Mapping[str, object
     return {"fleet.kv_tokens": blocks * (size or 16)} if blocks else {}
 
 
-def _prompt_check_read(words: Sequence[str], given: Given) -> Mapping[str, object]:
-    return {"fleet.kv_check": "first-chunk" if "no-scheduler-reserve-full-isl" in given else "whole-prompt"}
-
-
 def _chunk(words: Sequence[str], given: Given) -> Mapping[str, object]:
     size = whole_number(words)
     return {"fleet.chunked_prefill": False} if size is not None and size < 0 else _prefill_tokens(words, given)
@@ -316,7 +284,9 @@ _READS: Mapping[str, Reads] = {
     "gibibytes": lambda words, given: {"fleet.kv_offload.size": f"{words[0]} GiB"} if words else {},
     "modules": _modules,
     "prefill-tokens": _prefill_tokens,
-    "prompt-check": _prompt_check_read,
+    "prompt-check": lambda words, given: {
+        "fleet.kv_check": "first-chunk" if "no-scheduler-reserve-full-isl" in given else "whole-prompt"
+    },
     "seconds": lambda words, given: {"fleet.drain_wait": f"{words[0]} s"} if words else {},
     "tokens-of-blocks": _tokens_of_blocks,
 }

@@ -190,15 +190,11 @@ def never_happens(fault: Fault) -> bool:
 
 def already_down(faults: tuple[Fault, ...], i: int) -> int | None:
     """Return the place of an earlier crash after which the replica that crashes at place ``i`` is still down."""
-    crash = faults[i]
-    for j, other in enumerate(faults[:i]):
-        if isinstance(crash, Crash) and isinstance(other, Crash) and _meet(crash, other):
-            return j
-    return None
-
-
-def _meet(one: Crash, other: Crash) -> bool:
-    return one.replica == other.replica and one.at <= _back_s(other) and other.at <= _back_s(one)
+    crash, earlier = faults[i], [(j, each) for j, each in enumerate(faults[:i]) if isinstance(each, Crash)]
+    if not isinstance(crash, Crash):
+        return None
+    same = ((j, each) for j, each in earlier if each.replica == crash.replica)
+    return next((j for j, each in same if crash.at <= _back_s(each) and each.at <= _back_s(crash)), None)
 
 
 def _back_s(crash: Crash) -> float:
@@ -344,21 +340,19 @@ class Rollout(Strict):
 
         For propagation delays without a maximum: until it has nearly everywhere.
         """
-        return self.spread + self.dwell * (len(self.stages) - 1) + self._known_after_s()
+        known_after_s = 0.0
+        if self.propagation is not None:
+            import numpy as np
+
+            bounded = self.propagation.law in ("fixed", "uniform")
+            known_after_s = float(self.propagation.ppf(np.array([1.0 if bounded else PROPAGATED]))[0])
+        return self.spread + self.dwell * (len(self.stages) - 1) + known_after_s
 
     def delays(self, uniform: Floats) -> Floats:
         """Return how many seconds a change takes to reach each router or replica, by uniform draws in [0, 1)."""
         import numpy as np
 
         return np.zeros_like(uniform) if self.propagation is None else self.propagation.ppf(uniform)
-
-    def _known_after_s(self) -> float:
-        if self.propagation is None:
-            return 0.0
-        import numpy as np
-
-        bounded = self.propagation.law in ("fixed", "uniform")
-        return float(self.propagation.ppf(np.array([1.0 if bounded else PROPAGATED]))[0])
 
 
 def exceeding_shares(rollouts: tuple[Rollout, ...], i: int) -> str:

@@ -431,18 +431,14 @@ class Autoscale(Strict):
                 got=0,
                 allowed="1 or more; 0 with policy keda or schedule",
             )
-        if self.policy in _TARGETED:
-            yield from self._check_target()
+        if self.policy in _TARGETED and self.target is None:
+            yield located("target", f"policy {self.policy} needs a target", hint="such as target: 20")
+        elif self.policy in _TARGETED and self.metric in SHARE_METRICS and (self.target or 0) > 1:
+            yield located("target", f"{self.metric} is a share", got=self.target, allowed="above 0, at most 1")
         if self.policy == "step":
             yield from self._check_steps()
         if self.policy == "schedule":
             yield from self._check_schedule()
-
-    def _check_target(self) -> Errors:
-        if self.target is None:
-            yield located("target", f"policy {self.policy} needs a target", hint="such as target: 20")
-        elif self.metric in SHARE_METRICS and self.target > 1:
-            yield located("target", f"{self.metric} is a share", got=self.target, allowed="above 0, at most 1")
 
     def _check_steps(self) -> Errors:
         if not self.steps:

@@ -26,13 +26,9 @@ MAX_TOKENS = 10_000_000
 TokenCount = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
 
 
-def _by_position(value: object) -> object:
-    return value if isinstance(value, (list, tuple)) else (value,)
-
-
 Acceptance = Annotated[
     tuple[Share, ...],
-    BeforeValidator(_by_position),
+    BeforeValidator(lambda value: value if isinstance(value, (list, tuple)) else (value,)),
     Field(min_length=1, max_length=64),
     WithJsonSchema(
         {"anyOf": [SHARE_SCHEMA, {"type": "array", "items": SHARE_SCHEMA, "minItems": 1}], "examples": ["70%"]}

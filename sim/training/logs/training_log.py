@@ -82,11 +82,6 @@ class TrainingLog:
     notes: tuple[str, ...] = ()
 
     @property
-    def is_checkpoint(self) -> bool:
-        """Whether the file is in a checkpoint's folder, and so describes that checkpoint's weights."""
-        return CHECKPOINT.fullmatch(self.path.parent.name) is not None
-
-    @property
     def kept_step(self) -> int:
         """The step whose weights are the adapter's: the last, or the best where the run kept track of it.
 
@@ -94,7 +89,8 @@ class TrainingLog:
         otherwise.
         """
         last = max((self.global_step, *self.loss.steps[-1:], *self.eval_loss.steps[-1:]))
-        return last if self.is_checkpoint or self.best_step is None else self.best_step
+        of_checkpoint = CHECKPOINT.fullmatch(self.path.parent.name) is not None  # then the file describes its weights
+        return last if of_checkpoint or self.best_step is None else self.best_step
 
 
 def read_log(path: Path) -> TrainingLog:
