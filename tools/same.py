@@ -63,24 +63,24 @@ def jobs() -> list[list[Job]]:
     from sim.spec.scenario_file import bundled_scenarios, load_scenario
 
     chains = []
-    for bundled in bundled_scenarios():
-        scenario = load_scenario(bundled.name).scenario
+    for name in bundled_scenarios():
+        scenario = load_scenario(name).scenario
         smaller = ["--set", "run.replications=2"]
         if scenario.workload.requests is not None:
             smaller += ["--set", f"workload.requests={min(scenario.workload.requests, REQUESTS)}"]
         else:
             smaller = ["--set", "run.replications=1"]
         for seed in SEEDS:
-            common = (bundled.name, *smaller, "--seed", str(seed), "--quiet")
-            run, sweep = f"{bundled.name}-{seed}", f"{bundled.name}-{seed}-sweep"
+            common = (name, *smaller, "--seed", str(seed), "--quiet")
+            run, sweep = f"{name}-{seed}", f"{name}-{seed}-sweep"
             chain = [Job(run, ("run", *common), run)]
             if scenario.sweep:
                 chain.append(Job(sweep, ("sweep", *common), sweep))
             if scenario.plan is not None:
                 chain.append(Job(f"{run}-plan", ("plan", *common, "--json"), f"{run}-plan"))
             if seed > 1:
-                pair = (f"{bundled.name}-1", run)
-                chain = [Job(pair[0], ("run", bundled.name, *smaller, "--seed", "1", "--quiet"), pair[0]), *chain]
+                pair = (f"{name}-1", run)
+                chain = [Job(pair[0], ("run", name, *smaller, "--seed", "1", "--quiet"), pair[0]), *chain]
                 chain.append(Job(f"{run}-compare", ("compare", *pair, "--json"), None))
             chains.append(chain)
     return chains

@@ -70,7 +70,7 @@ def complete_scenario(incomplete: str) -> list[tuple[str, str]]:
     """Return bundled scenarios with their descriptions, and scenario files."""
     from sim.spec.scenario_file import bundled_scenarios
 
-    named = [(each.name, each.description) for each in bundled_scenarios() if each.name.startswith(incomplete)]
+    named = [each for each in bundled_scenarios().items() if each[0].startswith(incomplete)]
     folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     files = [str(path) for path in sorted(folder.glob("*")) if path.suffix in _YAML or path.is_dir()]
     return named + [(name, "") for name in files if name.startswith(incomplete)]

@@ -28,28 +28,16 @@ from sim.spec.scenario import Scenario
 _EDITOR_LINE = re.compile(r"(?m)^(# yaml-language-server: \$schema=)\S+$")
 
 
-@dataclass(frozen=True, slots=True)
-class BundledScenario:
-    """One scenario of the application; ``description`` is its own."""
-
-    name: str
-    description: str
-    path: Path
-
-
 def bundled_folder() -> Path:
     """Return the folder that holds the bundled scenarios."""
     # The application is installed as plain files, never run from a zip: other tools read these too.
     return Path(str(resources.files("scenarios")))
 
 
-def bundled_scenarios() -> list[BundledScenario]:
-    """Return the bundled scenarios by name."""
-    found = []
-    for path in sorted(bundled_folder().glob("*.yaml")):
-        data = plain(read_yaml(path, str(path)))
-        found.append(BundledScenario(path.stem, str(data.get("description", "")), path))
-    return found
+def bundled_scenarios() -> dict[str, str]:
+    """Return the descriptions of the bundled scenarios by name."""
+    paths = sorted(bundled_folder().glob("*.yaml"))
+    return {path.stem: str(plain(read_yaml(path, str(path))).get("description", "")) for path in paths}
 
 
 def bundled_path(name: str) -> Path:

@@ -13,7 +13,7 @@ from sim.training.logs.failure_modes import judge
 from sim.training.logs.training_case import Case, SiblingRun, Thresholds
 from sim.training.logs.training_facts import TrainingFacts, gather
 from sim.training.logs.training_log import CHECKPOINT, STATE, TrainingLog, find_log, read_log
-from sim.training.vet_results import MODES, CurrentAdapter, Vetted
+from sim.training.vet_results import MODES, Vetted
 
 _DEFAULT = Thresholds()
 _SAME_START = 0.05
@@ -132,15 +132,11 @@ def _read(folder: Path, base_bits: int | None, examples: int | None, *, lone: bo
 
 
 def _judge(one: _ReadAdapter, case: Case | None, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Vetted:
-    facts = one.facts
-    current = CurrentAdapter(
-        facts.rank, facts.targets, facts.parameters, facts.adapter_bytes, facts.base_bits, facts.examples
-    )
     if one.log is None or case is None:
-        return Vetted(one.path, one.adapter, (), one.notes, MODES, current, one.readable)
+        return Vetted(one.path, one.adapter, (), one.notes, MODES, one.facts, one.readable)
     findings, notes, thin = judge(replace(case, siblings=tuple(_siblings(one, case, alike[:_MOST_ALIKE]))))
     said = (*one.notes, *one.log.notes, *notes)
-    return Vetted(one.path, one.adapter, findings, said, thin, current, one.readable)
+    return Vetted(one.path, one.adapter, findings, said, thin, one.facts, one.readable)
 
 
 def _siblings(one: _ReadAdapter, case: Case, alike: Sequence[tuple[_ReadAdapter, Case]]) -> Iterator[SiblingRun]:

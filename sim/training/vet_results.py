@@ -64,16 +64,8 @@ class Finding:
     remedies: tuple[Remedy, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CurrentAdapter:
-    """An adapter's size and training as its files give them; None where they don't."""
-
-    rank: int | None = None
-    targets: Targets | None = None
-    parameters: int | None = None
-    adapter_bytes: int | None = None
-    base_bits: int | None = None
-    examples: int | None = None
+_SIZE = ("rank", "targets", "parameters", "adapter_bytes", "base_bits", "examples")
+"""What is said of an adapter as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +86,7 @@ class Vetted:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     unjudged: tuple[Mode, ...] = ()
-    current: CurrentAdapter | None = None
+    current: TrainingFacts | None = None
     readable: bool = True
 
     @property
@@ -116,7 +108,7 @@ class Vetted:
             "path": str(self.path),
             "passes": self.passes,
             "judged": self.judged,
-            "adapter": None if self.current is None else _plain(self.current),
+            "adapter": self.current and _plain({name: getattr(self.current, name) for name in _SIZE}),
             "findings": [
                 {
                     "mode": finding.mode,
@@ -124,7 +116,7 @@ class Vetted:
                     "evidence": [
                         {"what": e.what, "steps": list(e.steps), "values": list(e.values)} for e in finding.evidence
                     ],
-                    "cures": [_plain(remedy) for remedy in finding.remedies],
+                    "cures": [_plain(asdict(remedy)) for remedy in finding.remedies],
                 }
                 for finding in self.findings
             ],
@@ -133,9 +125,9 @@ class Vetted:
         }
 
 
-def _plain(size: CurrentAdapter | Remedy) -> dict[str, Any]:
-    """Return the fields by name, with the bytes of the adapter as ``bytes``."""
-    return {"bytes" if name == "adapter_bytes" else name: value for name, value in asdict(size).items()}
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields by name, with the bytes of the adapter as ``bytes``."""
+    return {"bytes" if name == "adapter_bytes" else name: value for name, value in fields.items()}
 
 
 # Remedies for the failure modes, with the parameters and bytes that each would give the adapter.

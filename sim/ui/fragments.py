@@ -26,7 +26,7 @@ from sim.results.slo_terms import all_terms
 from sim.results.verdict import NOT_MET
 from sim.spec.engine_flags.command_lines import as_started, engine_flags, why_no_flags
 from sim.spec.profile_choice import prices_of
-from sim.spec.scenario_file import LoadedScenario
+from sim.spec.scenario_file import LoadedScenario, bundled_scenarios
 from sim.studies.compare.findings import headline
 from sim.studies.compare.report import key_table
 from sim.studies.compare.study import Comparison, compare_runs
@@ -95,7 +95,7 @@ def whole_page(library: Library, opened: Opened, token: str) -> str:
         opened=opened,
         heading=heading(opened),
         controls=control_panel(opened),
-        bundled=library.bundled(),
+        bundled=bundled_scenarios(),
         files=library.files(),
         folder=str(library.folder),
         token=token,

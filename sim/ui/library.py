@@ -127,10 +127,6 @@ class Library:
         self._confined = confined
         self._opened: OrderedDict[str, Opened] = OrderedDict()
 
-    def bundled(self) -> list[tuple[str, str]]:
-        """Return name and description of every bundled scenario."""
-        return [(each.name, each.description) for each in bundled_scenarios()]
-
     def files(self) -> list[str]:
         """Return the names of scenarios in the chosen folder, and the scenario of the command line."""
         found = sorted(
@@ -140,7 +136,7 @@ class Library:
             if file.is_file() and not file.is_symlink() and _is_scenario(file)
         )
         given = self._given
-        first = [given] if given is not None and given not in found and given not in dict(self.bundled()) else []
+        first = [given] if given is not None and given not in found and given not in bundled_scenarios() else []
         return [*first, *found[:_MOST_FILES]]
 
     def open(self, name: str, text: str | None = None, *, again: bool = True) -> Opened:
@@ -160,14 +156,14 @@ class Library:
         return kept_last(self._opened, key, _MOST_OPEN)
 
     def _path(self, name: str) -> str:
-        if name == self._given or name in dict(self.bundled()):
+        if name == self._given or name in bundled_scenarios():
             return name
         return os.path.relpath(self.folder / name)
 
     def _load(self, name: str) -> LoadedScenario:
         if name == self._given:
             return load_scenario(name, confined=self._confined, check_points=False)
-        if name in dict(self.bundled()):
+        if name in bundled_scenarios():
             return load_scenario(name, check_points=False)
         if name in self.files():
             return load_scenario(str(self.folder / name), confined=True, check_points=False)

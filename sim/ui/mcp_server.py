@@ -38,6 +38,7 @@ from sim.results.run_directory.result_files import json_ready
 from sim.results.run_directory.store import blamed_on, read_run
 from sim.spec.files.problems import value_problem
 from sim.spec.files.tree import Origin
+from sim.spec.scenario_file import bundled_scenarios
 from sim.spec.sections.trace_source import Trace
 from sim.studies.design import checked
 from sim.studies.plan.checks import check_plan
@@ -177,7 +178,7 @@ def _design(scenario: str, values: dict[str, Any] | None) -> ChosenDesign:
         first = error.errors()[0]
         raise InputError(first["msg"], key="set" if first["loc"][0] == "values" else "scenario") from None
     library = Library(Path())
-    known = [*dict(library.bundled()), *library.files()]
+    known = [*bundled_scenarios(), *library.files()]
     if text is None and asked.name not in known:
         raise InputError("no such scenario", key="scenario", got=asked.name, allowed=", ".join(known))
     opened = library.open(asked.name, asked.text)
@@ -262,7 +263,7 @@ def serve() -> None:
 
     from sim.ui.site import MOST_AT_A_TIME
 
-    about = _ABOUT + ", ".join(name for name, _ in Library(Path()).bundled())
+    about = _ABOUT + ", ".join(bundled_scenarios())
     server: MCPServer[Any] = MCPServer("loraplan", version=__version__, instructions=about, log_level="CRITICAL")
     ArgModelBase.model_config["extra"] = "forbid"  # by itself the SDK ignores an argument that is misspelt
     # Started by the first call: only then is stdout what the protocol leaves to others.

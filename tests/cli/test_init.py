@@ -104,7 +104,7 @@ def test_a_profile_that_is_missing_comes_next_and_is_taken_once_it_is_built(lora
 
 
 def bundled() -> list[Scenario]:
-    found = [load_scenario(each.name).scenario for each in bundled_scenarios()]
+    found = [load_scenario(name).scenario for name in bundled_scenarios()]
     return [scenario for scenario in found if not why_no_flags(scenario)]
 
 

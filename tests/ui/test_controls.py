@@ -13,7 +13,7 @@ from sim.ui.controls import Control, controls_of, curve_values, settings_of
 from sim.ui.fragments import commands, design_words, estimate
 from sim.ui.library import Library, problems_of
 
-NAMES = [entry.name for entry in bundled_scenarios()]
+NAMES = list(bundled_scenarios())
 
 
 def controls(name: str, *overrides: str) -> dict[str, Control]:

@@ -49,10 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_bundled_scenarios_are_found_by_name(folder: Path) -> None:
-    assert [(found.name, found.description) for found in bundled_scenarios()] == [
-        ("plain", "A base."),
-        ("weighted", "A base."),
-    ]
+    assert list(bundled_scenarios().items()) == [("plain", "A base."), ("weighted", "A base.")]
     assert load_scenario("plain").source == "plain"
     child = write(Path("child.yaml"), "extends: weighted\nname: child\n")
     assert load_scenario(str(child)).data["workload"]["popularity"]["file"] == f"{folder}/traces/w.csv"

@@ -143,12 +143,12 @@ def test_nothing_to_copy_is_given_for_an_engine_that_was_not_simulated() -> None
     for bundled in bundled_scenarios():
         for engine in ENGINES:
             try:
-                found = load_scenario(bundled.name, [f"fleet.engine={engine.name}"], check_points=False).scenario
+                found = load_scenario(bundled, [f"fleet.engine={engine.name}"], check_points=False).scenario
             except InputError:
                 continue  # a scenario about what this engine doesn't have
             lines, why = engine_flags(found, KV), why_no_flags(found)
-            assert bool(lines) != bool(why), (bundled.name, engine.name)
-            assert set(lines) <= set(engine.flags), (bundled.name, engine.name)
+            assert bool(lines) != bool(why), (bundled, engine.name)
+            assert set(lines) <= set(engine.flags), (bundled, engine.name)
             (given if lines else refused).add(engine.name)
             for name, line in lines.items():
                 assert engine.name.startswith(name.lower())
@@ -204,10 +204,10 @@ def _said(engine: str, line: str, scenario: Scenario) -> list[str]:
 
 def test_vllm_is_always_given_what_the_run_assumed_of_memory_and_prefixes() -> None:
     """Without them vLLM would keep as many adapters in host memory as in slots, and find prefixes in its cache."""
-    for bundled in bundled_scenarios():
+    for name in bundled_scenarios():
         for engine in ("vllm-0.8", "vllm-0.32"):
             try:
-                found = load_scenario(bundled.name, [f"fleet.engine={engine}"], check_points=False).scenario
+                found = load_scenario(name, [f"fleet.engine={engine}"], check_points=False).scenario
             except InputError:
                 continue
             for line in engine_flags(found, KV).values():

@@ -27,8 +27,9 @@ from sim.studies.vet.remedies import (
 from sim.studies.vet.remedy_report import badge, cures_answer, remedies_report, remedy_tables
 from sim.studies.vet.study import price_remedies
 from sim.traffic.adapters import SHAPES, populate
+from sim.training.logs.training_facts import TrainingFacts
 from sim.training.vet_adapters import vet_path
-from sim.training.vet_results import CurrentAdapter, Evidence, Finding, Remedy, Vetted
+from sim.training.vet_results import Evidence, Finding, Remedy, Vetted
 
 LARGER = Remedy(
     "rank-16-all-linear",
@@ -40,19 +41,19 @@ LARGER = Remedy(
 QUICK = ("workload.requests=600", "run.replications=2")
 
 
-def vetted(*remedies: Remedy, current: CurrentAdapter | None = None, path: str = "stuck") -> Vetted:
+def vetted(*remedies: Remedy, current: TrainingFacts | None = None, path: str = "stuck") -> Vetted:
     return Vetted(
         Path(path), None, (Finding("underfitting", "likely", (Evidence("flat"),), remedies),), current=current
     )
 
 
-def priced(remedy: Remedy, *sets: str, current: CurrentAdapter | None = None, number: int = 1) -> list[RemedyChange]:
+def priced(remedy: Remedy, *sets: str, current: TrainingFacts | None = None, number: int = 1) -> list[RemedyChange]:
     loaded = load_scenario("retrain-1000-adapters", sets)
     wanted = [vetted(remedy, current=current, path=f"stuck-{i}") for i in range(number)]
     return changes_of(remedy, wanted, loaded, build(loaded.scenario))
 
 
-def refused(remedy: Remedy, *sets: str, current: CurrentAdapter | None = None) -> str:
+def refused(remedy: Remedy, *sets: str, current: TrainingFacts | None = None) -> str:
     (found,) = priced(remedy, *sets, current=current)
     return found.change.refused
 
@@ -132,7 +133,7 @@ def test_a_share_stands_for_exactly_so_many_adapters(number: int, count: int) ->
 
 def test_a_mix_is_cured_where_it_is_like_the_vetted_adapter() -> None:
     mix = "adapters.mix=[{share: 50%, rank: 4, targets: [q, k, v, o]}, {share: 50%, rank: 16}]"
-    current = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"))
+    current = TrainingFacts(rank=4, modules=("q", "k", "v", "o"))
     one, everyone, *_ = priced(LARGER, mix, current=current)
     assert everyone.who == "all of its kind"
     assert everyone.adapters == 500
@@ -144,7 +145,7 @@ def test_a_mix_is_cured_where_it_is_like_the_vetted_adapter() -> None:
 def test_what_is_not_known_is_refused_and_not_guessed() -> None:
     mix = "adapters.mix=[{share: 50%, rank: 8}, {share: 50%, rank: 16}]"
     assert refused(LARGER, mix) == ("the scenario mixes kinds of adapters, and the kind of the vetted one is unknown")
-    assert refused(LARGER, mix, current=CurrentAdapter(rank=4, targets=("q", "v"))) == (
+    assert refused(LARGER, mix, current=TrainingFacts(rank=4, modules=("q", "v"))) == (
         "no kind of adapters.mix has rank 4 on q, v, as the vetted adapter has"
     )
     size = (
@@ -153,19 +154,19 @@ def test_what_is_not_known_is_refused_and_not_guessed() -> None:
         "adapters.targets=null",
     )
     assert "is unknown" in refused(LARGER, *size)
-    known = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
+    known = TrainingFacts(rank=4, modules=("q", "k", "v", "o"), parameters=3_407_872)
     _, everyone, *_ = priced(LARGER, *size, current=known)
     assert everyone.bytes_after == round(20_000_000 * 41_943_040 / 3_407_872)
 
 
 def test_an_adapter_of_another_shape_than_the_scenarios_is_said() -> None:
-    one, *_ = priced(LARGER, current=CurrentAdapter(rank=2, targets=("q", "v")))
+    one, *_ = priced(LARGER, current=TrainingFacts(rank=2, modules=("q", "v")))
     assert "the vetted adapter has rank 2 on q, v, the scenario's have rank 4 on attention only" in one.change.note
 
 
 def test_where_a_law_says_how_long_loads_take_the_price_says_that_too() -> None:
     loaded = load_scenario("cache-thrash")  # engine fixed, adapters of 50 MB in a cache of 10 GB
-    current = CurrentAdapter(rank=4, targets=("q", "k", "v", "o"), parameters=3_407_872)
+    current = TrainingFacts(rank=4, modules=("q", "k", "v", "o"), parameters=3_407_872)
     found = changes_of(LARGER, [vetted(LARGER, current=current)], loaded, build(loaded.scenario))
     assert [each.bytes_after for each in found] == [round(50_000_000 * 41_943_040 / 3_407_872)] * 2
     assert all("storage.load gives the load time" in each.change.note for each in found)

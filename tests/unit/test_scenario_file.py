@@ -322,9 +322,9 @@ def test_a_broken_sweep_of_the_base_breaks_no_scenario_that_extends_it(base: Pat
 
 
 def test_every_bundled_scenario_has_the_sweep_of_its_own_file() -> None:
-    for bundled in bundled_scenarios():
-        text = bundled_path(bundled.name).read_text(encoding="utf-8")
-        assert bool(load_scenario(bundled.name).scenario.sweep) == ("\nsweep:" in text), bundled.name
+    for name in bundled_scenarios():
+        text = bundled_path(name).read_text(encoding="utf-8")
+        assert bool(load_scenario(name).scenario.sweep) == ("\nsweep:" in text), name
 
 
 # What people write first: laws by two figures, bursts by their name, times of day, counts of adapters

@@ -94,7 +94,7 @@ def _travels(**workload: Any) -> None:
         assert np.array_equal(here, there)
 
 
-@pytest.mark.parametrize("name", [scenario.name for scenario in bundled_scenarios()])
+@pytest.mark.parametrize("name", bundled_scenarios())
 def test_worlds_and_tasks_of_bundled_scenarios_travel(name: str) -> None:
     loaded = load_scenario(name, [], None)
     world = build_world(loaded.scenario)

@@ -93,7 +93,7 @@ def main() -> None:
         page = serve_page(Path(folder), "quickstart")
         try:
             if not given.changes or given.names:
-                measure(page, given.names or [entry.name for entry in bundled_scenarios()])
+                measure(page, given.names or list(bundled_scenarios()))
             if given.changes:
                 flat(page, given.changes)
         finally:

@@ -88,7 +88,7 @@ _ROLLOUTS = (
 @lru_cache(maxsize=1)
 def bases() -> list[dict[str, Any]]:
     """Return the bundled scenarios with few requests, adapters and points."""
-    return [_small(load_scenario(entry.name).data) for entry in bundled_scenarios()]
+    return [_small(load_scenario(name).data) for name in bundled_scenarios()]
 
 
 def _small(data: dict[str, Any]) -> dict[str, Any]:

@@ -79,8 +79,7 @@ def list_scenarios() -> None:
     """
     from sim.spec.scenario_file import bundled_scenarios
 
-    rows = [(entry.name, entry.description) for entry in bundled_scenarios()]
-    print_rich(rich_rows(("scenario", "what it shows"), rows, words=(1,)))
+    print_rich(rich_rows(("scenario", "what it shows"), list(bundled_scenarios().items()), words=(1,)))
 
 
 def copy_bundled(

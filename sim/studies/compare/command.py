@@ -63,7 +63,7 @@ def _no_scenario(path: Path) -> Path:
     """Return the path of a run directory; a scenario in its place must be run first."""
     from sim.spec.scenario_file import bundled_scenarios
 
-    bundled = not path.exists() and str(path) in {entry.name for entry in bundled_scenarios()}
+    bundled = not path.exists() and str(path) in bundled_scenarios()
     if bundled or path.suffix in (".yaml", ".yml"):
         raise InputError(
             "this is a scenario, not a run directory", got=str(path), hint=f"run it first: loraplan run {path}"

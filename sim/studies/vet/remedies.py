@@ -32,7 +32,8 @@ from sim.traffic.adapters import (
     populate,
     split_of,
 )
-from sim.training.vet_results import CurrentAdapter, Remedy, Vetted
+from sim.training.logs.training_facts import TrainingFacts
+from sim.training.vet_results import Remedy, Vetted
 from sim.world.memory.gpu_memory import adapter_bytes
 from sim.world.rollouts.rollout_plan import with_new_versions
 from sim.world.world import World
@@ -69,7 +70,7 @@ def slots_at_same_memory(world: World, population: Population) -> int:
     return bisect_right(range(1, slots + 1), budget, key=lambda number: taken(number, population))
 
 
-def kinds_of(adapters: Adapters, vetted: Sequence[CurrentAdapter]) -> tuple[tuple[AdapterKind, ...], tuple[int, ...]]:
+def kinds_of(adapters: Adapters, vetted: Sequence[TrainingFacts]) -> tuple[tuple[AdapterKind, ...], tuple[int, ...]]:
     """Return the kinds of adapters in a scenario, and the places of those like the vetted adapters.
 
     :raises InputError: where the scenario or the vetting doesn't say.
@@ -184,7 +185,7 @@ def _union(one: Targets, other: Targets | None) -> Targets:
     )
 
 
-def shape_of(one: CurrentAdapter | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
+def shape_of(one: TrainingFacts | AdapterKind) -> tuple[int | None, tuple[str, ...]]:
     """Return rank and target modules, these in the order of a layer."""
     return one.rank, () if one.targets is None else _known(one.targets)
 

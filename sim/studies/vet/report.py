@@ -16,7 +16,8 @@ from sim.spec.scenario import Targets
 from sim.spec.units import human_bytes
 from sim.training.files.census import AlikeAdapters, Census, Entry, groups
 from sim.training.files.engine_checks import Concern, ServingTarget, needed_rank, served_base
-from sim.training.vet_results import MODES, CurrentAdapter, Finding, Vetted
+from sim.training.logs.training_facts import TrainingFacts
+from sim.training.vet_results import MODES, Finding, Vetted
 
 if TYPE_CHECKING:
     from sim.studies.vet.study import PricedRemedies
@@ -231,13 +232,13 @@ def _one(one: Vetted) -> Iterator[str | Table]:
             yield f"{finding.mode} ({finding.confidence})"
         yield from (f"  {printable(evidence.what, 300)}" for evidence in finding.evidence)
         if any(remedy.rank or remedy.targets for remedy in finding.remedies):
-            yield from ("", _remedy_table(one.current or CurrentAdapter(), finding))
+            yield from ("", _remedy_table(one.current or TrainingFacts(), finding))
         else:
             yield "remedies, in the order in which to try them"
             yield from (f"  {number}. {remedy.words}" for number, remedy in enumerate(finding.remedies, 1))
 
 
-def _remedy_table(current: CurrentAdapter, finding: Finding) -> Table:
+def _remedy_table(current: TrainingFacts, finding: Finding) -> Table:
     """Return what each remedy makes of an adapter, after a row for the adapter as it is."""
     head = ["remedy", "rank", "targets", "parameters", "size"]
     rows = [_row("as it is", current.rank, current.targets, current.parameters, current.adapter_bytes)]
