@@ -57,6 +57,7 @@ class BenchFiles:
     def runs(self) -> list[BenchRun]:
         """Return the runs of all files, under names that differ between files, and those that are stated."""
         from sim.studies.fidelity.bench_files import distinct_names, read_bench
+        from sim.studies.fidelity.bench_prediction import simulated_runs
         from sim.studies.fidelity.bench_run import stated_run
 
         stated = [stated_run(text, self.key) for text in self.stated]
@@ -64,11 +65,12 @@ class BenchFiles:
         if twice := [name for name in names if names.count(name) > 1]:
             hint = f"put all of its numbers into one {self.key}"
             raise InputError("the same run twice", key=self.key, got=twice[0], hint=hint)
-        return [
+        measured = [
             replace(run, name=name + run.name.removeprefix(file.name))
             for file, name in zip(self.files, distinct_names(self.files), strict=True)
             for run in read_bench(file)
-        ] + stated
+        ]
+        return simulated_runs(measured + stated)
 
     def check_repeats(self) -> None:
         """Refuse files with the same content: a fit would count their requests twice.

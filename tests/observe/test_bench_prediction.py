@@ -78,6 +78,12 @@ def test_a_rate_with_a_limit_is_the_loop_that_it_came_to(loraplan: CommandLine, 
         assert "between.json: the client's limit may have held requests back" in loraplan.refused(
             *command, "between.json"
         )
+    ended = loraplan.data("fidelity", "between.json", "closed.json", *server)["runs"]
+    assert [run["name"] for run in ended] == ["closed.json"]
+    left_out = "left out: between.json: the client's limit may have held requests back"
+    assert any(note.startswith(left_out) for note in ended[0]["notes"])
+    fit = ("calibrate", "fit", "--from-bench", "between.json", "--from-bench", "closed.json", *server)
+    assert left_out in loraplan.succeeds(*fit, "--out", "p.json").err
 
 
 def test_a_run_with_drafts_needs_them_in_the_scenario(samples: Path, monkeypatch: Any, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,26 @@ def simulated_load(run: BenchRun) -> ClosedLoad | OpenLoad:
     )
 
 
+def simulated_runs(runs: Sequence[BenchRun]) -> list[BenchRun]:
+    """Return the runs without those that no load stands for, which notes of the first one name.
+
+    :raises InputError: of ``simulated_load``, where no run remains.
+    """
+    kept, errors = [], []
+    for run in runs:
+        try:
+            simulated_load(run)
+            kept.append(run)
+        except InputError as error:
+            errors.append(error)
+    if errors and not kept:
+        raise errors[0]
+    return [replace(kept[0], notes=tuple(f"left out: {error}" for error in errors)), *kept[1:]] if errors else kept
+
+
 def notes_on_run(run: BenchRun, engine: str) -> Iterator[str]:
-    """Yield where load or engine that are simulated are others than the client says."""
+    """Yield where load or engine that are simulated are others than the client says, and which runs were left out."""
+    yield from run.notes
     if run.engine is not None and not is_same_engine(run.engine, engine):
         yield f"{run.name}: {run.engine} was measured, and the rules are of {engine} (--set fleet.engine={run.engine})"
     if isinstance(run.load, OpenLoad) and isinstance(load := simulated_load(run), ClosedLoad):

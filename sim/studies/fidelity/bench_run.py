@@ -204,6 +204,7 @@ class BenchRun:
     :ivar cut_short: whether the client was stopped before the end.
     :ivar engine: that the client says it measured, if it does: ``sglang``.
     :ivar accepted: mean tokens of a step with speculative decoding; None without.
+    :ivar notes: on the set of runs that this is the first of.
     """
 
     tool: str
@@ -220,6 +221,7 @@ class BenchRun:
     cut_short: bool = False
     engine: str | None = None
     accepted: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def latency_s(self) -> float | None:
