@@ -59,12 +59,8 @@ def test_a_rate_with_a_limit_is_the_loop_that_it_came_to(loraplan: CommandLine, 
     changed(samples, "closed.json")
     changed(samples, "bound.json", request_rate=100.0)
     changed(samples, "free.json", request_rate=7.5, max_concurrency=60)
-    changed(samples, "between.json", request_rate=7.5, max_concurrency=16)
     assert simulated_load(read_bench(Path("bound.json"))[0]) == ClosedLoad(12)
-    assert simulated_load(read_bench(Path("free.json"))[0]) == OpenLoad(7.5, 1.0, 60)
-    changed(samples, "full.json", request_rate=read_bench(Path("bound.json"))[0].measured["requests_per_s"])
-    with pytest.raises(InputError, match="neither an open nor a closed loop"):  # its rate bound it, too
-        simulated_load(read_bench(Path("full.json"))[0])
+    assert simulated_load(read_bench(Path("free.json"))[0]) == OpenLoad(7.5)
     server, said = ("--scenario", "serve-tiny"), "the client's limit held the others back: simulated as a closed"
     factors = {}
     for name in ("closed", "bound", "free"):
@@ -73,17 +69,33 @@ def test_a_rate_with_a_limit_is_the_loop_that_it_came_to(loraplan: CommandLine, 
         for command in (fit, ("fidelity", f"{name}.json", *server)):
             assert (said in loraplan.succeeds(*command).err) == (name == "bound")
     assert factors["bound"] == factors["closed"] != factors["free"]
+
+
+def test_a_rate_and_a_limit_that_both_decide_are_the_client_itself(samples: Path, tmp_path: Path) -> None:
+    changed(samples, str(tmp_path / "between.json"), request_rate=7.5, max_concurrency=16)
+    client = load_of(tmp_path / "between.json", tmp_path).workload.client
+    assert (client.num_prompts, client.request_rate, client.burstiness, client.max_concurrency) == (80, 7.5, 1, 16)
+    (run,) = read_bench(tmp_path / "between.json")
+    world = bench_world(run, load_scenario("serve-tiny"), None)
+    assert world.traffic.closed_loop == client
+    (chunk,) = world.traffic.chunks(0)
+    assert (set(chunk.prompt_tokens), set(chunk.output_tokens)) == ({round(4778 / 80)}, {round(2521 / 80)})
+
+
+def test_a_run_that_no_load_stands_for_is_left_out(loraplan: CommandLine, samples: Path) -> None:
+    """Requests of different lengths, some of which the limit held back: none of the simulator's clients sends these."""
+    data = json.loads((samples / "vllm-open.json").read_text(encoding="utf-8"))
+    Path("between.json").write_text(json.dumps(data | {"max_concurrency": 8}), encoding="utf-8")
+    changed(samples, "closed.json")
+    server, problem = ("--scenario", "serve-tiny"), "between.json: the client's limit may have held requests back"
     adjust = ("profiles", "adjust", "cpu/tiny/vllm-0.32", *server, "--out", "p.json", "--anchor")
     for command in (("fidelity", *server), ("calibrate", "fit", *server, "--out", "p.json", "--from-bench"), adjust):
-        assert "between.json: the client's limit may have held requests back" in loraplan.refused(
-            *command, "between.json"
-        )
+        assert problem in loraplan.refused(*command, "between.json")
     ended = loraplan.data("fidelity", "between.json", "closed.json", *server)["runs"]
     assert [run["name"] for run in ended] == ["closed.json"]
-    left_out = "left out: between.json: the client's limit may have held requests back"
-    assert any(note.startswith(left_out) for note in ended[0]["notes"])
+    assert any(note.startswith(f"left out: {problem}") for note in ended[0]["notes"])
     fit = ("calibrate", "fit", "--from-bench", "between.json", "--from-bench", "closed.json", *server)
-    assert left_out in loraplan.succeeds(*fit, "--out", "p.json").err
+    assert f"left out: {problem}" in loraplan.succeeds(*fit, "--out", "p.json").err
 
 
 def test_a_run_with_drafts_needs_them_in_the_scenario(samples: Path, monkeypatch: Any, tmp_path: Path) -> None:

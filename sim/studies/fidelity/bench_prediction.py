@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sim.errors import InputError, SeveralErrors
 from sim.results.run_directory.result_files import write_text
 from sim.spec.engines import is_same_engine
@@ -113,6 +115,8 @@ def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool,
     if run.tool == VLLM and numbered:
         kept = {"popularity": {"law": "uniform"}}  # --lora-assignment: random or round-robin
     load = simulated_load(run)
+    if isinstance(load, OpenLoad) and load.cap is not None:
+        return {"client": _client(run, load)}
     if run.rows is not None and isinstance(load, OpenLoad) and not alone:
         write_text(folder / "requests.csv", _table(run.rows, with_times=True))
         none = dict.fromkeys(("adapter", "session", "status"), "none")
@@ -126,22 +130,47 @@ def _workload(run: BenchRun, base: dict[str, Any], folder: Path, *, alone: bool,
     }
 
 
+def _client(run: BenchRun, load: OpenLoad) -> dict[str, Any]:
+    """Return the client of a run whose rate and limit both decide when a request is sent."""
+    lengths = {"input_len": max(1, round(run.prompt.mean)), "output_len": max(1, round(run.output.mean))}
+    return {
+        "tool": "vllm-bench",
+        "num_prompts": run.completed,
+        "request_rate": f"{load.rate_rps!r}/s",
+        "burstiness": min(load.shape, 1e4),
+        "max_concurrency": load.cap,
+        "special_tokens": 0,
+        **lengths,
+    }
+
+
+def _are_alike(run: BenchRun) -> bool:
+    """Return whether all prompts are of one length, and all answers, as far as the file knows."""
+    rows = run.rows
+    return rows is None or all(
+        np.max(each) <= _ALIKE * np.mean(each) for each in (rows.prompt_tokens, rows.output_tokens)
+    )
+
+
 def simulated_load(run: BenchRun) -> ClosedLoad | OpenLoad:
     """Return the load that stands for a run: at its limit, a client that sends at a rate is a closed loop.
 
-    :raises InputError: where the limit held some requests back, so that neither loop is what the client sent.
+    :returns: an open loop has its limit only where that held some requests back.
+    :raises InputError: where it did, and no client of the simulator draws such requests.
     """
     load = run.load
-    if isinstance(load, ClosedLoad) or load.cap is None or load.cap >= run.completed + run.failed:
+    if isinstance(load, ClosedLoad):
         return load
-    latency_s = run.latency_s
-    if latency_s is None:
-        return load
+    free, latency_s = replace(load, cap=None), run.latency_s
+    if load.cap is None or load.cap >= run.completed + run.failed or latency_s is None:
+        return free
     answered_rps = run.measured["requests_per_s"]
     in_flight, unlimited = latency_s * answered_rps, latency_s * load.rate_rps
     if _AT_LIMIT * load.cap <= in_flight and answered_rps < _AT_LIMIT * load.rate_rps:
         return ClosedLoad(load.cap)
     if unlimited + 4 * math.sqrt(unlimited / min(load.shape, 1.0)) <= load.cap:
+        return free
+    if run.tool == VLLM and _are_alike(run):
         return load
     raise InputError(
         "the client's limit may have held requests back, so this run is neither an open nor a closed loop",
@@ -313,7 +342,7 @@ def _on_fleet(run: BenchRun, world: World) -> Iterator[str]:
     """Yield the simulator's notes, but those on how the file in between was read."""
     if not world.scenario.adapters.base_alone:
         count, law = len(world.traffic.population), world.scenario.workload.popularity.law
-        evenly = run.tool == VLLM and law == "uniform"
+        evenly = run.tool == VLLM and (law == "uniform" or world.scenario.workload.client is not None)
         how = "all equally popular, as this client picks them" if evenly else f"by the scenario's popularity ({law})"
         yield (
             f"a result of {run.tool} doesn't say which adapter a request was for: it is drawn from {count:,} "
