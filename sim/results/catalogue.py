@@ -293,7 +293,7 @@ _ROWS = (
        lambda m: m.mean_of_replications(m.changes.fact("extra_resident_bytes_peak"), "B"), (ROLLOUT,)),
     _M("rollout_duration_s", "s", "rollout duration", "lower", "whole run", "replications",
        "From `at` until the last request of the last old version has left (`new-name`), or every replica has the new "
-       "version. Withheld unless complete in all replications.",
+       "version; of several rollouts the longest. Withheld unless all are complete in every replication.",
        lambda m: m.changes.duration(), (ROLLOUT,)),
     _M("rollout_standstill_s", "s", "standstill of a rollout", "lower", "whole run", "replications",
        "Longest time for which loads between two steps kept a replica from computing.",

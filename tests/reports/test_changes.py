@@ -19,7 +19,8 @@ from reports.table import Table
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import LateShare, Metric, Point
-from sim.results.run_directory.headroom_record import FOUND, Headroom
+from sim.results.run_directory.headroom_record import FOUND, NEVER, Headroom
+from sim.results.verdict import PROBABLY_NOT, graded_verdict
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 from sim.studies.changes.comparison import extremes
 from sim.studies.changes.findings import composition, replications_needed, rollouts_begun
@@ -162,6 +163,7 @@ def test_strategies_without_a_clear_difference_are_not_ranked() -> None:
     assert not certainly_less(run.points[0], run.points[1], "harmed_excess")
     assert certainly_less(run.points[0], run.points[2], "harmed_excess")
     said = sweep_answer(run.points, TERMS)
+    assert said.setting == "rollouts.0.strategy: in-place; its impact isn't clearly less than with drain-then-swap."
     assert said.headline == (
         "Avoid lazy-reread: 8,510 (8,090 to 8,940) affected requests per rollout (8,510 stale "
         "answers). With the others, 220 to 230."
@@ -272,6 +274,11 @@ def test_what_misses_the_slo_is_not_recommended() -> None:
         "With length of the fault 60 s, the SLO is not met with 100 GPU slots, which affects 8 (7.6 to 8.4) requests."
         in said.details
     )
+    points[3].metrics["ttft_p99_s"] = replace(slow, value=1.5, lo=0.1, hi=2.9, parts=[0.9, 1.5, 2.1])
+    assert graded_verdict(points[3], TERMS) == PROBABLY_NOT
+    said = sweep_answer(points, TERMS)
+    assert said.setting == "cache.gpu.slots: 32."
+    assert any(" the SLO is not met, or probably not, with 100 GPU slots" in sentence for sentence in said.details)
 
 
 def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> None:
@@ -298,6 +305,13 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     setup = Setup("vllm", memory=MemoryUse(1, 16, 5, 8, 8, 1000, 40, 8, 1))
     said = answer(replace(losing, setup=setup), TERMS, headroom=found)
     assert said.setting == "Add replicas (fleet.replicas) that take over.", "there is no other"
+    beyond = {"faults": {"crash": 0.1}, "compute": {"utilization": 1.0, "offered_load": 1.5}}
+    seats = replace(point, capacity=from_plain(Capacity, {"seats": {"blocked_share": 0.9}}))
+    without = replace(found, multiple=0.4, hi=0.4, failing=seats)
+    said = answer(replace(point, capacity=from_plain(Capacity, beyond)), TERMS, headroom=without)
+    assert said.setting.startswith("Raise fleet.max_num_seqs, or add replicas"), "it fails without the crash, too"
+    said = answer(point, TERMS, headroom=Headroom(NEVER, hi=1 / 64, term="ttft_p99_s", without=("faults",)))
+    assert said.setting.startswith("Relax the target of p99 TTFT (missed even with a fraction of the traffic)")
     flooded = {"faults": {"storage-stall": 0.1}, "compute": {"utilization": 1.0, "offered_load": 1.5}}
     calm = replace(point.impact or Impact(), slow_unanswered=0)
     said = answer(replace(point, impact=calm, capacity=from_plain(Capacity, flooded)), TERMS)
@@ -553,4 +567,6 @@ def test_rollouts_are_counted_by_their_numbers_not_by_their_texts() -> None:
     events = [{"t_s": float(n), "kind": "rollout", "text": "a: b", "rollout": n} for n in (0, 1, 1)]
     point = Point({}, {}, events=[*events, {"t_s": 9.0, "kind": "fault", "text": "faults.0: disk stalls"}])
     assert rollouts_begun(point) == 2
+    several = replace(samples.changed_point(), events=[*events, *point.events])
+    assert "Each rollout is complete after at most 6 s (5.70 to 6.30)." in answer(several, TERMS).details
     assert rollouts_begun(replace(point, events=[{"t_s": 1.0, "kind": "rollout", "text": "rollouts.0: in-place"}])) == 0

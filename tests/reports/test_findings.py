@@ -282,6 +282,14 @@ def test_the_key_numbers_are_of_the_point_to_choose() -> None:
         for rate, tokens, p99 in (("1/s", 0, 0.3), ("1/s", 3, 0.6), ("4/s", 0, 5.0), ("4/s", 3, 4.0))
     ]
     assert sweep_focus(free, {"e2e_p99_s": 1.0}) is free[0], "of what costs nothing, the fastest"
+    routers = [
+        replace(point, set={"cache.gpu.slots": slots, **point.set})
+        for slots in (16, 64)
+        for point in samples.routers().points
+    ]
+    said = sweep_answer(routers, {"ttft_p99_s": 0.5})
+    assert said.setting == "cache.gpu.slots: 16, router.policy: affinity-residency.", "of which none needs more slots"
+    assert any(line.startswith("At 16 GPU slots, use affinity-residency or hash: ") for line in said.details)
     lengths = [
         samples.make_point({"cache.gpu.slots": slots, "workload.tokens.output.mean": mean}, p99=p99)
         for slots, mean, p99 in ((12, 60, 0.5), (12, 120, 5.0), (32, 60, 0.3), (32, 120, 0.6))

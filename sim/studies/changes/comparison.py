@@ -29,7 +29,17 @@ from reports.text.metric_text import capital
 from sim.results.model import WRONG_KINDS
 from sim.results.point import Point
 from sim.results.slo_terms import is_tail
-from sim.results.verdict import MET, NOT_MET, PROBABLY_MET, UNCLEAR, graded_verdict, most_strained, verdict
+from sim.results.verdict import (
+    MET,
+    NO_SLO,
+    NOT_MET,
+    PROBABLY_MET,
+    PROBABLY_NOT,
+    UNCLEAR,
+    graded_verdict,
+    most_strained,
+    verdict,
+)
 from sim.studies.changes.findings import (
     MANY_POINTS,
     SOME,
@@ -55,6 +65,7 @@ _MANY_TIMES = 10.0
 """How many times the least impact a design has that is to be avoided, whatever the order among the others."""
 _AS_FAST = 1.1
 """A router whose latency is at most this many times the lowest is called as fast."""
+_GRADES = (MET, NO_SLO, PROBABLY_MET, UNCLEAR, PROBABLY_NOT, NOT_MET)
 _FEW = 4
 """Replications from which on designs are ranked: the intervals of fewer say too little."""
 _DOES = {
@@ -139,18 +150,22 @@ def rank_impact(points: Sequence[Point], axes: Sequence[Axis]) -> Ranking:
 
 
 def meeting(points: Sequence[Point], slo_terms: Mapping[str, float]) -> list[Point]:
-    """Return the points that may meet the SLO; all of them where none does."""
-    return [point for point in points if verdict(point, slo_terms) != NOT_MET] or list(points)
+    """Return the points that may well meet the SLO, else those that still may; all of them where none does."""
+    graded = [(point, graded_verdict(point, slo_terms)) for point in points]
+    may = [(point, grade) for point, grade in graded if grade != NOT_MET]
+    return [point for point, grade in may if grade != PROBABLY_NOT] or [point for point, _ in may] or list(points)
 
 
-def recommended(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> Point:
-    """Return the point with the least impact among those that may meet the SLO, where the fault is worst.
+def equals(points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> tuple[Point, ...]:
+    """Return the designs that get through, may meet the SLO, and of which none is known to have less impact.
 
-    A rollout that does not get through has little impact, and is no choice where one does.
+    Where the fault is worst; those that are likeliest to meet the SLO come first, and of these the least impact.
     """
     points = _got_through(points) or points
     worst = [each[-1] for each in fault_series(points, axes)]
-    return rank_impact(meeting(worst or points, slo_terms), axes).best[0]
+    found = rank_impact(meeting(worst or points, slo_terms), axes)
+    some = found.best if found.certain else (*found.best, *found.rest)
+    return tuple(sorted(some, key=lambda point: _GRADES.index(graded_verdict(point, slo_terms))))
 
 
 def _got_through(points: Sequence[Point]) -> list[Point]:
@@ -214,7 +229,10 @@ def _recommend(
     if left:
         where = f"With {step}, the" if step else "The"
         phrases = [f"{label_of(p, axes)}, which affects {with_bounds(p.metrics[name])} requests" for p in left]
-        said.append(f"{where} SLO is not met with {'; nor with '.join(phrases[:MANY_POINTS])}.")
+        likely = (
+            "not met" if all(verdict(point, slo_terms) == NOT_MET for point in left) else "not met, or probably not,"
+        )
+        said.append(f"{where} SLO is {likely} with {'; nor with '.join(phrases[:MANY_POINTS])}.")
     elif len(some) > 1 and all(verdict(point, slo_terms) == NOT_MET for point in some):
         said.append(f"{f'With {step}, no' if step else 'No'} design meets the SLO.")
     return said

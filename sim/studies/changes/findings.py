@@ -345,9 +345,10 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
             f"{capital(metric_words(name))} is {with_interval(name, during)} for requests that come during the "
             f"rollout{against}."
         )
-    took = point.metrics["rollout_duration_s"]
+    took, several = point.metrics["rollout_duration_s"], rollouts_begun(point) != 1
     if took.value is not None:
-        said.append(f"{_subject(point)} complete after {with_interval('rollout_duration_s', took)}.")
+        after = "Each rollout is complete after at most" if several else "The rollout is complete after"
+        said.append(f"{after} {with_interval('rollout_duration_s', took)}.")
     else:
         said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")
     if still := _standstill(point):
@@ -374,8 +375,7 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
 
 def _subject(point: Point) -> str:
     """Return the subject of when it was complete; old run directories don't say how many rollouts there are."""
-    begun = rollouts_begun(point)
-    return "The rollout is" if begun == 1 else "All rollouts together are" if begun else "All rollouts are"
+    return "The rollout is" if rollouts_begun(point) == 1 else "The rollouts are"
 
 
 def _identity(point: Point) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from reports.answers.limits import Evidence, limits
 from reports.answers.points import is_changed
 from reports.answers.verdicts import deciding_term, main_metric
-from reports.axes import Axis, in_order, make_axes, point_words
+from reports.axes import Axis, in_order, label_of, make_axes, point_words
 from reports.formatting import metric_words, singular
 from reports.text.limit_text import limit_line, limit_sentence, limit_words
 from reports.text.metric_text import capital, term_sentence, with_interval
@@ -31,7 +31,7 @@ from sim.results.verdict import (
     strained,
     verdict,
 )
-from sim.studies.changes.comparison import compare, growing, recommended
+from sim.studies.changes.comparison import compare, equals, growing
 from sim.studies.changes.findings import held_back_sentences
 from sim.studies.run.answer import COLD_FIRST, Answer, Rank, answer, by_rank, may_be_cold
 
@@ -55,7 +55,7 @@ _CLIFF = 1.5
 BOUGHT = ("slots", "size", "replicas", "loaders", "max_num_seqs", "kv_tokens")
 """Last words of keys that one buys: for these the question is how much is enough."""
 _FREE = ("fleet.speculation.tokens", "fleet.max_num_batched_tokens", "fleet.prefix_caching", "fleet.async_scheduling")
-"""Keys of settings that cost nothing."""
+"""Keys of numbers and switches that cost nothing; so do words, such as policies, unless traffic has them."""
 _NO_PRODUCTS = ("continuous", "fixed")
 """Idealised engines, which no server runs."""
 _DEMANDED = ("rate", "concurrency", "count", "hottest", "cv")
@@ -157,7 +157,7 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
     if held:  # for good reason, whatever would have become of it
         return fastest_point(held, slo_terms)
     if is_changed(points):
-        return recommended([point for point in points if point.impact], axes, slo_terms)
+        return equals([point for point in points if point.impact], axes, slo_terms)[0]
     words = [verdict(point, slo_terms) for point in points]
     if MET not in words and NO_SLO not in words:
         unclear = [point for point, word in zip(points, words, strict=True) if word == UNCLEAR]
@@ -166,7 +166,8 @@ def sweep_focus(points: Sequence[Point], slo_terms: Mapping[str, float]) -> Poin
         return fastest_point(points, slo_terms)
     good = [point for point in points if verdict(point, slo_terms) == MET]
     demanded, bought = ([a for a in axes if a.key.rsplit(".", 1)[-1] in kind] for kind in (_DEMANDED, BOUGHT))
-    if good and len(axes) > 1 and all(axis in demanded or axis in bought or axis.key in _FREE for axis in axes):
+    free = [a for a in axes if a.key in _FREE or not (a.numeric or a.key.startswith("workload."))]
+    if good and len(axes) > 1 and all(axis in demanded or axis in bought or axis in free for axis in axes):
         costs = [([-a.index(p) for a in demanded], [a.index(p) for a in bought]) for p in good]
         least = min(costs)
         return fastest_point([p for p, cost in zip(good, costs, strict=True) if cost == least], slo_terms)
@@ -259,7 +260,10 @@ def _listed(axis: Axis, points: Sequence[Point], *, last: str = "and") -> str:
 
 
 def _labels(axis: Axis, points: Sequence[Point], last: str = "and", most: int = 6) -> str:
-    labels = [axis.point_label(point) for point in points]
+    return _joined([axis.point_label(point) for point in points], last, most)
+
+
+def _joined(labels: Sequence[str], last: str, most: int = 6) -> str:
     if len(labels) > most:
         labels = [*labels[:most], f"{len(labels) - most} more"]
     return f" {last} ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
@@ -275,8 +279,8 @@ def sweep_answer(
     axes = make_axes(points)
     if not axes:
         return answer(points[0], slo_terms, assumed=assumed)
-    name = main_metric(points, slo_terms)
-    changed = compare(points, axes, slo_terms)
+    name, focus = main_metric(points, slo_terms), sweep_focus(points, slo_terms)
+    changed = _what_changed(focus, points, axes, slo_terms)
     words = {verdict(point, slo_terms) for point in points}
     # If more than the router is swept, whether the SLO is met comes first.
     slo_first = words != {NO_SLO} and not is_changed(points) and len(axes) > 1
@@ -292,7 +296,6 @@ def sweep_answer(
             Rank.COST: [cheapest_sentence(points, slo_terms)],
         }
     )
-    focus = sweep_focus(points, slo_terms)
     open_ = deciding_term(focus, slo_terms, UNCLEAR) if verdict(focus, slo_terms) == UNCLEAR else name
     trust = find_trust(focus, with_tenants(slo_terms, focus), assumed=assumed, about=open_)
     cold = cold and may_be_cold(focus, slo_terms) and not is_changed(points)
@@ -312,6 +315,18 @@ def sweep_answer(
         _limit(worst, over, axes, slo_terms),
         bill(focus),
     )
+
+
+def _what_changed(
+    focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]
+) -> list[str]:
+    """Return what the sweep says of rollouts, faults and routers: of the latter, beside the point to choose."""
+    others = [axis for axis in axes if not axis.key.startswith("router.")]
+    if is_changed(points) or not others or len(others) == len(axes):
+        return compare(points, axes, slo_terms)
+    beside = [point for point in points if all(axis.index(point) == axis.index(focus) for axis in others)]
+    said = compare(beside, [axis for axis in axes if axis not in others], slo_terms)
+    return [_at(point_words(focus, others), said[0]), *said[1:]] if said else []
 
 
 def _limited_point(focus: Point, points: Sequence[Point], slo_terms: Mapping[str, float], name: str) -> Point:
@@ -361,10 +376,16 @@ def _setting(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_te
 
 
 def _no_choice(focus: Point, points: Sequence[Point], axes: Sequence[Axis], slo_terms: Mapping[str, float]) -> str:
-    """Return what a sweep of policies or cards can't tell of the one that it names: others do, or are nearly, the same.
+    """Return what a sweep of policies, cards or changes can't tell of the one that it names: others do, or are nearly,
+    the same.
 
-    :param focus: the fastest that meets the SLO.
+    :param focus: the fastest that meets the SLO, or has the least impact.
     """
+    if is_changed(points) and not any(point.held_back for point in points):
+        _, *others = equals([point for point in points if point.impact], axes, slo_terms)
+        free = [axis for axis in axes if axis not in growing(axes)]
+        labels = [label_of(point, free) for point in others]
+        return f"; its impact isn't clearly less than with {_joined(labels, 'or')}" if labels else ""
     if len(axes) != 1 or axes[0].numeric or verdict(focus, slo_terms) != MET or is_changed(points):
         return ""
     terms = with_tenants(slo_terms, focus)
