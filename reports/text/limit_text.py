@@ -84,7 +84,7 @@ _WAITS = ("loader_queue_s", "queue_s", "hand_over_s", "decode_queue_s")
 _BUSY: Mapping[Evidence, str] = {
     Evidence.COLD_STARTS: (
         "{busy} of the requests that arrive while a replica starts are late, and {otherwise} of the others. Keep more "
-        "replicas (fleet.autoscale.min), scale up earlier, or shorten the cold start."
+        "replicas (fleet.autoscale.min and fleet.replicas), scale up earlier, or shorten the cold start."
     ),
     Evidence.LOADING_MODELS: "Replicas of full models spend {busy} of their time loading whole models.",
     Evidence.LOADER_OVERLOADED: "Loads need {busy} of the loader's capacity, so its queue grows without limit.",
@@ -161,7 +161,7 @@ _LITTLE = 0.1
 _REMEDIES = {
     "fault": "add replicas (fleet.replicas) that take over",
     "token bucket": "raise the bucket of {bucket.tenant}, or tell its users",
-    "cold starts": "keep more replicas (fleet.autoscale.min)",
+    "cold starts": "keep more replicas (fleet.autoscale.min and fleet.replicas)",
     "swaps": "add replicas for full models (fleet.full_models.replicas)",
     "slots": MORE_SLOTS,
     BATCH_SLOTS: "raise fleet.max_num_seqs, or add replicas (fleet.replicas)",

@@ -387,7 +387,9 @@ def test_manifests(loraplan: CommandLine, text: str, replicas: int) -> None:
     assert (scenario.cache.gpu.slots, scenario.fleet.replicas, scenario.fleet.gpu) == (6, replicas, "h100-80gb")
     written = Path("mine.yaml").read_text(encoding="utf-8")
     scaled = text is SCALED or "kind: HorizontalPod" in text or "kind: ScaledObject" in text
-    assert ("llm.yaml scales from 2 to 5 replicas" in written) == (scaled and "name: other" not in text)
+    scaled = scaled and "name: other" not in text
+    assert ("llm.yaml scales from 2 to 5 replicas" in written) == scaled
+    assert ("the fewest replicas in llm.yaml" in written) == scaled
     if text is DEPLOYMENT:
         assert "fleet:\n" in written
         assert scenario.fleet.engine.startswith("vllm-0.")

@@ -154,6 +154,9 @@ def test_tenants_that_miss_their_slo_are_served_first_where_the_engine_can() -> 
     able = replace(shared(CHAT, FREE), setup=Setup("vllm", in_order=True))
     assert answer(able, {}).setting.startswith(f"{first}, or ")
     assert first not in answer(shared(CHAT, FREE), {}).setting
+    gaps = replace(BATCH, name="gaps", slo={"itl_p99_s": 0.001}, metrics={"itl_p99_s": Metric(0.02, unit="s")})
+    both = replace(shared(CHAT, FREE, gaps), setup=Setup("vllm", in_order=True))
+    assert answer(both, {}).setting.startswith(f"{first}, and "), "it mends no gap between tokens"
     held = replace(able, capacity=replace(able.capacity, buckets=(BucketUse("chat", 3000.0, 2000.0, 0.9),)))
     assert answer(held, {}).setting.startswith("Raise the bucket of chat"), "it waits in front of the fleet"
     alone = replace(shared(BATCH, FREE, p99=2.0), setup=Setup("vllm", in_order=True))

@@ -254,10 +254,12 @@ def _add_pods(draft: Draft, engine: FoundEngine, command: ReadCommand, file: str
 
     servers = command.value("fleet.replicas") or 1
     used = servers * (command.value("fleet.tensor_parallel") or 1)
+    scales = engine.most is not None and engine.most != (engine.replicas or 1)
     if engine.replicas is not None:
-        said = f"replicas in {file}" + (f", each of {servers} with data parallelism" if servers > 1 else "")
+        said = f"{'the fewest ' if scales else ''}replicas in {file}"
+        said += f", each of {servers} with data parallelism" if servers > 1 else ""
         draft.add([Setting("fleet.replicas", engine.replicas * servers, said)])
-    if engine.most is not None and engine.most != (engine.replicas or 1):
+    if scales:
         said = f"Not translated: {file} scales from {engine.replicas or 1} to {engine.most} replicas"
         draft.comments.append(f"{said}: fleet.autoscale simulates an autoscaler.")
     if engine.prefill:

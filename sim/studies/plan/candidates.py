@@ -128,7 +128,8 @@ def _step(step: Any, low: float, high: float, unit: str, key: str, *, whole: boo
             allowed=f"such as {_text(1, unit)}, or 5%",
         )
     if whole and number != int(number):
-        raise ScenarioError("a range of whole numbers needs whole steps", key=key, got=step)
+        hint = f"write the ends as {low:.1f} and {high:.1f} where the key takes fractions"
+        raise ScenarioError("a range of whole numbers needs whole steps", key=key, got=step, hint=hint)
     if number > (high - low) * (1 + 1e-9):  # perhaps meant as a value
         ends = f"{_text(low, unit)} to {_text(high, unit)}"
         raise ScenarioError(

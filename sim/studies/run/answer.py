@@ -15,7 +15,7 @@ from reports.answers.limits import LOADING, NO_LIMIT, Evidence, Limit, busy_buck
 from reports.answers.points import has_rollout
 from reports.answers.verdicts import deciding_term, main_metric
 from reports.formatting import listed, metric_words, percent, show
-from reports.text.headroom_text import first_limit, headroom_sentences
+from reports.text.headroom_text import failing_limit, first_limit, headroom_sentences
 from reports.text.limit_text import (
     MORE_COPIES,
     MORE_SLOTS,
@@ -284,7 +284,8 @@ def _for_the_change(point: Point, headroom: Headroom | None) -> str:
 def _serve_first(point: Point, over: Sequence[str]) -> str:
     """Return whom to serve first where tenants miss their SLO and others have none; it costs no GPU."""
     held = {each.bucket.tenant for each in busy_buckets(point) if each.bucket is not None}  # in front of the fleet
-    late = dict.fromkeys(tenant for term in over if (tenant := split_term(term)[0]) and tenant not in held)
+    waits = [split_term(term) for term in over if not is_gap(term)]
+    late = dict.fromkeys(tenant for tenant, _ in waits if tenant and tenant not in held)
     if not late or point.setup is None or not point.setup.in_order:
         return ""
     how = "fleet.scheduling: priority, and tenants.N.priority: 1 for those without an SLO"
@@ -365,7 +366,9 @@ def _to_meet_it(point: Point, over: Sequence[str], remedy: str, headroom: Headro
 
     :param over: the targets that are missed; ``remedy``: of what limits the fleet.
     """
-    said = ", or ".join(filter(None, (_serve_first(point, over), remedy)))
+    ways = [way for way in (_serve_first(point, over), remedy) if way]
+    gaps = [is_gap(term) for term in over]  # whose remedy is not that of waits
+    said = (", and " if len({*gaps}) > 1 else ", or ").join(reversed(ways) if gaps and gaps[0] else ways)
     how_many = "; loraplan plan finds how many" if _COUNTED.search(remedy) else ""
     setting = f"{capital(said)}{how_many}." if remedy else ""
     faults = point.capacity.faults
@@ -438,8 +441,11 @@ def answer(
     in_vain = binding.evidence is Evidence.LONG_STEPS and any(_mean_misses(point, name, terms[name]) for name in over)
     words = remedy_words(NO_LIMIT if in_vain else binding, point)
     remedy = words
+    fails_without = changed and headroom is not None and not headroom.holds_today
     if in_vain or binding.evidence is Evidence.NOTHING:
-        remedy = "" if changed else _without_a_wait(point, over, headroom) or words
+        remedy = "" if changed and not fails_without else _without_a_wait(point, over, headroom) or words
+    if fails_without and binding.evidence in (Evidence.FAULT, Evidence.NOTHING):  # which is why, if anything is
+        remedy = _without_a_wait(point, over, headroom) or failing_limit(headroom)[1] or words
     rollout = _for_the_rollout(point, words)
     decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
     open_ = _to_decide(point, slo_terms, shown) if decidable else None
