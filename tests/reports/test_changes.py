@@ -19,7 +19,7 @@ from reports.table import Table
 from sim.results.metric_state import Cause, State
 from sim.results.model import Capacity, ComputeUse, Impact, MemoryUse, Setup, from_plain
 from sim.results.point import LateShare, Metric, Point
-from sim.results.run_directory.headroom_record import FOUND, NEVER, Headroom
+from sim.results.run_directory.headroom_record import FOUND, NEVER, TOO_LONG, Headroom
 from sim.results.verdict import PROBABLY_NOT, graded_verdict
 from sim.studies.changes.charts import impact_chart, moments_chart, version_chart
 from sim.studies.changes.comparison import extremes
@@ -310,6 +310,10 @@ def test_a_missed_slo_is_told_with_its_number_and_with_what_would_mend_it() -> N
     without = replace(found, multiple=0.4, hi=0.4, failing=seats)
     said = answer(replace(point, capacity=from_plain(Capacity, beyond)), TERMS, headroom=without)
     assert said.setting.startswith("Raise fleet.max_num_seqs, or add replicas"), "it fails without the crash, too"
+    unknown = answer(
+        replace(point, capacity=from_plain(Capacity, beyond)), TERMS, headroom=Headroom(TOO_LONG, period_s=9e4)
+    )
+    assert unknown.setting == "Add replicas (fleet.replicas) that take over.", "the search found neither"
     said = answer(point, TERMS, headroom=Headroom(NEVER, hi=1 / 64, term="ttft_p99_s", without=("faults",)))
     assert said.setting.startswith("Relax the target of p99 TTFT (missed even with a fraction of the traffic)")
     flooded = {"faults": {"storage-stall": 0.1}, "compute": {"utilization": 1.0, "offered_load": 1.5}}

@@ -77,6 +77,12 @@ class Headroom:
         return self.outcome == ALWAYS or (self.multiple is not None and self.multiple >= 1)
 
     @property
+    def fails_today(self) -> bool:
+        """Whether the search found that the SLO fails with today's traffic; where nothing was searched, it found
+        neither."""
+        return self.outcome == NEVER or (self.multiple is not None and self.multiple < 1)
+
+    @property
     def load(self) -> float | None:
         """The traffic as a share of what the fleet can serve with its largest batches."""
         return 1 / self.saturation if self.saturation else None

@@ -66,6 +66,7 @@ _MANY_TIMES = 10.0
 _AS_FAST = 1.1
 """A router whose latency is at most this many times the lowest is called as fast."""
 _GRADES = (MET, NO_SLO, PROBABLY_MET, UNCLEAR, PROBABLY_NOT, NOT_MET)
+"""Grades of ``graded_verdict``, the best first."""
 _FEW = 4
 """Replications from which on designs are ranked: the intervals of fewer say too little."""
 _DOES = {

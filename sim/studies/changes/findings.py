@@ -345,9 +345,10 @@ def _rollout(point: Point, slo_terms: Mapping[str, float]) -> list[str]:
             f"{capital(metric_words(name))} is {with_interval(name, during)} for requests that come during the "
             f"rollout{against}."
         )
-    took, several = point.metrics["rollout_duration_s"], rollouts_begun(point) != 1
+    took = point.metrics["rollout_duration_s"]
     if took.value is not None:
-        after = "Each rollout is complete after at most" if several else "The rollout is complete after"
+        one = rollouts_begun(point) == 1
+        after = "The rollout is complete after" if one else "Each rollout is complete after at most"
         said.append(f"{after} {with_interval('rollout_duration_s', took)}.")
     else:
         said.append(f"{_subject(point)} {why('rollout_duration_s', took.state)}.")

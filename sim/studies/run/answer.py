@@ -32,7 +32,7 @@ from reports.text.setup_text import bill, cost_sentences
 from reports.text.verdict_text import Trust, find_trust, more_of, other_tenants_sentences, verdict_opening, whose_slo
 from sim.results.model import Impact
 from sim.results.point import Point
-from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, TOO_LONG, TOO_SHORT, Headroom
+from sim.results.run_directory.headroom_record import EMPTY_CACHES, NEVER, Headroom
 from sim.results.slo_terms import is_gap, judged, metric_of, split_term, with_tenants
 from sim.results.verdict import (
     MET,
@@ -269,7 +269,7 @@ def _for_the_crash(point: Point) -> str:
 
 def _for_the_change(point: Point, headroom: Headroom | None) -> str:
     """Return what to set where a rollout or fault makes the SLO fail; empty where the fleet fails without it, too."""
-    if headroom is not None and not headroom.holds_today:
+    if headroom is not None and headroom.fails_today:
         return ""
     if has_rollout([point]):
         return _SLOWER
@@ -386,7 +386,7 @@ def _first_limit(
     today = limit_line(point, over, searched=headroom is not None)
     if over and binding.evidence is Evidence.COLD_STARTS:
         return today
-    alone = binding.evidence is Evidence.NOTHING and (headroom is None or headroom.holds_today)
+    alone = binding.evidence is Evidence.NOTHING and not (headroom is not None and headroom.fails_today)
     if point.impact is not None and over and alone:
         today = f"{capital(cause_of([point]).words)}; nothing else stands out."
     return first_limit(headroom, today, missed_today=missed_today)
@@ -415,8 +415,8 @@ def answer(
     changed = point.impact is not None
     cold = cold and may_be_cold(point, slo_terms) and binding.evidence is not Evidence.COLD_STARTS
     empty = headroom is not None and EMPTY_CACHES in headroom.without
-    if headroom is not None and headroom.outcome not in (TOO_LONG, TOO_SHORT):
-        cold = cold and headroom.holds_today and not empty  # else full caches don't help, or are named for sure
+    if headroom is not None:
+        cold = cold and not headroom.fails_today and not empty  # else full caches don't help, or are named for sure
     fills = empty and is_overloaded(point)
     start = f"{_EMPTY} " if fills else f"{overload_words(point)}. " if is_overloaded(point) else ""
     opening, shown = _verdict(point, slo_terms, found, start)
@@ -441,11 +441,11 @@ def answer(
     in_vain = binding.evidence is Evidence.LONG_STEPS and any(_mean_misses(point, name, terms[name]) for name in over)
     words = remedy_words(NO_LIMIT if in_vain else binding, point)
     remedy = words
-    fails_without = changed and headroom is not None and not headroom.holds_today
-    if in_vain or binding.evidence is Evidence.NOTHING:
-        remedy = "" if changed and not fails_without else _without_a_wait(point, over, headroom) or words
-    if fails_without and binding.evidence in (Evidence.FAULT, Evidence.NOTHING):  # which is why, if anything is
+    fails_without = changed and headroom is not None and headroom.fails_today
+    if fails_without and binding.evidence in (Evidence.FAULT, Evidence.NOTHING):  # then the search says what is short
         remedy = _without_a_wait(point, over, headroom) or failing_limit(headroom)[1] or words
+    elif in_vain or binding.evidence is Evidence.NOTHING:
+        remedy = "" if changed else _without_a_wait(point, over, headroom) or words
     rollout = _for_the_rollout(point, words)
     decidable = found == UNCLEAR and not is_overloaded(point)  # a longer run would only show longer queues
     open_ = _to_decide(point, slo_terms, shown) if decidable else None
