@@ -209,6 +209,8 @@ def _limit(found: Headroom) -> str:
     if limit.name == "none":
         if is_tail(found.term) and not is_gap(found.term) and queue_decides(point):
             return f"One request in a hundred waits {human_seconds(point.value('queue_p99_s') or 0.0)} or longer there."
+        if found.term in _GROWS:
+            return ""
         batches = point.capacity.seats is not None
         why = "steps take longer the larger the batch" if batches else "the service itself takes as long"
         return f"No queue decides there: {why}."

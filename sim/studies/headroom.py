@@ -68,6 +68,8 @@ _OVERLOADS = (32.0, 512.0, 8192.0, 131072.0)
 _COMPARABLE, _MOST_CORRECTED = 1.5, 1.25
 """Strain up to which today's point and a short simulation of it are alike, and the largest correction between them:
 near saturation both depend on how long they are."""
+_OVER, _KEEPS_UP = 1.25, 1.1
+"""How many times what a fleet is known to serve a mild overload is, and up to what ratio nearly all is served."""
 _STEEP = 3.0
 """Strain above which the least multiple that fails is beyond a steep edge."""
 _FILLING = 0.05
@@ -119,6 +121,8 @@ class _Search:
     :ivar _passing: by tenant, its share of the requests, and the multiple from which its token bucket holds or refuses
         some of them; ``_held``: the least of those at which a queue in front of a bucket grows that may fail.
     :ivar _most_today: the share of today's traffic that today's point serves; infinite where that is all of it.
+    :ivar _least_today: what saturation is at least: just above 1 where today's point meets the SLO, and is no accident
+        of a few requests.
     """
 
     def __init__(self, traffic: Traffic, today: Point | None = None, recording_of: Simulate | None = None) -> None:
@@ -130,6 +134,7 @@ class _Search:
         # Batches as full as ``_find_saturation`` makes them serve more than today's queue lets a fleet serve.
         load = None if today is None or traffic.changes_over_s else today.capacity.compute.offered_load
         self._most_today = 1 / load if load is not None and load >= 1 else math.inf
+        self._least_today = NARROW if self._today is not None and self._holds(self._today) else 0.0
         self._corrections: dict[str, float] | None = None
         self._saturation: float | None = None
         self._full = FINE
@@ -203,8 +208,29 @@ class _Search:
             if found < multiple / 4:
                 self._read_buckets(world, recording, world.traffic.rate / multiple)
                 self.probes.append(Probe(multiple, len(recording.section_of), multiple / found, QUEUES))
-                return min(found, self._most_today)
+                if any(pool.prefix_cache for pool in world.pools):
+                    found = self._with_prefixes(found, multiple)
+                return max(min(found, self._most_today), self._least_today)
         return None
+
+    def _with_prefixes(self, found: float, most: float) -> float:
+        """Return the highest throughput of mild overloads: among all that waits in a large one, the blocks that
+        sessions come back for are evicted before they do.
+
+        :param found: the throughput of the large one, at the multiple ``most``.
+        """
+        multiple = found * _OVER
+        while multiple < most:
+            world = self._traffic.world(multiple, self._full, overloaded=True)
+            recording = self._recording_of(world, 0, SECTIONS)
+            assert world.traffic.rate is not None, "only a closed loop has no rate"
+            served = _served(recording) / (world.traffic.rate / multiple)
+            self.probes.append(Probe(multiple, len(recording.section_of), multiple / served, QUEUES))
+            found = max(found, served)
+            if served < multiple / _KEEPS_UP:
+                break
+            multiple *= _OVER
+        return found
 
     def _missing(self, recording: Recording, slots: int) -> int | None:
         """Return about how many requests a trace needs to fill the batches, if it has fewer: as memory lets run, or if
@@ -296,9 +322,7 @@ class _Search:
     def _judge(self, multiple: float, point: Point) -> Strains:
         """Return the strains of a point; without an SLO the loaders' load counts too, which misses may take first."""
         corrections = {} if point is self._today else self._corrections or {}
-        strains = {
-            name: strain(point, name, target) * corrections.get(name, 1.0) for name, target in self._terms.items()
-        }
+        strains = {name: own * corrections.get(name, 1.0) for name, own in self._strains_of(point).items()}
         loads = [self._load(multiple)]
         if not self._terms:
             loads.append(point.capacity.loader.offered_load or 0.0)
@@ -307,6 +331,15 @@ class _Search:
         _, requests = unserved(point)
         self.probes.append(Probe(multiple, round(requests), strains[term], term))
         return strains
+
+    def _holds(self, today: Point) -> bool:
+        """Return whether today's point meets the SLO, and has enough requests to tell."""
+        enough = not (self._traffic.changes_over_s or is_overloaded(today)) and unserved(today)[1] >= FINE
+        return enough and max(self._strains_of(today).values(), default=math.inf) <= 1
+
+    def _strains_of(self, point: Point) -> Strains:
+        """Return the strain of each SLO term."""
+        return {name: strain(point, name, target) for name, target in self._terms.items()}
 
     def _failing_point(self, edge: Headroom) -> Point | None:
         """Return what says what limits the traffic where it fails, without what only charts need."""

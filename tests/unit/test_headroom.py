@@ -398,6 +398,34 @@ def test_the_throughput_is_that_of_full_batches() -> None:
     assert headroom._served(SimpleNamespace(requests=requests)) == pytest.approx(10)  # type: ignore[arg-type]
 
 
+def test_an_overload_that_loses_its_prefixes_does_not_say_what_a_fleet_serves() -> None:
+    """Among all that waits then, what sessions come back for is evicted: it serves less than arrives today."""
+    sessions = {"requests": 8, "gap_median": "5 s", "gap_sigma": 1, "gap_max": "2 min", "history": True}
+    scenario = build(
+        workload=poisson(7000, "5/s", 1000, 10, sessions=sessions),
+        adapters={"count": 1, "rank": 16},
+        fleet={"prefix_caching": True, "kv_tokens": 280_000},
+        cache={"gpu": {"slots": 1}},
+        slo={"ttft_mean": "2 s"},
+    )
+    today = evaluate_scenario(scenario).point
+    assert today.value("ttft_mean_s") < 0.5
+    found = find_headroom(scenario, today)
+    assert found.probes[0].multiple / found.probes[0].strain < 0.95
+    assert found.multiple > 1.2
+
+
+def test_no_fleet_is_full_below_a_traffic_that_meets_its_slo() -> None:
+    """A short run may serve less than the scenario's own run, which is longer; here by far, to see which counts."""
+    scenario = one_server("fixed", {"e2e_mean": "1 h"})
+    today = evaluate_scenario(scenario).point
+    faster = scenario.workload.arrivals.model_copy(update={"rate": 1.2 / SERVICE_S})
+    crowded = scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"arrivals": faster})})
+    assert find_headroom(crowded, today).saturation == NARROW
+    overloaded = evaluate_scenario(crowded).point
+    assert find_headroom(crowded, overloaded).saturation == pytest.approx(1 / 1.2, rel=0.01)
+
+
 def test_todays_point_decides_on_which_side_of_1_it_is() -> None:
     scenario = one_server("exponential", {"e2e_mean": "40 ms"})
     point = evaluate_scenario(scenario).point
