@@ -34,7 +34,8 @@ _BLOCKED_FOR_TAIL = 0.01
 _BLOCKED_IN_BURSTS, _BLOCKED_AND_QUEUED = 0.001, 0.005
 """The same where that p99 is a wait in the queue: bursts came at such times if the GPU is often idle; if it is busy,
 half of the slowest hundredth did."""
-_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _BLOCKING_LOAD_OF_TAIL, _LOAD_OF_GAP, _READ_OF_FIRST = 0.5, 0.3, 0.1, 0.5, 0.5
+_QUEUE_OF_TAIL, _LOAD_OF_TAIL, _BLOCKING_LOAD_OF_TAIL, _LOAD_OF_GAP = 0.5, 0.3, 0.1, 0.5
+_READ_OF_FIRST, _LOAD_OF_FIRST = 0.5, 0.5
 """Shares of a latency from which its queue decides it, a load, or a read of KV. Loads of others may come before a
 request's own, and all of them do where loads block steps."""
 _BUSY_FOR_GAP, _BUSY_FOR_MEAN_GAP = 0.01, 0.1
@@ -199,7 +200,7 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
         return [*of_gaps, *(limit for limit in found if limit not in of_gaps), *aside]
     if missed and (not found or found[0] is compute) and is_uneven(point):
         found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
-    return (found or [_of_tails(point, tails) or NO_LIMIT]) + aside
+    return (found or [_of_tails(point, tails) or _loads_first(point, missed) or NO_LIMIT]) + aside
 
 
 def _of_gaps(point: Point, found: Sequence[Limit], tails: Sequence[str]) -> list[Limit]:
@@ -295,6 +296,15 @@ def _waits_for_loads(point: Point) -> tuple[float, float]:
     waiting = for_adapters * (_value(point, "miss_ratio") + _value(point, "delayed_hit_ratio"))
     loading_s = _stage_s(point, "loader_queue_s") + _stage_s(point, "load_s")
     return waiting, loading_s / waiting if waiting else 0.0
+
+
+def _loads_first(point: Point, missed: Sequence[str]) -> Limit | None:
+    """Return that a TTFT which misses its target is mostly loads, where any request may be a miss: not the median."""
+    term = split_term(missed[0])[1] if missed else ""
+    waiting, load_s = _waits_for_loads(point)
+    mostly = waiting * load_s > _LOAD_OF_FIRST * (point.value("ttft_mean_s") or math.inf)
+    concerns = term.startswith("ttft") and term != "ttft_p50_s" and point.impact is None
+    return Limit("loader", Evidence.LOADS_LAST, waiting, wait_s=load_s) if mostly and concerns else None
 
 
 def queue_decides(point: Point) -> bool:
@@ -400,7 +410,7 @@ def _compute(point: Point, missed: Sequence[str]) -> Limit | None:
     # A batching engine is busy whenever anything runs: only waiting requests show a limit.
     in_front = sum(bucket.wait_s for bucket in point.capacity.buckets)
     total, queue = sum(point.breakdown.values()) - in_front, _stage_s(point, "queue_s") - in_front
-    is_of_first = bool(missed) and split_term(missed[0])[1].startswith("ttft")
+    is_of_first = bool(missed) and split_term(missed[0])[1].startswith("ttft") and not _loads_first(point, missed)
     often = is_of_first and _value(point, "queue_p50_s") > _OFTEN_QUEUED * _value(point, "ttft_p50_s")
     if busy < BUSY_COMPUTE or not total or not (queue >= _QUEUED * total or often):
         return None

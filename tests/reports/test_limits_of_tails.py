@@ -61,7 +61,10 @@ SLOTS = {"slots": {"blocked_share": 0.004, "slots": 8}}
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.08}, "ttft_p95_s", "loader", "keep more copies in host memory"),
         ({"ttft_p95_s": 0.9}, {}, {"load_s": 0.02}, "ttft_p95_s", "none", "add replicas"),
         ({"ttft_p95_s": 0.9}, BLOCKING, {"load_s": 0.02}, "ttft_p95_s", "loader", "keep more copies"),
-        ({}, {}, {"load_s": 0.08}, "ttft_p95_s", "none", "add replicas"),  # not known
+        ({"ttft_mean_s": 0.5}, {}, {"load_s": 0.08}, "ttft_p95_s", "none", "add replicas"),  # not known
+        ({"ttft_mean_s": 0.12}, {}, {"load_s": 0.08}, "ttft_mean_s", "loader", "keep more copies in host memory"),
+        ({"ttft_mean_s": 0.12}, {}, {"load_s": 0.08}, "ttft_p50_s", "none", "add replicas"),  # few requests load
+        ({"ttft_mean_s": 0.12}, {}, {"load_s": 0.08}, "e2e_mean_s", "none", "add replicas"),
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, {}, {"load_s": 0.02}, "itl_p99_s", "compute", "compute fewer tokens"),
         ({"itl_p99_s": 0.12, "itl_mean_s": 0.03}, BLOCKING, {"load_s": 0.01}, "itl_p99_s", "compute", "compute fewer"),
         (
@@ -92,6 +95,17 @@ def test_a_missed_tail_is_traced_to_what_its_requests_wait_for(
     (limit,) = limits(point, [missed])
     assert limit.name == name
     assert remedy_words(limit, point).startswith(remedy)
+
+
+def test_a_busy_gpu_is_not_why_first_tokens_are_late_that_wait_for_loads() -> None:
+    """The median waits little, and 30 % of that in a queue; the mean and the p99 wait for adapters."""
+    values = {"queue_p50_s": 0.03, "ttft_p50_s": 0.07, "ttft_mean_s": 0.6, "ttft_p99_s": 6.0}
+    point = quiet(values, {"compute": {"utilization": 1.0}}, loader_queue_s=0.44, load_s=0.1, queue_s=0.02)
+    assert [limits(point, [term])[0].name for term in ("ttft_p50_s", "ttft_mean_s", "ttft_p99_s")] == [
+        "compute",
+        "loader",
+        "loader",
+    ]
 
 
 def test_a_long_wait_of_few_is_not_called_none() -> None:
