@@ -96,6 +96,10 @@ class Evidence(Enum):
     NOTHING = auto()
 
 
+_GROWS = (Evidence.LOADER_OVERLOADED, Evidence.COMPUTE_OVERLOADED)
+"""Evidence that more requests arrive than a fleet serves."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """One resource that limits a point.
@@ -196,7 +200,9 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
         found, compute = [bursts], compute or bursts
     tails, gaps = [term for term in missed if is_tail(term)], [term for term in missed if is_gap(term)]
     if gaps and (gaps[0] == missed[0] or (found and found[0] in short)):
-        of_gaps = _of_gaps(point, found, [term for term in tails if is_gap(term)]) or [compute or NO_LIMIT]
+        grows = any(limit.evidence in _GROWS for limit in found)  # then shorter steps are not what is needed
+        of_gaps = _of_gaps(point, found, [] if grows else [term for term in tails if is_gap(term)])
+        of_gaps = of_gaps or ([compute] if compute else [] if grows else [NO_LIMIT])
         return [*of_gaps, *(limit for limit in found if limit not in of_gaps), *aside]
     if missed and (not found or found[0] is compute) and is_uneven(point):
         found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))

@@ -182,7 +182,7 @@ def remedy_words(limit: Limit, point: Point) -> str:
         said = MORE_SLOTS if loader.host_holds_all else MORE_COPIES
     if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
         said = f"{MORE_COPIES}, or {MORE_SLOTS}"
-    if limit.evidence is Evidence.LONG_STEPS and _vllm(point) is not None and not is_overloaded(point):
+    if limit.evidence is Evidence.LONG_STEPS and _vllm(point) is not None:
         # With prompts in steps of their own, more and shorter ones only come before the next decode step.
         said = f"compute fewer tokens in a step (fleet.max_num_batched_tokens), or {_REPLICAS}"
     role = short_role(point)

@@ -319,6 +319,7 @@ def test_more_of_what_nothing_waits_for_is_no_remedy() -> None:
     assert answer(alone, above).setting.startswith("Add replicas"), "the mean gap is longer than that"
     relaxed = answer(alone, above, headroom=Headroom("never", term="itl_p99_s")).setting
     assert relaxed.startswith("Relax the target of p99 ITL")
-    over = quiet(long, busy)
-    assert limits(over, ["itl_p99_s"])[0].evidence is Evidence.LONG_STEPS
-    assert remedy_words(limits(over, ["itl_p99_s"])[0], over).startswith("add replicas"), "small steps serve no more"
+    loading = {"loader": {"utilization": 1.0, "offered_load": 1.3, "blocks_steps": False}}
+    for over, grows in ((busy, Evidence.COMPUTE_OVERLOADED), (loading, Evidence.LOADER_OVERLOADED)):
+        first, *_ = limits(quiet(long, over), ["itl_p99_s"])
+        assert first.evidence is grows, "small steps serve no more"
