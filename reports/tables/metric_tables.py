@@ -16,7 +16,7 @@ from sim.results.catalogue import UNITS, shown_in
 from sim.results.point import Point
 from sim.results.slo_terms import with_tenants
 from sim.results.verdict import strained, term_verdict, verdict
-from sim.spec.units import human_seconds
+from sim.spec.units import human_bytes, human_seconds
 
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
 _RESOURCES = {
@@ -274,7 +274,8 @@ def capacity_table(point: Point) -> Table | None:
         if any(value is not None for value in use.values()):
             share = use.get("blocked_share")
             waited = "–" if share is None else f"{percent(share)} of the time"
-            rows.append([words, _use(use), waited, _amount(use)])
+            of_bytes = part == "slots" and use["slots"] is None
+            rows.append(["memory for adapters" if of_bytes else words, _use(use), waited, _amount(use)])
     head = ["resource", "used", "requests waited for it", "amount"]
     return Table("What could limit this point", head, rows, words=(1, 2)) if rows else None
 
@@ -287,7 +288,9 @@ def _use(values: Mapping[str, float | None]) -> str:
             used, offered = f"{percent(value)} {word}", "" if load is None else percent(load)
             return used if offered in ("", percent(value)) else f"{used}, offered load {offered}"
     peak = values.get("in_use_peak")
-    return "–" if peak is None else f"up to {peak:,.0f} wanted at once"
+    if peak is None:
+        return "–"
+    return f"up to {human_bytes(peak) if values['slots'] is None else format(peak, ',.0f')} wanted at once"
 
 
 def _amount(values: Mapping[str, float | None]) -> str:

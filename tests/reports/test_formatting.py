@@ -16,6 +16,7 @@ from reports.render.html import tied
 from reports.tables.metric_tables import capacity_table, traffic_sentence
 from reports.text.metric_text import capital, with_interval
 from sim.results.metric_state import Cause, State
+from sim.results.model import SlotUse
 from sim.results.point import Metric, TenantResult
 
 BOTH = Metric(0.3, 0.295, 0.305, "s")
@@ -181,3 +182,15 @@ def test_one_of_what_could_limit_a_point_is_singular(count: int, said: str) -> N
     table = capacity_table(replace(point, capacity=replace(point.capacity, loader=loader)))
     assert table is not None
     assert said in {row[-1] for row in table.rows}
+
+
+@pytest.mark.parametrize(
+    ("slots", "said"),
+    [(32, ["slots", "up to 24 wanted at once"]), (None, ["memory for adapters", "up to 1.35 GB wanted at once"])],
+)
+def test_a_cache_that_counts_bytes_shows_bytes(slots: int | None, said: list[str]) -> None:
+    point = samples.single().points[0]
+    use = SlotUse(0.2, 24 if slots else 1_350_000_000, slots)
+    table = capacity_table(replace(point, capacity=replace(point.capacity, slots=use)))
+    assert table is not None
+    assert said in [row[:2] for row in table.rows]
