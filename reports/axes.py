@@ -16,7 +16,9 @@ from sim.spec.units import human_bytes, human_seconds, quantities
 
 _NAMING = ("law", "process", "policy", "name", "serve")
 _TENANT = re.compile(r"(?<=^tenants\.)\d+(?=\.)")
-_SEPARATORS = "/-_. ,:"
+_SEPARATORS = "/-_. ,:("
+_SHARED = 4
+"""Letters that labels share from which on it is shorter without them."""
 _LOG_SPAN = 20.0
 """An axis whose values span more than this factor is logarithmic."""
 
@@ -90,13 +92,7 @@ class Axis:
 
     def short_labels(self, most: int) -> list[str]:
         """Return the labels of all values, cut to this many letters; what all share goes first."""
-        labels = [self.label(value) for value in self.values]
-        if max(map(len, labels)) <= most:
-            return labels
-        same = next((i for i, letters in enumerate(zip(*labels, strict=False)) if len(set(letters)) > 1), 0)
-        shared = labels[0][:same]
-        cut = max((shared.rfind(mark) + 1 for mark in _SEPARATORS), default=0)
-        return [shorten(label if cut < 4 else f"…{label[cut:]}", most) for label in labels]
+        return _short([self.label(value) for value in self.values], most)
 
     def short_label(self, point: Point, most: int) -> str:
         """Return the short label of a point's value."""
@@ -174,6 +170,25 @@ def label_of(point: Point, axes: Sequence[Axis]) -> str:
 def shorten(text: str, most: int) -> str:
     """Return a text cut to this many letters, with an ellipsis where something was cut."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def _short(labels: Sequence[str], most: int) -> list[str]:
+    """Return labels cut to this many letters: where several begin alike, that goes first."""
+    if max(map(len, labels)) <= most:
+        return list(labels)
+    same = next((i for i, letters in enumerate(zip(*labels, strict=False)) if len(set(letters)) > 1), 0)
+    shared = labels[0][:same]
+    for marks in (",(", _SEPARATORS):  # a whole part of a section, or else a whole word
+        cut = max(shared.rfind(mark) + 1 for mark in marks)
+        ends = [label if cut < _SHARED else f"…{label[cut:].strip()}" for label in labels]
+        found = [shorten(end if "(" in end else end.rstrip(")"), most) for end in ends]
+        if cut >= _SHARED and len(set(found)) == len(found):
+            return found
+    for one in {each for each in found if 1 < found.count(each) < len(found)}:
+        alike = [i for i, each in enumerate(found) if each == one]
+        for i, label in zip(alike, _short([labels[i] for i in alike], most), strict=True):
+            found[i] = label
+    return found
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:

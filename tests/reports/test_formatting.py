@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import samples
@@ -173,6 +174,18 @@ def test_one_adapter_has_no_hottest_part(base_share: float, said: str) -> None:
 )
 def test_a_sentence_starts_with_a_capital_unless_it_starts_with_a_name(start: str, sentence: str) -> None:
     assert capital(start) == sentence
+
+
+def test_labels_that_are_cut_keep_what_they_differ_in() -> None:
+    def cut(*values: Any) -> list[str]:
+        return make_axis("k", [samples.make_point({"k": value}) for value in values]).short_labels(15)
+
+    buckets = [{"rate": "5000/s", "burst": 20000, "full": full} for full in ("queue", "refuse")]
+    assert cut(None, *buckets) == ["null", "…full: queue", "…full: refuse"]
+    scorers = [{"policy": "scorers", "scorers": ["queue", "prefix-cache", last]} for last in ("lora", "load-state")]
+    assert cut({"policy": "scorers"}, *scorers, {"policy": "hash"}) == ["scorers", "…lora", "…load-state", "hash"]
+    assert cut("h100-64gb/assumed", "h100-64gb/vllm-0.24.0") == ["…assumed", "…vllm-0.24.0"]
+    assert cut("a", "a" * 20) == ["a", f"{'a' * 14}…"]
 
 
 @pytest.mark.parametrize(("count", "said"), [(1, "1 loader"), (11, "11 loaders")])
