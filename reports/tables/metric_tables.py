@@ -14,8 +14,8 @@ from reports.table import Table, brackets_note, cell, point_rows, table_note
 from reports.text.metric_text import matrix_note, remark, verdict_words
 from sim.results.catalogue import UNITS, shown_in
 from sim.results.point import Point
-from sim.results.slo_terms import with_tenants
-from sim.results.verdict import strained, term_verdict, verdict
+from sim.results.slo_terms import metric_of, with_tenants
+from sim.results.verdict import by_need, strained, term_verdict, verdict
 from sim.spec.units import human_bytes, human_seconds
 
 ROLLOUT_TILES = ("rollout_ttft_p99_s", "rollout_e2e_p99_s", "rollout_peak_loads_per_s")
@@ -34,6 +34,7 @@ _OF_ADAPTERS = ("miss_ratio", "delayed_hit_ratio", "hit_ratio", "byte_miss_ratio
 _ALL_METRICS_UP_TO = 40
 _ALL_ACROSS_UP_TO = 8
 _MOST_POINTS = 1000
+_TENANT_TILES = 2
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,21 @@ def shown_metrics(points: Sequence[Point]) -> list[str]:
 
 
 def make_tiles(point: Point, slo_terms: Mapping[str, float]) -> list[Tile]:
-    """Return the key numbers of a point; SLO terms come first."""
+    """Return the key numbers of a point; SLO terms come first, with those of tenants that are nearest to a miss."""
+    terms = with_tenants(slo_terms, point)
+    of_tenants = by_need(point, {name: target for name, target in terms.items() if name not in slo_terms})
     during = ROLLOUT_TILES if has_rollout([point]) else ()
     changed = (impact_name([point]), *during) if is_changed([point]) else ()
-    names = [*slo_terms, *(name for name in (*changed, *shown_in("tile")) if name not in slo_terms)]
+    asked = [*slo_terms, *of_tenants[:_TENANT_TILES]]
+    names = [*asked, *(name for name in (*changed, *shown_in("tile")) if name not in slo_terms)]
     tiles = []
     if is_fixed(point) and "ttft_p99_s" not in slo_terms:
         names.remove("ttft_p99_s")  # the first token is the whole answer
     for name in names:
-        metric = point.metrics.get(name)
-        if metric is None or (metric.value is None and name not in slo_terms):
+        metric = metric_of(point, name)
+        if metric is None or (metric.value is None and name not in asked):
             continue
-        target = slo_terms.get(name)
+        target = terms.get(name)
         tiles.append(
             Tile(
                 metric_words(name),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import samples
 
+from reports.tables.metric_tables import make_tiles
 from sim.results.model import BucketUse, Setup
 from sim.results.point import LateShare, Metric, Point, TenantResult
 from sim.results.verdict import MET, NO_SLO, NOT_MET, verdict
@@ -161,3 +162,13 @@ def test_tenants_that_miss_their_slo_are_served_first_where_the_engine_can() -> 
     assert answer(held, {}).setting.startswith("Raise the bucket of chat"), "it waits in front of the fleet"
     alone = replace(shared(BATCH, FREE, p99=2.0), setup=Setup("vllm", in_order=True))
     assert "Serve" not in answer(alone, TERMS).setting, "the fleet's SLO is missed"
+
+
+def test_key_numbers_have_the_targets_of_the_tenants_that_are_nearest_to_a_miss() -> None:
+    tiles = make_tiles(shared(tenant("mail", 9.0), BATCH, FREE, CHAT), TERMS)
+    assert [(tile.words, tile.target, tile.mark) for tile in tiles[:3]] == [
+        ("p99 E2E", "SLO 1 s", MET),
+        ("p99 E2E of chat", "SLO 20 ms", NOT_MET),
+        ("p99 E2E of batch", "SLO 800 ms", MET),
+    ]
+    assert all(not tile.target for tile in tiles[3:])
