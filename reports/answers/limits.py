@@ -23,6 +23,8 @@ _BUSY_PREFILL = 0.5
 BUSY_COMPUTE = 0.9
 _QUEUED, _OFTEN_QUEUED = 0.1, 0.3
 """Shares of the mean latency, and of the median TTFT where that is late, from which a queue for a busy GPU counts."""
+_EXPLAINED = 1.25
+"""How many times as much as loads keep from being served still goes unserved because of them: both are rough."""
 LOADING = 0.25
 """From this share of their time on that replicas spend loading instead of computing, loads limit the point: swaps of
 whole models, and loads that block steps. The latter never queue for their loader, so ``BUSY_LOADER`` would come too
@@ -178,7 +180,8 @@ NO_LIMIT = Limit("none", Evidence.NOTHING)
 def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     """Return what limits a point, the first of them first; one Limit ``none`` if nothing does.
 
-    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded. A bucket holds
+    A busy loader comes before blocked slots: a slot stays taken while its adapter waits to be loaded; not where far
+    more arrives than would be served without loads. A bucket holds
     back only its own tenant: where the SLO of another decides, it comes last. No queue makes gaps between tokens
     longer, but running more sequences at once does.
 
@@ -196,6 +199,9 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     found = [*(limit for limit in first if limit is not None), *short]
     if compute is not None and not (short and compute.evidence is Evidence.GPU_BUSY):
         found.append(compute)  # last, and not for a queue that is one for slots, KV memory or batch slots
+    if loader is not None and not loads_explain(point):
+        found.remove(loader)
+        found.append(loader)
     if not found and _is_late(missed) and (bursts := _in_bursts(point)) is not None:
         found, compute = [bursts], compute or bursts
     tails, gaps = [term for term in missed if is_tail(term)], [term for term in missed if is_gap(term)]
@@ -207,6 +213,16 @@ def limits(point: Point, missed: Sequence[str] = ()) -> list[Limit]:
     if missed and (not found or found[0] is compute) and is_uneven(point):
         found.insert(0, Limit("router", Evidence.UNEVEN, _value(point, "replica_load_skew")))
     return (found or [_of_tails(point, tails) or _loads_first(point, missed) or NO_LIMIT]) + aside
+
+
+def loads_explain(point: Point) -> bool:
+    """Return whether loads may be why more arrives than is served.
+
+    A loader lets through what is asked of it over its load, and loads that block steps cost a fleet their time.
+    """
+    loader, load = point.capacity.loader, point.capacity.compute.offered_load or 0.0
+    blocked = (loader.storage or 0.0) if loader.blocks_steps else 0.0
+    return load * (1 - blocked) <= _EXPLAINED * max(loader.offered_load or 0.0, 1.0)
 
 
 def _of_gaps(point: Point, found: Sequence[Limit], tails: Sequence[str]) -> list[Limit]:

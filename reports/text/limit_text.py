@@ -15,6 +15,7 @@ from reports.answers.limits import (
     is_broken,
     largest_stage,
     limits,
+    loads_explain,
     pools_of,
     queue_decides,
     short_role,
@@ -180,7 +181,8 @@ def remedy_words(limit: Limit, point: Point) -> str:
     loader = point.capacity.loader
     if limit.name == "loader":
         said = MORE_SLOTS if loader.host_holds_all else MORE_COPIES
-    if limit.name == "slots" and not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE:
+    stored = not loader.host_holds_all and (loader.storage or 0.0) >= _FROM_STORAGE
+    if limit.name == "slots" and stored and loads_explain(point):
         said = f"{MORE_COPIES}, or {MORE_SLOTS}"
     if limit.evidence is Evidence.LONG_STEPS and _vllm(point) is not None:
         # With prompts in steps of their own, more and shorter ones only come before the next decode step.

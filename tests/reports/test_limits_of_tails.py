@@ -323,3 +323,18 @@ def test_more_of_what_nothing_waits_for_is_no_remedy() -> None:
     for over, grows in ((busy, Evidence.COMPUTE_OVERLOADED), (loading, Evidence.LOADER_OVERLOADED)):
         first, *_ = limits(quiet(long, over), ["itl_p99_s"])
         assert first.evidence is grows, "small steps serve no more"
+
+
+def test_loads_are_first_only_where_far_more_would_be_served_without_them() -> None:
+    def first(arrivals: float, **loader: Any) -> tuple[str, str]:
+        parts = {"loader": {"utilization": 1.0, **loader}, "compute": {"utilization": 1.0, "offered_load": arrivals}}
+        point = quiet({}, parts | {"slots": {"blocked_share": 0.4, "slots": 8}})
+        limit, *_ = limits(point, ["ttft_p99_s"])
+        return limit.name, remedy_words(limit, point)
+
+    copies, slots = "keep more copies in host memory (cache.host.slots)", "add GPU slots (cache.gpu.slots)"
+    blocking = {"storage": 0.5, "blocks_steps": True}
+    assert first(2.0, **blocking) == ("loader", copies), "without loads, twice as much is served"
+    assert first(5.0, **blocking) == ("slots", f"{slots} or replicas (fleet.replicas)")
+    assert first(2.0, offered_load=2.0)[0] == "loader"
+    assert first(5.0, offered_load=2.0)[0] == "slots"
